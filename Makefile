@@ -1,0 +1,31 @@
+# make report   executes every chapter on the embedded pair and builds the book: _build/html/index.html
+# make test     lints, runs the tests, and checks the reference notebooks
+# make reference  renews tests/reference/ from the chapters at scale smoke
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: report test reference clean
+
+report: $(STAMP)
+	$(BIN)/stitch-book run
+	$(BIN)/stitch-book build
+
+test: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q --nbval-lax --nbval-current-env -o addopts= tests/reference
+
+reference: $(STAMP)
+	$(BIN)/python tests/renew_reference.py
+
+# The stamp is written last: an interrupted install is taken up again by the next call.
+$(STAMP): requirements.lock pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $(STAMP)
+
+clean:
+	rm -rf _build book/runs results artifacts
