@@ -1,0 +1,104 @@
+"""Paired residual streams of the same tokens, streamed and never stored.
+
+App. A: "we collect activations at the desired layers in both models", special tokens masked out. Each batch of tokens
+passes once through both models, truncated at the deepest layer asked for; what is wanted of the activations (moments,
+a small sample, a step of Adam) is taken before the next batch.
+
+Offers `paired_residuals`, `harvest_moments`, `sample_residuals`, `ActivationStream`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from .models import Model
+from .moments import PairMoments
+from .pairs import ModelPair, Scale
+from .text import TokenBatch, token_batches
+
+Residuals = dict[int, Float[Tensor, "n d_model"]]
+
+
+def training_batches(pair: ModelPair, scale: Scale, tokenizer, n_tokens: int) -> Iterator[TokenBatch]:
+    """The first `n_tokens` positions of the pair's training text."""
+    return token_batches(
+        pair.train, tokenizer, context=pair.context, batch_size=scale.batch_size, rows=pair.rows, n_tokens=n_tokens
+    )
+
+
+def paired_residuals(model_a: Model, model_b: Model, batches: Iterable[TokenBatch], layers_a: Sequence[int],
+                     layers_b: Sequence[int]) -> Iterator[tuple[Residuals, Residuals]]:  # fmt: skip
+    """For each batch the residual streams of its ordinary tokens: {layer: (n, d_a)} and {layer: (n, d_b)}."""
+    for batch in batches:
+        streams = []
+        for model, layers in ((model_a, layers_a), (model_b, layers_b)):
+            keep = batch.mask.to(model.device)
+            streams.append({layer: residual[keep] for layer, residual in model.residuals(batch.tokens, layers).items()})
+        yield streams[0], streams[1]
+
+
+def harvest_moments(model_a: Model, model_b: Model, batches: Iterable[TokenBatch],
+                    layer_pairs: Sequence[tuple[int, int]]) -> dict[tuple[int, int], PairMoments]:  # fmt: skip
+    """Moments of every (layer of A, layer of B) asked for, from one pass."""
+    moments = {pair: PairMoments(model_a.d_model, model_b.d_model) for pair in layer_pairs}
+    layers_a, layers_b = (sorted(set(side)) for side in zip(*layer_pairs))
+    stream = paired_residuals(model_a, model_b, batches, layers_a, layers_b)
+    for xs, ys in tqdm(stream, desc="harvest", leave=False):
+        for (layer_a, layer_b), accumulator in moments.items():
+            accumulator.update(xs[layer_a], ys[layer_b].to(xs[layer_a].device))
+    return moments
+
+
+def sample_residuals(model_a: Model, model_b: Model, batches: Iterable[TokenBatch]) -> tuple[Residuals, Residuals]:
+    """The residual streams of a small sample at every layer of both models, on the CPU in float32."""
+    parts: tuple[list, list] = ([], [])
+    for streams in paired_residuals(model_a, model_b, batches, range(model_a.n_layers), range(model_b.n_layers)):
+        for part, stream in zip(parts, streams):
+            part.append({layer: values.float().cpu() for layer, values in stream.items()})
+    if not parts[0]:
+        raise ValueError("no batches given: expected at least one")
+    return tuple({layer: torch.cat([chunk[layer] for chunk in part]) for layer in part[0]} for part in parts)
+
+
+class ActivationStream:
+    """(x, y) in steps of a fixed number of tokens, for fitters that want the activations themselves.
+
+    Iterating runs the models over `batches()` anew; with `keep=True` the first pass is held in memory (float32) and
+    repeated. An incomplete last step is dropped.
+    """
+
+    def __init__(
+        self, model_a: Model, model_b: Model, layer_a: int, layer_b: int,
+        batches: Callable[[], Iterable[TokenBatch]], *, step_tokens: int = 5120, keep: bool = False,
+    ):  # fmt: skip
+        self.models, self.layers = (model_a, model_b), (layer_a, layer_b)
+        self.batches, self.step_tokens, self.keep = batches, step_tokens, keep
+        self._kept: list[tuple[Tensor, Tensor]] | None = None
+
+    def __iter__(self) -> Iterator[tuple[Float[Tensor, "step d_a"], Float[Tensor, "step d_b"]]]:
+        if self._kept is not None:
+            return iter(self._kept)
+        if self.keep:
+            self._kept = list(self._steps())
+            return iter(self._kept)
+        return self._steps()
+
+    def _steps(self):
+        layer_a, layer_b = self.layers
+        waiting_x, waiting_y = [], []
+        held = 0
+        for xs, ys in paired_residuals(*self.models, self.batches(), [layer_a], [layer_b]):
+            waiting_x.append(xs[layer_a].float())
+            waiting_y.append(ys[layer_b].float())
+            held += len(waiting_x[-1])
+            if held < self.step_tokens:
+                continue
+            x, y = torch.cat(waiting_x), torch.cat(waiting_y)
+            whole = held // self.step_tokens * self.step_tokens
+            yield from zip(x[:whole].split(self.step_tokens), y[:whole].split(self.step_tokens))
+            waiting_x, waiting_y, held = [x[whole:]], [y[whole:]], held - whole

@@ -1,0 +1,202 @@
+"""One small interface to a language model's residual stream: read it, replace it, edit it while generating.
+
+Section 2 ("activations are taken before the layer's computation") and Table 1. Layer l is the residual stream
+*before* block l, transformer_lens' `blocks.{l}.hook_resid_pre`. Everything goes through TransformerBridge, which
+keeps the raw numerics of Hugging Face (no folded norms, no centred weights), so that residual streams are those that
+the paper stitches.
+
+Offers `Model`, `load_model`, `load_models` and `load_tokenizer`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from .pairs import DTYPES, ModelPair
+
+PACKAGE = Path(__file__).parent
+# Takes and returns the residual stream at one layer, (batch, pos, d_model).
+Edit = Callable[[Tensor], Tensor]
+
+
+class Model:
+    """A causal language model with its tokenizer. `ref` is what it was loaded from."""
+
+    def __init__(self, bridge: TransformerBridge, tokenizer, ref: str):
+        self.bridge, self.tokenizer, self.ref = bridge, tokenizer, ref
+        self.n_layers: int = bridge.cfg.n_layers
+        self.d_model: int = bridge.cfg.d_model
+        self.n_parameters = sum(p.numel() for p in bridge.original_model.parameters())
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.bridge.original_model.parameters()).device
+
+    def hook_name(self, layer: int) -> str:
+        """The hook point before block `layer`; ValueError if the model has no such block."""
+        if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < self.n_layers:
+            raise ValueError(
+                f"layer {layer} of {self.ref!r} does not exist: it has {self.n_layers} layers (0-{self.n_layers - 1})"
+            )
+        return f"blocks.{layer}.hook_resid_pre"
+
+    @torch.no_grad()
+    def residuals(
+        self, tokens: Int[Tensor, "batch pos"], layers: Sequence[int]
+    ) -> dict[int, Float[Tensor, "batch pos d_model"]]:
+        """The residual stream before each of `layers`, in one forward pass that ends at the last of them."""
+        names = {layer: self.hook_name(layer) for layer in layers}
+        if not names:
+            raise ValueError("no layers given: expected at least one")
+        # The stop is raised where block `max` begins, after the hook that reads there: no block behind it runs.
+        _, cache = self.bridge.run_with_cache(
+            tokens.to(self.device), names_filter=list(names.values()), stop_at_layer=max(layers)
+        )
+        return {layer: cache[name] for layer, name in names.items()}
+
+    def _edited(self, layer: int | None, edit: Edit | None):
+        """A context in which `edit` is applied to the residual stream before block `layer`."""
+        if layer is None or edit is None:
+            return contextlib.nullcontext()
+
+        def hook(residual: Tensor, hook) -> Tensor:
+            edited = edit(residual)
+            if edited.shape != residual.shape:
+                raise ValueError(
+                    f"the edit at layer {layer} of {self.ref!r} returned shape {tuple(edited.shape)}: "
+                    f"expected {tuple(residual.shape)}"
+                )
+            return edited.to(residual.dtype)
+
+        return self.bridge.hooks(fwd_hooks=[(self.hook_name(layer), hook)])
+
+    @torch.no_grad()
+    def logits(
+        self, tokens: Int[Tensor, "batch pos"], *, layer: int | None = None, edit: Edit | None = None
+    ) -> Float[Tensor, "batch pos vocab"]:
+        """Next-token logits, with the residual stream before `layer` passed through `edit` if both are given."""
+        with self._edited(layer, edit):
+            return self.bridge(tokens.to(self.device), return_type="logits")
+
+    @torch.no_grad()
+    def cross_entropy(
+        self, tokens: Int[Tensor, "batch pos"], *, layer: int | None = None, edit: Edit | None = None
+    ) -> Float[Tensor, "batch pos-1"]:
+        """Cross-entropy in nats of each token from the second on, given those before it; `layer`, `edit` as in
+        `logits`."""
+        tokens = tokens.to(self.device)
+        logits = self.logits(tokens, layer=layer, edit=edit)[:, :-1].float()
+        return torch.nn.functional.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none")
+
+    @torch.no_grad()
+    def generate(
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        max_new_tokens: int,
+        *,
+        layer: int | None = None,
+        edit: Edit | None = None,
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> Int[Tensor, "batch new"]:
+        """New tokens after prompts of one length, greedy at temperature 0; after end-of-text a row is filled with it.
+
+        `edit` is applied at every position that is computed; with the key-value cache those are the prompt's once and
+        then one new position at a time.
+        """
+        tokens = tokens.to(self.device)
+        choice = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+        with self._edited(layer, edit), torch.random.fork_rng(devices=self._cuda_devices()):
+            torch.manual_seed(seed)
+            output = self.bridge.generate(
+                tokens,
+                max_new_tokens=max_new_tokens,
+                eos_token_id=self.tokenizer.eos_token_id,
+                stop_at_eos=True,
+                use_past_kv_cache=True,
+                return_type="tokens",
+                prepend_bos=False,
+                verbose=False,
+                **choice,
+            )
+        return output[:, tokens.shape[1] :]
+
+    def _cuda_devices(self) -> list[int]:
+        return [self.device.index or 0] if self.device.type == "cuda" else []
+
+
+def resolve(ref: str) -> str:
+    """`embedded:NAME` is a folder of this package; a folder on disk and a Hub id stay what they are."""
+    if ref.startswith("embedded:"):
+        folder = PACKAGE / "embedded" / ref.removeprefix("embedded:")
+        if not (folder / "config.json").exists():
+            known = sorted(path.parent.name for path in (PACKAGE / "embedded").glob("*/config.json"))
+            raise ValueError(f"there is no embedded model {folder.name!r}: known are {', '.join(known) or 'none'}")
+        return str(folder)
+    if ref.startswith((".", "/", "~")) and not (Path(ref).expanduser() / "config.json").exists():
+        raise ValueError(f"{ref!r} is no folder with a Hugging Face model: config.json was not found there")
+    return str(Path(ref).expanduser()) if ref.startswith("~") else ref
+
+
+def load_tokenizer(ref: str, *, revision: str | None = None):
+    """The tokenizer that goes with a model reference."""
+    return AutoTokenizer.from_pretrained(resolve(ref), revision=revision)
+
+
+@functools.lru_cache(maxsize=4)
+def load_model(ref: str, device: str | None = None, *, dtype: str = "float32", revision: str | None = None) -> Model:
+    """A model from a Hub id, a local folder, or `embedded:NAME`; the last four are kept in memory.
+
+    `device` is `cuda` where there is one, else `cpu`. Raises ValueError for a dtype other than float32, bfloat16,
+    float16.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"unknown dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    path = resolve(ref)
+    tokenizer = load_tokenizer(ref, revision=revision)
+    torch_dtype = getattr(torch, dtype)
+    with _quiet(local=Path(path).is_dir()):
+        # Eager attention, as the bridge uses, so that its hooks see patterns.
+        hf_model = AutoModelForCausalLM.from_pretrained(
+            path, revision=revision, dtype=torch_dtype, attn_implementation="eager"
+        ).to(device)
+    bridge = TransformerBridge.boot_transformers(
+        path, hf_model=hf_model.eval(), tokenizer=tokenizer, device=device, dtype=torch_dtype
+    )
+    return Model(bridge.eval(), tokenizer, ref)
+
+
+@contextlib.contextmanager
+def _quiet(local: bool):
+    """No progress bar for weights that are read from a local folder in a blink."""
+    if local:
+        transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.enable_progress_bar()
+
+
+def load_models(pair: ModelPair, device: str | None = None) -> tuple[Model, Model]:
+    """Models A and B of a pair; ValueError if a layer does not exist or the tokenizers differ."""
+    sides = (pair.a, pair.b)
+    models = tuple(load_model(side.model, device, dtype=pair.dtype, revision=side.revision) for side in sides)
+    for model, side in zip(models, sides):
+        model.hook_name(side.layer)
+    if models[0].tokenizer.get_vocab() != models[1].tokenizer.get_vocab():
+        raise ValueError(
+            f"the tokenizers of {pair.a.model!r} and {pair.b.model!r} differ: both models must read the same tokens. "
+            "Choose two models of one family."
+        )
+    return models

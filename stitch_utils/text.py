@@ -1,0 +1,146 @@
+"""Batches of tokens from a text source, with special tokens marked once.
+
+App. A: stitches are fitted on the first documents of OpenWebText with a fixed context, special tokens masked out.
+Every row begins with the beginning-of-text token, as the models saw in training; it and all other special tokens are
+marked here and nowhere else, since their residual streams are so large that they would dominate every moment.
+
+Offers `TokenBatch`, `read_documents`, `token_batches`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from .embedded.world import documents
+from .pairs import TextRef
+
+TOKENIZE_AT_ONCE = 256
+
+
+class TokenBatch(NamedTuple):
+    """Rows of one length."""
+
+    tokens: Int[Tensor, "batch pos"]
+    mask: Bool[Tensor, "batch pos"]
+    """True at ordinary tokens, False at special and padding ones."""
+    documents: Int[Tensor, "batch pos"]
+    """Number of the document that each token belongs to."""
+
+
+def read_documents(text: TextRef) -> Iterator[str]:
+    """The documents of a source that are not empty, after `skip` and up to `take`.
+
+    ValueError, naming the source, if it has none, or is a file of another kind than .txt (one document a file, or
+    several separated by blank lines), .jsonl or .parquet, or has no such column.
+    """
+    stop = None if text.take is None else text.skip + text.take
+    found = False
+    for document in itertools.islice(_SOURCES[text.source](text), text.skip, stop):
+        if document.strip():
+            found = True
+            yield document
+    if not found:
+        raise ValueError(
+            f"no documents in {text.source} source {text.name!r}"
+            + (f" after skipping {text.skip}" if text.skip else "")
+            + ": expected at least one that is not empty"
+        )
+
+
+def _world(text: TextRef) -> Iterator[str]:
+    return (document.text for document in documents(text.name))
+
+
+def _hub(text: TextRef) -> Iterator[str]:
+    from datasets import load_dataset  # slow to import, and not needed by the other sources
+
+    rows = load_dataset(text.name, text.config, split=text.split, revision=text.revision, streaming=True)
+    return _column(rows, text)
+
+
+def _files(text: TextRef) -> Iterator[str]:
+    path = Path(text.name).expanduser()
+    if not path.is_file():
+        raise ValueError(f"text file {text.name!r} does not exist")
+    if path.suffix == ".txt":
+        return iter(path.read_text(encoding="utf-8").split("\n\n"))
+    if path.suffix not in (".jsonl", ".parquet"):
+        raise ValueError(f"text file {text.name!r} is not of a known kind: expected .txt, .jsonl or .parquet")
+    if not path.stat().st_size:
+        raise ValueError(f"text file {text.name!r} is empty")
+    from datasets import load_dataset
+
+    kind = "json" if path.suffix == ".jsonl" else "parquet"
+    return _column(load_dataset(kind, data_files=str(path), split="train", streaming=True), text)
+
+
+def _column(rows, text: TextRef) -> Iterator[str]:
+    for row in rows:
+        if not isinstance(row.get(text.column), str):
+            raise ValueError(f"{text.name!r} has no text column {text.column!r}: its columns are {', '.join(row)}")
+        yield row[text.column]
+
+
+_SOURCES = {"world": _world, "hub": _hub, "files": _files}
+
+
+def token_batches(text: TextRef, tokenizer, *, context: int, batch_size: int, rows: str = "document",
+                  n_tokens: int | None = None, n_documents: int | None = None) -> Iterator[TokenBatch]:  # fmt: skip
+    """Batches of at most `batch_size` rows of `context` tokens, until `n_tokens` positions or `n_documents` documents
+    are used.
+
+    `rows="document"`: one row a document, cut at the context or padded. `rows="packed"`: documents one after another,
+    each ended by the end-of-text token; an incomplete last row is dropped. ValueError if the source has no documents,
+    or packed text is shorter than one row.
+    """
+    if n_tokens is not None and n_tokens < context:
+        raise ValueError(f"n_tokens={n_tokens} is less than one context of {context} tokens")
+    begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    special = torch.tensor(sorted({*tokenizer.all_special_ids, begin}))
+    make_rows = _packed if rows == "packed" else _one_per_document
+    n_rows = None if n_tokens is None else -(-n_tokens // context)
+    source = itertools.islice(read_documents(text), n_documents)
+    stream = itertools.islice(
+        make_rows(_tokenized(source, tokenizer), context, begin, tokenizer.eos_token_id, text), n_rows
+    )
+    while chunk := list(itertools.islice(stream, batch_size)):
+        tokens = torch.tensor([tokens for tokens, _, _ in chunk])
+        filled = torch.tensor([length for _, _, length in chunk])[:, None] > torch.arange(context)
+        yield TokenBatch(
+            tokens, ~torch.isin(tokens, special) & filled, torch.tensor([owners for _, owners, _ in chunk])
+        )
+
+
+def _tokenized(source: Iterator[str], tokenizer) -> Iterator[list[int]]:
+    while texts := list(itertools.islice(source, TOKENIZE_AT_ONCE)):
+        # verbose=False: rows are cut to the context below, so the tokenizer need not warn of long documents.
+        yield from tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+
+
+def _one_per_document(source, context, begin, end, text):
+    for index, ids in enumerate(source):
+        row = [begin, *ids[: context - 1]]
+        yield row + [end] * (context - len(row)), [index] * context, len(row)
+
+
+def _packed(source, context, begin, end, text):
+    tokens, owners, made = [], [], 0
+    for index, ids in enumerate(source):
+        tokens += [*ids, end]
+        owners += [index] * (len(ids) + 1)
+        while len(tokens) >= context - 1:
+            made += 1
+            yield [begin, *tokens[: context - 1]], [owners[0], *owners[: context - 1]], context
+            tokens, owners = tokens[context - 1 :], owners[context - 1 :]
+    if not made:
+        raise ValueError(
+            f"the text of {text.source} source {text.name!r} is shorter than one context: {len(tokens)} tokens, "
+            f"expected at least {context - 1}"
+        )

@@ -1,0 +1,102 @@
+"""Shared fixtures: shape checks, random models small enough to build in a second, a small project, a toy book."""
+
+import os
+import shutil
+from pathlib import Path
+
+# Before transformers is imported: nothing in the tests may reach for the network.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from jaxtyping import install_import_hook
+
+SHAPED = ["moments", "stitch", "svcca", "models", "harvest", "text", "fidelity"]
+install_import_hook([f"stitch_utils.{module}" for module in SHAPED], "beartype.beartype")
+
+import pytest
+import torch
+from toy_book import call, outcomes, project_root_at, write_toy
+
+from stitch_utils.embedded.train import TrainingConfig, build_model, save_model, train_tokenizer
+from stitch_utils.embedded.world import documents
+
+CONTEXT = 48
+SMALL_PUBLISHED = """
+numbers:
+  table1.big.a: 3.0
+  table1.big.b: [2.0, 1.9, 2.1]
+  table1.big.gain.low: 0.3
+figures:
+  - {id: t1, title: "a < b & c", section: "2", chapter: first, prefix: table1.}
+  - {id: f1, title: Map, section: "3", chapter: second, prefix: "map.{pair}.loss"}
+  - {id: f2, title: Sketch, section: "1", chapter: first, schematic: true}
+claims:
+  - id: order
+    text: "A is < B"
+    source: Table 1
+    chapter: first
+    needs: {a: "table1.{pair}.a", b: "table1.{pair}.b"}
+    holds: a < b
+    partly: a < 1.1 * b
+  - id: ratio
+    text: B is twice A
+    source: Table 1
+    chapter: first
+    needs: {a: "table1.{pair}.a", b: "table1.{pair}.b"}
+    holds: b / a >= 2
+"""
+
+
+@pytest.fixture(scope="session")
+def random_folders(tmp_path_factory):
+    """Two untrained GPT-NeoX folders with one tokenizer: a (3 layers, d 32) and b (4 layers, d 48)."""
+    root = tmp_path_factory.mktemp("random")
+    tokenizer = train_tokenizer([document.text for document in documents("tests", stop=200)], 500)
+    for name, seed, width, layers in (("a", 1, 32, 3), ("b", 2, 48, 4)):
+        config = TrainingConfig(name, seed, width, layers, 4, 1e-3, 10_000, context=CONTEXT)
+        model = build_model(config, tokenizer)
+        with torch.no_grad():  # the initial weights are so small that every prediction is uniform: make them matter
+            for parameter in model.parameters():
+                parameter.mul_(4 if parameter.dim() > 1 else 1)
+        save_model(model, tokenizer, root / name)
+    return root
+
+
+@pytest.fixture(scope="session")
+def random_models(random_folders):
+    from stitch_utils.models import load_model
+
+    return load_model(str(random_folders / "a")), load_model(str(random_folders / "b"))
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A project without results, with the small `published.yml` above; `project_root()` is its folder."""
+    (tmp_path / "book").mkdir()
+    (tmp_path / "book" / "published.yml").write_text(SMALL_PUBLISHED, encoding="utf-8")
+    with project_root_at(tmp_path):
+        yield tmp_path
+
+
+@pytest.fixture
+def bare_book(tmp_path):
+    """The toy book without pages."""
+    write_toy(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def executed_book(tmp_path_factory):
+    """The toy book with all its pages, which no test may change, and what making them printed."""
+    root = tmp_path_factory.mktemp("executed")
+    write_toy(root)
+    code, lines, err = call(root, "run")
+    assert (code, err) == (0, "")
+    assert all(outcomes(lines).values())
+    return root, lines
+
+
+@pytest.fixture
+def book(executed_book, tmp_path):
+    """A copy of it, which may be changed."""
+    return Path(shutil.copytree(executed_book[0], tmp_path / "a book {0}"))
