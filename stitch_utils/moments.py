@@ -1,0 +1,121 @@
+"""Everything that Eq. 3 needs to know of two residual streams: counts, means and second moments.
+
+Section 2, Eq. 3. Each term of the stitching loss is a mean squared error between affine maps of x and y, so the loss
+depends on the data through the means and the second moments of (x, y) alone. They are gathered in one pass over the
+text, in memory that grows with the square of the width and not with the number of tokens; two passes over two shards
+add up.
+
+Offers `PairMoments`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+
+class PairMoments:
+    """Count, means and centred second moments of paired activations x (n, d_a) and y (n, d_b), in float64.
+
+    Sums of products around the running mean are kept (Chan, Golub & LeVeque 1983), so that a mean that is large beside
+    the spread costs no digits. The tensors live on the device of the first update.
+    """
+
+    def __init__(self, d_a: int, d_b: int):
+        if d_a < 1 or d_b < 1:
+            raise ValueError(f"widths must be positive: got d_a={d_a}, d_b={d_b}")
+        self.d_a, self.d_b = d_a, d_b
+        self.count = 0
+        self.mean = torch.zeros(d_a + d_b, dtype=torch.float64)
+        self.scatter = torch.zeros(d_a + d_b, d_a + d_b, dtype=torch.float64)
+
+    def update(self, x: Float[Tensor, "n d_a"], y: Float[Tensor, "_ d_b"]) -> None:
+        """Take in `n` tokens; any float dtype, any device. ValueError on shapes that do not fit or values not
+        finite."""
+        if x.dim() != 2 or x.shape[1] != self.d_a or y.shape != (len(x), self.d_b):
+            raise ValueError(
+                f"expected x of shape (n, {self.d_a}) and y of shape (n, {self.d_b}): "
+                f"got {tuple(x.shape)} and {tuple(y.shape)}"
+            )
+        if not (x.is_floating_point() and y.is_floating_point()):
+            raise ValueError(f"expected floating-point activations: got {x.dtype} and {y.dtype}")
+        if not len(x):
+            return
+        both = torch.cat([x.double(), y.double()], dim=1)  # (n, d_a + d_b)
+        mean = both.mean(dim=0)
+        if not torch.isfinite(mean).all():
+            raise ValueError("activations hold values that are not finite; moments are unchanged")
+        centred = both - mean
+        self._merge(len(x), mean, centred.T @ centred)
+
+    def _merge(self, count: int, mean: Tensor, scatter: Tensor) -> None:
+        if self.mean.device != mean.device:
+            self.mean, self.scatter = self.mean.to(mean.device), self.scatter.to(mean.device)
+        total = self.count + count
+        shift = mean - self.mean
+        self.scatter = self.scatter + scatter + torch.outer(shift, shift) * (self.count * count / total)
+        self.mean = self.mean + shift * (count / total)
+        self.count = total
+
+    def __add__(self, other: PairMoments) -> PairMoments:
+        """The moments of both shards together."""
+        if (self.d_a, self.d_b) != (other.d_a, other.d_b):
+            raise ValueError(f"widths differ: {self.d_a}, {self.d_b} and {other.d_a}, {other.d_b}")
+        result = PairMoments(self.d_a, self.d_b)
+        for part in (self, other):
+            if part.count:
+                result._merge(part.count, part.mean, part.scatter)
+        return result
+
+    def _require(self, count: int) -> None:
+        if self.count < count:
+            raise ValueError(f"moments of {self.count} tokens: at least {count} are needed")
+
+    @property
+    def mean_x(self) -> Float[Tensor, d_a]:
+        return self.mean[: self.d_a]
+
+    @property
+    def mean_y(self) -> Float[Tensor, d_b]:
+        return self.mean[self.d_a :]
+
+    @property
+    def covariance(self) -> Float[Tensor, "both both"]:
+        """Centred second moments of (x, y), divided by the count."""
+        self._require(1)
+        return self.scatter / self.count
+
+    @property
+    def cxx(self) -> Float[Tensor, "d_a d_a"]:
+        return self.covariance[: self.d_a, : self.d_a]
+
+    @property
+    def cxy(self) -> Float[Tensor, "d_a d_b"]:
+        return self.covariance[: self.d_a, self.d_a :]
+
+    @property
+    def cyy(self) -> Float[Tensor, "d_b d_b"]:
+        return self.covariance[self.d_a :, self.d_a :]
+
+    def save(self, path: str | Path) -> None:
+        """Write a safetensors file."""
+        tensors = {"mean": self.mean.cpu(), "scatter": self.scatter.cpu()}
+        meta = {"kind": "PairMoments", "d_a": str(self.d_a), "d_b": str(self.d_b), "count": str(self.count)}
+        save_file(tensors, str(path), metadata=meta)
+
+    @classmethod
+    def load(cls, path: str | Path) -> PairMoments:
+        """Read what `save` wrote."""
+        with safe_open(str(path), framework="pt") as file:
+            meta = file.metadata() or {}
+            if meta.get("kind") != "PairMoments":
+                raise ValueError(f"{path} holds {meta.get('kind', 'no')} data: expected PairMoments")
+            moments = cls(int(meta["d_a"]), int(meta["d_b"]))
+            moments.count = int(meta["count"])
+            moments.mean, moments.scatter = file.get_tensor("mean"), file.get_tensor("scatter")
+        return moments
