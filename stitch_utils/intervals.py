@@ -1,0 +1,42 @@
+"""Values with 95% intervals: bootstrap over documents, and Clopper-Pearson for shares.
+
+App. F computes Clopper-Pearson intervals at 0.05 for shares of responses; the paper gives no intervals for losses,
+where we resample documents.
+
+Offers `Estimate`, `from_draws`, `clopper_pearson`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy.stats import beta
+
+
+class Estimate(NamedTuple):
+    """A value with its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def numbers(self, id: str) -> dict[str, float]:
+        """The three entries of a results file: `id`, `id.low`, `id.high`."""
+        return {id: self.value, f"{id}.low": self.low, f"{id}.high": self.high}
+
+
+def from_draws(value: float, draws: np.ndarray) -> Estimate:
+    """A value with the middle 95% of its bootstrap draws."""
+    low, high = np.quantile(draws, (0.025, 0.975))
+    return Estimate(float(value), float(low), float(high))
+
+
+def clopper_pearson(successes: int, trials: int) -> Estimate:
+    """The share of successes with its exact 95% interval; ValueError without trials."""
+    if not 0 <= successes <= trials or trials < 1:
+        raise ValueError(f"expected 0 <= successes <= trials and at least one trial: got {successes} of {trials}")
+    failures = trials - successes
+    low = beta.ppf(0.025, successes, failures + 1) if successes else 0.0
+    high = beta.ppf(0.975, successes + 1, failures) if failures else 1.0
+    return Estimate(successes / trials, float(low), float(high))
