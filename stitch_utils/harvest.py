@@ -21,7 +21,8 @@ from .moments import PairMoments
 from .pairs import ModelPair, Scale
 from .text import TokenBatch, token_batches
 
-Residuals = dict[int, Float[Tensor, "n d_model"]]
+# {layer: (n, d_model)}; the widths of two models differ, so the axes are not named across them.
+Residuals = dict[int, Float[Tensor, "_ _"]]
 
 
 def training_batches(pair: ModelPair, scale: Scale, tokenizer, n_tokens: int) -> Iterator[TokenBatch]:

@@ -29,6 +29,10 @@ PACKAGE = Path(__file__).parent
 Edit = Callable[[Tensor], Tensor]
 
 
+class _Enough(Exception):
+    """Raised in a forward pass once all that was wanted of it has been read."""
+
+
 class Model:
     """A causal language model with its tokenizer. `ref` is what it was loaded from."""
 
@@ -55,14 +59,23 @@ class Model:
         self, tokens: Int[Tensor, "batch pos"], layers: Sequence[int]
     ) -> dict[int, Float[Tensor, "batch pos d_model"]]:
         """The residual stream before each of `layers`, in one forward pass that ends at the last of them."""
-        names = {layer: self.hook_name(layer) for layer in layers}
-        if not names:
+        if not layers:
             raise ValueError("no layers given: expected at least one")
-        # The stop is raised where block `max` begins, after the hook that reads there: no block behind it runs.
-        _, cache = self.bridge.run_with_cache(
-            tokens.to(self.device), names_filter=list(names.values()), stop_at_layer=max(layers)
-        )
-        return {layer: cache[name] for layer, name in names.items()}
+        found: dict[int, Tensor] = {}
+
+        def reader(layer: int, last: bool):
+            def hook(residual: Tensor, hook) -> None:
+                found[layer] = residual
+                if last:
+                    raise _Enough
+
+            return self.hook_name(layer), hook
+
+        hooks = [reader(layer, layer == max(layers)) for layer in sorted(set(layers))]
+        # run_with_cache(stop_at_layer=l) stops before it has read layer l, so it would run one block too many.
+        with self.bridge.hooks(fwd_hooks=hooks), contextlib.suppress(_Enough):
+            self.bridge(tokens.to(self.device), return_type=None)
+        return {layer: found[layer] for layer in layers}
 
     def _edited(self, layer: int | None, edit: Edit | None):
         """A context in which `edit` is applied to the residual stream before block `layer`."""

@@ -11,7 +11,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from jaxtyping import install_import_hook
 
 SHAPED = ["moments", "stitch", "svcca", "models", "harvest", "text", "fidelity"]
-install_import_hook([f"stitch_utils.{module}" for module in SHAPED], "beartype.beartype")
+install_import_hook([f"stitch_utils.{module}" for module in SHAPED], "typechecker.check")
 
 import pytest
 import torch

@@ -35,7 +35,7 @@ def test_an_invertible_map_of_the_main_directions_does_not_matter():
     x, _ = streams()
     scale = torch.linspace(0.5, 2, 10)
     assert svcca(x, x * 3 + 1) == pytest.approx(1, abs=1e-9)
-    assert svcca(x, x @ torch.diag(scale), variance=1) == pytest.approx(1, abs=1e-6)
+    assert svcca(x, x @ torch.diag(scale), variance=1.0) == pytest.approx(1, abs=1e-6)
 
 
 def test_unrelated_streams_score_low_and_noise_directions_do_not_count():
@@ -60,6 +60,6 @@ def test_errors():
     with pytest.raises(ValueError, match="8 tokens in 10 dimensions"):
         svcca(x[:8], y[:8])
     with pytest.raises(ValueError, match="variance must be a share"):
-        svcca(x, y, variance=0)
+        svcca(x, y, variance=0.0)
     with pytest.raises(ValueError, match="do not vary"):
         svcca(torch.ones(100, 3), y[:100])

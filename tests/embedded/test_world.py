@@ -86,6 +86,7 @@ def test_documents_differ_from_each_other():
 def test_shares_of_languages_and_formats():
     assert list(SHARES) == [*LANGUAGES, "code"]
     assert sum(SHARES.values()) == pytest.approx(1)
+    assert 0.35 < SHARES["en"] < 0.42 and 0.015 < SHARES["hu"] < 0.025
     falling = [SHARES[language] for language in LANGUAGES]
     assert falling == sorted(falling, reverse=True) and len(set(falling)) == len(LANGUAGES)
 
@@ -216,10 +217,7 @@ def test_english_facts_are_those_of_the_world():
         "age": (r"(\w+ \w+) is (\d+) years old\.", lambda fact: str(fact.number)),
         "friend": (r"The best friend of (\w+ \w+) is (\w+ \w+)\.", lambda fact: fact.name2),
         "works": (r"(\w+ \w+) works ([^.]+)\.", lambda fact: phrases[fact.place]),
-        "colour": (
-            r"The favourite colour of (\w+ \w+) is (\w+)\.",
-            lambda fact: phrases[fact.colour],
-        ),
+        "colour": (r"The favourite colour of (\w+ \w+) is (\w+)\.", lambda fact: phrases[fact.colour]),
     }
     texts = [document.text for document in stream() if document.language == "en"]
     for kind, (pattern, value) in patterns.items():

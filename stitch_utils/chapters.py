@@ -1,0 +1,126 @@
+"""The chapters that there are, and the parameters that each takes (no section of its own).
+
+A chapter is a text notebook, `book/<chapter>.md`, with one cell tagged `parameters` that assigns literals. `_toc.yml`
+says which there are and in which order. What a user writes on a command line is text: the default of a parameter
+decides what it stands for, so that `1e-4` is a number where a number stood, and `no` is Norwegian where a language
+stood.
+
+Offers `chapter_names`, `toc_files`, `read_chapter`, `parse_value`, and `RequestError` for what makes no sense.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any, ClassVar
+
+import yaml
+
+SUMMARIES = ("claims", "index")  # they read the results of all pairs, so they come last, in this order
+
+
+class RequestError(Exception):
+    """A request that makes no sense, told in one line; exit code 2."""
+
+
+def toc_files(root: Path) -> list[str]:
+    """The files that `_toc.yml` names, root first, in reading order, without their endings; globs are left out."""
+
+    def walk(entry: dict) -> Iterator[str]:
+        if name := entry.get("root", entry.get("file")):
+            yield name.removesuffix(".ipynb").removesuffix(".md")
+        for level in ("parts", "chapters", "sections"):
+            for child in entry.get(level) or ():
+                yield from walk(child)
+
+    try:
+        return list(walk(yaml.safe_load((root / "_toc.yml").read_text(encoding="utf-8"))))
+    except FileNotFoundError:
+        raise RequestError(
+            f"{root} holds no _toc.yml: expected a checkout of the book (STITCH_ROOT names one)"
+        ) from None
+    except (yaml.YAMLError, AttributeError, TypeError) as error:
+        raise RequestError(f"_toc.yml is not a table of contents: {one_line(error)}") from error
+
+
+def chapter_names(root: Path) -> list[str]:
+    """The chapters of `_toc.yml` that have a source, in its order but with the summaries last."""
+    found = dict.fromkeys(PurePosixPath(file).name for file in toc_files(root))
+    names = [name for name in found if (root / "book" / f"{name}.md").is_file()]
+    return [name for name in names if name not in SUMMARIES] + [name for name in SUMMARIES if name in names]
+
+
+def read_chapter(root: Path, chapter: str) -> tuple[Any, dict[str, Any], str]:
+    """A chapter's notebook, its parameters with their defaults, and the digest of its source."""
+    import jupytext
+
+    source = (root / "book" / f"{chapter}.md").read_text(encoding="utf-8")
+    notebook = jupytext.reads(source, fmt="md:myst")
+    cells = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ())]
+    if len(cells) != 1:
+        raise RequestError(f"book/{chapter}.md: expected one cell tagged 'parameters', found {len(cells)}")
+    defaults = {}
+    try:
+        for node in ast.parse(cells[0].source).body:
+            value = ast.literal_eval(node.value)
+            json.dumps(value, allow_nan=False)
+            for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+                defaults[target.id] = value
+    except (SyntaxError, AttributeError, ValueError, TypeError) as error:
+        raise RequestError(
+            f"book/{chapter}.md: its cell tagged 'parameters' must assign plain literals only"
+        ) from error
+    return notebook, defaults, hashlib.sha256(source.encode()).hexdigest()
+
+
+def parse_value(name: str, text: str, default: Any) -> Any:
+    """The value that `text` stands for where `default` stands: text for text, a finite number for a number.
+
+    A default of None takes any YAML value. RequestError where `text` cannot be what is expected.
+    """
+    if isinstance(default, str):
+        return text
+    try:
+        value = yaml.load(text, _PlainYAML)
+    except yaml.YAMLError as error:
+        raise RequestError(f"{name}: {text!r} is not a YAML value") from error
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if default is None:
+        return value
+    if isinstance(default, bool):
+        expected, fits = "true or false", isinstance(value, bool)
+    elif isinstance(default, int):
+        expected, fits = "a whole number", number and value == int(value)
+    elif isinstance(default, float):
+        expected, fits = "a finite number", number
+    else:
+        kind = dict if isinstance(default, dict) else list
+        expected, fits = f"a YAML {kind.__name__}", isinstance(value, kind)
+    if not fits:
+        raise RequestError(f"parameter {name} (default {default!r}): expected {expected}, got {text!r}")
+    return type(default)(value)
+
+
+def one_line(error: object) -> str:
+    """What an error says, without its line breaks."""
+    return " ".join(str(error).split())
+
+
+class _PlainYAML(yaml.SafeLoader):
+    """YAML 1.2's scalars: `1e-4` is a number; dates, `no`, `1:30` and `nan` stay the text that they look like."""
+
+    yaml_implicit_resolvers: ClassVar[dict] = {}
+
+
+for _tag, _pattern in {
+    "null": r"null|~|",
+    "bool": r"true|false",
+    "int": r"[-+]?(0|[1-9][0-9]*)",
+    "float": r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?",
+}.items():
+    _PlainYAML.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_pattern})$"), None)

@@ -1,0 +1,140 @@
+"""The book's figures. No numbers are computed here: each function draws what it is given and returns the figure.
+
+Colours follow the paper's Table 1: blue for model A, purple for model B.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+from matplotlib.figure import Figure
+
+BLUE, PURPLE, GREY, ORANGE = "#2f6db3", "#7b3f9d", "#9a9a9a", "#d1731f"
+OF_MODEL = {"a": BLUE, "b": PURPLE}
+# Condition -> label and the model that comes last.
+CONDITION_LABELS = {"a_to_b": "A → B", "b_to_a": "B → A", "a_to_b_to_a": "A → B → A", "b_to_a_to_b": "B → A → B"}
+CONDITION_ENDS = {"a_to_b": "b", "b_to_a": "a", "a_to_b_to_a": "a", "b_to_a_to_b": "b"}
+
+
+def set_style() -> None:
+    """One look for every figure; call once at the head of a chapter."""
+    sns.set_theme(context="notebook", style="whitegrid", font_scale=0.9)
+    # Text stays text in the page's SVG, so that it can be searched and read aloud.
+    plt.rcParams.update(
+        {"figure.dpi": 110, "svg.fonttype": "none", "axes.spines.top": False, "axes.spines.right": False}
+    )
+
+
+def svcca_heatmap(scores: np.ndarray, *, chosen: tuple[int, int], name_a: str, name_b: str) -> Figure:
+    """Fig. 6: mean canonical correlation of every layer of A (rows) with every layer of B (columns)."""
+    rows, columns = scores.shape
+    figure, axes = plt.subplots(figsize=(min(1.6 + 0.75 * columns, 9), min(1.4 + 0.6 * rows, 7)), layout="constrained")
+    small = rows * columns <= 60
+    sns.heatmap(scores, ax=axes, cmap="viridis", annot=small, fmt=".2f", cbar_kws={"label": "mean SVCCA correlation"})
+    axes.add_patch(plt.Rectangle((chosen[1], chosen[0]), 1, 1, fill=False, edgecolor=ORANGE, lw=2.5))
+    axes.set(xlabel=f"layer of B ({name_b})", ylabel=f"layer of A ({name_a})")
+    axes.tick_params(axis="y", rotation=0)
+    return figure
+
+
+def svcca_lines(scores: np.ndarray, *, chosen: tuple[int, int]) -> Figure:
+    """Fig. 6 as lines: one for each layer of A over the layers of B, the stitched pair marked."""
+    figure, axes = plt.subplots(figsize=(6, 3.4), layout="constrained")
+    layers = np.arange(scores.shape[1])
+    for layer, row in enumerate(scores):
+        of_interest = layer == chosen[0]
+        axes.plot(layers, row, "o-", ms=4, color=BLUE if of_interest else GREY, alpha=1 if of_interest else 0.5,
+                  lw=2 if of_interest else 1, zorder=3 if of_interest else 2)  # fmt: skip
+        axes.annotate(f"A.{layer}", (layers[-1], row[-1]), xytext=(6, 0), textcoords="offset points", va="center",
+                      color=BLUE if of_interest else GREY)  # fmt: skip
+    axes.plot(chosen[1], scores[chosen], "o", ms=11, mfc="none", mec=ORANGE, mew=2, zorder=4)
+    axes.set(xlabel="layer of B", ylabel="mean SVCCA correlation", xticks=layers)
+    return figure
+
+
+def fit_trace(tokens: Sequence[float], seconds: Sequence[float], losses: Sequence[float], *, exact_loss: float,
+              exact_seconds: float, exact_tokens: int) -> Figure:  # fmt: skip
+    """Eq. 3 on held-out text while Adam runs, over tokens and over time, beside the exact fit."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True, layout="constrained")
+    for axes, values, at in ((left, tokens, exact_tokens), (right, seconds, exact_seconds)):
+        axes.plot(values, losses, "o-", ms=3, color=GREY, label="Adam, the paper's recipe")
+        axes.axhline(exact_loss, color=ORANGE, lw=1, ls="--")
+        axes.plot(at, exact_loss, "D", color=ORANGE, label="exact, from moments")
+        axes.set(xscale="log", yscale="log")
+    left.set(xlabel="activations seen (tokens)", ylabel="Eq. 3 on held-out text")
+    right.set(xlabel="seconds after the pass over the text")
+    right.legend(frameon=False)
+    return figure
+
+
+def cross_entropies(own: Mapping[str, tuple], stitched: Mapping[str, tuple], floors: Mapping[str, tuple]) -> Figure:
+    """Table 1 as a picture: (value, low, high) of each condition; lines are the models' own losses.
+
+    `own` and `floors` are keyed by "a" and "b": the model's loss, and that with its residual stream replaced by its
+    mean.
+    """
+    figure, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
+    for model, (value, low, high) in own.items():
+        axes.axvline(value, color=OF_MODEL[model], lw=1.2, label=f"{model.upper()} itself")
+        axes.axvspan(low, high, color=OF_MODEL[model], alpha=0.12, lw=0)
+    rows = [(CONDITION_LABELS[name], CONDITION_ENDS[name], values, "o") for name, values in stitched.items()]
+    rows += [(f"{model.upper()}, layer replaced by its mean", model, values, "x") for model, values in floors.items()]
+    for y, (_, model, (value, low, high), marker) in enumerate(rows):
+        axes.errorbar(value, y, xerr=[[value - low], [high - value]], fmt=marker, color=OF_MODEL[model], capsize=3)
+    axes.set(
+        yticks=range(len(rows)), yticklabels=[label for label, *_ in rows], xlabel="next-token cross-entropy (nats)"
+    )
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+    axes.legend(frameon=False, loc="upper right", bbox_to_anchor=(1, 0.75))
+    return figure
+
+
+def alpha_sweep(alphas: Sequence[float], losses: Mapping[str, Sequence[tuple]], own: Mapping[str, float]) -> Figure:
+    """Fig. 7: cross-entropy of the four conditions, (value, low, high) at each alpha; alpha = 0 has a place of its
+    own."""
+    figure, axes = plt.subplots(figsize=(6.5, 3.8), layout="constrained")
+    positions = range(len(alphas))
+    styles = {"a_to_b": "o-", "b_to_a": "o-", "a_to_b_to_a": "s--", "b_to_a_to_b": "s--"}
+    for name, values in losses.items():
+        middle, low, high = (np.array(part) for part in zip(*values))
+        axes.errorbar(positions, middle, yerr=[middle - low, high - middle], fmt=styles[name], ms=5, capsize=3,
+                      color=OF_MODEL[CONDITION_ENDS[name]], label=CONDITION_LABELS[name])  # fmt: skip
+    for model, value in own.items():
+        axes.axhline(value, color=OF_MODEL[model], lw=1, ls=":", label=f"{model.upper()} itself")
+    axes.set_xticks(positions, [f"{alpha:g}" for alpha in alphas])
+    axes.set(xlabel="α, weight of the inversion terms", ylabel="next-token cross-entropy (nats)")
+    axes.legend(frameon=False, ncols=1, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def training_curves(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Figure:
+    """Training loss of the embedded models over tokens: {"a": (tokens, losses), "b": ...}."""
+    figure, axes = plt.subplots(figsize=(6, 3.2), layout="constrained")
+    for model, (tokens, losses) in curves.items():
+        axes.plot(np.array(tokens) / 1e6, losses, color=OF_MODEL[model], label=f"model {model.upper()}")
+    axes.set(xlabel="training tokens (millions)", ylabel="training loss (nats)", yscale="log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")
+    axes.legend(frameon=False)
+    return figure
+
+
+def language_shares(languages: Sequence[str], shares: Sequence[float], detected: Sequence[tuple]) -> Figure:
+    """Share of each language in the world's text (left), and how often the model's own text is recognised as it
+    (right)."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8.5, 3.4), sharey=True, layout="constrained")
+    places = range(len(languages))
+    left.barh(places, np.array(shares) * 100, color=GREY)
+    left.set(xlabel="share of the documents (%)", yticks=places, yticklabels=languages)
+    middle, low, high = (np.array(part) * 100 for part in zip(*detected))
+    right.errorbar(middle, places, xerr=[middle - low, high - middle], fmt="o", color=PURPLE, capsize=3)
+    right.axvline(90, color=ORANGE, lw=1, ls="--")
+    right.set(xlabel="continuations of B in the right language (%)", xlim=(None, 101))
+    left.invert_yaxis()
+    for axes in (left, right):
+        axes.grid(axis="y", visible=False)
+    return figure

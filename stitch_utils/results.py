@@ -1,0 +1,96 @@
+"""What a chapter measured: flat numbers in `results/<pair>/<chapter>.json` (no section of its own).
+
+A chapter measures and never decides. It writes flat numbers, each under an id like `table1.tiny.a_to_b`, which begins
+with the table or figure and names the pair; `claims.py` compares them with the published ones, whose ids are of the
+same form. A file is replaced whole, so a run that was killed leaves the numbers of the one before.
+
+Offers `write_results`, `read_results`, `pairs_with_results`, and `project_root`, which says where all of this lies.
+"""
+
+import json
+import math
+import numbers as number_types
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+
+def project_root() -> Path:
+    """The folder that holds `book` and `results`: `STITCH_ROOT`, else the checkout of this package, else the cwd."""
+    if root := os.environ.get("STITCH_ROOT"):
+        return Path(root)
+    checkout = Path(__file__).resolve().parent.parent
+    return checkout if (checkout / "_toc.yml").is_file() else Path.cwd()
+
+
+def write_results(
+    pair: str,
+    chapter: str,
+    numbers: Mapping[str, float | int | str],
+    *,
+    parameters: Mapping[str, object] = MappingProxyType({}),
+) -> Path:
+    """Writes `results/<pair>/<chapter>.json` in one step, replacing an earlier run's file, and returns its path.
+
+    `numbers` are finite (or a string, for a label), under ids that contain the pair between dots; floats keep six
+    significant digits. `parameters` are JSON scalars, stored as `run.<name>`. ValueError names the id that is wrong.
+    """
+    for kind, name in (("pair", pair), ("chapter", chapter)):
+        if not re.fullmatch(r"\w[\w.-]*", name):
+            raise ValueError(f"{kind} {name!r} is not a file name: expected letters, digits, '.', '_' and '-'")
+    rows = {}
+    for id, value in numbers.items():
+        if f".{pair}." not in f".{id}." or id.startswith("run."):
+            raise ValueError(f"result id '{id}' does not contain the pair: expected something like 'table1.{pair}.a'")
+        if not isinstance(value, number_types.Real | str):
+            raise ValueError(f"result '{id}' is of type {type(value).__name__}: expected a number")
+        rows[id] = _storable(f"result '{id}'", value)
+    for name, value in parameters.items():
+        if not isinstance(value, number_types.Real | str | None):
+            raise ValueError(f"parameter '{name}' is of type {type(value).__name__}: expected a JSON scalar")
+        rows[f"run.{name}"] = _storable(f"parameter '{name}'", value)
+    path = project_root() / "results" / pair / f"{chapter}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{chapter}.{os.getpid()}.tmp")
+    try:
+        scratch.write_text(json.dumps(rows, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)
+    return path
+
+
+def read_results(pair: str) -> dict[str, object]:
+    """All numbers that chapters wrote for the pair, by id; parameters as `run.<chapter>.<name>`. Empty if none ran.
+
+    ValueError if two chapters wrote the same id, or a file is not what `write_results` writes.
+    """
+    merged, writer = {}, {}
+    for path in sorted((project_root() / "results" / pair).glob("[!.]*.json")):
+        try:
+            rows = dict(json.loads(path.read_text(encoding="utf-8")))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path} does not hold a flat JSON object: {error}") from None
+        for id, value in rows.items():
+            id = f"run.{path.stem}.{id.removeprefix('run.')}" if id.startswith("run.") else id
+            if id in writer:
+                raise ValueError(f"'{id}' was written by two chapters: '{writer[id]}' and '{path.stem}'")
+            merged[id], writer[id] = value, path.stem
+    return merged
+
+
+def pairs_with_results() -> list[str]:
+    """Names of the pairs for which at least one chapter has written results, sorted."""
+    return sorted({path.parent.name for path in (project_root() / "results").glob("*/[!.]*.json")})
+
+
+def _storable(what: str, value: object) -> object:
+    if isinstance(value, bool | str | None):
+        return value
+    if isinstance(value, number_types.Integral):
+        return int(value)
+    if not math.isfinite(value):
+        raise ValueError(f"{what} is {value}: expected a finite number")
+    return float(f"{value:.6g}")

@@ -1,0 +1,260 @@
+"""How the page of a chapter is made for a pair of models, and when it is out of date (no section of its own).
+
+A page is a chapter executed for one pair, `book/runs/<pair>/<chapter>.ipynb`. Pages are expensive, so each carries the
+key of all that made it (its source, its parameters, this package, the published numbers, the lock file) and the digest
+of the results that it wrote. A page whose key and results still agree is left alone; a page is replaced whole, at the
+end of a run that worked, or not at all.
+
+Offers `plan`, which turns a request into `Run`s; `key_of` and `is_fresh`, which tell whether a page is up to date;
+`execute`, which makes it, or raises `WorkError`; and beside them `find_pair`, `digest`, `tree_digest`, `plain`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import time
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import yaml
+from ipykernel.kernelspec import RESOURCES, get_kernel_dict
+from jupyter_client.kernelspec import KernelSpec
+from jupyter_client.manager import AsyncKernelManager
+
+from .chapters import SUMMARIES, RequestError, chapter_names, one_line, parse_value, read_chapter
+from .pairs import SCALES, known_pairs, load_pair
+
+HOME_PAIR = "tiny"
+RUNS = Path("book", "runs")
+
+
+class WorkError(Exception):
+    """A chapter or a rendering that failed; exit code 1."""
+
+
+class Pair(NamedTuple):
+    """A pair of models: its name, the value that chapters are given, the digest of its file if it is the user's own."""
+
+    name: str
+    value: str
+    digest: str | None
+
+
+class Run(NamedTuple):
+    """A chapter to execute for a pair: what to pass, all its parameters, and what its key is made of."""
+
+    chapter: str
+    pair: str
+    notebook: Any
+    passed: dict[str, Any]
+    parameters: dict[str, Any]
+    ingredients: dict[str, Any]
+    force: bool
+
+    @property
+    def page(self) -> Path:
+        return RUNS / self.pair / f"{self.chapter}.ipynb"
+
+    @property
+    def results(self) -> Path:
+        return Path("results", self.pair, f"{self.chapter}.json")
+
+    @property
+    def label(self) -> str:
+        scale = self.parameters.get("scale")
+        return f"{self.chapter} ({self.pair}, {scale})" if scale else f"{self.chapter} ({self.pair})"
+
+
+def find_pair(root: Path, given: str) -> Pair:
+    """The pair that `given` names: one of `stitch_utils/pairs`, or the path of a pair file."""
+    known = known_pairs()
+    if given in known:
+        return Pair(given, given, None)
+    path = Path(given).resolve()
+    if path.suffix not in (".yml", ".yaml") or not path.is_file():
+        raise RequestError(f"unknown pair {given!r}: expected one of {', '.join(known)}, or the path of a .yml file")
+    try:
+        name = load_pair(str(path)).name
+    except (ValueError, TypeError, KeyError, OSError, yaml.YAMLError) as error:
+        raise RequestError(f"pair file {one_line(error)}") from error
+    if name in known or not re.fullmatch(r"\w[\w.-]*", name):
+        raise RequestError(
+            f"pair file {given}: the name {name!r} must be fit for a folder and not one of {', '.join(known)}"
+        )
+    value = path.relative_to(root) if path.is_relative_to(root) else path
+    return Pair(name, value.as_posix(), digest(path))
+
+
+def plan(
+    root: Path, *, pair: str, chapter: str | None, scale: str | None, given: Iterable[tuple[str, str]], force: bool
+) -> list[Run]:
+    """The runs that a request asks for, summaries last, all checked before any starts.
+
+    The summaries follow every request, for the embedded pair and at their defaults unless asked for by name.
+    RequestError, naming those that exist, for an unknown chapter, pair, scale or parameter.
+    """
+    names = chapter_names(root)
+    if chapter is not None and chapter not in names:
+        raise RequestError(f"unknown chapter {chapter!r}: expected one of {', '.join(names)}")
+    if scale is not None and scale not in SCALES:
+        raise RequestError(f"unknown scale {scale!r}: expected one of {', '.join(SCALES)}")
+    models = find_pair(root, pair)
+    if chapter in SUMMARIES and models.name != HOME_PAIR:
+        raise RequestError(f"chapter {chapter!r} covers all pairs and runs for {HOME_PAIR} only, got --pair {pair}")
+    if reserved := [name for name, _ in given if name in ("pair", "scale")]:
+        raise RequestError(f"-p {reserved[0]} is not a way to choose it: use --{reserved[0]}")
+    shared = {
+        "package": tree_digest(Path(__file__).parent, "**/*"),
+        "requirements": digest(root / "requirements.lock"),
+        "published": digest(root / "book" / "published.yml"),
+    }
+    runs = []
+    for name in names:
+        asked = name == chapter or (chapter is None and name not in SUMMARIES)
+        if not asked and name not in SUMMARIES:
+            continue
+        notebook, defaults, source = read_chapter(root, name)
+        here = Pair(HOME_PAIR, HOME_PAIR, None) if name in SUMMARIES else models
+        passed = {} if name in SUMMARIES and "pair" not in defaults else {"pair": here.value}
+        texts = {}
+        if asked:
+            passed |= {"scale": scale} if scale is not None else {}
+            texts = dict(given)
+        if unknown := [parameter for parameter in passed | texts if parameter not in defaults]:
+            known = ", ".join(defaults) or "none"
+            raise RequestError(f"chapter {name!r} has no parameter {', '.join(map(repr, unknown))}: it has {known}")
+        passed |= {parameter: parse_value(parameter, text, defaults[parameter]) for parameter, text in texts.items()}
+        ingredients = {**shared, "chapter": name, "source": source, "pair": here.digest}
+        forced = force and (asked or chapter is None)
+        runs.append(Run(name, here.name, notebook, passed, defaults | passed, ingredients, forced))
+    return runs
+
+
+def digest(path: Path) -> str | None:
+    """SHA-256 of a file, None where there is none."""
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+
+
+def tree_digest(folder: Path, *patterns: str) -> str:
+    """One SHA-256 over the names and contents of the files below `folder` that match; hidden files and caches aside."""
+    names = {
+        path.relative_to(folder).as_posix() for pattern in patterns for path in folder.glob(pattern) if path.is_file()
+    }
+    names = sorted(name for name in names if not re.search(r"(^|/)(\.|__pycache__/)", name))
+    return hashlib.sha256("".join(f"{digest(folder / name)}  {name}\n" for name in names).encode()).hexdigest()
+
+
+def key_of(root: Path, run: Run) -> str:
+    """The digest of all that determines a page."""
+    ingredients = {**run.ingredients, "parameters": run.parameters}
+    if run.chapter in SUMMARIES:
+        ingredients["results"] = tree_digest(root / "results", "**/*.json")
+        pages = {page.relative_to(root).as_posix() for page in (root / RUNS).glob("*/[!.]*.ipynb")}
+        # summaries link the other pages
+        ingredients["pages"] = sorted(page for page in pages if PurePosixPath(page).stem not in SUMMARIES)
+    return hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()
+
+
+def is_fresh(root: Path, run: Run, key: str) -> bool:
+    """Whether the page was made by `key`, shows no error, and its results are still those that it left."""
+    try:
+        page = json.loads((root / run.page).read_text(encoding="utf-8"))
+        note = page["metadata"]["stitch_book"]
+        kinds = {output["output_type"] for cell in page["cells"] for output in cell.get("outputs", ())}
+        return "error" not in kinds and (note["key"], note["results"]) == (key, digest(root / run.results))
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def execute(root: Path, run: Run, key: str) -> float:
+    """Executes a chapter, puts its page in place, returns the seconds it took; WorkError where a cell fails."""
+    import nbformat
+    import papermill  # takes a second to import, which unchanged pages can do without
+    from papermill.utils import chdir
+
+    partial = run.page.with_name(f".{run.chapter}.partial.ipynb")
+    failed = run.page.with_name(f".{run.chapter}.failed.ipynb")
+    started = time.monotonic()
+    with chdir(root):
+        run.page.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            nbformat.write(run.notebook, partial)
+            page = papermill.execute_notebook(
+                str(partial),
+                str(partial),
+                run.passed,
+                kernel_name="python3",
+                language="python",
+                progress_bar={"desc": "  cells", "leave": False, "disable": None},
+                start_timeout=300,
+                iopub_timeout=60,  # the default of 4 s is too short for a busy machine
+                kernel_manager_class=_Kernel,
+            )
+            seconds = round(time.monotonic() - started, 1)
+            page.metadata.papermill.update(input_path=f"book/{run.chapter}.md", output_path=run.page.as_posix())
+            page.metadata["stitch_book"] = {
+                "key": key,
+                "results": digest(run.results),
+                "pair": run.pair,
+                "chapter": run.chapter,
+                "scale": run.parameters.get("scale"),
+                "parameters": run.parameters,
+                "seconds": seconds,
+            }
+            nbformat.write(page, partial)
+            os.replace(partial, run.page)
+            failed.unlink(missing_ok=True)
+            return seconds
+        except (papermill.PapermillExecutionError, RuntimeError, TimeoutError) as error:
+            os.replace(partial, failed)
+            raise WorkError(
+                f"{run.label} failed {_failure(nbformat.read(failed, 4), error)}\n"
+                f"The partial notebook is {failed.as_posix()}"
+            ) from error
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def plain(text: str) -> str:
+    """Text without the colours of a terminal."""
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
+
+
+class _Kernel(AsyncKernelManager):
+    """A kernel of this interpreter, whatever the user's home calls `python3`, in the same surroundings everywhere."""
+
+    async def start_kernel(self, **options: Any) -> None:
+        # what a cell prints is in its page already; what is left is the kernel's own noise
+        await super().start_kernel(**options, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    @property
+    def kernel_spec(self) -> KernelSpec:
+        surroundings = {
+            "STITCH_ROOT": str(Path.cwd()),  # chapters run in the root, and write their results there
+            "PYTHONHASHSEED": "0",
+            # another backend would leave pages without figures
+            "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+            "TQDM_DISABLE": "1",  # bars with their timings would differ from run to run
+        }
+        # debugpy otherwise complains of frozen modules in every kernel
+        return KernelSpec(
+            resource_dir=RESOURCES, env=surroundings, **get_kernel_dict(python_arguments=["-Xfrozen_modules=off"])
+        )
+
+
+def _failure(notebook: Any, error: Exception) -> str:
+    # a kernel that dies leaves no error output, so the cell is the last that started
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
+    begun = [number for number, cell in enumerate(cells) if cell.metadata.get("papermill", {}).get("start_time")]
+    trace = "\n".join(getattr(error, "traceback", ())) or str(error)
+    where = (
+        f"in cell {begun[-1] + 1}: {cells[begun[-1]].source.strip().splitlines()[0]}"
+        if begun
+        else "before its first cell"
+    )
+    return f"{where}\n\n{plain(trace).strip()}\n"

@@ -1,0 +1,103 @@
+"""Our results beside the published numbers, as tables for a page (no section of its own: every chapter ends with them).
+
+What a reader sees first is a table of the paper with our numbers beside it, or a claim with its verdict. Nothing is
+measured or decided here: the numbers come from `results.py`, the papers' numbers and the verdicts from `claims.py`.
+
+Offers `beside`, a DataFrame, and in HTML `claims_table`, `verdict_counts`, `status_table`.
+"""
+
+import html
+import re
+from collections.abc import Mapping
+
+import pandas as pd
+from IPython.display import HTML
+
+from .claims import VERDICTS, figures_status, published, verdicts
+from .results import pairs_with_results, project_root, read_results
+
+
+def beside(pair: str, prefix: str) -> pd.DataFrame:
+    """A table or figure (`prefix` is "table1", say) as a DataFrame of short strings, ours first.
+
+    One row for each quantity (the rest of the id after the pair), in the order of `published.yml` and then by name; a
+    column named after the pair with our values as `value [low, high]`, and a column `<pair>, published` for each pair
+    that the papers report. An empty string where there is no number.
+    """
+    book, prefix = published(), prefix.rstrip(".")
+    sources = {pair: (read_results(pair), f"{prefix}.{pair}.")}
+    sources |= {f"{name}, published": (book.numbers, f"{prefix}.{name}.") for name in book.pairs}
+    columns = {
+        column: {id.removeprefix(start): value for id, value in values.items() if id.startswith(start)}
+        for column, (values, start) in sources.items()
+    }
+    ours, theirs = columns[pair], {name: column for name, column in columns.items() if column and name != pair}
+    rows = dict.fromkeys(re.sub(r"\.(low|high)$", "", id) for column in (*theirs.values(), ours) for id in column)
+    cells = {name: [_with_interval(column, row) for row in rows] for name, column in {pair: ours, **theirs}.items()}
+    return pd.DataFrame(cells, index=pd.Index(list(rows), name=prefix), dtype=object)
+
+
+def claims_table(
+    pair: str = "tiny", *, detail: bool = True, chapter: str | None = None, only_run: bool = False
+) -> HTML:
+    """All claims with their verdicts for `pair` and then for every other pair that has results.
+
+    With `detail`, also each predicate, the numbers that went into it, and what the papers' own numbers say. `chapter`
+    keeps the claims of one chapter, `only_run` those that some pair has run.
+    """
+    book = published()
+    ours = {name: verdicts(name, book=book) for name in (pair, *pairs_with_results())}
+    theirs = {name: verdicts(name, book=book) for name in book.pairs if detail}
+    rows = []
+    for i, claim in enumerate(book.claims):
+        if chapter not in (None, claim.chapter) or (only_run and all(v[i].verdict == "not run" for v in ours.values())):
+            continue
+        about = f"{html.escape(claim.text)}<br><small>{html.escape(claim.source)}"
+        if detail:
+            about += f"<br>holds if <code>{html.escape(claim.holds)}</code>"
+            about += f"<br>partly if <code>{html.escape(claim.partly)}</code>" if claim.partly else ""
+        row = [about + "</small>", _link(pair, claim.chapter)]
+        row += [f"<b>{v[i].verdict}</b>" + (_listed(v[i].ours) if detail else "") for v in ours.values()]
+        known = [(name, v[i]) for name, v in theirs.items() if v[i].published]
+        said = [f"<b>{name}: {v.published_verdict or 'incomplete'}</b>{_listed(v.published)}" for name, v in known]
+        rows.append(row + (["<br>".join(said)] if detail else []))
+    return _table(["Claim", "Chapter", *ours, *(["Published"] if detail else [])], rows)
+
+
+def verdict_counts(pair: str = "tiny") -> HTML:
+    """How many claims hold, hold partly, do not hold and were not run, for `pair` and every other pair with results."""
+    said = {name: [v.verdict for v in verdicts(name)] for name in dict.fromkeys((pair, *pairs_with_results()))}
+    rows = [[name, *(str(words.count(word)) for word in VERDICTS)] for name, words in said.items()]
+    return _table(["Pair", *VERDICTS], rows)
+
+
+def status_table(pair: str = "tiny") -> HTML:
+    """Every table and figure of the papers, the chapter that recomputes it, and whether it is done for the pair."""
+    rows = [[s.id, html.escape(s.title), s.section, _link(pair, s.chapter), s.status] for s in figures_status(pair)]
+    return _table(["", "Shows", "Section", "Chapter", pair], rows)
+
+
+def _with_interval(values: Mapping[str, object], name: str) -> str:
+    found = [values.get(name + suffix, "") for suffix in ("", ".low", ".high")]
+    value, low, high = (f"{number:.4g}" if isinstance(number, float) else str(number) for number in found)
+    return f"{value} [{low}, {high}]".strip() if low or high else value
+
+
+def _listed(values: Mapping[str, float]) -> str:
+    names = dict.fromkeys(name.split(".")[0] for name in values)
+    return "".join(f"<br>{name} = {_with_interval(values, name)}" for name in names)
+
+
+def _link(pair: str, chapter: str) -> str:
+    """The chapter's name, as a link to its page once it has been executed."""
+    executed = project_root() / "book" / "runs" / pair / f"{chapter}.ipynb"
+    return f'<a href="../{pair}/{chapter}.html">{chapter}</a>' if executed.is_file() else chapter
+
+
+def _table(header: list[str], rows: list[list[str]]) -> HTML:
+    """The one place that decides how a table looks. Cells are HTML."""
+    # The book's theme aligns tables of cell outputs to the right, which suits numbers but not sentences.
+    style = 'style="text-align: left; vertical-align: top"'
+    head = "".join(f"<th {style}>{cell}</th>" for cell in header)
+    body = "\n".join("<tr>" + "".join(f"<td {style}>{cell}</td>" for cell in row) + "</tr>" for row in rows)
+    return HTML(f'<table class="dataframe"><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table>')

@@ -1,0 +1,59 @@
+"""Runs every chapter at scale smoke and keeps the notebooks, without images, and their numbers in tests/reference/.
+
+`make reference` calls it after a change that is meant to move numbers; look at the diff before committing it.
+"""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import nbformat
+
+ROOT = Path(__file__).parent.parent
+REFERENCE = ROOT / "tests" / "reference"
+
+
+def copy_sources(target: Path) -> None:
+    """What a run needs of the repository beside the package, so that it can write its results elsewhere."""
+    shutil.copytree(ROOT / "book", target / "book", ignore=shutil.ignore_patterns("runs"))
+    for name in ("_toc.yml", "requirements.lock"):
+        shutil.copy(ROOT / name, target / name)
+
+
+def without_images(page: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """The notebook without what differs from run to run or weighs much: images, timings, progress bars, run
+    metadata."""
+    for cell in page.cells:
+        cell.metadata.pop("papermill", None)
+        cell.metadata.pop("execution", None)
+        if cell.cell_type != "code":
+            continue
+        cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+        for output in cell.outputs:
+            for kind in [kind for kind in output.get("data", {}) if kind.startswith("image/")]:
+                del output.data[kind]
+    for name in ("papermill", "stitch_book"):
+        page.metadata.pop(name, None)
+    return page
+
+
+def renew() -> None:
+    from stitch_utils.report import main
+
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder)
+        copy_sources(target)
+        os.environ["STITCH_ROOT"] = folder
+        if main(["run", "--scale", "smoke"]):
+            raise SystemExit(1)
+        for old in REFERENCE.glob("*.ipynb"):
+            old.unlink()
+        for path in sorted((target / "book" / "runs" / "tiny").glob("[!.]*.ipynb")):
+            nbformat.write(without_images(nbformat.read(path, 4)), REFERENCE / path.name)
+        shutil.rmtree(REFERENCE / "results", ignore_errors=True)
+        shutil.copytree(target / "results", REFERENCE / "results")
+
+
+if __name__ == "__main__":
+    renew()

@@ -1,0 +1,142 @@
+"""Claims: what predicates decide, which files are refused, how our numbers and the papers' are compared."""
+
+import pytest
+
+from stitch_utils.claims import Claim, Published, figures_status, published, verdicts
+from stitch_utils.results import write_results
+
+
+def _claim(predicate, names="abc", partly=""):
+    needs = {name: f"t.{{pair}}.{name}" for name in names}
+    return Claim("c", "text", "source", "chapter", needs, predicate, partly)
+
+
+def _decided(predicate, *values):
+    """What `verdicts` says of values under a predicate."""
+    claim = _claim(predicate, names="abc"[: len(values)])
+    numbers = {f"t.tiny.{name}": value for name, value in zip("abc", values, strict=False)}
+    book = Published(numbers, (claim,), ())
+    return verdicts("tiny", book=book)[0].published_verdict == "holds"
+
+
+@pytest.mark.parametrize(
+    ("predicate", "reference"),
+    [
+        ("a < b", lambda a, b, c: a < b),
+        ("a <= b < c", lambda a, b, c: a <= b < c),
+        ("a + b * c - 1 > 0", lambda a, b, c: a + b * c - 1 > 0),
+        ("-a / 2 <= b ** 2", lambda a, b, c: -a / 2 <= b**2),
+        ("max(a, b, c) - min(a, b) >= abs(c)", lambda a, b, c: max(a, b, c) - min(a, b) >= abs(c)),
+        ("a == b or not (b > c and a != c)", lambda a, b, c: a == b or not (b > c and a != c)),
+        ("(a < b) + (b < c) + (a < c) >= 2", lambda a, b, c: (a < b) + (b < c) + (a < c) >= 2),
+        ("not a >= b", lambda a, b, c: not a >= b),
+        ("2e-1 < a and b < 1 or c > 1", lambda a, b, c: (a > 0.2 and b < 1) or c > 1),
+    ],
+)
+def test_predicates_agree_with_python(project, predicate, reference):
+    grid = (-1.5, 0.0, 1.0, 2.5)
+    answers = set()
+    for a in grid:
+        for b in grid:
+            for c in grid:
+                answers.add(reference(a, b, c))
+                assert _decided(predicate, a, b, c) == reference(a, b, c), (a, b, c)
+    assert answers == {True, False}
+
+
+@pytest.mark.parametrize(
+    "predicate",
+    [
+        "", "a <", "a", "a + b", "abs(a)", "d > 1", "min(a) > 1", "abs(a, b) > 1", "max(a, b, key=c) > 1",
+        "__import__('os') == a", "a.real > 1", "a[0] > 1", "a if b else c", "a in b", "a is b", "'x' == a", "True == a",
+        "(lambda: a)() > 1", "a // b > 1", "a % b > 1", "[a] == b", "(a := b) > 1", "min > 1", "round(a) > 1", "~a > 1",
+        "a > 1; b", "a > 1j",
+    ],
+)  # fmt: skip
+def test_other_python_is_not_a_predicate(predicate):
+    with pytest.raises(ValueError, match="claim 'c'"):
+        _claim(predicate)
+    with pytest.raises(ValueError, match="claim 'c'"):
+        _claim("a < b", partly=predicate or "a <")
+
+
+@pytest.mark.parametrize("name", ["min", "a-b", "2a"])
+def test_short_names_must_be_usable(name):
+    with pytest.raises(ValueError, match="not a usable name"):
+        Claim("c", "t", "s", "c", {name: "t.{pair}.a"}, "1 < 2")
+
+
+def test_needed_ids_must_name_the_pair():
+    with pytest.raises(ValueError, match=r"claim 'c': a needs 't\.a'"):
+        Claim("c", "t", "s", "c", {"a": "t.a"}, "a > 1")
+
+
+def test_division_by_zero_names_the_claim(project):
+    with pytest.raises(ValueError, match=r"claim 'c': 'a / b > 1' with .*'b': 0"):
+        _decided("a / b > 1", 1.0, 0.0)
+    assert not _decided("b != 0 and a / b > 1", 1.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("id: ratio", "id: order", "claim 'order' is given twice"),
+        ("holds: a < b", "hold: a < b", "claim 'order' has unknown keys hold: expected id, text"),
+        ("    source: Table 1\n    chapter: first\n", "    chapter: first\n", "claim 'order' lacks source"),
+        ("holds: a < b", "holds: a < d", "claim 'order': predicate 'a < d': d is not among its needs: a, b"),
+        ("holds: a < b", "holds: a <", "claim 'order': predicate 'a <'"),
+        ("schematic: true", "prefix: x., schematic: true", "figure 'f2': expected either"),
+        ("table1.big.a: 3.0", "table1.big.a: 1e5", "table1.big.a: 1e5"),
+        ("table1.big.a: 3.0", "table1.a: 3.0", "table1.a: 3.0"),
+        ("table1.big.a: 3.0", "table1.big.a: [1.0, 2.0]", r"table1.big.a: \[1.0, 2.0\]"),
+        ("table1.big.a: 3.0", "table1.big.b: 3.0", "given twice: table1.big.b"),
+        ("table1.big.gain.low", "table1.big.b.low", "number 'table1.big.b.low' is given twice"),
+        ("figures:", "drawings:", "expected numbers, figures and claims"),
+    ],
+)
+def test_mistakes_in_the_file_are_named(project, old, new, message):
+    path = project / "book" / "published.yml"
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new, 1), encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        published()
+
+
+def test_verdicts_carry_our_numbers_with_their_intervals(project):
+    write_results("tiny", "first", {"table1.tiny.a": 2.05, "table1.tiny.b": 2.0, "table1.tiny.b.low": 1.9})
+    order, ratio = verdicts("tiny")
+    assert order.verdict == "partly" and ratio.verdict == "does not hold"
+    assert order.ours == {"a": 2.05, "b": 2.0, "b.low": 1.9}
+    assert order.published == {} and order.published_verdict == ""
+    assert (order.text, order.source, order.chapter) == ("A is < B", "Table 1", "first")
+
+
+def test_a_claim_that_lacks_a_number_is_not_run(project):
+    write_results("tiny", "first", {"table1.tiny.a": 2.0})
+    order = verdicts("tiny")[0]
+    assert order.verdict == "not run" and order.ours == {"a": 2.0}
+
+
+def test_published_numbers_answer_the_same_predicate(project):
+    order, ratio = verdicts("big")
+    assert (order.verdict, order.published_verdict) == ("not run", "does not hold")
+    assert order.published == {"a": 3.0, "b": 2.0, "b.low": 1.9, "b.high": 2.1}
+    assert ratio.ours == {}
+
+
+def test_a_label_where_a_number_is_needed_is_an_error(project):
+    write_results("tiny", "first", {"table1.tiny.a": "three", "table1.tiny.b": 1.0})
+    with pytest.raises(ValueError, match=r"claim 'order' needs 'table1\.tiny\.a', which is 'three'"):
+        verdicts("tiny")
+
+
+def test_figures_are_done_once_their_numbers_exist(project):
+    def status():
+        return {figure.id: figure.status for figure in figures_status("tiny")}
+
+    assert status() == {"t1": "not yet", "f1": "not yet", "f2": "schematic"}
+    write_results("tiny", "first", {"table10.tiny.a": 1.0, "map.tiny.other": 1.0}, parameters={"table1.": 1})
+    assert status()["t1"] == "not yet" and status()["f1"] == "not yet"
+    write_results("tiny", "second", {"table1.tiny.a": 1.0, "map.tiny.loss": 1.0})
+    assert status() == {"t1": "done", "f1": "done", "f2": "schematic"}

@@ -1,0 +1,168 @@
+"""The book's `published.yml`: what was transcribed agrees with itself, and its claims can hold and can fail."""
+
+import math
+import shutil
+import statistics
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from stitch_utils.claims import published, verdicts
+from stitch_utils.results import write_results
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+CHAPTERS = (
+    "pairs", "stitching", "sae_transfer", "sae_training", "probing", "steering", "instruction_following",
+    "feature_transfer", "functional_features", "lrt",
+)  # fmt: skip
+
+
+@pytest.fixture
+def papers(project):
+    """The book's numbers and claims, in a project without results."""
+    shutil.copy(REPOSITORY / "book" / "published.yml", project / "book" / "published.yml")
+    return published()
+
+
+def _verdict(papers, pair, id):
+    return next(verdict for verdict in verdicts(pair, book=papers) if verdict.id == id)
+
+
+def test_published_increases_follow_from_the_published_losses(papers):
+    checked = 0
+    for pair in ("pythia", "gpt2", "gemma"):
+        for way in ("a_to_b", "b_to_a", "a_to_b_to_a", "b_to_a_to_b"):
+            own = papers.numbers[f"table1.{pair}.{way[-1]}"]
+            increase = papers.numbers[f"table1.{pair}.{way}"] / own - 1
+            if f"table1.{pair}.{way}.increase" in papers.numbers:
+                assert papers.numbers[f"table1.{pair}.{way}.increase"] == pytest.approx(increase, abs=0.006)
+                checked += 1
+            else:
+                assert increase < 0.01
+    assert checked == 9
+
+
+@pytest.mark.parametrize("table", ["table5", "table6"])
+def test_published_steering_intervals_are_clopper_pearson_of_163_prompts(papers, table):
+    ids = [id for id in papers.numbers if id.startswith(f"{table}.gemma.") and not id.endswith((".low", ".high"))]
+    assert len(ids) == 20 * 3
+    k = np.arange(164)
+    low = np.nan_to_num(stats.beta.ppf(0.025, k, 164 - k))
+    high = np.nan_to_num(stats.beta.ppf(0.975, k + 1, 163 - k), nan=1.0)
+    possible = np.stack([k / 163, low, high], axis=1)
+    for id in ids:
+        triple = [papers.numbers[id + suffix] for suffix in ("", ".low", ".high")]
+        assert np.abs(possible - triple).max(axis=1).min() <= 0.0051, id
+
+
+def test_derived_steering_numbers_follow_from_the_tables(papers):
+    gaps = []
+    for model, table in (("a", "table5"), ("b", "table6")):
+        languages = {id.split(".")[2] for id in papers.numbers if id.startswith(f"{table}.gemma.")}
+        for kind in ("none", "native", "transferred"):
+            mean = statistics.mean(papers.numbers[f"{table}.gemma.{language}.{kind}"] for language in languages)
+            assert papers.numbers[f"figure3b.gemma.{model}.{kind}"] == pytest.approx(mean, abs=5e-5)
+        for language in languages:
+            transferred, native = (papers.numbers[f"{table}.gemma.{language}.{k}"] for k in ("transferred", "native"))
+            gaps.append(min(1.0, transferred / native) if native else float(transferred > 0))
+    assert papers.numbers["figure3c.gemma.near_zero"] == statistics.mean(gap <= 0.25 for gap in gaps)
+    assert papers.numbers["figure3c.gemma.near_one"] == statistics.mean(gap >= 0.75 for gap in gaps)
+
+
+def test_derived_lrt_numbers_follow_from_the_paper(papers):
+    tasks = [value for id, value in papers.numbers.items() if id.startswith("lrt.gemma.correlation.")]
+    assert len(tasks) == 13
+    assert papers.numbers["lrt.gemma.correlation_summary.mean"] == pytest.approx(statistics.mean(tasks), abs=5e-4)
+    assert papers.numbers["lrt.gemma.correlation_summary.lowest"] == min(tasks)
+    chance = math.sqrt(16384 * (1 - 3584 / 16384))
+    assert papers.numbers["lrt.gemma.decoder_residual.chance"] == pytest.approx(chance, abs=0.05)
+
+
+def test_every_table_and_figure_of_the_main_paper_is_listed(papers):
+    ids = {figure.id for figure in papers.figures}
+    wanted = {f"table{i}" for i in range(1, 9)} | {f"figure{i}" for i in range(1, 17)}
+    assert {id for id in wanted if not any(known.rstrip("abcd") == id for known in ids)} == set()
+    assert {figure.chapter for figure in papers.figures} | {claim.chapter for claim in papers.claims} == set(CHAPTERS)
+
+
+def test_claims_stay_in_the_order_of_the_chapters(papers):
+    order = [CHAPTERS.index(claim.chapter) for claim in papers.claims]
+    assert order == sorted(order)
+
+
+def test_no_two_published_ids_differ_only_by_a_typing_error(papers):
+    """What is published for one pair is either published for another or belongs to a table that has one pair only."""
+    several = [id for id in papers.numbers if id.split(".")[0] in ("table1", "table2", "table4")]
+    quantities = [".".join([part for i, part in enumerate(id.split(".")) if i != 1]) for id in several]
+    assert [q for q in set(quantities) if quantities.count(q) == 1] == []
+
+
+def test_section_2_claims_hold_for_the_papers_own_pairs(papers):
+    on_losses = (
+        "stitch-near-ground-truth", "stitch-bottlenecked", "stitch-inverts", "stitch-inverts-from-above",
+        "inversion-is-asymmetric",
+    )  # fmt: skip
+    for pair in ("pythia", "gpt2", "gemma"):
+        for id in on_losses:
+            verdict = _verdict(papers, pair, id)
+            assert (verdict.verdict, verdict.published_verdict) == ("not run", "holds"), (pair, id)
+    assert _verdict(papers, "tiny", "stitch-inverts").published_verdict == ""
+    assert _verdict(papers, "gemma", "lrt-decoders-share-basis").published_verdict == "does not hold"
+
+
+def _section_2_numbers(pair):
+    """Every id that the chapters pairs and stitching write, with values that meet every claim."""
+    losses = {"a": 2.0, "b": 1.8, "a_to_b": 2.1, "b_to_a": 2.2, "a_to_b_to_a": 2.001, "b_to_a_to_b": 1.85}
+    stitching = {f"table1.{pair}.{way}": loss for way, loss in losses.items()}
+    stitching |= {f"table1.{pair}.{model}_without_layer": 9.0 for model in "ab"}
+    stitching |= {f"figure6.{pair}.{which}_layer_b": 3 for which in ("best", "chosen")}
+    stitching |= {f"figure6.{pair}.{which}_score": 0.7 for which in ("best", "chosen")}
+    for alpha in ("0", "0.1", "1", "10"):
+        for way in ("a_to_b", "b_to_a", "a_to_b_to_a", "b_to_a_to_b"):
+            stitching[f"figure7.{pair}.alpha_{alpha}.{way}"] = losses[way] + (alpha == "0") * way.count("to")
+    stitching |= {f"stitch.{pair}.exact.loss": 0.5, f"stitch.{pair}.adam.loss": 0.6, f"stitch.{pair}.speedup": 20.0}
+    stitching |= {f"stitch.{pair}.exact.seconds": 1.0, f"stitch.{pair}.adam.seconds": 20.0, f"stitch.{pair}.alpha": 1.0}
+    pairs = {f"pairs.{pair}.a.held_out_loss": 2.0, f"pairs.{pair}.b.held_out_loss": 1.8, f"pairs.{pair}.gap": 0.2}
+    return pairs, stitching
+
+
+def test_section_2_is_decided_by_what_its_chapters_write(papers):
+    pairs, stitching = _section_2_numbers("tiny")
+    write_results("tiny", "pairs", pairs)
+    write_results("tiny", "stitching", stitching)
+    said = {v.id: v.verdict for v in verdicts("tiny", book=papers) if v.chapter in ("pairs", "stitching")}
+    assert len(said) == 11 and set(said.values()) == {"holds"}
+
+
+@pytest.mark.parametrize(
+    ("id", "change", "verdict"),
+    [
+        ("stitch-near-ground-truth", {"table1.tiny.a_to_b": 2.6}, "partly"),
+        ("stitch-near-ground-truth", {"table1.tiny.a_to_b": 2.6, "table1.tiny.b_to_a": 2.9}, "does not hold"),
+        ("stitch-beats-floor", {"table1.tiny.b_to_a": 5.6}, "partly"),
+        ("stitch-beats-floor", {"table1.tiny.b_to_a": 9.1}, "does not hold"),
+        ("stitch-bottlenecked", {"table1.tiny.a_to_b": 1.99}, "partly"),
+        ("stitch-bottlenecked", {"table1.tiny.a_to_b": 1.99, "table1.tiny.b_to_a": 1.99}, "does not hold"),
+        ("stitch-inverts", {"table1.tiny.a_to_b_to_a": 2.021}, "partly"),
+        ("stitch-inverts", {"table1.tiny.a_to_b_to_a": 2.11}, "does not hold"),
+        ("stitch-inverts-from-above", {"table1.tiny.b_to_a_to_b": 2.1}, "partly"),
+        ("inversion-is-asymmetric", {"table1.tiny.b_to_a_to_b": 1.8}, "does not hold"),
+        ("layer-by-svcca", {"figure6.tiny.chosen_layer_b": 4}, "partly"),
+        ("layer-by-svcca", {"figure6.tiny.chosen_layer_b": 4, "figure6.tiny.chosen_score": 0.5}, "does not hold"),
+        ("inversion-penalty-balances", {"figure7.tiny.alpha_1.a_to_b": 3.5}, "partly"),
+        ("inversion-penalty-balances", {"figure7.tiny.alpha_0.a_to_b_to_a": 2.0}, "does not hold"),
+        ("exact-fit-no-worse", {"stitch.tiny.exact.loss": 0.61}, "partly"),
+        ("exact-fit-faster", {"stitch.tiny.speedup": 9.9}, "partly"),
+        ("b-is-better", {"pairs.tiny.gap": 0.09}, "partly"),
+    ],
+)
+def test_section_2_claims_can_fail(papers, id, change, verdict):
+    pairs, stitching = _section_2_numbers("tiny")
+    for part in (pairs, stitching):
+        part |= {key: value for key, value in change.items() if key in part}
+    assert set(change) <= set(pairs) | set(stitching)
+    write_results("tiny", "pairs", pairs)
+    write_results("tiny", "stitching", stitching)
+    assert _verdict(papers, "tiny", id).verdict == verdict

@@ -1,0 +1,115 @@
+"""The numbers of a run: what is stored, what comes back, what is refused."""
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from stitch_utils import results
+from stitch_utils.results import pairs_with_results, read_results, write_results
+
+
+def test_written_numbers_come_back_rounded_and_with_parameters(project):
+    numbers = {"table1.tiny.b": 2.0 / 3, "table1.tiny.a": np.float32(0.1), "table1.tiny.n": np.int64(7)}
+    path = write_results("tiny", "first", numbers, parameters={"scale": "smoke", "alpha": 1 / 3, "sae": None})
+    assert path == project / "results" / "tiny" / "first.json"
+    rows = json.loads(path.read_text())
+    assert list(rows) == sorted(rows)
+    assert rows["table1.tiny.b"] == 0.666667 and rows["table1.tiny.a"] == 0.1
+    assert read_results("tiny") == {
+        "table1.tiny.a": 0.1,
+        "table1.tiny.b": 0.666667,
+        "table1.tiny.n": 7,
+        "run.first.scale": "smoke",
+        "run.first.alpha": 0.333333,
+        "run.first.sae": None,
+    }
+    assert isinstance(read_results("tiny")["table1.tiny.n"], int)
+
+
+def test_a_second_run_replaces_the_first_and_leaves_nothing_else(project):
+    write_results("tiny", "first", {"table1.tiny.a": 1.0, "table1.tiny.old": 1.0})
+    path = write_results("tiny", "first", {"table1.tiny.a": 2.0})
+    assert read_results("tiny") == {"table1.tiny.a": 2.0}
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_run_that_was_killed_while_writing_is_ignored(project):
+    path = write_results("tiny", "first", {"table1.tiny.a": 1.0})
+    path.with_name(".second.123.tmp").write_text('{"table1.tiny')
+    assert read_results("tiny") == {"table1.tiny.a": 1.0}
+    assert pairs_with_results() == ["tiny"]
+
+
+@pytest.mark.parametrize(
+    ("numbers", "parameters", "message"),
+    [
+        ({"table1.tiny.a": math.nan}, {}, r"'table1\.tiny\.a' is nan"),
+        ({"table1.tiny.a": -math.inf}, {}, r"'table1\.tiny\.a' is -inf"),
+        ({"table1.tiny.a": np.float32("nan")}, {}, r"'table1\.tiny\.a' is nan"),
+        ({"table1.tiny.a": torch.tensor(1.0)}, {}, "is of type Tensor"),
+        ({"table1.tiny.a": None}, {}, "is of type NoneType"),
+        ({"table1.tinyish.a": 1.0}, {}, "does not contain the pair"),
+        ({"run.tiny.a": 1.0}, {}, "does not contain the pair"),
+        ({}, {"layers": [1, 2]}, "'layers' is of type list"),
+        ({}, {"alpha": math.inf}, "'alpha' is inf"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_and_the_old_file_stays(project, numbers, parameters, message):
+    write_results("tiny", "first", {"table1.tiny.a": 5.0})
+    with pytest.raises(ValueError, match=message):
+        write_results("tiny", "first", numbers, parameters=parameters)
+    assert read_results("tiny") == {"table1.tiny.a": 5.0}
+
+
+@pytest.mark.parametrize(("pair", "chapter"), [("../tiny", "first"), ("tiny", "a/b"), ("", "first"), ("tiny", ".x")])
+def test_names_that_leave_the_folder_are_refused(project, pair, chapter):
+    with pytest.raises(ValueError, match="is not a file name"):
+        write_results(pair, chapter, {})
+
+
+def test_an_id_belongs_to_one_chapter(project):
+    write_results("tiny", "first", {"table1.tiny.a": 1.0}, parameters={"scale": "smoke"})
+    write_results("tiny", "second", {"table1.tiny.b": 1.0}, parameters={"scale": "paper"})
+    assert read_results("tiny")["run.second.scale"] == "paper"
+    write_results("tiny", "third", {"table1.tiny.a": 1.0})
+    with pytest.raises(ValueError, match=r"'table1\.tiny\.a' was written by two chapters: 'first' and 'third'"):
+        read_results("tiny")
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "{", "3"])
+def test_a_broken_results_file_is_named(project, text):
+    folder = project / "results" / "tiny"
+    folder.mkdir(parents=True)
+    (folder / "first.json").write_text(text)
+    with pytest.raises(ValueError, match=r"first\.json does not hold a flat JSON object"):
+        read_results("tiny")
+
+
+def test_the_root_is_the_checkout_or_else_the_current_folder(tmp_path):
+    package = tmp_path / "checkout" / "stitch_utils"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    shutil.copy(results.__file__, package / "results.py")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    environment = {name: value for name, value in os.environ.items() if name != "STITCH_ROOT"}
+    environment["PYTHONPATH"] = str(package.parent)
+
+    def root(**more):
+        code = "from stitch_utils.results import project_root; print(project_root())"
+        command = [sys.executable, "-c", code]
+        run = subprocess.run(command, cwd=elsewhere, env=environment | more, capture_output=True, text=True, check=True)
+        return Path(run.stdout.strip())
+
+    assert root() == elsewhere
+    (package.parent / "_toc.yml").touch()
+    assert root() == package.parent
+    assert root(STITCH_ROOT="/srv/book") == Path("/srv/book")
