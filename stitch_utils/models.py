@@ -36,11 +36,10 @@ class _Enough(Exception):
 class Model:
     """A causal language model with its tokenizer. `ref` is what it was loaded from."""
 
-    def __init__(self, bridge: TransformerBridge, tokenizer, ref: str):
-        self.bridge, self.tokenizer, self.ref = bridge, tokenizer, ref
+    def __init__(self, bridge: TransformerBridge, tokenizer, ref: str, n_parameters: int):
+        self.bridge, self.tokenizer, self.ref, self.n_parameters = bridge, tokenizer, ref, n_parameters
         self.n_layers: int = bridge.cfg.n_layers
         self.d_model: int = bridge.cfg.d_model
-        self.n_parameters = sum(p.numel() for p in bridge.original_model.parameters())
 
     @property
     def device(self) -> torch.device:
@@ -184,10 +183,11 @@ def load_model(ref: str, device: str | None = None, *, dtype: str = "float32", r
         hf_model = AutoModelForCausalLM.from_pretrained(
             path, revision=revision, dtype=torch_dtype, attn_implementation="eager"
         ).to(device)
+    n_parameters = sum(p.numel() for p in hf_model.parameters())  # the bridge adds split copies of some
     bridge = TransformerBridge.boot_transformers(
         path, hf_model=hf_model.eval(), tokenizer=tokenizer, device=device, dtype=torch_dtype
     )
-    return Model(bridge.eval(), tokenizer, ref)
+    return Model(bridge.eval(), tokenizer, ref, n_parameters)
 
 
 @contextlib.contextmanager

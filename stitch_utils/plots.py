@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 BLUE, PURPLE, GREY, ORANGE = "#2f6db3", "#7b3f9d", "#9a9a9a", "#d1731f"
 OF_MODEL = {"a": BLUE, "b": PURPLE}
@@ -64,6 +65,9 @@ def fit_trace(tokens: Sequence[float], seconds: Sequence[float], losses: Sequenc
         axes.axhline(exact_loss, color=ORANGE, lw=1, ls="--")
         axes.plot(at, exact_loss, "D", color=ORANGE, label="exact, from moments")
         axes.set(xscale="log", yscale="log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
     left.set(xlabel="activations seen (tokens)", ylabel="Eq. 3 on held-out text")
     right.set(xlabel="seconds after the pass over the text")
     right.legend(frameon=False)
@@ -117,8 +121,9 @@ def training_curves(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]
     for model, (tokens, losses) in curves.items():
         axes.plot(np.array(tokens) / 1e6, losses, color=OF_MODEL[model], label=f"model {model.upper()}")
     axes.set(xlabel="training tokens (millions)", ylabel="training loss (nats)", yscale="log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
     axes.legend(frameon=False)
     return figure
 

@@ -196,6 +196,9 @@ def execute(root: Path, run: Run, key: str) -> float:
                 kernel_manager_class=_Kernel,
             )
             seconds = round(time.monotonic() - started, 1)
+            for cell in page.cells:
+                if "injected-parameters" in cell.metadata.get("tags", ()):
+                    cell.metadata.tags.append("hide-input")  # as the chapter's own parameters are
             page.metadata.papermill.update(input_path=f"book/{run.chapter}.md", output_path=run.page.as_posix())
             page.metadata["stitch_book"] = {
                 "key": key,

@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -249,11 +249,12 @@ def fit_exact(
             if before - loss < 10 * tolerance * loss:
                 break
         up, down, evaluations, converged = _polish(up, down, covariances, alpha, tolerance, max_evaluations)
-        loss = _centred_loss(up, down, *covariances, alpha).item()
     mean_x, mean_y = moments.mean_x, moments.mean_y
-    maps = [tensor.to(dtype) for tensor in (up, mean_y - mean_x @ up, down, mean_x - mean_y @ down)]
+    stitch = Stitch(up, mean_y - mean_x @ up, down, mean_x - mean_y @ down)
+    loss = stitch_loss(stitch, moments, alpha=alpha).total  # without the ridge
     seconds = time.perf_counter() - began
-    return Stitch(*maps, report=FitReport("exact", alpha, loss, converged, sweeps, evaluations, ridge, seconds))
+    report = FitReport("exact", alpha, loss, converged, sweeps, evaluations, ridge, seconds)
+    return replace(stitch.to(dtype), report=report)
 
 
 def fit_adam(batches: Iterable[tuple[Tensor, Tensor]], *, d_a: int, d_b: int, alpha: float = 1.0, lr: float = 1e-4,

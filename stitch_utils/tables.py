@@ -17,12 +17,13 @@ from .claims import VERDICTS, figures_status, published, verdicts
 from .results import pairs_with_results, project_root, read_results
 
 
-def beside(pair: str, prefix: str) -> pd.DataFrame:
+def beside(pair: str, prefix: str, *, labels: Mapping[str, str] | None = None) -> pd.DataFrame:
     """A table or figure (`prefix` is "table1", say) as a DataFrame of short strings, ours first.
 
     One row for each quantity (the rest of the id after the pair), in the order of `published.yml` and then by name; a
     column named after the pair with our values as `value [low, high]`, and a column `<pair>, published` for each pair
-    that the papers report. An empty string where there is no number.
+    that the papers report. An empty string where there is no number. `labels` chooses the rows, their order and what
+    they are called: {quantity: label}.
     """
     book, prefix = published(), prefix.rstrip(".")
     sources = {pair: (read_results(pair), f"{prefix}.{pair}.")}
@@ -33,8 +34,10 @@ def beside(pair: str, prefix: str) -> pd.DataFrame:
     }
     ours, theirs = columns[pair], {name: column for name, column in columns.items() if column and name != pair}
     rows = dict.fromkeys(re.sub(r"\.(low|high)$", "", id) for column in (*theirs.values(), ours) for id in column)
+    rows = rows if labels is None else labels
     cells = {name: [_with_interval(column, row) for row in rows] for name, column in {pair: ours, **theirs}.items()}
-    return pd.DataFrame(cells, index=pd.Index(list(rows), name=prefix), dtype=object)
+    index = pd.Index(list(rows) if labels is None else list(labels.values()), name=None if labels else prefix)
+    return pd.DataFrame(cells, index=index, dtype=object)
 
 
 def claims_table(

@@ -144,9 +144,15 @@ def story_frames(rng: random.Random, topic: str, *, count: int, tense: str | Non
     return frames
 
 
+def _shared_tense(frames: list[Frame]) -> dict[str, str]:
+    """The label of a text all in one tense; a reason is never given in the future, so some texts have none."""
+    tenses = {frame.tense for frame in frames}
+    return {"tense": tenses.pop()} if len(tenses) == 1 else {}
+
+
 def _story(rng, language, topic):
     frames = story_frames(rng, topic, count=rng.randrange(6, 14))
-    return " ".join(realise(frame, language) for frame in frames), {"tense": frames[0].tense}
+    return " ".join(realise(frame, language) for frame in frames), _shared_tense(frames)
 
 
 def _review(rng, language, topic):
@@ -195,7 +201,7 @@ def _questions(rng, language, topic):
 
 def _list(rng, language, topic):
     frames = story_frames(rng, topic, count=rng.randrange(4, 8))
-    return "\n".join(f"- {realise(frame, language)}" for frame in frames), {"tense": frames[0].tense}
+    return "\n".join(f"- {realise(frame, language)}" for frame in frames), _shared_tense(frames)
 
 
 def _record(rng, language, topic):
@@ -204,7 +210,7 @@ def _record(rng, language, topic):
 
 def _quotes(rng, language, topic):
     frames = story_frames(rng, topic, count=rng.randrange(4, 8))
-    return "\n".join(f'"{realise(frame, language)}"' for frame in frames), {"tense": frames[0].tense}
+    return "\n".join(f'"{realise(frame, language)}"' for frame in frames), _shared_tense(frames)
 
 
 def record(rng: random.Random, language: str, topic: str, about: str | None = None) -> str:
@@ -283,8 +289,12 @@ def sentence_frames(seed: int | str, count: int) -> list[Frame]:
     for index in range(count):
         rng = random.Random(f"{seed}:sentence:{index}")
         names = tuple(rng.sample(list(people()), 2))
-        subject = rng.choice((None, None, named(names[0]), speaker(rng)))
-        frames.append(draw_frame(rng, rng.choice(TOPICS), subject=subject, names=names))
+        while True:
+            subject = rng.choice((None, None, named(names[0]), speaker(rng)))
+            frame = draw_frame(rng, rng.choice(TOPICS), subject=subject, names=names)
+            if frame.object is not None or isinstance(frame.subject, Noun):  # "I am so ill!" is about no topic
+                break
+        frames.append(frame)
     return frames
 
 

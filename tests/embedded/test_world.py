@@ -134,6 +134,7 @@ def test_records_are_json_without_gaps(language):
             assert all(value.strip() == value != "" and "  " not in value for value in record.values()), line
 
 
+# The shipped models were trained on this text: to be mended when they are trained again.
 @pytest.mark.xfail(strict=True, reason="world.record joins the parts of the verb itself, not as Hungarian orders them")
 def test_hungarian_records_put_the_preverb_before_the_auxiliary():
     key = load_lexicon("hu").json_keys["does"]
@@ -159,11 +160,14 @@ def test_reviews_are_of_one_mind():
     assert min(seen["positive"], seen["negative"]) > 40
 
 
-@pytest.mark.xfail(strict=True, reason="a 'because' sentence of a story in the future is told in another tense")
-def test_a_story_labelled_future_is_told_in_the_future():
-    for document in documents("tenses", stop=150, language="en", format="story"):
+def test_a_story_with_a_tense_is_told_in_it_throughout():
+    stories = [
+        story for story in documents("tenses", stop=150, language="en", format="story") if "tense" in story.labels
+    ]
+    assert len(stories) > 100
+    for document in stories:
         sentences = re.findall(r"[^.!?]+[.!?]", document.text)
-        assert {"will" in sentence.split() for sentence in sentences} == {document.labels["tense"] == "fut"}
+        assert {"will" in sentence.lower().split() for sentence in sentences} == {document.labels["tense"] == "fut"}
 
 
 def test_code_parses_and_shows_every_kind_of_statement():
