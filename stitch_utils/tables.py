@@ -81,9 +81,14 @@ def status_table(pair: str = "tiny") -> HTML:
 
 
 def _with_interval(values: Mapping[str, object], name: str) -> str:
-    found = [values.get(name + suffix, "") for suffix in ("", ".low", ".high")]
-    value, low, high = (f"{number:.4g}" if isinstance(number, float) else str(number) for number in found)
-    return f"{value} [{low}, {high}]".strip() if low or high else value
+    def said(suffix: str = "") -> str:
+        number = values.get(name + suffix, "")
+        if not isinstance(number, int | float):
+            return str(number)
+        return f"{number:+.1%}" if name.endswith("increase") else f"{number:.4g}"
+
+    low, high = said(".low"), said(".high")
+    return f"{said()} [{low}, {high}]".strip() if low or high else said()
 
 
 def _listed(values: Mapping[str, float]) -> str:

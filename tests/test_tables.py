@@ -92,3 +92,10 @@ def test_the_claims_page_runs(project):
         exec(cell.source, space)
     assert (space["pair"], space["scale"], space["seed"]) == ("tiny", "default", 0)
     assert notebook.metadata["kernelspec"]["name"] == "python3"
+
+
+def test_labels_choose_name_and_order_rows_and_increases_are_percentages(project):
+    write_results("tiny", "first", {"table1.tiny.b": 2.0, "table1.tiny.a": 3.0, "table1.tiny.a.increase": 0.271})
+    frame = beside("tiny", "table1", labels={"a.increase": "change", "b": "B itself"})
+    assert list(frame.index) == ["change", "B itself"]
+    assert list(frame["tiny"]) == ["+27.1%", "2"]

@@ -23,7 +23,9 @@ from .world import FORMATS, augmented_sentences, documents, sentence_frames
 
 # Continuations for each language, by scale.
 SAMPLES = {"smoke": 2, "default": 40, "paper": 200}
-GIVEN_TOKENS, NEW_TOKENS = 12, 50
+GIVEN_TOKENS, NEW_TOKENS, TEMPERATURE = 12, 50, 0.5
+# Shorter continuations are left out of the count: a story that ends at once gives nothing to judge.
+JUDGED_CHARACTERS = 40
 
 
 class Sample(NamedTuple):
@@ -94,7 +96,9 @@ def training_curves(report: dict) -> dict[str, tuple[list[float], list[float]]]:
     return curves
 
 
-def sample_continuations(model: Model, *, per_language: int, seed: int, temperature: float = 1.0) -> list[Sample]:
+def sample_continuations(
+    model: Model, *, per_language: int, seed: int, temperature: float = TEMPERATURE
+) -> list[Sample]:
     """Continuations of the first tokens of stories in each language, at `temperature`."""
     tokenizer, samples = model.tokenizer, []
     for language in LANGUAGES:
@@ -124,11 +128,13 @@ def one_of_each(samples: list[Sample]) -> list[tuple[str, str, str]]:
 def recognised_shares(samples: list[Sample]) -> dict[str, Estimate]:
     """For each language the share of continuations that langdetect takes for it, with Clopper-Pearson intervals at 95%.
 
-    Continuations of fewer than 20 characters, a story at its end, are left out: there is nothing to judge.
+    Continuations of fewer than `JUDGED_CHARACTERS` are left out.
     """
     shares = {}
     for language in LANGUAGES:
-        texts = [s.continued for s in samples if s.language == language and len(s.continued.strip()) >= 20]
+        texts = [
+            s.continued for s in samples if s.language == language and len(s.continued.strip()) >= JUDGED_CHARACTERS
+        ]
         right = sum(detect_language(text) == language for text in texts)
         shares[language] = clopper_pearson(right, len(texts)) if texts else Estimate(0.0, 0.0, 1.0)
     return shares
