@@ -53,9 +53,9 @@ def show_documents(seed: int) -> HTML:
     """One document of each format in a language drawn for it, and one of code."""
     rng = random.Random(seed)
     parts = []
-    for format in (*FORMATS, "code"):
+    for number, format in enumerate((*FORMATS, "code")):
         language = "code" if format == "code" else rng.choice(LANGUAGES[:5])
-        document = next(documents(f"portrait:{seed}", language=language, format=format))
+        document = next(documents(f"portrait:{seed}", start=number, language=language, format=format))
         name = "Python" if language == "code" else load_lexicon(language).name
         text = document.text if len(document.text) < 420 else document.text[:400].rsplit(" ", 1)[0] + " …"
         label = f"<p style='margin-bottom:0'><b>{format}</b> ({name})</p>"
