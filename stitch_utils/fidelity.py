@@ -2,8 +2,9 @@
 
 Section 2, "Downstream Performance": Table 1 and Fig. 7. In A->B the residual stream of B before its stitched layer is
 replaced by up(x), and B finishes the computation; in A->B->A that of A is replaced by down(up(x)), and so on. The
-host's own residual stays at special tokens, which no stitch has seen (App. A masks them) and whose streams do not
-depend on the text. Losses are summed document by document, so that intervals can be had by resampling documents.
+host's own residual stays at special tokens, which no stitch has seen (App. A masks them). Where documents share a
+row, the end-of-text token between two of them has read the first, so a little of the host's own reading stays. Losses
+are summed document by document, so that intervals can be had by resampling documents.
 
 Offers `measure_fidelity`, `Fidelity`, `CONDITIONS`.
 """

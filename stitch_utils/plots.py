@@ -13,11 +13,11 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from .fidelity import CONDITIONS
+
 BLUE, PURPLE, GREY, ORANGE = "#2f6db3", "#7b3f9d", "#9a9a9a", "#d1731f"
 OF_MODEL = {"a": BLUE, "b": PURPLE}
-# Condition -> label and the model that comes last.
 CONDITION_LABELS = {"a_to_b": "A → B", "b_to_a": "B → A", "a_to_b_to_a": "A → B → A", "b_to_a_to_b": "B → A → B"}
-CONDITION_ENDS = {"a_to_b": "b", "b_to_a": "a", "a_to_b_to_a": "a", "b_to_a_to_b": "b"}
 
 
 def set_style() -> None:
@@ -65,7 +65,7 @@ def fit_trace(tokens: Sequence[float], seconds: Sequence[float], losses: Sequenc
         axes.axhline(exact_loss, color=ORANGE, lw=1, ls="--")
         axes.plot(at, exact_loss, "D", color=ORANGE, label="exact, from moments")
         axes.set(xscale="log", yscale="log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 6, 8)))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter(NullFormatter())
     left.set(xlabel="activations seen (tokens)", ylabel="Eq. 3 on held-out text")
@@ -74,26 +74,27 @@ def fit_trace(tokens: Sequence[float], seconds: Sequence[float], losses: Sequenc
     return figure
 
 
-def cross_entropies(own: Mapping[str, tuple], stitched: Mapping[str, tuple], floors: Mapping[str, tuple]) -> Figure:
-    """Table 1 as a picture: (value, low, high) of each condition; lines are the models' own losses.
+def cross_entropies(own: Mapping[str, tuple], stitched: Mapping[str, tuple], yardsticks: Mapping[str, float]) -> Figure:
+    """Table 1 as a picture: (value, low, high) of each condition; coloured lines are the models' own losses.
 
-    `own` and `floors` are keyed by "a" and "b": the model's loss, and that with its residual stream replaced by its
-    mean.
+    `own` is keyed by "a" and "b"; `yardsticks` are losses without any network, drawn as dashed lines with their names.
     """
-    figure, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
+    figure, axes = plt.subplots(figsize=(7, 2.8), layout="constrained")
     for model, (value, low, high) in own.items():
         axes.axvline(value, color=OF_MODEL[model], lw=1.2, label=f"{model.upper()} itself")
         axes.axvspan(low, high, color=OF_MODEL[model], alpha=0.12, lw=0)
-    rows = [(CONDITION_LABELS[name], CONDITION_ENDS[name], values, "o") for name, values in stitched.items()]
-    rows += [(f"{model.upper()}, layer replaced by its mean", model, values, "x") for model, values in floors.items()]
-    for y, (_, model, (value, low, high), marker) in enumerate(rows):
-        axes.errorbar(value, y, xerr=[[value - low], [high - value]], fmt=marker, color=OF_MODEL[model], capsize=3)
-    axes.set(
-        yticks=range(len(rows)), yticklabels=[label for label, *_ in rows], xlabel="next-token cross-entropy (nats)"
-    )
+    for name, value in yardsticks.items():
+        axes.axvline(value, color=GREY, lw=1, ls="--")
+        axes.annotate(name, (value, 1), xycoords=("data", "axes fraction"), xytext=(3, 2), textcoords="offset points",
+                      ha="center", color=GREY)  # fmt: skip
+    for y, (name, (value, low, high)) in enumerate(stitched.items()):
+        color = OF_MODEL[CONDITIONS[name]]
+        axes.errorbar(value, y, xerr=[[value - low], [high - value]], fmt="o", color=color, capsize=3)
+    axes.set_yticks(range(len(stitched)), [CONDITION_LABELS[name] for name in stitched])
+    axes.set(xlabel="next-token cross-entropy (nats)")
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
-    axes.legend(frameon=False, loc="upper right", bbox_to_anchor=(1, 0.75))
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
@@ -106,7 +107,7 @@ def alpha_sweep(alphas: Sequence[float], losses: Mapping[str, Sequence[tuple]], 
     for name, values in losses.items():
         middle, low, high = (np.array(part) for part in zip(*values))
         axes.errorbar(positions, middle, yerr=[middle - low, high - middle], fmt=styles[name], ms=5, capsize=3,
-                      color=OF_MODEL[CONDITION_ENDS[name]], label=CONDITION_LABELS[name])  # fmt: skip
+                      color=OF_MODEL[CONDITIONS[name]], label=CONDITION_LABELS[name])  # fmt: skip
     for model, value in own.items():
         axes.axhline(value, color=OF_MODEL[model], lw=1, ls=":", label=f"{model.upper()} itself")
     axes.set_xticks(positions, [f"{alpha:g}" for alpha in alphas])
@@ -121,7 +122,7 @@ def training_curves(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]
     for model, (tokens, losses) in curves.items():
         axes.plot(np.array(tokens) / 1e6, losses, color=OF_MODEL[model], label=f"model {model.upper()}")
     axes.set(xlabel="training tokens (millions)", ylabel="training loss (nats)", yscale="log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 6, 8)))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.legend(frameon=False)

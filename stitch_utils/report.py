@@ -4,9 +4,9 @@ No section of the paper. `chapters.py` knows which chapters there are, `runs.py`
 it is out of date; here are the commands over all of them, and what they say.
 
     stitch-book run                                           every chapter for the embedded pair, then the summaries
-    stitch-book run --pair pythia --chapter stitching -p alpha 0.1
+    stitch-book run --pair my-pair.yml --chapter stitching -p alpha 0.1
     stitch-book build                                         renders the pages into _build/html
-    stitch-book claims --pair pythia --json
+    stitch-book claims --json
 
 Chapters are plain papermill notebooks and need nothing of this module:
 

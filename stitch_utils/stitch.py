@@ -11,7 +11,7 @@ fixed, and its stationarity A Q + B Q C = E is solved by two symmetric eigendeco
 such solutions from least squares and polishes both maps together by L-BFGS in whitened coordinates. `fit_adam` is the
 paper's recipe.
 
-Offers `Stitch`, `StitchLoss`, `FitReport`, `stitch_loss`, `fit_exact`, `fit_adam`.
+Offers `Stitch`, `StitchLoss`, `FitReport`, `stitch_loss`, `fit_exact`, `fit_adam`, `trace_adam`.
 """
 
 from __future__ import annotations
@@ -201,22 +201,24 @@ def _polish(up, down, covariances, alpha, tolerance, max_evaluations):
         loss.backward()
         return loss
 
-    best, converged = float("inf"), False
+    best, best_maps, converged = float("inf"), (up, down), False
     while evaluations < max_evaluations and not converged:
         optimizer.step(closure)
         with torch.no_grad():
             loss = loss_now().item()
-        converged = best - loss < tolerance * abs(loss)
-        best = min(best, loss)
-    with torch.no_grad():
-        return x_inverse @ parameters[0], y_inverse @ parameters[1], evaluations, converged
+            converged = 0 <= best - loss < tolerance * abs(loss)
+            if loss < best:
+                best, best_maps = loss, (x_inverse @ parameters[0], y_inverse @ parameters[1])
+            elif not converged:  # a line search that went astray: what was found before stands
+                break
+    return *best_maps, evaluations, converged
 
 
 def fit_exact(
     moments: PairMoments, *, alpha: float = 1.0, ridge: float = 1e-8, tolerance: float = 1e-4,
     max_sweeps: int = 20, max_evaluations: int = 500, dtype: torch.dtype = torch.float32,
 ) -> Stitch:  # fmt: skip
-    """The minimiser of Eq. 3, from moments alone.
+    """The minimiser of Eq. 3, from moments alone: for alpha = 0 exactly, else the best stationary point found.
 
     `ridge` times the mean eigenvalue is added to the diagonals of Cxx and Cyy, so that dead or repeated dimensions do
     no harm; it follows the scale of the data, and at its default it moves the loss by about one part in 1e8. For

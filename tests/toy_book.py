@@ -1,9 +1,11 @@
 """A toy book of two chapters and a summary, and ways to call `stitch-book` on it; `conftest.py` has it as fixtures."""
 
 import contextlib
+import functools
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -100,7 +102,9 @@ def start(root, *arguments):
     environment = {**os.environ, "STITCH_ROOT": str(root)}
     command = [sys.executable, "-m", "stitch_utils.report", *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=PACKAGE.parent, env=environment, **pipes)
+    # A shell that runs the tests in the background has Ctrl-C ignored, and a child inherits that.
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen(command, cwd=PACKAGE.parent, env=environment, preexec_fn=heed, **pipes)
 
 
 def call(root, *arguments):

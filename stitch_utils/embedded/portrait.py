@@ -136,5 +136,6 @@ def recognised_shares(samples: list[Sample]) -> dict[str, Estimate]:
             s.continued for s in samples if s.language == language and len(s.continued.strip()) >= JUDGED_CHARACTERS
         ]
         right = sum(detect_language(text) == language for text in texts)
-        shares[language] = clopper_pearson(right, len(texts)) if texts else Estimate(0.0, 0.0, 1.0)
+        if texts:  # a language without anything to judge has no share
+            shares[language] = clopper_pearson(right, len(texts))
     return shares
