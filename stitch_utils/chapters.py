@@ -5,7 +5,8 @@ says which there are and in which order. What a user writes on a command line is
 decides what it stands for, so that `1e-4` is a number where a number stood, and `no` is Norwegian where a language
 stood.
 
-Offers `chapter_names`, `toc_files`, `read_chapter`, `parse_value`, and `RequestError` for what makes no sense.
+Offers `chapter_names`, `toc_files`, `read_chapter`, `for_pair`, `parse_value`, and `RequestError` for what makes no
+sense.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ import json
 import math
 import re
 from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
 import yaml
 
 SUMMARIES = ("claims", "index")  # they read the results of all pairs, so they come last, in this order
+EMBEDDED_ONLY = "embedded-pair"  # tag of cells that are about the embedded pair and nothing else
 
 
 class RequestError(Exception):
@@ -76,6 +79,26 @@ def read_chapter(root: Path, chapter: str) -> tuple[Any, dict[str, Any], str]:
             f"book/{chapter}.md: its cell tagged 'parameters' must assign plain literals only"
         ) from error
     return notebook, defaults, hashlib.sha256(source.encode()).hexdigest()
+
+
+def for_pair(notebook: Any, pair: str) -> Any:
+    """The notebook for a page that stands below the embedded pair's, in the same book.
+
+    Its title names the pair, its figures have labels of their own, and cells tagged `embedded-pair` are left out.
+    """
+    copy = deepcopy(notebook)
+    copy.cells = [cell for cell in copy.cells if EMBEDDED_ONLY not in cell.metadata.get("tags", ())]
+    labels = set()
+    for cell in copy.cells:
+        if name := cell.metadata.get("mystnb", {}).get("figure", {}).get("name"):
+            cell.metadata["mystnb"]["figure"]["name"] = f"{name}-{pair}"
+            labels.add(name)
+    for cell in copy.cells:
+        if cell.cell_type == "markdown":
+            cell.source = re.sub(r"^# (.*)", rf"# \1: {pair}", cell.source, count=1, flags=re.M)
+            for label in labels:
+                cell.source = cell.source.replace(f"`{label}`", f"`{label}-{pair}`")
+    return copy
 
 
 def parse_value(name: str, text: str, default: Any) -> Any:

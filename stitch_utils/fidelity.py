@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from .harvest import as_fits
 from .intervals import Estimate, from_draws
 from .models import Model
 from .stitch import Stitch
@@ -77,34 +78,33 @@ def measure_fidelity(model_a: Model, model_b: Model, layer_a: int, layer_b: int,
     tokens: dict[int, float] = {}
     sums: dict[tuple[str, str], dict[int, float]] = {}
     models, layers = {"a": model_a, "b": model_b}, {"a": layer_a, "b": layer_b}
+    stitches = {name: stitch.to(model_b.device) for name, stitch in stitches.items()}
 
-    def add(key, values: Tensor, batch: TokenBatch):
-        scored = batch.mask[:, 1:]
-        owners = batch.documents[:, 1:][scored]
-        totals = torch.bincount(owners, weights=values.cpu().double()[scored]) if len(owners) else torch.zeros(0)
-        store = tokens if key is None else sums.setdefault(key, {})
-        for document in owners.unique().tolist():
-            store[document] = store.get(document, 0.0) + totals[document].item()
+    def losses(batch: TokenBatch) -> tuple[TokenBatch, dict[tuple[str, str], Tensor]]:
+        """{(stitch, condition): (batch, pos-1)} on the CPU."""
 
-    def spliced(key, host: str, replacement: Tensor, batch: TokenBatch):
-        edit = splice(replacement, batch.mask)
-        add(key, models[host].cross_entropy(batch.tokens, layer=layers[host], edit=edit), batch)
+        def spliced(host: str, replacement: Tensor) -> Tensor:
+            edit = splice(replacement, batch.mask)
+            return models[host].cross_entropy(batch.tokens, layer=layers[host], edit=edit).cpu()
 
-    for batch in tqdm(batches, desc="cross-entropy", leave=False):
-        add(None, torch.ones(batch.tokens[:, 1:].shape), batch)
         x = model_a.residuals(batch.tokens, [layer_a])[layer_a]
         y = model_b.residuals(batch.tokens, [layer_b])[layer_b]
-        for host in models:
-            add(("own", host), models[host].cross_entropy(batch.tokens), batch)
+        found = {("own", host): model.cross_entropy(batch.tokens).cpu() for host, model in models.items()}
         if means is not None:
             for host, stream, mean in (("a", x, means[0]), ("b", y, means[1])):
-                spliced(("own", f"{host}_without_layer"), host, mean.to(stream).expand_as(stream), batch)
+                found["own", f"{host}_without_layer"] = spliced(host, mean.to(stream).expand_as(stream))
         for name, stitch in stitches.items():
             up_x, down_y = stitch.up(x.to(y.device)), stitch.down(y)
-            spliced((name, "a_to_b"), "b", up_x, batch)
-            spliced((name, "b_to_a"), "a", down_y, batch)
-            spliced((name, "a_to_b_to_a"), "a", stitch.down(up_x), batch)
-            spliced((name, "b_to_a_to_b"), "b", stitch.up(down_y), batch)
+            found[name, "a_to_b"] = spliced("b", up_x)
+            found[name, "b_to_a"] = spliced("a", down_y)
+            found[name, "a_to_b_to_a"] = spliced("a", stitch.down(up_x))
+            found[name, "b_to_a_to_b"] = spliced("b", stitch.up(down_y))
+        return batch, found
+
+    for batch, found in tqdm(as_fits(batches, losses), desc="cross-entropy", leave=False):
+        _add(tokens, torch.ones(batch.tokens[:, 1:].shape), batch)
+        for key, values in found.items():
+            _add(sums.setdefault(key, {}), values, batch)
     if not tokens:
         raise ValueError("the batches predict no ordinary token: expected at least one document of two tokens")
     order = sorted(tokens)
@@ -113,3 +113,12 @@ def measure_fidelity(model_a: Model, model_b: Model, layer_a: int, layer_b: int,
         {key: np.array([values[document] for document in order]) for key, values in sums.items()},
         seed,
     )
+
+
+def _add(store: dict[int, float], values: Tensor, batch: TokenBatch) -> None:
+    """Adds the values (batch, pos-1) at ordinary tokens to the sum of the document that each token belongs to."""
+    scored = batch.mask[:, 1:]
+    owners = batch.documents[:, 1:][scored]
+    totals = torch.bincount(owners, weights=values.double()[scored]) if len(owners) else torch.zeros(0)
+    for document in owners.unique().tolist():
+        store[document] = store.get(document, 0.0) + totals[document].item()

@@ -4,12 +4,14 @@ App. A: "we collect activations at the desired layers in both models", special t
 passes once through both models, truncated at the deepest layer asked for; what is wanted of the activations (moments,
 a small sample, a step of Adam) is taken before the next batch.
 
-Offers `paired_residuals`, `harvest_moments`, `sample_residuals`, `ActivationStream`.
+Offers `training_batches`, `evaluation_batches`, `as_fits`, `paired_residuals`, `harvest_moments`, `sample_residuals`,
+`ActivationStream`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
@@ -18,8 +20,10 @@ from tqdm import tqdm
 
 from .models import Model
 from .moments import PairMoments
-from .pairs import ModelPair, Scale
+from .pairs import ModelPair, Scale, TextRef, blaming
 from .text import TokenBatch, token_batches
+
+T = TypeVar("T")
 
 # {layer: (n, d_model)}; the widths of two models differ, so the axes are not named across them.
 Residuals = dict[int, Float[Tensor, "_ _"]]
@@ -27,20 +31,64 @@ Residuals = dict[int, Float[Tensor, "_ _"]]
 
 def training_batches(pair: ModelPair, scale: Scale, tokenizer, n_tokens: int) -> Iterator[TokenBatch]:
     """The first `n_tokens` positions of the pair's training text."""
-    return token_batches(
-        pair.train, tokenizer, context=pair.context, batch_size=scale.batch_size, rows=pair.rows, n_tokens=n_tokens
-    )
+    return _batches(pair, pair.train, scale, tokenizer, n_tokens=n_tokens)
+
+
+def evaluation_batches(pair: ModelPair, scale: Scale, tokenizer) -> Iterator[TokenBatch]:
+    """The documents of the pair's evaluation text that the scale takes."""
+    return _batches(pair, pair.evaluation, scale, tokenizer, n_documents=scale.eval_documents)
+
+
+def _batches(pair: ModelPair, text: TextRef, scale: Scale, tokenizer, **limits) -> Iterator[TokenBatch]:
+    with blaming(pair, "text"):
+        yield from token_batches(
+            text, tokenizer, context=pair.context, batch_size=scale.batch_size, rows=pair.rows, **limits
+        )
+
+
+def as_fits(batches: Iterable[TokenBatch], work: Callable[[TokenBatch], T]) -> Iterator[T]:
+    """`work(batch)` for each batch; one that does not fit into the accelerator's memory is halved until it does.
+
+    The size that fitted is kept for what follows. `work` may be called again for rows that it has seen, so it must
+    leave nothing behind when it fails. ValueError if a single row does not fit.
+    """
+    limit: int | None = None
+    for batch in batches:
+        waiting = [batch]
+        while waiting:
+            part = waiting.pop(0)
+            if limit is not None and len(part.tokens) > limit:
+                waiting[:0] = part.split(limit)
+                continue
+            try:
+                result = work(part)
+            except torch.OutOfMemoryError as error:
+                if len(part.tokens) == 1:
+                    raise ValueError(
+                        f"one row of {part.tokens.shape[1]} tokens does not fit into memory: choose a shorter context, "
+                        f"bfloat16, or a larger accelerator ({error})"
+                    ) from error
+                limit = len(part.tokens) // 2
+                waiting.insert(0, part)
+            else:
+                yield result
+                continue
+            torch.cuda.empty_cache()  # out of the handler, whose traceback held the tensors
 
 
 def paired_residuals(model_a: Model, model_b: Model, batches: Iterable[TokenBatch], layers_a: Sequence[int],
                      layers_b: Sequence[int]) -> Iterator[tuple[Residuals, Residuals]]:  # fmt: skip
-    """For each batch the residual streams of its ordinary tokens: {layer: (n, d_a)} and {layer: (n, d_b)}."""
-    for batch in batches:
+    """For each batch (or part of it, see `as_fits`) the residual streams of its ordinary tokens: {layer: (n, d_a)} and
+    {layer: (n, d_b)}."""
+
+    def read(batch: TokenBatch) -> tuple[Residuals, Residuals]:
         streams = []
         for model, layers in ((model_a, layers_a), (model_b, layers_b)):
             keep = batch.mask.to(model.device)
             streams.append({layer: residual[keep] for layer, residual in model.residuals(batch.tokens, layers).items()})
-        yield streams[0], streams[1]
+        return streams[0], streams[1]
+
+    return as_fits(batches, read)
 
 
 def harvest_moments(model_a: Model, model_b: Model, batches: Iterable[TokenBatch],
@@ -55,12 +103,14 @@ def harvest_moments(model_a: Model, model_b: Model, batches: Iterable[TokenBatch
     return moments
 
 
-def sample_residuals(model_a: Model, model_b: Model, batches: Iterable[TokenBatch]) -> tuple[Residuals, Residuals]:
-    """The residual streams of a small sample at every layer of both models, on the CPU in float32."""
+def sample_residuals(model_a: Model, model_b: Model, batches: Iterable[TokenBatch], *,
+                     layers_a: Sequence[int] | None = None) -> tuple[Residuals, Residuals]:  # fmt: skip
+    """The residual streams of a small sample on the CPU, at every layer of B and at every one (or `layers_a`) of A."""
+    layers_a = range(model_a.n_layers) if layers_a is None else layers_a
     parts: tuple[list, list] = ([], [])
-    for streams in paired_residuals(model_a, model_b, batches, range(model_a.n_layers), range(model_b.n_layers)):
+    for streams in paired_residuals(model_a, model_b, batches, layers_a, range(model_b.n_layers)):
         for part, stream in zip(parts, streams):
-            part.append({layer: values.float().cpu() for layer, values in stream.items()})
+            part.append({layer: values.cpu() for layer, values in stream.items()})
     if not parts[0]:
         raise ValueError("no batches given: expected at least one")
     return tuple({layer: torch.cat([chunk[layer] for chunk in part]) for layer in part[0]} for part in parts)

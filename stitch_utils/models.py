@@ -5,13 +5,14 @@ Section 2 ("activations are taken before the layer's computation") and Table 1. 
 keeps the raw numerics of Hugging Face (no folded norms, no centred weights), so that residual streams are those that
 the paper stitches.
 
-Offers `Model`, `load_model`, `load_models` and `load_tokenizer`.
+Offers `Model`, `load_model`, `load_models`, `load_tokenizer`, `load_config`, and `check_pair`, which loads no weights.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -19,12 +20,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from .pairs import DTYPES, ModelPair
+from .hub import model_is_there, reaching
+from .pairs import DTYPES, ModelPair, blaming
 
 PACKAGE = Path(__file__).parent
+HUB_ID = r"[\w.-]+(/[\w.-]+)?"
 # Takes and returns the residual stream at one layer, (batch, pos, d_model).
 Edit = Callable[[Tensor], Tensor]
 
@@ -34,12 +37,18 @@ class _Enough(Exception):
 
 
 class Model:
-    """A causal language model with its tokenizer. `ref` is what it was loaded from."""
+    """A causal language model with its tokenizer. `ref` is what it was loaded from, `config` its Hugging Face one."""
 
-    def __init__(self, bridge: TransformerBridge, tokenizer, ref: str, n_parameters: int):
+    def __init__(self, bridge: TransformerBridge, tokenizer, ref: str, n_parameters: int, config):
         self.bridge, self.tokenizer, self.ref, self.n_parameters = bridge, tokenizer, ref, n_parameters
+        self.config = config
         self.n_layers: int = bridge.cfg.n_layers
         self.d_model: int = bridge.cfg.d_model
+
+    @property
+    def is_stand_in(self) -> bool:
+        """Whether these are random weights under another model's name, as those of `tests/hub`."""
+        return bool(getattr(self.config, "stand_in", False))
 
     @property
     def device(self) -> torch.device:
@@ -47,10 +56,7 @@ class Model:
 
     def hook_name(self, layer: int) -> str:
         """The hook point before block `layer`; ValueError if the model has no such block."""
-        if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < self.n_layers:
-            raise ValueError(
-                f"layer {layer} of {self.ref!r} does not exist: it has {self.n_layers} layers (0-{self.n_layers - 1})"
-            )
+        _check_layer(self.ref, layer, self.n_layers)
         return f"blocks.{layer}.hook_resid_pre"
 
     @torch.no_grad()
@@ -147,22 +153,50 @@ class Model:
         return [self.device.index or 0] if self.device.type == "cuda" else []
 
 
+def _check_layer(ref: str, layer: int, n_layers: int) -> None:
+    if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < n_layers:
+        raise ValueError(f"layer {layer} of {ref!r} does not exist: it has {n_layers} layers (0-{n_layers - 1})")
+
+
 def resolve(ref: str) -> str:
-    """`embedded:NAME` is a folder of this package; a folder on disk and a Hub id stay what they are."""
+    """`embedded:NAME` is a folder of this package; a folder on disk and a Hub id stay what they are.
+
+    ValueError for what is neither.
+    """
     if ref.startswith("embedded:"):
         folder = PACKAGE / "embedded" / ref.removeprefix("embedded:")
         if not (folder / "config.json").exists():
             known = sorted(path.parent.name for path in (PACKAGE / "embedded").glob("*/config.json"))
             raise ValueError(f"there is no embedded model {folder.name!r}: known are {', '.join(known) or 'none'}")
         return str(folder)
-    if ref.startswith((".", "/", "~")) and not (Path(ref).expanduser() / "config.json").exists():
-        raise ValueError(f"{ref!r} is no folder with a Hugging Face model: config.json was not found there")
-    return str(Path(ref).expanduser()) if ref.startswith("~") else ref
+    folder = Path(ref).expanduser()
+    if (folder / "config.json").exists():
+        return str(folder)
+    if ref.startswith((".", "/", "~")) or folder.is_dir() or not re.fullmatch(HUB_ID, ref):
+        raise ValueError(
+            f"{ref!r} is no folder with a Hugging Face model, since config.json was not found there, and no Hub id"
+        )
+    return ref
+
+
+def _from_anywhere(load, ref: str, revision: str | None, **options):
+    """What transformers loads from a folder or the Hub; HubError where the Hub does not give it."""
+    path = resolve(ref)
+    if Path(path).is_dir():
+        return load(path, **options)
+    model_is_there(path, revision)
+    with reaching("model", path, revision):
+        return load(path, revision=revision, **options)
+
+
+def load_config(ref: str, *, revision: str | None = None):
+    """The Hugging Face configuration of a model reference."""
+    return _from_anywhere(AutoConfig.from_pretrained, ref, revision)
 
 
 def load_tokenizer(ref: str, *, revision: str | None = None):
     """The tokenizer that goes with a model reference."""
-    return AutoTokenizer.from_pretrained(resolve(ref), revision=revision)
+    return _from_anywhere(AutoTokenizer.from_pretrained, ref, revision)
 
 
 @functools.lru_cache(maxsize=4)
@@ -170,24 +204,23 @@ def load_model(ref: str, device: str | None = None, *, dtype: str = "float32", r
     """A model from a Hub id, a local folder, or `embedded:NAME`; the last four are kept in memory.
 
     `device` is `cuda` where there is one, else `cpu`. Raises ValueError for a dtype other than float32, bfloat16,
-    float16.
+    float16, and HubError (which is one) for what the Hub does not give.
     """
     if dtype not in DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    path = resolve(ref)
     tokenizer = load_tokenizer(ref, revision=revision)
     torch_dtype = getattr(torch, dtype)
-    with _quiet(local=Path(path).is_dir()):
+    with _quiet(local=Path(resolve(ref)).is_dir()):
         # Eager attention, as the bridge uses, so that its hooks see patterns.
-        hf_model = AutoModelForCausalLM.from_pretrained(
-            path, revision=revision, dtype=torch_dtype, attn_implementation="eager"
+        hf_model = _from_anywhere(
+            AutoModelForCausalLM.from_pretrained, ref, revision, dtype=torch_dtype, attn_implementation="eager"
         ).to(device)
     n_parameters = sum(p.numel() for p in hf_model.parameters())  # the bridge adds split copies of some
     bridge = TransformerBridge.boot_transformers(
-        path, hf_model=hf_model.eval(), tokenizer=tokenizer, device=device, dtype=torch_dtype
+        resolve(ref), hf_model=hf_model.eval(), tokenizer=tokenizer, device=device, dtype=torch_dtype
     )
-    return Model(bridge.eval(), tokenizer, ref, n_parameters)
+    return Model(bridge.eval(), tokenizer, ref, n_parameters, hf_model.config)
 
 
 @contextlib.contextmanager
@@ -201,15 +234,31 @@ def _quiet(local: bool):
         transformers_logging.enable_progress_bar()
 
 
+def check_pair(pair: ModelPair) -> None:
+    """Whether the two models can be had, have the layers asked for, hold the context, and read the same tokens.
+
+    Fetches configurations and tokenizers, no weights. ValueError names the pair, its file and what to do.
+    """
+    vocabularies = []
+    for side, ref in (("a", pair.a), ("b", pair.b)):
+        with blaming(pair, f"model {side}"):
+            config = load_config(ref.model, revision=ref.revision)
+            if ref.layer is not None:
+                _check_layer(ref.model, ref.layer, config.num_hidden_layers)
+            if pair.context > (longest := getattr(config, "max_position_embeddings", pair.context)):
+                raise ValueError(f"{ref.model!r} reads {longest} tokens at most: choose a context below {pair.context}")
+            vocabularies.append(load_tokenizer(ref.model, revision=ref.revision).get_vocab())
+    with blaming(pair, "models"):
+        if vocabularies[0] != vocabularies[1]:
+            sizes = " and ".join(f"{len(vocabulary):,}" for vocabulary in vocabularies)
+            raise ValueError(
+                f"the tokenizers of {pair.a.model!r} and {pair.b.model!r} differ ({sizes} tokens): both models must "
+                "read the same tokens. Choose two models of one family."
+            )
+
+
 def load_models(pair: ModelPair, device: str | None = None) -> tuple[Model, Model]:
-    """Models A and B of a pair; ValueError if a layer does not exist or the tokenizers differ."""
-    sides = (pair.a, pair.b)
-    models = tuple(load_model(side.model, device, dtype=pair.dtype, revision=side.revision) for side in sides)
-    for model, side in zip(models, sides):
-        model.hook_name(side.layer)
-    if models[0].tokenizer.get_vocab() != models[1].tokenizer.get_vocab():
-        raise ValueError(
-            f"the tokenizers of {pair.a.model!r} and {pair.b.model!r} differ: both models must read the same tokens. "
-            "Choose two models of one family."
-        )
-    return models
+    """Models A and B of a pair, after `check_pair`."""
+    check_pair(pair)
+    with blaming(pair, "models"):
+        return tuple(load_model(ref.model, device, dtype=pair.dtype, revision=ref.revision) for ref in (pair.a, pair.b))

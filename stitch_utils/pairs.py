@@ -1,23 +1,38 @@
 """Which two models, which layers, which text, how much of it: the only place where such choices live.
 
 Table 1 and App. A: the paper's model-layer pairs and the text they are stitched on. A pair is a YAML file, one of the
-package's (`pairs/<name>.yml`) or the user's own; chapters and commands take its name or its path and nothing else.
+package's (`pairs/<name>.yml`) or the user's own; chapters and commands take its name or its path and nothing else. The
+least that a file must say is two models, a layer of the first, and a text:
+
+    name: mine
+    a: {model: path/or/hub-id, layer: 3}
+    b: {model: path/or/hub-id}
+    text: my-text.txt
+
+Paths in a file are relative to it. Where B has no layer, SVCCA chooses it (`svcca.stitched_layers`). A text that is not
+split into `train` and `evaluation` keeps every tenth document for evaluation.
 
 Offers `ModelPair` and its parts, `load_pair`, `known_pairs`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 PAIRS_FOLDER = Path(__file__).parent / "pairs"
 SCALES = ("smoke", "default", "paper")
 DTYPES = ("float32", "bfloat16", "float16")
+SOURCES = ("world", "hub", "files")
+FILE_KINDS = (".txt", ".jsonl", ".parquet")
+HELD_OUT_EVERY = 10
+OWN_CONTEXT = 128
 
 
 @dataclass(frozen=True)
@@ -26,10 +41,17 @@ class ModelRef:
 
     model: str
     """Hub id, folder, or `embedded:NAME`."""
-    layer: int
-    """The stitched residual stream is the one before this block."""
+    layer: int | None = None
+    """The stitched residual stream is the one before this block; None, for B alone, leaves the choice to SVCCA."""
     revision: str | None = None
     """Branch, tag or commit on the Hub."""
+    config: Mapping[str, Any] | None = None
+    """Entries of its Hugging Face configuration that say how large it is, so that its cost is known without it."""
+
+    @property
+    def short(self) -> str:
+        """The model's name without what stands before it, for figures."""
+        return self.model.rsplit("/", 1)[-1].removeprefix("embedded:")
 
 
 @dataclass(frozen=True)
@@ -50,12 +72,37 @@ class TextRef:
     """Documents passed over at the start."""
     take: int | None = None
     """Documents used at most."""
+    held_out: bool | None = None
+    """False: all but every tenth document. True: every tenth alone. None: all."""
 
     def __post_init__(self):
-        if self.source not in ("world", "hub", "files"):
+        if self.source not in SOURCES:
             raise ValueError(f"unknown text source {self.source!r}: expected world, hub or files")
         if self.skip < 0 or (self.take is not None and self.take < 1):
             raise ValueError(f"skip must not be negative and take must be positive: got {self.skip} and {self.take}")
+
+
+@dataclass(frozen=True)
+class DatasetRef:
+    """A data set of the Hub that an experiment reads row by row."""
+
+    name: str
+    config: str | None = None
+    split: str = "train"
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class SAERef:
+    """A sparse autoencoder of a model's stitched residual stream."""
+
+    format: str
+    """`sae_lens`: a release of SAELens' directory. `sparsify`: a checkpoint in EleutherAI's format."""
+    release: str
+    """Name of the release; Hub id."""
+    id: str
+    """Which one of it."""
+    revision: str | None = None
 
 
 @dataclass(frozen=True)
@@ -71,13 +118,23 @@ class Scale:
     adam_steps: int
     """Steps of the paper's fitter, App. A."""
     batch_size: int
-    """Rows a forward pass."""
+    """Rows a forward pass; halved by itself where they do not fit into memory."""
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
+        for entry in dataclasses.fields(self):
+            value = getattr(self, entry.name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{field.name} must be a positive whole number: got {value!r}")
+                raise ValueError(f"{entry.name} must be a positive whole number: got {value!r}")
+
+
+# For pairs that do not say: seconds, minutes on a GPU, and the paper's sizes (App. A: 180k documents).
+OWN_SCALES = {
+    "smoke": Scale(train_tokens=20_000, svcca_tokens=8_000, eval_documents=20, adam_steps=30, batch_size=16),
+    "default": Scale(train_tokens=1_000_000, svcca_tokens=20_000, eval_documents=200, adam_steps=2_000, batch_size=64),
+    "paper": Scale(
+        train_tokens=180_000 * OWN_CONTEXT, svcca_tokens=50_000, eval_documents=1_000, adam_steps=36_000, batch_size=64
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -96,8 +153,18 @@ class ModelPair:
     dtype: str = "float32"
     rows: str = "document"
     """`document`: one row a document, cut at the context; `packed`: documents one after another."""
+    saes: Mapping[str, SAERef] = field(default_factory=dict)
+    """Published SAEs of `a` and `b`; without one, the chapters that need it train it."""
+    datasets: Mapping[str, DatasetRef] = field(default_factory=dict)
+    """What the experiments beyond plain text read, by its role; without one, the embedded world stands in."""
+    file: str = ""
+    """Where all this was said, for messages."""
 
     def __post_init__(self):
+        if self.a.layer is None:
+            raise ValueError("model a has no layer: expected the number of the block before which it is stitched")
+        if unknown := sorted(set(self.saes) - {"a", "b"}):
+            raise ValueError(f"saes of unknown side {', '.join(unknown)}: expected a or b")
         if self.dtype not in DTYPES:
             raise ValueError(f"unknown dtype {self.dtype!r}: expected one of {', '.join(DTYPES)}")
         if self.rows not in ("document", "packed"):
@@ -114,6 +181,15 @@ class ModelPair:
         return self.scales[name]
 
 
+@contextlib.contextmanager
+def blaming(pair: ModelPair, part: str):
+    """What is wrong within is told with the pair, its file and the part of it that is concerned."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"pair {pair.name!r} ({pair.file}), {part}: {error}") from error
+
+
 def known_pairs() -> list[str]:
     """Names of the pairs that come with the package."""
     return sorted(path.stem for path in PAIRS_FOLDER.glob("*.yml"))
@@ -124,43 +200,79 @@ def load_pair(name: str | Path) -> ModelPair:
 
     ValueError for a name that is neither, and for a file with missing or unknown entries; each says which are expected.
     """
-    path = Path(name) if str(name).endswith((".yml", ".yaml")) else PAIRS_FOLDER / f"{name}.yml"
+    path = Path(name).expanduser() if str(name).endswith((".yml", ".yaml")) else PAIRS_FOLDER / f"{name}.yml"
     if not path.is_file():
         raise ValueError(
             f"unknown pair {str(name)!r}: known are {', '.join(known_pairs())}, or the path of a .yml file"
         )
-    data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if not isinstance(data, dict):
-        raise ValueError(f"{path.name} holds no mapping: expected the entries name, a, b, context, text, scales")
     try:
-        data = dict(data)
-        text = data.pop("text")
-        return _build(
-            ModelPair,
-            data
-            | {
-                "title": data.get("title", data["name"]),
-                "a": _build(ModelRef, data["a"]),
-                "b": _build(ModelRef, data["b"]),
-                "train": _build(TextRef, text["train"]),
-                "evaluation": _build(TextRef, text["evaluation"]),
-                "scales": {key: _build(Scale, value) for key, value in data["scales"].items()},
-            },
-        )
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if not isinstance(data, dict):
+            raise ValueError("holds no mapping: expected at least the entries name, a, b, text")
+        return _build(ModelPair, _parsed(data, path))
     except KeyError as error:
         raise ValueError(f"{path.name}: the entry {error.args[0]!r} is missing") from None
-    except ValueError as error:
-        raise ValueError(f"{path.name}: {error}") from None
+    except (ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"{path.name}: {' '.join(str(error).split())}") from None
+
+
+def _parsed(data: dict, path: Path) -> dict:
+    """The entries of a file, each made what `ModelPair` has in its place."""
+    train, evaluation = _texts(data["text"], path.parent)
+    scales = {key: _build(Scale, value) for key, value in data["scales"].items()} if "scales" in data else OWN_SCALES
+    return {key: value for key, value in data.items() if key != "text"} | {
+        "title": data.get("title", data["name"]),
+        "a": _model(data["a"], path.parent),
+        "b": _model(data["b"], path.parent),
+        "context": data.get("context", OWN_CONTEXT),
+        "train": train,
+        "evaluation": evaluation,
+        "scales": scales,
+        "saes": {key: _build(SAERef, value) for key, value in data.get("saes", {}).items()},
+        "datasets": {key: _build(DatasetRef, value) for key, value in data.get("datasets", {}).items()},
+        "file": path.relative_to(PAIRS_FOLDER.parents[1]).as_posix() if path.parent == PAIRS_FOLDER else str(path),
+    }
+
+
+def _model(data: dict, folder: Path) -> ModelRef:
+    ref = _build(ModelRef, data)
+    return dataclasses.replace(ref, model=_beside(folder, ref.model))
+
+
+def _texts(data: str | dict, folder: Path) -> tuple[TextRef, TextRef]:
+    """Text to fit on and to evaluate on: as given, or every tenth document of one source for evaluation."""
+    if isinstance(data, dict) and ("train" in data or "evaluation" in data):
+        return tuple(_text(data[part], folder) for part in ("train", "evaluation"))
+    both = _text(data, folder)
+    return tuple(dataclasses.replace(both, held_out=held_out) for held_out in (False, True))
+
+
+def _text(data: str | dict, folder: Path) -> TextRef:
+    """A mapping of `TextRef`, or the name alone: of a file if it ends as one, else of a Hub dataset."""
+    if isinstance(data, str):
+        data = {"source": "files" if data.endswith(FILE_KINDS) else "hub", "name": data}
+    ref = _build(TextRef, data)
+    return dataclasses.replace(ref, name=_beside(folder, ref.name)) if ref.source == "files" else ref
+
+
+def _beside(folder: Path, name: str) -> str:
+    """A relative path that leads somewhere from `folder`, made whole; anything else, such as a Hub id, as it is."""
+    path = (folder / Path(name).expanduser()).resolve()
+    return str(path) if path.exists() else name
 
 
 def _build(kind, data: dict):
     """A dataclass from a mapping, with an error that names its entries."""
-    fields = {field.name: field for field in dataclasses.fields(kind)}
+    if not isinstance(data, dict):
+        raise ValueError(f"{kind.__name__}: expected a mapping, got {data!r}")
+    fields = {entry.name: entry for entry in dataclasses.fields(kind)}
     unknown = sorted(set(data) - set(fields))
-    missing = sorted(
-        name for name, field in fields.items() if name not in data and field.default is dataclasses.MISSING
-    )
+    missing = sorted(name for name, entry in fields.items() if name not in data and _required(entry))
     if unknown or missing:
         wrong = [f"{word} {', '.join(names)}" for word, names in (("unknown", unknown), ("missing", missing)) if names]
         raise ValueError(f"{kind.__name__}: {'; '.join(wrong)}; expected {', '.join(fields)}")
     return kind(**data)
+
+
+def _required(entry: dataclasses.Field) -> bool:
+    return entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING

@@ -49,10 +49,11 @@ def svcca_lines(scores: np.ndarray, *, chosen: tuple[int, int]) -> Figure:
         of_interest = layer == chosen[0]
         axes.plot(layers, row, "o-", ms=4, color=BLUE if of_interest else GREY, alpha=1 if of_interest else 0.5,
                   lw=2 if of_interest else 1, zorder=3 if of_interest else 2)  # fmt: skip
-        axes.annotate(f"A.{layer}", (layers[-1], row[-1]), xytext=(6, 0), textcoords="offset points", va="center",
-                      color=BLUE if of_interest else GREY)  # fmt: skip
+        if of_interest or len(scores) <= 8:  # more labels than that lie on each other
+            axes.annotate(f"A.{layer}", (layers[-1], row[-1]), xytext=(6, 0), textcoords="offset points", va="center",
+                          color=BLUE if of_interest else GREY)  # fmt: skip
     axes.plot(chosen[1], scores[chosen], "o", ms=11, mfc="none", mec=ORANGE, mew=2, zorder=4)
-    axes.set(xlabel="layer of B", ylabel="mean SVCCA correlation", xticks=layers)
+    axes.set(xlabel="layer of B", ylabel="mean SVCCA correlation", xticks=layers[:: 1 + len(layers) // 20])
     return figure
 
 

@@ -62,8 +62,11 @@ def write_results(
     return path
 
 
-def read_results(pair: str) -> dict[str, object]:
+def read_results(pair: str, *, stand_ins: bool = False) -> dict[str, object]:
     """All numbers that chapters wrote for the pair, by id; parameters as `run.<chapter>.<name>`. Empty if none ran.
+
+    Runs on stand-ins, random weights under the names of real models (parameter `stand_in`), are left out unless asked
+    for: they are no results.
 
     ValueError if two chapters wrote the same id, or a file is not what `write_results` writes.
     """
@@ -73,6 +76,8 @@ def read_results(pair: str) -> dict[str, object]:
             rows = dict(json.loads(path.read_text(encoding="utf-8")))
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path} does not hold a flat JSON object: {error}") from None
+        if rows.get("run.stand_in") and not stand_ins:
+            continue
         for id, value in rows.items():
             id = f"run.{path.stem}.{id.removeprefix('run.')}" if id.startswith("run.") else id
             if id in writer:
@@ -82,8 +87,9 @@ def read_results(pair: str) -> dict[str, object]:
 
 
 def pairs_with_results() -> list[str]:
-    """Names of the pairs for which at least one chapter has written results, sorted."""
-    return sorted({path.parent.name for path in (project_root() / "results").glob("*/[!.]*.json")})
+    """Names of the pairs for which at least one chapter has written results that are not of stand-ins, sorted."""
+    names = {path.parent.name for path in (project_root() / "results").glob("*/[!.]*.json")}
+    return sorted(name for name in names if read_results(name))
 
 
 def _storable(what: str, value: object) -> object:

@@ -26,7 +26,7 @@ from ipykernel.kernelspec import RESOURCES, get_kernel_dict
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 
-from .chapters import SUMMARIES, RequestError, chapter_names, one_line, parse_value, read_chapter
+from .chapters import SUMMARIES, RequestError, chapter_names, for_pair, one_line, parse_value, read_chapter
 from .pairs import SCALES, known_pairs, load_pair
 
 HOME_PAIR = "tiny"
@@ -130,6 +130,8 @@ def plan(
             raise RequestError(f"chapter {name!r} has no parameter {', '.join(map(repr, unknown))}: it has {known}")
         passed |= {parameter: parse_value(parameter, text, defaults[parameter]) for parameter, text in texts.items()}
         ingredients = {**shared, "chapter": name, "source": source, "pair": here.digest}
+        if here.name != HOME_PAIR:
+            notebook = for_pair(notebook, here.name)
         forced = force and (asked or chapter is None)
         runs.append(Run(name, here.name, notebook, passed, defaults | passed, ingredients, forced))
     return runs

@@ -18,8 +18,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,6 +31,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .moments import PairMoments
+
+TENSORS = ("P_up", "b_up", "P_down", "b_down")
 
 
 class FitReport(NamedTuple):
@@ -76,6 +78,8 @@ class Stitch:
     b_down: Float[Tensor, d_a]
     report: FitReport | None = None
     """How it was fitted, where it was."""
+    about: Mapping[str, str | int] = field(default_factory=dict)
+    """What it is for: names of the models, layers, text. Kept in the file, of no effect."""
 
     def __post_init__(self):
         d_a, d_b = self.P_up.shape
@@ -94,8 +98,8 @@ class Stitch:
 
     def to(self, *args, **kwargs) -> Stitch:
         """The same maps on another device or in another dtype."""
-        tensors = (self.P_up, self.b_up, self.P_down, self.b_down)
-        return Stitch(*(tensor.to(*args, **kwargs) for tensor in tensors), report=self.report)
+        tensors = (getattr(self, name) for name in TENSORS)
+        return replace(self, **dict(zip(TENSORS, (tensor.to(*args, **kwargs) for tensor in tensors))))
 
     @classmethod
     def identity(cls, d: int) -> Stitch:
@@ -104,8 +108,9 @@ class Stitch:
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file, the fit's report in its header."""
-        meta = {"kind": "Stitch", "report": json.dumps(self.report._asdict() if self.report else None)}
-        tensors = {name: getattr(self, name).cpu().contiguous() for name in ("P_up", "b_up", "P_down", "b_down")}
+        report = self.report._asdict() if self.report else None
+        meta = {"kind": "Stitch", "report": json.dumps(report), "about": json.dumps(dict(self.about))}
+        tensors = {name: getattr(self, name).cpu().contiguous() for name in TENSORS}
         save_file(tensors, str(path), metadata=meta)
 
     @classmethod
@@ -115,9 +120,9 @@ class Stitch:
             meta = file.metadata() or {}
             if meta.get("kind") != "Stitch":
                 raise ValueError(f"{path} holds {meta.get('kind', 'no')} data: expected a Stitch")
-            tensors = [file.get_tensor(name) for name in ("P_up", "b_up", "P_down", "b_down")]
+            tensors = [file.get_tensor(name) for name in TENSORS]
         report = json.loads(meta["report"])
-        return cls(*tensors, report=FitReport(**report) if report else None)
+        return cls(*tensors, report=FitReport(**report) if report else None, about=json.loads(meta.get("about", "{}")))
 
 
 def stitch_loss(stitch: Stitch, moments: PairMoments, *, alpha: float = 1.0) -> StitchLoss:

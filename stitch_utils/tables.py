@@ -3,7 +3,8 @@
 What a reader sees first is a table of the paper with our numbers beside it, or a claim with its verdict. Nothing is
 measured or decided here: the numbers come from `results.py`, the papers' numbers and the verdicts from `claims.py`.
 
-Offers `beside`, a DataFrame, and in HTML `claims_table`, `verdict_counts`, `status_table`.
+Offers `beside`, a DataFrame, and in HTML `claims_table`, `verdict_counts`, `status_table`, `runs_table`,
+`stand_in_notice`.
 """
 
 import html
@@ -13,7 +14,9 @@ from collections.abc import Mapping
 import pandas as pd
 from IPython.display import HTML
 
+from .chapters import SUMMARIES
 from .claims import VERDICTS, figures_status, published, verdicts
+from .pairs import known_pairs, load_pair
 from .results import pairs_with_results, project_root, read_results
 
 
@@ -26,7 +29,7 @@ def beside(pair: str, prefix: str, *, labels: Mapping[str, str] | None = None) -
     they are called: {quantity: label}.
     """
     book, prefix = published(), prefix.rstrip(".")
-    sources = {pair: (read_results(pair), f"{prefix}.{pair}.")}
+    sources = {pair: (read_results(pair, stand_ins=True), f"{prefix}.{pair}.")}
     sources |= {f"{name}, published": (book.numbers, f"{prefix}.{name}.") for name in book.pairs}
     columns = {
         column: {id.removeprefix(start): value for id, value in values.items() if id.startswith(start)}
@@ -72,6 +75,35 @@ def verdict_counts(pair: str = "tiny") -> HTML:
     said = {name: [v.verdict for v in verdicts(name)] for name in dict.fromkeys((pair, *pairs_with_results()))}
     rows = [[name, *(str(words.count(word)) for word in VERDICTS)] for name, words in said.items()]
     return _table(["Pair", *VERDICTS], rows)
+
+
+def runs_table(home: str = "tiny") -> HTML:
+    """Every pair that is known or was run, with the chapters that were run on it, or the command that runs them."""
+    executed: dict[str, list[str]] = {}
+    for page in sorted((project_root() / "book" / "runs").glob("*/[!.]*.ipynb")):
+        if page.stem not in SUMMARIES:
+            executed.setdefault(page.parent.name, []).append(page.stem)
+    rows = []
+    for name in dict.fromkeys((home, *known_pairs(), *executed)):
+        title = load_pair(name).title if name in known_pairs() else "a pair file of your own"
+        pages = ", ".join(_link(name, chapter) for chapter in executed.get(name, ()))
+        if pages and name not in pairs_with_results():
+            pages += " (random weights: no results)"
+        rows.append(
+            [name, html.escape(title), pages or f"not run: <code>.venv/bin/stitch-book run --pair {name}</code>"]
+        )
+    return _table(["Pair", "Models", "Chapters run"], rows)
+
+
+def stand_in_notice(is_stand_in: bool) -> HTML | None:
+    """A box that says so where a page was run on random weights; nothing where it was not."""
+    if not is_stand_in:
+        return None
+    return HTML(
+        '<div class="admonition warning"><p class="admonition-title">Random weights</p>'
+        "<p>This page was run on untrained stand-ins that only bear the names of these models. It shows that the "
+        "chapter runs on their architecture; its numbers mean nothing and are counted nowhere.</p></div>"
+    )
 
 
 def status_table(pair: str = "tiny") -> HTML:

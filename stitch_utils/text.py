@@ -19,7 +19,8 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from .embedded.world import documents
-from .pairs import TextRef
+from .hub import dataset_texts
+from .pairs import FILE_KINDS, HELD_OUT_EVERY, TextRef
 
 TOKENIZE_AT_ONCE = 256
 
@@ -33,24 +34,37 @@ class TokenBatch(NamedTuple):
     documents: Int[Tensor, "batch pos"]
     """Number of the document that each token belongs to."""
 
+    def split(self, rows: int) -> Iterator[TokenBatch]:
+        """The same rows in batches of at most so many."""
+        return (TokenBatch(*parts) for parts in zip(*(part.split(rows) for part in self)))
+
 
 def read_documents(text: TextRef) -> Iterator[str]:
-    """The documents of a source that are not empty, after `skip` and up to `take`.
+    """The documents of a source that are not empty, after `skip`, up to `take`, and of those the ones that `held_out`
+    chooses.
 
     ValueError, naming the source, if it has none, or is a file of another kind than .txt (one document a file, or
-    several separated by blank lines), .jsonl or .parquet, or has no such column.
+    several separated by blank lines), .jsonl or .parquet, or has no such column. HubError for a data set that cannot be
+    had.
     """
-    stop = None if text.take is None else text.skip + text.take
-    found = False
-    for document in itertools.islice(_SOURCES[text.source](text), text.skip, stop):
-        if document.strip():
-            found = True
+    source, skipped = _SOURCES[text.source](text), 0 if text.source == "hub" else text.skip  # `_hub` skips by itself
+    stop = None if text.take is None else skipped + text.take
+    usable = (document for document in itertools.islice(source, skipped, stop) if document.strip())
+    read = 0
+    for read, document in enumerate(usable, start=1):
+        if text.held_out is None or text.held_out == (read % HELD_OUT_EVERY == 0):
             yield document
-    if not found:
+    if not read:
         raise ValueError(
             f"no documents in {text.source} source {text.name!r}"
             + (f" after skipping {text.skip}" if text.skip else "")
             + ": expected at least one that is not empty"
+        )
+    if text.held_out and read < HELD_OUT_EVERY:
+        raise ValueError(
+            f"{text.source} source {text.name!r} has {read} documents that are not empty: every tenth is kept for "
+            f"evaluation, so at least {HELD_OUT_EVERY} are needed (in a .txt file, blank lines separate documents), or "
+            "give `train` and `evaluation` separately"
         )
 
 
@@ -59,10 +73,7 @@ def _world(text: TextRef) -> Iterator[str]:
 
 
 def _hub(text: TextRef) -> Iterator[str]:
-    from datasets import load_dataset  # slow to import, and not needed by the other sources
-
-    rows = load_dataset(text.name, text.config, split=text.split, revision=text.revision, streaming=True)
-    return _column(rows, text)
+    return dataset_texts(text.name, text.config, text.split, text.revision, text.column, text.skip)
 
 
 def _files(text: TextRef) -> Iterator[str]:
@@ -71,11 +82,11 @@ def _files(text: TextRef) -> Iterator[str]:
         raise ValueError(f"text file {text.name!r} does not exist")
     if path.suffix == ".txt":
         return iter(path.read_text(encoding="utf-8").split("\n\n"))
-    if path.suffix not in (".jsonl", ".parquet"):
+    if path.suffix not in FILE_KINDS:
         raise ValueError(f"text file {text.name!r} is not of a known kind: expected .txt, .jsonl or .parquet")
     if not path.stat().st_size:
         raise ValueError(f"text file {text.name!r} is empty")
-    from datasets import load_dataset
+    from datasets import load_dataset  # slow to import, and not needed by the other sources
 
     kind = "json" if path.suffix == ".jsonl" else "parquet"
     return _column(load_dataset(kind, data_files=str(path), split="train", streaming=True), text)
@@ -102,14 +113,15 @@ def token_batches(text: TextRef, tokenizer, *, context: int, batch_size: int, ro
     """
     if n_tokens is not None and n_tokens < context:
         raise ValueError(f"n_tokens={n_tokens} is less than one context of {context} tokens")
-    begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    ends = [id for id in (tokenizer.bos_token_id, tokenizer.eos_token_id) if id is not None]
+    if not ends:
+        raise ValueError("the tokenizer has no token for the beginning or the end of a text: expected at least one")
+    begin, end = ends[0], ends[-1]
     special = torch.tensor(sorted({*tokenizer.all_special_ids, begin}))
     make_rows = _packed if rows == "packed" else _one_per_document
     n_rows = None if n_tokens is None else -(-n_tokens // context)
     source = itertools.islice(read_documents(text), n_documents)
-    stream = itertools.islice(
-        make_rows(_tokenized(source, tokenizer), context, begin, tokenizer.eos_token_id, text), n_rows
-    )
+    stream = itertools.islice(make_rows(_tokenized(source, tokenizer), context, begin, end, text), n_rows)
     while chunk := list(itertools.islice(stream, batch_size)):
         tokens = torch.tensor([tokens for tokens, _, _ in chunk])
         filled = torch.tensor([length for _, _, length in chunk])[:, None] > torch.arange(context)

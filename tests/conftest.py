@@ -15,6 +15,7 @@ install_import_hook([f"stitch_utils.{module}" for module in SHAPED], "typechecke
 
 import pytest
 import torch
+from hub import hub, hub_root  # noqa: F401 (fixtures)
 from toy_book import call, outcomes, project_root_at, write_toy
 
 from stitch_utils.embedded.train import TrainingConfig, build_model, save_model, train_tokenizer

@@ -2,11 +2,12 @@
 
 import hashlib
 
+import jupytext
 import pytest
 import yaml
 from toy_book import chapter
 
-from stitch_utils.chapters import RequestError, chapter_names, parse_value, read_chapter, toc_files
+from stitch_utils.chapters import RequestError, chapter_names, for_pair, parse_value, read_chapter, toc_files
 
 
 def test_chapters_come_in_reading_order_with_the_summaries_last(bare_book):
@@ -112,3 +113,39 @@ def test_values_are_what_they_look_like(text, default, value):
 def test_values_that_do_not_fit_are_errors(text, default):
     with pytest.raises(RequestError, match="x.*" + text.replace("[", r"\[")):
         parse_value("x", text, default)
+
+
+PAGE = """# Stitching
+
+See {numref}`fig-one`.
+
+```{code-cell} ipython3
+---
+tags: [hide-input]
+mystnb:
+  figure:
+    name: fig-one
+---
+1
+```
+
++++ {"tags": ["embedded-pair"]}
+
+# Not a title of the other pair's page
+
+```{code-cell} ipython3
+:tags: [embedded-pair]
+
+2
+```
+"""
+
+
+def test_the_page_of_another_pair():
+    notebook = jupytext.reads(PAGE, fmt="md:myst")
+    page = for_pair(notebook, "mine")
+    assert [cell.source for cell in page.cells] == ["# Stitching: mine\n\nSee {numref}`fig-one-mine`.", "1"]
+    assert page.cells[1].metadata["mystnb"]["figure"]["name"] == "fig-one-mine"
+    assert len(notebook.cells) == 4 and notebook.cells[0].source.startswith("# Stitching\n"), (
+        "the chapter stays as it was"
+    )

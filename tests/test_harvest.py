@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from stitch_utils.harvest import ActivationStream, harvest_moments, paired_residuals, sample_residuals
+from stitch_utils.harvest import ActivationStream, as_fits, harvest_moments, paired_residuals, sample_residuals
 from stitch_utils.pairs import TextRef
 from stitch_utils.text import token_batches
 
@@ -75,3 +75,44 @@ def test_steps_are_of_one_size_and_repeat(random_models, batches, keep):
 def test_layers_that_do_not_exist(random_models, batches):
     with pytest.raises(ValueError, match=r"layer 7 of .* does not exist: it has 4 layers"):
         harvest_moments(*random_models, batches(), [(0, 7)])
+
+
+def test_batches_that_do_not_fit_are_halved_until_they_do(batches):
+    seen, done = [], []
+
+    def work(batch):
+        seen.append(len(batch.tokens))
+        if len(batch.tokens) > 1:
+            raise torch.OutOfMemoryError("no room")
+        return batch
+
+    done = list(as_fits(batches(), work))
+    whole = [torch.cat(part) for part in zip(*batches())]
+    assert all(torch.equal(torch.cat(part), expected) for part, expected in zip(zip(*done), whole)), (
+        "no row lost, none twice"
+    )
+    assert seen[:3] == [4, 2, 1] and set(seen[3:]) == {1}, "the size that fitted is kept"
+
+
+def test_a_row_that_does_not_fit(batches):
+    def work(batch):
+        raise torch.OutOfMemoryError("no room")
+
+    with pytest.raises(ValueError, match=r"one row of 32 tokens does not fit into memory: choose .* \(no room\)"):
+        list(as_fits(batches(), work))
+
+
+def test_halved_batches_give_the_same_moments(random_models, batches, monkeypatch):
+    model = random_models[1]
+    residuals = model.residuals
+
+    def small(tokens, layers):
+        if len(tokens) > 2:
+            raise torch.OutOfMemoryError("no room")
+        return residuals(tokens, layers)
+
+    expected = harvest_moments(*random_models, batches(), [(1, 2)])[1, 2]
+    monkeypatch.setattr(model, "residuals", small)
+    found = harvest_moments(*random_models, batches(), [(1, 2)])[1, 2]
+    assert found.count == expected.count
+    torch.testing.assert_close(found.covariance, expected.covariance, rtol=1e-6, atol=1e-6)

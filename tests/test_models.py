@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import GPTNeoXForCausalLM
+from transformers import AutoModelForCausalLM, GPTNeoXForCausalLM
 
 from stitch_utils.models import load_model, resolve
 
@@ -115,3 +115,21 @@ def test_bfloat16_models_keep_their_precision(random_folders):
     model = load_model(str(random_folders / "a"), dtype="bfloat16")
     assert model.residuals(TOKENS, [1])[1].dtype == torch.bfloat16
     assert model.cross_entropy(TOKENS).dtype == torch.float32
+
+
+@pytest.mark.parametrize("id", ["EleutherAI/pythia-160m-deduped", "openai-community/gpt2", "google/gemma-2-2b"])
+def test_every_architecture_of_the_paper_equals_transformers(hub_root, id):
+    folder = hub_root / "models" / id
+    model = load_model(str(folder))
+    reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    tokens = torch.randint(10, 200, (2, 24), generator=torch.Generator().manual_seed(0))  # longer than Gemma's window
+    with torch.no_grad():
+        expected = reference(tokens, output_hidden_states=True)
+    torch.testing.assert_close(model.logits(tokens), expected.logits, rtol=0, atol=1e-4)
+    layers = range(model.n_layers)
+    for layer, residual in model.residuals(tokens, layers).items():
+        torch.testing.assert_close(residual, expected.hidden_states[layer], rtol=1e-5, atol=1e-4)
+    if "gemma" in id:  # the caps must matter, or their absence would not show
+        reference.config.final_logit_softcapping = None
+        with torch.no_grad():
+            assert (reference(tokens).logits - expected.logits).abs().max() > 0.1

@@ -1,14 +1,25 @@
 """Pair files: what comes with the package is sound, and what is wrong with a user's file is said."""
 
+import shutil
+
 import pytest
 import yaml
 
-from stitch_utils.models import load_models
+from stitch_utils.models import check_pair, load_models
 from stitch_utils.pairs import PAIRS_FOLDER, SCALES, load_pair
+from stitch_utils.text import read_documents
 
 
 def tiny():
     return yaml.safe_load((PAIRS_FOLDER / "tiny.yml").read_text())
+
+
+MINIMAL = """
+name: mine
+a: {model: models/a, layer: 1}
+b: {model: models/b}
+text: story.txt
+"""
 
 
 def write(tmp_path, data):
@@ -44,7 +55,10 @@ def test_a_file_of_ones_own(tmp_path, random_folders):
         ({"rows": "loose"}, "unknown rows 'loose': expected document or packed"),
         ({"context": 1}, "context must be at least 2: got 1"),
         ({"colour": "red"}, "ModelPair: unknown colour; expected name, title"),
-        ({"a": {"model": "x"}}, "ModelRef: missing layer; expected model, layer, revision"),
+        ({"a": {"layer": 1}}, "ModelRef: missing model; expected model, layer, revision"),
+        ({"a": {"model": "x"}}, "model a has no layer: expected the number of the block"),
+        ({"a": "x"}, "ModelRef: expected a mapping, got 'x'"),
+        ({"saes": {"c": {"format": "sparsify", "release": "x", "id": "y"}}}, "saes of unknown side c: expected a or b"),
         ({"scales": {"smoke": {"train_tokens": 0}}}, "missing adam_steps, batch_size"),
         ({"text": {"train": {"source": "world", "name": "x"}}}, "the entry 'evaluation' is missing"),
         ({"text": {key: {"source": "world", "name": "x"} for key in ("train", "evaluation")}}, "text are the same"),
@@ -54,6 +68,63 @@ def test_what_is_wrong_with_a_file_is_said(tmp_path, change, message):
     with pytest.raises(ValueError, match=message) as error:
         load_pair(write(tmp_path, tiny() | change))
     assert str(error.value).startswith("mine.yml: ")
+
+
+@pytest.fixture
+def own(tmp_path, random_folders):
+    """A minimal file with relative paths, beside two models and a text of 25 documents."""
+    shutil.copytree(random_folders, tmp_path / "models")
+    sentences = [f"The cook bakes cake number {number}, and the fish is big." for number in range(25)]
+    (tmp_path / "story.txt").write_text("\n\n".join(sentences))
+    (tmp_path / "mine.yml").write_text(MINIMAL)
+    return tmp_path / "mine.yml"
+
+
+def test_the_least_that_a_file_must_say(own, monkeypatch):
+    monkeypatch.chdir(own.parent.parent)  # paths count from the file, wherever the command is given
+    pair = load_pair(own)
+    assert (pair.title, pair.b.layer, pair.dtype, pair.rows) == ("mine", None, "float32", "document")
+    assert [pair.a.model, pair.b.model] == [str(own.parent / "models" / side) for side in "ab"]
+    assert set(pair.scales) == set(SCALES)
+    train, evaluation = (list(read_documents(text)) for text in (pair.train, pair.evaluation))
+    assert [text.split()[5] for text in evaluation] == ["9,", "19,"], "every tenth document is kept for evaluation"
+    assert len(train) == 23 and not set(train) & set(evaluation)
+
+
+def test_a_hub_dataset_by_its_name_alone(own):
+    own.write_text(MINIMAL.replace("story.txt", "someone/stories"))
+    pair = load_pair(own)
+    assert (pair.train.source, pair.train.name, pair.train.held_out) == ("hub", "someone/stories", False)
+
+
+def test_text_of_too_few_documents(own):
+    (own.parent / "story.txt").write_text("One.\n\nTwo.")
+    with pytest.raises(ValueError, match="has 2 documents that are not empty: every tenth is kept for evaluation"):
+        list(read_documents(load_pair(own).evaluation))
+
+
+def test_what_a_model_lacks_names_the_pair_and_its_file(own):
+    with pytest.raises(ValueError, match=r"pair 'mine' \(.*mine\.yml\), model a: .*reads 48 tokens at most"):
+        check_pair(load_pair(own))
+    own.write_text(MINIMAL.replace("models/b", "models/nowhere/c") + "context: 32\n")
+    with pytest.raises(ValueError, match=r"pair 'mine' .*, model b: 'models/nowhere/c' is no folder .* and no Hub id"):
+        check_pair(load_pair(own))
+
+
+def test_the_pairs_of_the_paper():
+    """Table 1 and App. A, written out."""
+    said = {
+        "pythia": ("EleutherAI/pythia-70m-deduped", 3, "EleutherAI/pythia-160m-deduped", 4, 512),
+        "gpt2": ("openai-community/gpt2", 6, "openai-community/gpt2-medium", 10, 512),
+        "gemma": ("google/gemma-2-2b", 20, "google/gemma-2-9b", 33, 128),
+        "gemma-it": ("google/gemma-2-2b-it", 20, "google/gemma-2-9b-it", 33, 128),
+    }
+    for name, expected in said.items():
+        pair = load_pair(name)
+        assert (pair.a.model, pair.a.layer, pair.b.model, pair.b.layer, pair.context) == expected
+        assert pair.scale("paper").train_tokens == 180_000 * pair.context
+        assert (pair.train.take, pair.evaluation.skip, pair.evaluation.take) == (180_000, 180_000, 1_000)
+        assert pair.file == f"stitch_utils/pairs/{name}.yml"
 
 
 def test_unknown_names(tmp_path):
@@ -82,8 +153,9 @@ def test_tokenizers_that_differ(tmp_path, random_folders):
         build_model(TrainingConfig("c", 1, 16, 2, 2, 1e-3, 100, context=16), tokenizer), tokenizer, tmp_path / "c"
     )
     data = tiny() | {
+        "context": 16,
         "a": {"model": str(random_folders / "a"), "layer": 1},
         "b": {"model": str(tmp_path / "c"), "layer": 1},
     }
-    with pytest.raises(ValueError, match=r"tokenizers of .* differ: both models must read the same tokens"):
+    with pytest.raises(ValueError, match=r"tokenizers of .* differ .*: both models must read the same tokens"):
         load_models(load_pair(write(tmp_path, data)))

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from stitch_utils import results
+from stitch_utils.claims import verdicts
 from stitch_utils.results import pairs_with_results, read_results, write_results
 
 
@@ -113,3 +114,11 @@ def test_the_root_is_the_checkout_or_else_the_current_folder(tmp_path):
     (package.parent / "_toc.yml").touch()
     assert root() == package.parent
     assert root(STITCH_ROOT="/srv/book") == Path("/srv/book")
+
+
+def test_runs_on_stand_ins_are_no_results(project):
+    write_results("tiny", "first", {"table1.tiny.a": 1.0}, parameters={"stand_in": False})
+    write_results("big", "first", {"table1.big.a": 1.0, "table1.big.b": 2.0}, parameters={"stand_in": True})
+    assert read_results("big") == {} and pairs_with_results() == ["tiny"]
+    assert {verdict.verdict for verdict in verdicts("big")} == {"not run"}
+    assert read_results("big", stand_ins=True)["table1.big.a"] == 1.0, "their own page still shows them"

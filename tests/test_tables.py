@@ -7,7 +7,7 @@ from pathlib import Path
 import jupytext
 
 from stitch_utils.results import write_results
-from stitch_utils.tables import beside, claims_table, status_table, verdict_counts
+from stitch_utils.tables import beside, claims_table, runs_table, stand_in_notice, status_table, verdict_counts
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 ANOTHER_CLAIM = """
@@ -99,3 +99,21 @@ def test_labels_choose_name_and_order_rows_and_increases_are_percentages(project
     frame = beside("tiny", "table1", labels={"a.increase": "change", "b": "B itself"})
     assert list(frame.index) == ["change", "B itself"]
     assert list(frame["tiny"]) == ["+27.1%", "2"]
+
+
+def test_every_pair_with_its_pages_or_the_command_that_makes_them(project):
+    rows = re.findall(r"<tr><td [^>]*>(.*?)</td>.*(not run: <code>.*?)</code></td></tr>", runs_table().data)
+    assert rows[0][0] == "tiny" and {"pythia", "gpt2", "gemma", "gemma-it"} < {name for name, _ in rows}
+    assert all(said.endswith(f"stitch-book run --pair {name}") for name, said in rows)
+    for pair, stand_in in (("pythia", True), ("mine", False)):
+        (project / "book" / "runs" / pair).mkdir(parents=True)
+        (project / "book" / "runs" / pair / "first.ipynb").touch()
+        write_results(pair, "first", {f"table1.{pair}.a": 1.0}, parameters={"stand_in": stand_in})
+    table = runs_table().data
+    assert '<a href="../mine/first.html">first</a></td>' in table
+    assert '<a href="../pythia/first.html">first</a> (random weights: no results)' in table
+
+
+def test_a_notice_only_where_weights_are_random():
+    assert stand_in_notice(False) is None
+    assert "untrained stand-ins" in stand_in_notice(True).data

@@ -1,0 +1,64 @@
+"""From a pair to its stitch in one call, for those who want the maps and not the chapter.
+
+Section 2 and App. A, as the chapter on stitching does it: one pass over the training text, the exact minimum of Eq. 3,
+its loss on text that it was not fitted on.
+
+Offers `fit_pair`, `FittedPair`, and `preflight`, which finds what would stop it before anything heavy is loaded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
+
+from .harvest import evaluation_batches, harvest_moments, training_batches
+from .models import check_pair, load_models, load_tokenizer
+from .pairs import ModelPair
+from .stitch import Stitch, StitchLoss, fit_exact, stitch_loss
+from .svcca import stitched_layers
+
+
+class FittedPair(NamedTuple):
+    """A stitch and what is known of it."""
+
+    stitch: Stitch
+    layers: tuple[int, int]
+    """Of A and of B."""
+    tokens: int
+    """Fitted on."""
+    fitted: StitchLoss
+    """Eq. 3 on the text that it was fitted on."""
+    held_out: StitchLoss
+    """Eq. 3 on the evaluation text."""
+    unexplained: tuple[float, float]
+    """Share of the variance of y, and of x, that the maps leave unexplained on the evaluation text."""
+    is_stand_in: bool
+    """Whether a model has random weights under another's name."""
+
+
+def preflight(pair: ModelPair, *, scale: str = "smoke") -> None:
+    """Fetches configurations, tokenizers and the first texts; ValueError names the pair, its file and what to do."""
+    check_pair(pair)
+    sizes, tokenizer = pair.scale(scale), load_tokenizer(pair.a.model, revision=pair.a.revision)
+    for batches in (training_batches(pair, sizes, tokenizer, pair.context), evaluation_batches(pair, sizes, tokenizer)):
+        next(batches)
+
+
+def fit_pair(pair: ModelPair, *, scale: str = "default", alpha: float = 1.0, ridge: float = 1e-8) -> FittedPair:
+    """The exact stitch of a pair (Eq. 3) at one of its scales; ValueError for what the pair's file has wrong."""
+    sizes = pair.scale(scale)
+    models = load_models(pair)
+    tokenizer = models[0].tokenizer
+    layers = stitched_layers(pair, *models, sizes)
+    training = training_batches(pair, sizes, tokenizer, sizes.train_tokens)
+    moments = harvest_moments(*models, training, [layers])[layers]
+    held_out = harvest_moments(*models, evaluation_batches(pair, sizes, tokenizer), [layers])[layers]
+    about = {"pair": pair.name, "a": pair.a.model, "layer_a": layers[0], "b": pair.b.model, "layer_b": layers[1],
+             "text": pair.train.name, "tokens": moments.count}  # fmt: skip
+    stitch = replace(fit_exact(moments, alpha=alpha, ridge=ridge), about=about)
+    loss = stitch_loss(stitch, held_out, alpha=alpha)
+    variances = [covariance.diagonal().mean().item() for covariance in (held_out.cyy, held_out.cxx)]
+    return FittedPair(
+        stitch, layers, moments.count, stitch_loss(stitch, moments, alpha=alpha), loss,
+        (loss.up / variances[0], loss.down / variances[1]), any(model.is_stand_in for model in models),
+    )  # fmt: skip

@@ -1,0 +1,86 @@
+"""A pair file to a stitch file: by the library, by the command, and what is said when something is wrong with it."""
+
+import re
+
+import pytest
+import torch
+import yaml
+from toy_book import call_here
+
+from stitch_utils.fitting import fit_pair
+from stitch_utils.harvest import evaluation_batches, harvest_moments, sample_residuals, training_batches
+from stitch_utils.models import load_models
+from stitch_utils.pairs import load_pair
+from stitch_utils.stitch import Stitch, fit_exact, stitch_loss
+from stitch_utils.svcca import stitched_layers, svcca
+
+
+@pytest.fixture
+def file(tmp_path, random_folders):
+    """A file of a pair without a layer for B, on a text of 120 documents."""
+    documents = [f"The cook bakes {number} cakes in the kitchen. She sees the big fish." for number in range(120)]
+    (tmp_path / "text.txt").write_text("\n\n".join(documents))
+    sizes = {"train_tokens": 1600, "svcca_tokens": 1600, "eval_documents": 9, "adam_steps": 5, "batch_size": 16}
+    data = {
+        "name": "mine",
+        "a": {"model": str(random_folders / "a"), "layer": 1},
+        "b": {"model": str(random_folders / "b")},
+        "context": 20,
+        "text": "text.txt",
+        "scales": {"smoke": sizes, "default": sizes},
+    }
+    path = tmp_path / "mine.yml"
+    path.write_text(yaml.safe_dump(data))
+    return path
+
+
+def test_the_layer_of_b_is_the_one_most_like_that_of_a(file, random_models):
+    pair = load_pair(file)
+    scale = pair.scale("smoke")
+    xs, ys = sample_residuals(*random_models, training_batches(pair, scale, random_models[0].tokenizer, 1600))
+    scores = [svcca(xs[1], ys[layer]) for layer in range(4)]
+    assert stitched_layers(pair, *random_models, scale) == (1, scores.index(max(scores)))
+
+
+def test_the_stitch_of_a_pair(file):
+    pair = load_pair(file)
+    fitted = fit_pair(pair, scale="smoke", alpha=0.5)
+    models, scale = load_models(pair), pair.scale("smoke")
+    tokenizer = models[0].tokenizer
+    batches = (training_batches(pair, scale, tokenizer, 1600), evaluation_batches(pair, scale, tokenizer))
+    moments, held_out = (harvest_moments(*models, part, [fitted.layers])[fitted.layers] for part in batches)
+    expected = fit_exact(moments, alpha=0.5)
+    torch.testing.assert_close(fitted.stitch.P_up, expected.P_up)
+    assert fitted.held_out == stitch_loss(expected, held_out, alpha=0.5) and fitted.tokens == moments.count
+    y = held_out.cyy.diagonal().sum().item() / models[1].d_model
+    assert fitted.unexplained[0] == pytest.approx(fitted.held_out.up / y)
+
+
+def test_the_command_ends_in_a_file_and_prints_its_losses(file, bare_book):
+    code, lines, err = call_here(bare_book, "fit", "--pair", str(file), "--scale", "smoke", "--alpha", "0.5")
+    assert code == 0, err
+    path = bare_book / "artifacts" / "mine" / "stitch.safetensors"
+    stitch, fitted = Stitch.load(path), fit_pair(load_pair(file), scale="smoke", alpha=0.5)
+    torch.testing.assert_close(stitch.P_down, fitted.stitch.P_down)
+    assert (stitch.about["layer_a"], stitch.about["layer_b"]) == fitted.layers and stitch.report.alpha == 0.5
+    assert any(line.endswith(", by SVCCA") for line in lines)
+    printed = {line[:16].strip(): line[16:].split() for line in lines}
+    assert printed["held-out text"] == [f"{value:.4g}" for value in fitted.held_out]
+    assert lines[-1].endswith(path.as_posix())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"a": {"model": "embedded:tiny-a", "layer": 1}}, "tokenizers of .* differ .3,072 and 500 tokens.*one family"),
+        ({"text": "none.txt"}, r"pair 'mine' .*mine.yml., text: text file 'none.txt' does not exist"),
+        ({"b": {"model": "./nothing"}}, "model b: './nothing' is no folder with a Hugging Face model"),
+        ({"context": 64}, "reads 48 tokens at most: choose a context below 64"),
+    ],
+)
+def test_what_is_wrong_is_one_line(file, bare_book, change, message):
+    file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | change))
+    code, lines, err = call_here(bare_book, "fit", "--pair", str(file), "--scale", "smoke")
+    assert code == 2 and not lines
+    assert err.count("\n") == 1
+    assert re.search(message, err), err
