@@ -45,14 +45,14 @@ def _meaning(error: BaseException | None, kind: str, name: str, revision: str | 
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
-        missing = isinstance(error, errors.RepositoryNotFoundError | DatasetNotFoundError)
+        gated_data = isinstance(error, DatasetNotFoundError) and "is a gated dataset" in str(error)
         # The clients' classes overlap: the more special come first.
-        if isinstance(error, errors.GatedRepoError) or (missing and "gated" in str(error)):
+        if gated_data or isinstance(error, errors.GatedRepoError):
             return (
                 f"is gated, and this account has no access to it: accept its conditions on {page}, "
                 "then log in with `hf auth login` (or set HF_TOKEN)"
             )
-        if missing:
+        if isinstance(error, errors.RepositoryNotFoundError | DatasetNotFoundError):
             return (
                 f"does not exist on {constants.ENDPOINT}, or is private: check the name "
                 "(a private one needs `hf auth login`)"

@@ -191,8 +191,8 @@ def blaming(pair: ModelPair, part: str):
 
 
 def known_pairs() -> list[str]:
-    """Names of the pairs that come with the package."""
-    return sorted(path.stem for path in PAIRS_FOLDER.glob("*.yml"))
+    """Names of the pairs that come with the package, the embedded one first."""
+    return sorted((path.stem for path in PAIRS_FOLDER.glob("*.yml")), key=lambda name: (name != "tiny", name))
 
 
 def load_pair(name: str | Path) -> ModelPair:

@@ -6,6 +6,8 @@ import re
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import yaml
@@ -39,18 +41,28 @@ def book_root(tmp_path_factory):
     root = tmp_path_factory.mktemp("book")
     copy_sources(root)
     shutil.copy(ROOT / "_config.yml", root)
-    (root / "book" / "runs" / "tiny").mkdir(parents=True)
     for page in REFERENCE.glob("*.ipynb"):
+        (root / "book" / "runs" / "tiny").mkdir(parents=True, exist_ok=True)
         shutil.copy(page, root / "book" / "runs" / "tiny")
     shutil.copytree(REFERENCE / "results", root / "results")
     return root
 
 
 @pytest.fixture(scope="module")
-def runs(hub, home, book_root):
-    """{pair: (exit code, stdout, stderr)} of the chapter on stitching at scale smoke."""
-    command = ["run", "--chapter", "stitching", "--scale", "smoke", "--pair"]
-    return {pair: stitch_book(book_root, hub.environment(home), *command, pair) for pair in PAIRS}
+def runs(hub, home, book_root, tmp_path_factory):
+    """{pair: (exit code, stdout, stderr)} of all chapters at scale smoke; the pages are put into the book."""
+
+    def run(pair):
+        root = tmp_path_factory.mktemp(pair)  # a book of its own, since one book is for one run at a time
+        copy_sources(root)
+        outcome = stitch_book(root, hub.environment(home), "run", "--scale", "smoke", "--pair", pair)
+        for folder in (Path("book", "runs", pair), Path("results", pair)):
+            if (root / folder).is_dir():
+                shutil.copytree(root / folder, book_root / folder)
+        return outcome
+
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(PAIRS, pool.map(run, PAIRS)))
 
 
 def layers(pair):
@@ -62,7 +74,7 @@ def layers(pair):
 def test_the_chapter_runs_on_the_papers_pair(pair, runs, book_root):
     code, out, err = runs[pair]
     assert code == 0, err
-    assert f"stitching ({pair}, smoke): " in out
+    assert f"pairs ({pair}, smoke): " in out and f"stitching ({pair}, smoke): " in out
     page = json.loads((book_root / "book" / "runs" / pair / "stitching.ipynb").read_text())
     text = "".join("".join(cell["source"]) for cell in page["cells"])
     assert text.startswith(f"# Stitching two language models: {pair}") and "Given the paper's full schedule" not in text
@@ -70,11 +82,13 @@ def test_the_chapter_runs_on_the_papers_pair(pair, runs, book_root):
     assert "untrained stand-ins" in shown
     results = json.loads((book_root / "results" / pair / "stitching.json").read_text())
     assert results["run.stand_in"] is True and results[f"figure6.{pair}.chosen_layer_b"] == layers(pair)[1]
-    assert results[f"table1.{pair}.a_to_b_to_a"] > 0 and results[f"table1.{pair}.documents"] == 20
+    assert results[f"table1.{pair}.a_to_b_to_a"] > 0 and results[f"table1.{pair}.documents"] in (4, 8)
 
 
 def test_the_pages_stand_in_the_book_and_count_for_nothing(runs, book_root, hub, home):
     environment = hub.environment(home)
+    code, _, err = stitch_book(book_root, environment, "run", "--chapter", "index")
+    assert code == 0, err
     code, _, err = stitch_book(book_root, environment, "build")
     assert code == 0, err
     html = book_root / "_build" / "html"
@@ -87,12 +101,11 @@ def test_the_pages_stand_in_the_book_and_count_for_nothing(runs, book_root, hub,
 
 
 def test_what_was_fetched_once_needs_no_network(runs, book_root, home, hub):
-    closed = hub.environment(home, HF_ENDPOINT="http://127.0.0.1:9", HF_HUB_OFFLINE="1")
     asked = len(hub.requests)
-    command = ["run", "--chapter", "stitching", "--scale", "smoke", "--force", "--pair", "pythia"]
-    code, out, err = stitch_book(book_root, closed, *command)
+    environment = hub.environment(home, HF_HUB_OFFLINE="1")
+    code, out, err = stitch_book(book_root, environment, "fit", "--pair", "gemma", "--scale", "smoke")
     assert code == 0, err
-    assert "unchanged" not in out.splitlines()[0] and len(hub.requests) == asked
+    assert "the stitch is in" in out and len(hub.requests) == asked
 
 
 def test_a_gated_model_without_and_with_a_token(hub_root, book_root, tmp_path):
@@ -108,26 +121,39 @@ def test_a_gated_model_without_and_with_a_token(hub_root, book_root, tmp_path):
     assert "These are random weights" in out and "before layer 33" in out
 
 
-@pytest.mark.parametrize(
-    ("change", "settings", "message"),
-    [
-        (("EleutherAI/pythia-70m-deduped", "EleutherAI/pythia-70b"), {},
-         "model a: model 'EleutherAI/pythia-70b' does not exist on .*: check the name"),
-        (("revision: main    #", "revision: step9    #"), {}, "model a: .* has no revision 'step9'"),
-        (("Skylion007/openwebtext", "nobody/nothing"), {}, "text: dataset 'nobody/nothing' does not exist on"),
-        (("revision: main, take", "revision: main, column: body, take"), {},
-         "text: dataset 'Skylion007/openwebtext' has no text column 'body': its columns are text"),
-        (("skip: 180_000", "skip: 999_000"), {}, "text: no documents in hub source .* after skipping 999000"),
-        (("", ""), {"HF_ENDPOINT": "http://127.0.0.1:9"}, "model a: .* cannot be reached: check the network"),
-        (("", ""), {"HF_HUB_OFFLINE": "1"}, "model a: .* is not in .*: unset HF_HUB_OFFLINE once to fetch it"),
-    ],
-)  # fmt: skip
-def test_what_the_hub_does_not_give_is_one_line(change, settings, message, hub, book_root, tmp_path):
-    text = (PAIRS_FOLDER / "pythia.yml").read_text()
-    assert change[0] in text
-    file = tmp_path / "mine.yml"
-    file.write_text(text.replace(*change, 1).replace("name: pythia", "name: mine"))
-    environment = hub.environment(tmp_path / "home", **settings)
-    code, _, err = stitch_book(book_root, environment, "fit", "--scale", "smoke", "--pair", str(file))
+# What is changed in the file of Pythia, and in the environment; what is said.
+REFUSED = {
+    "model": (("EleutherAI/pythia-70m-deduped", "EleutherAI/pythia-70b"), {},
+              "model a: model 'EleutherAI/pythia-70b' does not exist on .*: check the name"),
+    "revision": (("revision: main    #", "revision: step9    #"), {}, "model a: .* has no revision 'step9'"),
+    "dataset": (("Skylion007/openwebtext", "nobody/nothing"), {},
+                "text: dataset 'nobody/nothing' does not exist on"),
+    "column": (("revision: main, take", "revision: main, column: body, take"), {},
+               "text: dataset 'Skylion007/openwebtext' has no text column 'body': its columns are text"),
+    "rows": (("skip: 180_000", "skip: 999_000"), {}, "text: no documents in hub source .* after skipping 999000"),
+    "network": (("", ""), {"HF_ENDPOINT": "http://127.0.0.1:9"}, "model a: .* cannot be reached: check the network"),
+    "cache": (("", ""), {"HF_HUB_OFFLINE": "1"}, "model a: .* is not in .*: unset HF_HUB_OFFLINE once to fetch it"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def refusals(hub, book_root, tmp_path_factory):
+    """{case: (exit code, stdout, stderr)}; together, since the clients wait and ask again where there is no network."""
+
+    def fit(case):
+        change, settings, _ = REFUSED[case]
+        folder, text = tmp_path_factory.mktemp(case), (PAIRS_FOLDER / "pythia.yml").read_text()
+        assert change[0] in text
+        (folder / "mine.yml").write_text(text.replace(*change, 1).replace("name: pythia", "name: mine"))
+        environment = hub.environment(folder / "home", **settings)
+        return stitch_book(book_root, environment, "fit", "--scale", "smoke", "--pair", str(folder / "mine.yml"))
+
+    with ThreadPoolExecutor(3) as pool:
+        return dict(zip(REFUSED, pool.map(fit, REFUSED)))
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_the_hub_does_not_give_is_one_line(case, refusals):
+    code, _, err = refusals[case]
     assert code == 2 and err.count("\n") == 0, err
-    assert re.search(rf"pair 'mine' \(.*mine\.yml\), {message}", err), err
+    assert re.search(rf"pair 'mine' \(.*mine\.yml\), {REFUSED[case][2]}", err), err
