@@ -1,6 +1,8 @@
 """A pair file to a stitch file: by the library, by the command, and what is said when something is wrong with it."""
 
+import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -84,3 +86,18 @@ def test_what_is_wrong_is_one_line(file, bare_book, change, message):
     assert code == 2 and not lines
     assert err.count("\n") == 1
     assert re.search(message, err), err
+
+
+SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="needs a real model and stories that are not in the repository")
+def test_a_real_model_that_nobody_made_for_this(tmp_path):
+    """Two layers of a Llama trained on TinyStories: the next layer is nearly a linear image of the one before."""
+    stories = json.loads((SHARED / "tinystories_1000" / "tinystories_1000.json").read_text())
+    (tmp_path / "stories.jsonl").write_text("\n".join(json.dumps({"text": story}) for story in stories))
+    model = {"model": str(SHARED / "stories260K")}
+    data = {"name": "stories", "a": model | {"layer": 2}, "b": model | {"layer": 3}, "text": "stories.jsonl"}
+    (tmp_path / "stories.yml").write_text(yaml.safe_dump(data))
+    fitted = fit_pair(load_pair(tmp_path / "stories.yml"), scale="smoke")
+    assert fitted.layers == (2, 3) and max(fitted.unexplained) < 0.25
