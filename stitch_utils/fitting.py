@@ -1,18 +1,23 @@
 """From a pair to its stitch in one call, for those who want the maps and not the chapter.
 
 Section 2 and App. A, as the chapter on stitching does it: one pass over the training text, the exact minimum of Eq. 3,
-its loss on text that it was not fitted on.
+its loss on text that it was not fitted on. The moments of a pass are kept in `artifacts/`, so that other chapters, and
+other values of alpha, do without another.
 
-Offers `fit_pair`, `FittedPair`, and `preflight`, which finds what would stop it before anything heavy is loaded.
+Offers `pair_moments`, `fit_pair`, `FittedPair`, and `preflight`, which finds what would stop them before anything heavy
+is loaded.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import NamedTuple
 
+from .artifacts import artifact, digest_of_model, kept
 from .harvest import evaluation_batches, harvest_moments, training_batches
-from .models import check_pair, load_models, load_tokenizer
+from .models import Model, check_pair, load_models, load_tokenizer
+from .moments import PairMoments
 from .pairs import ModelPair
 from .stitch import Stitch, StitchLoss, fit_exact, stitch_loss
 from .svcca import stitched_layers
@@ -44,15 +49,33 @@ def preflight(pair: ModelPair, *, scale: str = "smoke") -> None:
         next(batches)
 
 
+def pair_moments(pair: ModelPair, models: tuple[Model, Model], layers: tuple[int, int], *, scale: str) -> PairMoments:
+    """Moments of the training text at the stitched layers, from `artifacts/` if they were harvested before."""
+    sizes = pair.scale(scale)
+    text = Path(pair.train.name)
+    ingredients = {
+        "models": [digest_of_model(ref.model, ref.revision) for ref in (pair.a, pair.b)],
+        "text": asdict(pair.train) | ({"changed": text.stat().st_mtime_ns} if text.is_file() else {}),
+        "layers": layers, "tokens": sizes.train_tokens, "context": pair.context, "rows": pair.rows, "dtype": pair.dtype,
+    }  # fmt: skip
+    sources = ("embedded/*.py", "embedded/lexicons/*", "text.py", "models.py", "harvest.py", "moments.py")
+    return kept(
+        artifact(pair.name, "moments", ingredients, sources=sources, suffix=".safetensors"),
+        lambda: harvest_moments(
+            *models, training_batches(pair, sizes, models[0].tokenizer, sizes.train_tokens), [layers]
+        )[layers],
+        PairMoments.save,
+        PairMoments.load,
+    )
+
+
 def fit_pair(pair: ModelPair, *, scale: str = "default", alpha: float = 1.0, ridge: float = 1e-8) -> FittedPair:
     """The exact stitch of a pair (Eq. 3) at one of its scales; ValueError for what the pair's file has wrong."""
     sizes = pair.scale(scale)
     models = load_models(pair)
-    tokenizer = models[0].tokenizer
     layers = stitched_layers(pair, *models, sizes)
-    training = training_batches(pair, sizes, tokenizer, sizes.train_tokens)
-    moments = harvest_moments(*models, training, [layers])[layers]
-    held_out = harvest_moments(*models, evaluation_batches(pair, sizes, tokenizer), [layers])[layers]
+    moments = pair_moments(pair, models, layers, scale=scale)
+    held_out = harvest_moments(*models, evaluation_batches(pair, sizes, models[0].tokenizer), [layers])[layers]
     about = {"pair": pair.name, "a": pair.a.model, "layer_a": layers[0], "b": pair.b.model, "layer_b": layers[1],
              "text": pair.train.name, "tokens": moments.count}  # fmt: skip
     stitch = replace(fit_exact(moments, alpha=alpha, ridge=ridge), about=about)

@@ -106,6 +106,16 @@ class SAERef:
 
 
 @dataclass(frozen=True)
+class SAERecipe:
+    """How SAEs of a pair are trained where none is published; by default the paper's choices (App. D)."""
+
+    k: int = 32
+    """Latents that fire on a token."""
+    lr: float = 1e-4
+    batch_tokens: int = 4096
+
+
+@dataclass(frozen=True)
 class Scale:
     """How much of everything a run uses."""
 
@@ -119,6 +129,10 @@ class Scale:
     """Steps of the paper's fitter, App. A."""
     batch_size: int
     """Rows a forward pass; halved by itself where they do not fit into memory."""
+    sae_latents: int = 512
+    """Width of the SAEs that are trained here."""
+    sae_steps: int = 20
+    """Steps of their training."""
 
     def __post_init__(self):
         for entry in dataclasses.fields(self):
@@ -127,14 +141,14 @@ class Scale:
                 raise ValueError(f"{entry.name} must be a positive whole number: got {value!r}")
 
 
-# For pairs that do not say: seconds, minutes on a GPU, and the paper's sizes (App. A: 180k documents).
+# For pairs that do not say: seconds, minutes on a GPU, and the paper's sizes (App. A: 180k documents; App. D).
 OWN_SCALES = {
     "smoke": Scale(train_tokens=20_000, svcca_tokens=8_000, eval_documents=20, adam_steps=30, batch_size=16),
-    "default": Scale(train_tokens=1_000_000, svcca_tokens=20_000, eval_documents=200, adam_steps=2_000, batch_size=64),
-    "paper": Scale(
-        train_tokens=180_000 * OWN_CONTEXT, svcca_tokens=50_000, eval_documents=1_000, adam_steps=36_000, batch_size=64
-    ),
-}
+    "default": Scale(train_tokens=1_000_000, svcca_tokens=20_000, eval_documents=200, adam_steps=2_000, batch_size=64,
+                     sae_latents=4_096, sae_steps=2_000),
+    "paper": Scale(train_tokens=180_000 * OWN_CONTEXT, svcca_tokens=50_000, eval_documents=1_000, adam_steps=36_000,
+                   batch_size=64, sae_latents=32_768, sae_steps=120_000),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -153,8 +167,9 @@ class ModelPair:
     dtype: str = "float32"
     rows: str = "document"
     """`document`: one row a document, cut at the context; `packed`: documents one after another."""
-    saes: Mapping[str, SAERef] = field(default_factory=dict)
-    """Published SAEs of `a` and `b`; without one, the chapters that need it train it."""
+    saes: Mapping[str, SAERef | str] = field(default_factory=dict)
+    """SAEs of `a` and `b` that exist, as `saes.load_sae` takes them; the chapters train what is missing."""
+    sae_recipe: SAERecipe = SAERecipe()
     datasets: Mapping[str, DatasetRef] = field(default_factory=dict)
     """What the experiments beyond plain text read, by its role; without one, the embedded world stands in."""
     file: str = ""
@@ -202,16 +217,20 @@ def load_pair(name: str | Path) -> ModelPair:
     """
     path = Path(name).expanduser() if str(name).endswith((".yml", ".yaml")) else PAIRS_FOLDER / f"{name}.yml"
     if not path.is_file():
-        raise ValueError(
-            f"unknown pair {str(name)!r}: known are {', '.join(known_pairs())}, or the path of a .yml file"
-        )
+        known = f"known are {', '.join(known_pairs())}, or the path of a .yml file"
+        if path.parent == PAIRS_FOLDER:
+            raise ValueError(f"unknown pair {str(name)!r}: {known}")
+        raise ValueError(f"unknown pair {str(name)!r}: there is no file {str(path.absolute())!r}; {known}")
+    data = None
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
         if not isinstance(data, dict):
             raise ValueError("holds no mapping: expected at least the entries name, a, b, text")
         return _build(ModelPair, _parsed(data, path))
     except KeyError as error:
-        raise ValueError(f"{path.name}: the entry {error.args[0]!r} is missing") from None
+        known = {entry.name for entry in dataclasses.fields(ModelPair)} - {"train", "evaluation", "file"} | {"text"}
+        unknown = [f", and {key!r} is none that is known" for key in data if key not in known]
+        raise ValueError(f"{path.name}: the entry {error.args[0]!r} is missing{''.join(unknown)}") from None
     except (ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{path.name}: {' '.join(str(error).split())}") from None
 
@@ -228,7 +247,8 @@ def _parsed(data: dict, path: Path) -> dict:
         "train": train,
         "evaluation": evaluation,
         "scales": scales,
-        "saes": {key: _build(SAERef, value) for key, value in data.get("saes", {}).items()},
+        "saes": {key: _sae(value, path.parent) for key, value in data.get("saes", {}).items()},
+        "sae_recipe": _build(SAERecipe, data.get("sae_recipe", {})),
         "datasets": {key: _build(DatasetRef, value) for key, value in data.get("datasets", {}).items()},
         "file": path.relative_to(PAIRS_FOLDER.parents[1]).as_posix() if path.parent == PAIRS_FOLDER else str(path),
     }
@@ -253,6 +273,10 @@ def _text(data: str | dict, folder: Path) -> TextRef:
         data = {"source": "files" if data.endswith(FILE_KINDS) else "hub", "name": data}
     ref = _build(TextRef, data)
     return dataclasses.replace(ref, name=_beside(folder, ref.name)) if ref.source == "files" else ref
+
+
+def _sae(data: str | dict, folder: Path) -> SAERef | str:
+    return _beside(folder, data) if isinstance(data, str) else _build(SAERef, data)
 
 
 def _beside(folder: Path, name: str) -> str:

@@ -145,3 +145,30 @@ def language_shares(languages: Sequence[str], shares: Sequence[float], detected:
     for axes in (left, right):
         axes.grid(axis="y", visible=False)
     return figure
+
+
+def sae_metrics(metrics: Mapping[str, tuple[tuple, tuple]], *, on_a: Sequence[str]) -> Figure:
+    """Table 2 as a picture: {name: (FUV, delta loss)}, each (value, low, high); colour: the model that it runs on."""
+    figure, panels = plt.subplots(1, 2, figsize=(8.5, 2.8), sharey=True, layout="constrained")
+    titles = ("fraction of unexplained variance", "delta loss (nats)")
+    for axes, title, column in zip(panels, titles, zip(*metrics.values())):
+        for y, (name, (value, low, high)) in enumerate(zip(metrics, column)):
+            color = OF_MODEL["a" if name in on_a else "b"]
+            axes.errorbar(value, y, xerr=[[value - low], [high - value]], fmt="o", color=color, capsize=3)
+        axes.set(xlabel=title, xlim=(0, None))
+        axes.grid(axis="y", visible=False)
+    panels[0].axvline(1, color=GREY, lw=1, ls="--")
+    panels[0].set_yticks(range(len(metrics)), list(metrics))
+    panels[0].invert_yaxis()
+    return figure
+
+
+def sae_alpha_sweep(alphas: Sequence[float], delta_losses: Sequence[tuple]) -> Figure:
+    """Fig. 7's curve for a transferred SAE: (value, low, high) at each alpha; alpha = 0 has a place of its own."""
+    figure, axes = plt.subplots(figsize=(5.5, 3.2), layout="constrained")
+    middle, low, high = (np.array(part) for part in zip(*delta_losses))
+    positions = range(len(alphas))
+    axes.errorbar(positions, middle, yerr=[middle - low, high - middle], fmt="o-", ms=5, capsize=3, color=OF_MODEL["b"])
+    axes.set_xticks(positions, [f"{alpha:g}" for alpha in alphas])
+    axes.set(xlabel="α, weight of the inversion terms", ylabel="delta loss on B (nats)")
+    return figure

@@ -61,17 +61,17 @@ def run_chapters(root: Path, runs: list[Run]) -> None:
             key = key_of(root, run)
             fresh = not run.force and is_fresh(root, run, key)
             if not fresh and run.pair not in sound:
-                _look_ahead(str(run.parameters["pair"]))
+                _look_ahead(root, str(run.parameters["pair"]))
                 sound.add(run.pair)
             bar.write(f"{run.label}: " + ("unchanged" if fresh else f"{execute(root, run, key):.0f} s"))
 
 
-def _look_ahead(pair: str) -> ModelPair:
+def _look_ahead(root: Path, pair: str) -> ModelPair:
     """What would end a run after minutes of loading is said at once, in one line and not from within a notebook."""
     from .fitting import preflight  # takes seconds to import, which unchanged pages can do without
 
     try:
-        models = load_pair(pair)
+        models = load_pair(root / pair if pair.endswith((".yml", ".yaml")) else pair)
         preflight(models)
     except ValueError as error:
         raise RequestError(one_line(error)) from error
@@ -82,7 +82,7 @@ def fit(root: Path, pair: str, scale: str, alpha: float, out: str | None) -> Non
     """Fits the stitch of a pair, prints its losses and saves it, by default in `artifacts/<pair>/`."""
     from .fitting import fit_pair
 
-    models = _look_ahead(pair)
+    models = _look_ahead(root, find_pair(root, pair).value)
     try:
         fitted = fit_pair(models, scale=scale, alpha=alpha)
     except ValueError as error:
@@ -118,7 +118,10 @@ def build(root: Path) -> None:
     home = f"{(RUNS / HOME_PAIR).as_posix()}/"
     files = [file for file in toc_files(root) if file.startswith(home)]
     if missing := [file.removeprefix(home) for file in files if not (root / f"{file}.ipynb").is_file()]:
-        raise RequestError(f"no page yet for {', '.join(missing)}: make them with `stitch-book run`")
+        raise RequestError(
+            f"the embedded pair, whose pages are the book's own, has none yet for {', '.join(missing)}: "
+            "make them with `stitch-book run`"
+        )
     sources = ("book/runs/**/*.ipynb", "_config.yml", "_toc.yml", "book/references.bib", "book/_static/**/*")
     key = tree_digest(root, *sources, "requirements.lock")
     stamp = root / "_build" / ".stamp"

@@ -76,12 +76,10 @@ def find_pair(root: Path, given: str) -> Pair:
     if given in known:
         return Pair(given, given, None)
     path = Path(given).resolve()
-    if path.suffix not in (".yml", ".yaml") or not path.is_file():
-        raise RequestError(f"unknown pair {given!r}: expected one of {', '.join(known)}, or the path of a .yml file")
     try:
-        name = load_pair(str(path)).name
+        name = load_pair(path if path.suffix in (".yml", ".yaml") else given).name
     except (ValueError, TypeError, KeyError, OSError, yaml.YAMLError) as error:
-        raise RequestError(f"pair file {one_line(error)}") from error
+        raise RequestError(one_line(error)) from error
     if name in known or not re.fullmatch(r"\w[\w.-]*", name):
         raise RequestError(
             f"pair file {given}: the name {name!r} must be fit for a folder and not one of {', '.join(known)}"

@@ -89,11 +89,13 @@ class Stitch:
                 raise ValueError(f"{name} has shape {found}: expected {shape}, since P_up has {(d_a, d_b)}")
 
     def up(self, x: Float[Tensor, "... d_a"]) -> Float[Tensor, "... d_b"]:
-        """Eq. 1, computed in the stitch's dtype and returned in that of `x`."""
+        """Eq. 1, computed in the stitch's dtype and returned in that of `x`; ValueError for another width."""
+        _check_width(x, self.P_up, "up")
         return (x.to(self.P_up) @ self.P_up + self.b_up).to(x.dtype)
 
     def down(self, y: Float[Tensor, "... d_b"]) -> Float[Tensor, "... d_a"]:
-        """Eq. 2, computed in the stitch's dtype and returned in that of `y`."""
+        """Eq. 2, computed in the stitch's dtype and returned in that of `y`; ValueError for another width."""
+        _check_width(y, self.P_down, "down")
         return (y.to(self.P_down) @ self.P_down + self.b_down).to(y.dtype)
 
     def to(self, *args, **kwargs) -> Stitch:
@@ -123,6 +125,11 @@ class Stitch:
             tensors = [file.get_tensor(name) for name in TENSORS]
         report = json.loads(meta["report"])
         return cls(*tensors, report=FitReport(**report) if report else None, about=json.loads(meta.get("about", "{}")))
+
+
+def _check_width(x: Tensor, matrix: Tensor, name: str) -> None:
+    if x.shape[-1] != len(matrix):
+        raise ValueError(f"{name} was given shape {tuple(x.shape)}: expected (..., {len(matrix)})")
 
 
 def stitch_loss(stitch: Stitch, moments: PairMoments, *, alpha: float = 1.0) -> StitchLoss:

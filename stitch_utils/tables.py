@@ -8,6 +8,7 @@ Offers `beside`, a DataFrame, and in HTML `claims_table`, `verdict_counts`, `sta
 """
 
 import html
+import json
 import re
 from collections.abc import Mapping
 
@@ -72,20 +73,27 @@ def claims_table(
 
 def verdict_counts(pair: str = "tiny") -> HTML:
     """How many claims hold, hold partly, do not hold and were not run, for `pair` and every other pair with results."""
-    said = {name: [v.verdict for v in verdicts(name)] for name in dict.fromkeys((pair, *pairs_with_results()))}
-    rows = [[name, *(str(words.count(word)) for word in VERDICTS)] for name, words in said.items()]
-    return _table(["Pair", *VERDICTS], rows)
+    rows = []
+    for name in dict.fromkeys((pair, *pairs_with_results())):
+        words = [verdict.verdict for verdict in verdicts(name)]
+        scales = {str(value) for id, value in read_results(name).items() if re.fullmatch(r"run\.\w+\.scale", id)}
+        rows.append([name, ", ".join(sorted(scales)), *(str(words.count(word)) for word in VERDICTS)])
+    return _table(["Pair", "Scale of the runs", *VERDICTS], rows)
 
 
 def runs_table(home: str = "tiny") -> HTML:
     """Every pair that is known or was run, with the chapters that were run on it, or the command that runs them."""
     executed: dict[str, list[str]] = {}
+    files: dict[str, str] = {}
     for page in sorted((project_root() / "book" / "runs").glob("*/[!.]*.ipynb")):
         if page.stem not in SUMMARIES:
             executed.setdefault(page.parent.name, []).append(page.stem)
+            note = json.loads(page.read_text(encoding="utf-8") or "{}").get("metadata", {}).get("stitch_book", {})
+            files[page.parent.name] = str(note.get("parameters", {}).get("pair", ""))
     rows = []
     for name in dict.fromkeys((home, *known_pairs(), *executed)):
-        title = load_pair(name).title if name in known_pairs() else "a pair file of your own"
+        own = f"a pair file of your own: {files.get(name) or 'unknown'}"
+        title = load_pair(name).title if name in known_pairs() else own
         pages = ", ".join(_link(name, chapter) for chapter in executed.get(name, ()))
         if pages and name not in pairs_with_results():
             pages += " (random weights: no results)"

@@ -89,7 +89,22 @@ def _files(text: TextRef) -> Iterator[str]:
     from datasets import load_dataset  # slow to import, and not needed by the other sources
 
     kind = "json" if path.suffix == ".jsonl" else "parquet"
-    return _column(load_dataset(kind, data_files=str(path), split="train", streaming=True), text)
+    rows = load_dataset(kind, data_files=str(path), split="train", streaming=True)
+    return _readable(rows, text)
+
+
+def _readable(rows, text: TextRef) -> Iterator[str]:
+    """The column of a file's rows; where the file is not of its kind, one error instead of the reader's own."""
+    read = iter(rows)
+    while True:
+        try:
+            row = next(read)
+        except StopIteration:
+            return
+        except Exception as error:
+            expected = f'one object such as {{"{text.column}": "..."}} a line' if ".jsonl" in text.name else "rows"
+            raise ValueError(f"text file {text.name!r} cannot be read ({error}): expected {expected}") from error
+        yield from _column([row], text)
 
 
 def _column(rows, text: TextRef) -> Iterator[str]:

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from toy_book import call_here
+from toy_book import call_here, project_root_at
 
+from stitch_utils import fitting
 from stitch_utils.fitting import fit_pair
 from stitch_utils.harvest import evaluation_batches, harvest_moments, sample_residuals, training_batches
 from stitch_utils.models import load_models
@@ -44,6 +45,12 @@ def test_the_layer_of_b_is_the_one_most_like_that_of_a(file, random_models):
     assert stitched_layers(pair, *random_models, scale) == (1, scores.index(max(scores)))
 
 
+@pytest.fixture(autouse=True)
+def _no_artifacts_of_ours(tmp_path):
+    with project_root_at(tmp_path):
+        yield
+
+
 def test_the_stitch_of_a_pair(file):
     pair = load_pair(file)
     fitted = fit_pair(pair, scale="smoke", alpha=0.5)
@@ -58,6 +65,21 @@ def test_the_stitch_of_a_pair(file):
     assert fitted.unexplained[0] == pytest.approx(fitted.held_out.up / y)
 
 
+def test_a_pass_is_made_once_and_again_when_something_changes(file, bare_book, monkeypatch):
+    passes = []
+    monkeypatch.setattr(fitting, "harvest_moments", lambda *given: passes.append(1) or harvest_moments(*given))
+    with project_root_at(bare_book):
+        first = fit_pair(load_pair(file), scale="smoke").stitch
+        assert len(passes) == 2, "one for the training text, one for the evaluation text"
+        again = fit_pair(load_pair(file), scale="smoke").stitch
+        assert len(passes) == 3 and torch.equal(first.P_up, again.P_up)
+        text = file.parent / "text.txt"
+        text.write_text(text.read_text().replace("cakes", "shoes"))
+        other = fit_pair(load_pair(file), scale="smoke").stitch
+        assert len(passes) == 5 and not torch.equal(first.P_up, other.P_up)
+    assert len(list((bare_book / "artifacts" / "mine").iterdir())) == 2
+
+
 def test_the_command_ends_in_a_file_and_prints_its_losses(file, bare_book):
     code, lines, err = call_here(bare_book, "fit", "--pair", str(file), "--scale", "smoke", "--alpha", "0.5")
     assert code == 0, err
@@ -69,6 +91,12 @@ def test_the_command_ends_in_a_file_and_prints_its_losses(file, bare_book):
     printed = {line[:16].strip(): line[16:].split() for line in lines}
     assert printed["held-out text"] == [f"{value:.4g}" for value in fitted.held_out]
     assert lines[-1].endswith(path.as_posix())
+
+
+def test_a_name_of_the_package_is_not_for_others(file, bare_book):
+    file.write_text(file.read_text().replace("name: mine", "name: tiny"))
+    code, _, err = call_here(bare_book, "fit", "--pair", str(file), "--scale", "smoke")
+    assert code == 2 and "the name 'tiny' must be fit for a folder and not one of tiny" in err
 
 
 @pytest.mark.parametrize(

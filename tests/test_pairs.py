@@ -55,6 +55,10 @@ def test_a_file_of_ones_own(tmp_path, random_folders):
         ({"rows": "loose"}, "unknown rows 'loose': expected document or packed"),
         ({"context": 1}, "context must be at least 2: got 1"),
         ({"colour": "red"}, "ModelPair: unknown colour; expected name, title"),
+        (
+            {"text": {"train": {"source": "world", "name": "x"}}, "txt": 1},
+            "the entry 'evaluation' is missing, and 'txt' is none that is known",
+        ),
         ({"a": {"layer": 1}}, "ModelRef: missing model; expected model, layer, revision"),
         ({"a": {"model": "x"}}, "model a has no layer: expected the number of the block"),
         ({"a": "x"}, "ModelRef: expected a mapping, got 'x'"),
@@ -130,7 +134,7 @@ def test_the_pairs_of_the_paper():
 def test_unknown_names(tmp_path):
     with pytest.raises(ValueError, match=r"unknown pair 'gpt5': known are .*tiny"):
         load_pair("gpt5")
-    with pytest.raises(ValueError, match="unknown pair"):
+    with pytest.raises(ValueError, match=r"unknown pair .*: there is no file '.*none\.yml'"):
         load_pair(tmp_path / "none.yml")
     with pytest.raises(ValueError, match="unknown scale 'huge' for pair 'tiny': known are smoke, default, paper"):
         load_pair("tiny").scale("huge")

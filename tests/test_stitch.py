@@ -236,3 +236,11 @@ def test_errors():
         fit_adam(iter([(x, y)]), d_a=4, d_b=6, n_steps=3)
     with pytest.raises(ValueError, match="n_steps must be positive"):
         fit_adam([(x, y)], d_a=4, d_b=6, n_steps=0)
+
+
+def test_activations_of_another_width():
+    stitch = Stitch(torch.zeros(3, 5), torch.zeros(5), torch.zeros(5, 3), torch.zeros(3))
+    with pytest.raises(ValueError, match=r"up was given shape \(2, 5\): expected \(\.\.\., 3\)"):
+        stitch.up(torch.zeros(2, 5))
+    with pytest.raises(ValueError, match=r"down was given shape \(3,\): expected \(\.\.\., 5\)"):
+        stitch.down(torch.zeros(3))

@@ -74,9 +74,9 @@ def test_claims_table_keeps_what_some_pair_has_run(project):
 
 
 def test_counts_and_status_tables(project):
-    write_results("tiny", "first", {"table1.tiny.a": 1.0, "table1.tiny.b": 1.5})
+    write_results("tiny", "first", {"table1.tiny.a": 1.0, "table1.tiny.b": 1.5}, parameters={"scale": "smoke"})
     counts = verdict_counts("tiny").data
-    assert [cell.split("<")[0] for cell in counts.split('top">')[1:]][6:] == ["1", "0", "1", "0"]
+    assert [cell.split("<")[0] for cell in counts.split('top">')[1:]][6:] == ["tiny", "smoke", "1", "0", "1", "0"]
     status = status_table("tiny").data
     assert "a &lt; b &amp; c" in status and status.count(">done<") == 1 and status.count(">not yet<") == 1
 

@@ -101,6 +101,13 @@ def test_missing_empty_and_unreadable_text(tmp_path):
         TextRef("web", "x")
 
 
+@pytest.mark.parametrize("lines", ['"only a string"\n"and another"\n', "no JSON at all\n"])
+def test_a_file_that_is_not_of_its_kind(tmp_path, lines):
+    (tmp_path / "odd.jsonl").write_text(lines)
+    with pytest.raises(ValueError, match=r"odd\.jsonl' cannot be read .*: expected one object such as .* a line"):
+        list(read_documents(TextRef("files", str(tmp_path / "odd.jsonl"))))
+
+
 def test_text_shorter_than_one_context(tokenizer, tmp_path):
     (tmp_path / "short.txt").write_text("The cook.")
     with pytest.raises(ValueError, match=r"short\.txt' is shorter than one context: \d+ tokens, expected at least 15"):

@@ -24,10 +24,12 @@ def hub_root(tmp_path_factory) -> Path:
     """The folder of all models and data sets, which no test may change."""
     from .checkpoints import write_models  # slow to import
     from .corpora import write_datasets
+    from .saes import write_saes
 
     root = tmp_path_factory.mktemp("hub")
     write_models(root)
     write_datasets(root)
+    write_saes(root)
     return root
 
 

@@ -1,0 +1,83 @@
+"""The SAEs of a pair's two models, published or trained here, so that chapters need not care which.
+
+Section 3 and App. D: published TopK SAEs for Pythia and JumpReLU ones for Gemma; for GPT-2, as for the embedded pair
+and a reader's own, TopK SAEs trained on the unnormalised residual stream by the paper's recipe.
+
+Offers `native_saes`, `paired_activations`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import torch
+from sae_lens import SAE
+
+from .artifacts import artifact, digest_of_model
+from .harvest import ActivationStream, evaluation_batches, paired_residuals, training_batches
+from .models import Model
+from .pairs import ModelPair
+from .sae_training import OneSide, SAETrainingConfig, load_trained, train_saes
+from .saes import load_sae
+
+SOURCES = ("embedded/*.py", "embedded/lexicons/*", "text.py", "models.py", "harvest.py", "sae_training.py")
+
+
+def paired_activations(
+    pair: ModelPair, models: tuple[Model, Model], layers: tuple[int, int], *, scale: str
+) -> tuple[ActivationStream, tuple[torch.Tensor, torch.Tensor]]:
+    """Activations (x, y) of the training text as a stream, and those of the evaluation text: (n, d_a), (n, d_b).
+
+    The stream is kept in memory but for scale `paper`, where each pass runs the models anew.
+    """
+    sizes, tokenizer = pair.scale(scale), models[0].tokenizer
+    stream = ActivationStream(
+        *models,
+        *layers,
+        lambda: training_batches(pair, sizes, tokenizer, sizes.train_tokens),
+        step_tokens=pair.sae_recipe.batch_tokens,
+        keep=scale != "paper",
+    )
+    held_out = paired_residuals(*models, evaluation_batches(pair, sizes, tokenizer), [layers[0]], [layers[1]])
+    sides = zip(*((xs[layers[0]].float(), ys[layers[1]].float()) for xs, ys in held_out))
+    return stream, tuple(torch.cat(side) for side in sides)
+
+
+def native_saes(
+    pair: ModelPair, models: tuple[Model, Model], layers: tuple[int, int], *, scale: str, seed: int = 0
+) -> tuple[SAE, SAE]:
+    """An SAE of A and one of B at the stitched layers: those that the pair's file names, else trained ones.
+
+    Training is done once for what it is made of; its state and its SAEs are kept in `artifacts/`. ValueError if a
+    published SAE is of another width than its model.
+    """
+    found: dict[str, SAE] = {}
+    for side, model in zip("ab", models):
+        if side in pair.saes:
+            found[side] = load_sae(pair.saes[side], device=str(model.device))
+            if found[side].cfg.d_in != model.d_model:
+                raise ValueError(
+                    f"the SAE of {side} ({pair.saes[side]}) reads {found[side].cfg.d_in} dimensions: expected "
+                    f"{model.d_model}, the width of {model.ref!r}"
+                )
+    if len(found) < 2:
+        stream, held_out = paired_activations(pair, models, layers, scale=scale)
+        for index, (side, ref) in enumerate((("a", pair.a), ("b", pair.b))):
+            if side not in found:
+                digest = digest_of_model(ref.model, ref.revision)
+                found[side] = _trained(pair, side, digest, layers[index], stream, held_out[index], scale, seed)
+    return found["a"], found["b"]
+
+
+def _trained(pair: ModelPair, side: str, digest: str, layer: int, stream, held_out, scale: str, seed: int) -> SAE:
+    sizes, recipe = pair.scale(scale), pair.sae_recipe
+    config = SAETrainingConfig(
+        d_sae=sizes.sae_latents, k=recipe.k, lr=recipe.lr, batch_tokens=recipe.batch_tokens, n_steps=sizes.sae_steps,
+        seed=seed, initial_bias="mean",
+    )  # fmt: skip
+    made_of = {"side": side, "model": digest, "layer": layer, "text": asdict(pair.train), "tokens": sizes.train_tokens,
+               "context": pair.context, "rows": pair.rows, "config": asdict(config)}  # fmt: skip
+    folder = artifact(pair.name, f"sae-{side}", made_of, sources=SOURCES, suffix="")
+    metadata = {"model_name": getattr(pair, side).model, "hook_name": f"blocks.{layer}.hook_resid_pre"}
+    train_saes(OneSide(stream, side), [config], held_out=held_out, folder=folder, key=folder.name, metadata=metadata)
+    return load_trained(folder, config, device=str(held_out.device))

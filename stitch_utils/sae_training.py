@@ -1,0 +1,459 @@
+"""TopK SAEs trained from scratch and from a stitch, a whole sweep of them in one pass over the activations.
+
+Section 3.1 and App. D (Figs. 1c, 2, 8, Tables 3, 4). With row vectors, as Eqs. 4 and 5 have it,
+
+    f = TopK(x W_enc + b_enc),   x' = f W_dec + b_dec,   loss = E |x' - x|^2
+
+and the paper's recipe: Adam at a constant 1e-4, batches of 4096 tokens, decoder rows normalised after each step, no
+auxiliary loss. A run starts at random (encoder = decoder transposed), from a transferred SAE, or, as a control, from
+the decoder directions of A's SAE turned at random into B's space, which keeps their angles and knows nothing of B.
+
+A transferred decoder is not of unit norm. Multiplying latent i's encoder by its row's norm n_i makes the row a unit
+one and leaves what the latent writes as it was, but TopK then ranks by n_i pre_i instead of pre_i. No scaling keeps
+both: outputs need the factor n_i, the ranks one factor for all. So there are two ways, and neither is a trick:
+`decoder_norm="unit"`, the paper's, starts from exactly the SAE that ranks latents by what they write (SAELens'
+`rescale_acts_by_decoder_norm`), and from the transferred one wherever both choose the same latents;
+`decoder_norm="initial"` keeps each row at the norm it starts with, and starts from exactly the transferred SAE.
+
+SAELens gives the classes, the initial weights, the loss and the auxiliary loss. On a CPU the same gradients are had
+from the k latents that fire, which leaves one dense product of five; FLOPs count all five, as the paper's do.
+
+Offers `SAETrainingConfig`, `train_saes`, `Curve`, `load_trained`, `starting_sae`, `training_flops`, `OneSide`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from sae_lens import SAE, TopKTrainingSAE, TopKTrainingSAEConfig
+from sae_lens.saes.sae import SAEMetadata, TrainStepInput
+from torch import Tensor
+from torch.nn.functional import embedding_bag
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+
+INITIALS = ("random", "stitch", "rotation")
+# As SAELens' trainer: gradients are clipped to this norm; a latent silent for this many steps joins the auxiliary loss.
+MAX_GRAD_NORM = 1.0
+DEAD_AFTER = 1000
+CHECKPOINT = "sweep.pt"
+CHUNK = 512  # tokens encoded at once, so that their pre-activations stay in a CPU's cache
+GROUP = 8  # latents that `_top` looks at together
+
+
+@dataclass(frozen=True)
+class SAETrainingConfig:
+    """One run of a sweep."""
+
+    d_sae: int
+    """Latents."""
+    k: int
+    """Latents that fire on a token, at most."""
+    n_steps: int
+    initial: str = "random"
+    """`random`, `stitch` (from a transferred SAE) or `rotation` (decoder directions of A's SAE, turned at random)."""
+    seed: int = 0
+    """Of the initial weights; the batches are the same for every run."""
+    lr: float = 1e-4
+    """Constant, for Adam with SAELens' betas 0.9 and 0.999."""
+    batch_tokens: int = 4096
+    decoder_norm: str = "unit"
+    """`unit`, or `initial` to keep each decoder row at the norm it starts with."""
+    initial_bias: str = "zero"
+    """b_dec of `random` and `rotation` at the start: `zero`, as SAELens has it, or the first batch's `mean`."""
+    auxiliary_loss: bool = False
+    """SAELens' loss for dead latents, coefficient 1; the paper does without."""
+
+    def __post_init__(self):
+        for field, known in (
+            ("initial", INITIALS), ("decoder_norm", ("unit", "initial")), ("initial_bias", ("zero", "mean"))
+        ):  # fmt: skip
+            if getattr(self, field) not in known:
+                raise ValueError(f"unknown {field} {getattr(self, field)!r}: expected one of {', '.join(known)}")
+        if min(self.n_steps, self.batch_tokens, self.k) < 1 or self.k > self.d_sae or self.lr <= 0:
+            raise ValueError(f"expected n_steps, batch_tokens, lr > 0 and 1 <= k <= d_sae: got {self}")
+
+    @property
+    def name(self) -> str:
+        """Of its folder and curve, such as `stitch-1024-k16-seed0`: with what is not as by default, but for n_steps."""
+        extra = [f"lr{self.lr:g}"] if self.lr != 1e-4 else []
+        extra += ["initial-norm"] if self.decoder_norm == "initial" else []
+        extra += ["mean-bias"] if self.initial_bias == "mean" else []
+        extra += ["auxiliary"] if self.auxiliary_loss else []
+        return "-".join([self.initial, str(self.d_sae), f"k{self.k}", f"seed{self.seed}", *extra])
+
+
+class Curve(NamedTuple):
+    """How a run went. Two runs of one sweep agree in all but `seconds`."""
+
+    steps: np.ndarray
+    """(points,): steps done at each evaluation, from 0 on."""
+    tokens: np.ndarray
+    flops: np.ndarray
+    """(points,): of the training so far, see `training_flops`."""
+    mse: np.ndarray
+    """(points,): on the held-out activations, mean over tokens and dimensions."""
+    explained_variance: np.ndarray
+    """(points,): on the held-out activations, 1 - squared errors over squared deviations from the mean."""
+    seconds: np.ndarray
+    """(points,): spent on this run's steps."""
+    training_flops: np.ndarray
+    """(n_steps,): after each step."""
+    training_explained_variance: np.ndarray
+    """(n_steps,): of each batch, before the step that it caused."""
+    cosine: np.ndarray
+    """(d_sae,): of each decoder row at the end to itself at the start (Fig. 2b)."""
+    dead: np.ndarray
+    """(d_sae,): whether the latent fires on no held-out token at the end."""
+
+    def moving_average(self, window: int = 100) -> np.ndarray:
+        """(n_steps,): training explained variance over the last `window` steps, or over all when there are fewer."""
+        total = np.concatenate([[0.0], np.cumsum(self.training_explained_variance)])
+        last = np.arange(1, len(total))
+        first = np.maximum(last - window, 0)
+        return (total[last] - total[first]) / (last - first)
+
+
+class OneSide:
+    """The activations of one model, re-iterable, from a re-iterable of pairs such as `harvest.ActivationStream`."""
+
+    def __init__(self, pairs: Iterable[tuple[Tensor, Tensor]], side: str):
+        if side not in ("a", "b"):
+            raise ValueError(f"unknown side {side!r}: expected 'a' or 'b'")
+        self.pairs, self.index = pairs, "ab".index(side)
+
+    def __iter__(self) -> Iterator[Float[Tensor, "_ _"]]:
+        return (pair[self.index] for pair in self.pairs)
+
+
+def starting_sae(config: SAETrainingConfig, d_in: int, given: SAE | None = None) -> TopKTrainingSAE:
+    """The SAE from which a run starts; of unit decoder rows unless `decoder_norm` is `initial`.
+
+    `given` is a TopK SAE of `d_sae` latents: for `stitch` a transferred one of width `d_in`, for `rotation` one of A,
+    no wider. ValueError if it is anything else.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        sae = TopKTrainingSAE(
+            TopKTrainingSAEConfig(
+                d_in=d_in, d_sae=config.d_sae, k=config.k, apply_b_dec_to_input=False, decoder_init_norm=1.0,
+                aux_loss_coefficient=float(config.auxiliary_loss), rescale_acts_by_decoder_norm=False,
+            )
+        )  # fmt: skip
+        turn = torch.randn(d_in, given.cfg.d_in) if config.initial == "rotation" and given is not None else None
+    if config.initial == "random":
+        return sae
+    _check_given(config, d_in, given)
+    with torch.no_grad():
+        encoder, decoder, b_enc, b_dec = (
+            tensor.detach().cpu().float() for tensor in (given.W_enc, given.W_dec, given.b_enc, given.b_dec)
+        )
+        norms = decoder.norm(dim=-1, keepdim=True).clamp_min(1e-8)
+        if config.initial == "rotation":
+            orthonormal, _ = torch.linalg.qr(turn)  # (d_in, d_a)
+            sae.W_dec.copy_(decoder / norms @ orthonormal.T)
+            sae.W_enc.copy_(sae.W_dec.T)
+            return sae
+        if given.cfg.apply_b_dec_to_input:
+            b_enc = b_enc - b_dec @ encoder
+        if config.decoder_norm == "unit" or given.cfg.rescale_acts_by_decoder_norm:
+            encoder, b_enc, decoder = encoder * norms.T, b_enc * norms[:, 0], decoder / norms
+        for parameter, value in ((sae.W_enc, encoder), (sae.W_dec, decoder), (sae.b_enc, b_enc), (sae.b_dec, b_dec)):
+            parameter.copy_(value)
+    return sae
+
+
+def _check_given(config: SAETrainingConfig, d_in: int, given: SAE | None) -> None:
+    if given is None:
+        raise ValueError(f"run {config.name!r} starts from an SAE: none was given in initial_saes")
+    if given.cfg.architecture() != "topk" or given.cfg.normalize_activations != "none":
+        raise ValueError(
+            f"run {config.name!r} was given a {given.cfg.architecture()!r} SAE with normalize_activations="
+            f"{given.cfg.normalize_activations!r}: expected 'topk' and 'none'"
+        )
+    width, fits = given.cfg.d_in, given.cfg.d_in == d_in if config.initial == "stitch" else given.cfg.d_in <= d_in
+    if given.cfg.d_sae != config.d_sae or not fits:
+        raise ValueError(
+            f"run {config.name!r} was given an SAE of {given.cfg.d_sae} latents and width {width}: expected "
+            f"{config.d_sae} latents and width {d_in}{' or less' if config.initial == 'rotation' else ''}"
+        )
+
+
+def training_flops(sae: TopKTrainingSAE, *, dead: bool = False) -> int:
+    """FLOPs a token of one training step, by torch's FlopCounterMode: 10 d_in d_sae, Table 3's rate.
+
+    Encoder and decoder forwards, and backwards the decoder's two products and the encoder's one, at 2 d_in d_sae each.
+    With `dead`, what a step takes that has an auxiliary loss: three more.
+    """
+    x, mask = sae.b_dec.detach().new_zeros(1, sae.cfg.d_in), None
+    if dead:
+        mask = torch.ones(sae.cfg.d_sae, dtype=torch.bool, device=x.device)
+    # SAELens also carries the gradient on to the input, times zero, for a b_dec that is not subtracted from it.
+    sae.b_dec.requires_grad_(False)
+    with FlopCounterMode(display=False) as counter:
+        sae.training_forward_pass(TrainStepInput(x, {}, mask, 0, False)).loss.backward()
+    sae.b_dec.requires_grad_(True)
+    sae.zero_grad(set_to_none=True)
+    return counter.get_total_flops()
+
+
+def _top(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """`pre.topk(k, sorted=False)`, among the k groups of latents with the largest maxima: half the time on a CPU."""
+    n, m = pre.shape
+    if m % GROUP or m < 2 * k * GROUP:
+        return pre.topk(k, sorted=False)
+    grouped = pre.view(n, GROUP, m // GROUP)  # latents j, j + m / 8, j + 2 m / 8, ... are a group
+    groups = grouped.amax(1).topk(k, sorted=False).indices
+    candidates = grouped.gather(2, groups[:, None].expand(-1, GROUP, -1)).flatten(1)  # (n, 8 k)
+    values, which = candidates.topk(k, sorted=False)
+    return values, groups.gather(1, which % k) + which // k * (m // GROUP)
+
+
+@torch.no_grad()
+def _encode(sae: TopKTrainingSAE, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Activations of the k winners of each token and which they are: (n, k) each."""
+    parts = [_top(torch.addmm(sae.b_enc, chunk, sae.W_enc), sae.cfg.k) for chunk in x.split(CHUNK)]
+    values, winners = (torch.cat(part) for part in zip(*parts))
+    return values.relu_(), winners
+
+
+def _sparse_gradients(sae: TopKTrainingSAE, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Fills in the gradients of E |x' - x|^2; the sum of squared errors, and which latents fired."""
+    acts, winners = _encode(sae, x)
+    decoder = sae.W_dec.detach()
+    acts.requires_grad_()
+    written = embedding_bag(winners, decoder, per_sample_weights=acts, mode="sum")
+    error = (written + sae.b_dec).detach() - x
+    by_output = error * (2 / len(x))
+    (by_acts,) = torch.autograd.grad(written, acts, by_output)
+    by_acts = by_acts.flatten() * (acts.flatten() > 0)  # relu
+    acts = acts.detach().flatten()
+
+    # Latent by latent the tokens on which it won: sums over them are the rows of both matrices' gradients.
+    order = winners.flatten().argsort(stable=True)
+    tokens, counts = order // sae.cfg.k, winners.flatten().bincount(minlength=sae.cfg.d_sae)
+    starts = counts.cumsum(0) - counts
+    sae.W_dec.grad = embedding_bag(tokens, by_output, starts, per_sample_weights=acts[order], mode="sum")
+    sae.W_enc.grad = embedding_bag(tokens, x, starts, per_sample_weights=by_acts[order], mode="sum").T.contiguous()
+    sae.b_enc.grad = torch.zeros_like(sae.b_enc).index_add_(0, winners.flatten(), by_acts)
+    sae.b_dec.grad = by_output.sum(0)
+    fired = torch.zeros(sae.cfg.d_sae, dtype=torch.bool, device=x.device)
+    fired[winners.flatten()[acts > 0]] = True
+    return error.square().sum(), fired
+
+
+class _Run:
+    """A run between two steps."""
+
+    def __init__(self, config: SAETrainingConfig, d_in: int, given: SAE | None, metadata: Mapping, device):
+        self.config = config
+        self.sae = starting_sae(config, d_in, given).to(device)
+        self.sae.cfg.metadata = SAEMetadata(**metadata)
+        decoder = self.sae.W_dec.detach()
+        self.norms = decoder.norm(dim=-1, keepdim=True)
+        self.directions = decoder / self.norms.clamp_min(1e-8)
+        self.optimizer = torch.optim.Adam(self.sae.parameters(), lr=config.lr, betas=(0.9, 0.999))
+        self.silent = torch.zeros(config.d_sae, device=device)  # steps since each latent fired
+        self.flops = {dead: config.batch_tokens * training_flops(self.sae, dead=dead) for dead in (False, True)}
+        self.spent, self.seconds = 0, 0.0
+        self.points: list[tuple[float, ...]] = []  # steps, flops, mse, explained variance, seconds
+        self.log: list[tuple[float, float]] = []  # flops, explained variance of each step
+        self.dead: Tensor | None = None
+
+    def start(self, batch: Tensor) -> None:
+        if self.config.initial_bias == "mean" and self.config.initial != "stitch":
+            self.sae.b_dec.data.copy_(batch.mean(0))
+
+    def step(self, x: Tensor, variance: float) -> None:
+        """One step on a batch whose squared deviations from its mean sum to `variance`."""
+        began = time.perf_counter()
+        dead = self.silent > DEAD_AFTER
+        if self.config.auxiliary_loss or x.is_cuda:
+            mask = dead if self.config.auxiliary_loss else None
+            output = self.sae.training_forward_pass(TrainStepInput(x, {}, mask, len(self.log), False))
+            output.loss.backward()
+            squared, fired = (output.sae_out.detach() - x).square().sum(), output.feature_acts.bool().any(0)
+        else:
+            squared, fired = _sparse_gradients(self.sae, x)
+        torch.nn.utils.clip_grad_norm_(self.sae.parameters(), MAX_GRAD_NORM)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        decoder = self.sae.W_dec.data
+        decoder.mul_(self.norms / decoder.norm(dim=-1, keepdim=True).clamp_min(1e-8))
+        self.silent = (self.silent + 1).masked_fill_(fired, 0)
+        self.spent += self.flops[self.config.auxiliary_loss and bool(dead.any())]
+        self.log.append((self.spent, 1 - squared.item() / variance))
+        self.seconds += time.perf_counter() - began
+
+    def evaluate(self, held_out: Tensor, variance: float) -> None:
+        squared, alive = 0.0, torch.zeros_like(self.silent, dtype=torch.bool)
+        with torch.no_grad():
+            for x in held_out.split(self.config.batch_tokens):
+                acts, winners = _encode(self.sae, x)
+                written = embedding_bag(winners, self.sae.W_dec, per_sample_weights=acts, mode="sum")
+                squared += (written + self.sae.b_dec - x).square().sum(dtype=torch.float64).item()
+                alive[winners[acts > 0]] = True
+        self.dead = ~alive
+        point = (len(self.log), self.spent, squared / held_out.numel(), 1 - squared / variance, self.seconds)
+        self.points.append(point)
+
+    def state(self) -> dict:
+        plain = {name: getattr(self, name) for name in ("silent", "spent", "seconds", "points", "log", "dead")}
+        return {"sae": self.sae.state_dict(), "optimizer": self.optimizer.state_dict(), **plain}
+
+    def load(self, state: dict) -> None:
+        self.sae.load_state_dict(state.pop("sae"))
+        self.optimizer.load_state_dict(state.pop("optimizer"))
+        for name, value in state.items():
+            setattr(self, name, value.to(self.silent.device) if isinstance(value, Tensor) else value)
+
+    def curve(self) -> Curve:
+        steps, flops, mse, explained, seconds = np.array(self.points, dtype=float).T
+        spent, training = np.array(self.log, dtype=float).T
+        steps = steps.astype(int)
+        cosine = torch.nn.functional.cosine_similarity(self.sae.W_dec.detach(), self.directions, dim=-1)
+        return Curve(
+            steps, steps * self.config.batch_tokens, flops, mse, explained, seconds, spent, training,
+            cosine.cpu().numpy(), self.dead.cpu().numpy(),
+        )  # fmt: skip
+
+
+def train_saes(
+    stream: Iterable[Tensor], configs: Sequence[SAETrainingConfig], *, held_out: Float[Tensor, "n d"],
+    folder: str | Path, key: str = "", initial_saes: Mapping[str, SAE] | None = None, evaluate_every: int = 100,
+    checkpoint_every: int = 500, metadata: Mapping[str, str | int] | None = None,
+) -> dict[str, Curve]:  # fmt: skip
+    """Train all runs of a sweep side by side, each batch going to every one, and give {name of the config: curve}.
+
+    `stream` gives activations (m, d), m as it likes, and is iterated anew when it ends, if it can be; what is left of
+    it that does not fill a batch is dropped. Whatever order it has, the batches have. `initial_saes` are those of the
+    runs that start from one, by the configs' names. Runs live where `held_out` is. `metadata` goes into the SAEs.
+
+    `folder` holds the state of the sweep, written every `checkpoint_every` steps and put in place at once: a sweep
+    that was cut off goes on from there and gives the same curves as one that was not, and one that is finished is read
+    back. A sweep of other configs, initial SAEs, held-out activations or another `key`, which stands for the stream,
+    starts anew. Trained SAEs are there too: `load_trained`.
+
+    ValueError for configs of one name or of different batches, an SAE that does not fit, or a stream that is too short.
+    """
+    configs, given = list(configs), dict(initial_saes or {})
+    names = [config.name for config in configs]
+    if not configs or len(set(names)) < len(names):
+        raise ValueError(f"expected at least one run and no two of one name: got {', '.join(names) or 'none'}")
+    if len(sizes := {config.batch_tokens for config in configs}) > 1:
+        raise ValueError(f"all runs read the same batches: got batch_tokens of {', '.join(map(str, sorted(sizes)))}")
+    if unknown := sorted(set(given) - set(names)):
+        raise ValueError(f"initial_saes has {', '.join(unknown)}: expected names of runs, {', '.join(names)}")
+    folder, metadata = Path(folder), dict(metadata or {})
+    folder.mkdir(parents=True, exist_ok=True)
+    digest = _digest(configs, held_out, key, given, evaluate_every, metadata)
+    saved = _read(folder / CHECKPOINT, digest)
+    if saved is not None and "curves" in saved:
+        return {name: Curve(*(tensor.numpy() for tensor in saved["curves"][name])) for name in names}
+
+    held_out = held_out.float()
+    d_in, device = held_out.shape[1], held_out.device
+    variance = _squared_deviations(held_out)
+    runs = [_Run(config, d_in, given.get(config.name), metadata, device) for config in configs]
+    done, n_steps = 0, max(config.n_steps for config in configs)
+    if saved is None:
+        shutil.rmtree(folder / "saes", ignore_errors=True)
+    else:
+        done = saved["step"]
+        for run in runs:
+            run.load(saved["runs"][run.config.name])
+
+    batches = _batches(stream, configs[0].batch_tokens, done)
+    for step in tqdm(range(done + 1, n_steps + 1), initial=done, total=n_steps, desc="SAEs", leave=False):
+        batch = next(batches).to(device, torch.float32)
+        if batch.shape[1] != d_in:
+            raise ValueError(f"the stream gives activations of width {batch.shape[1]}: expected held_out's {d_in}")
+        batch_variance = _squared_deviations(batch)
+        for run in runs:
+            if step == 1:
+                run.start(batch)
+                run.evaluate(held_out, variance)
+            if step <= run.config.n_steps:
+                run.step(batch, batch_variance)
+                if step % evaluate_every == 0 or step == run.config.n_steps:
+                    run.evaluate(held_out, variance)
+        if step % checkpoint_every == 0 and step < n_steps:
+            state = {run.config.name: run.state() for run in runs}
+            _write(folder / CHECKPOINT, {"digest": digest, "step": step, "runs": state})
+
+    curves = {run.config.name: run.curve() for run in runs}
+    for run in runs:
+        run.sae.save_inference_model(folder / "saes" / run.config.name)
+    tensors = {name: [torch.from_numpy(array) for array in curve] for name, curve in curves.items()}
+    _write(folder / CHECKPOINT, {"digest": digest, "curves": tensors})
+    return curves
+
+
+def load_trained(folder: str | Path, config: SAETrainingConfig, device: str = "cpu") -> SAE:
+    """The inference SAE that a finished sweep has left; ValueError if there is none."""
+    path = Path(folder) / "saes" / config.name
+    if not path.is_dir():
+        raise ValueError(f"{folder} holds no trained SAE {config.name!r}: expected a finished sweep with this run")
+    return SAE.load_from_disk(path, device=device)
+
+
+def _squared_deviations(x: Tensor) -> float:
+    return (x - x.mean(0)).square().sum(dtype=torch.float64).item()
+
+
+def _batches(stream: Iterable[Tensor], size: int, skip: int) -> Iterator[Tensor]:
+    """Batches of `size` rows without end, but for the first `skip`."""
+    taken = 0
+    while True:
+        before, waiting, held = taken, [], 0
+        for part in stream:
+            waiting.append(part)
+            held += len(part)
+            if held < size:
+                continue
+            rows = torch.cat(waiting)
+            for batch in rows[: held // size * size].split(size):
+                taken += 1
+                if taken > skip:
+                    yield batch
+            waiting, held = [rows[held // size * size :]], held % size
+        if taken == before:
+            raise ValueError(f"the stream ended after {taken} batches of {size} tokens and cannot be iterated again")
+
+
+def _digest(configs, held_out: Tensor, key: str, given: Mapping[str, SAE], evaluate_every: int, metadata) -> str:
+    facts = [[asdict(config) for config in configs], key, evaluate_every, metadata, list(held_out.shape)]
+    made = hashlib.sha256(json.dumps(facts, default=str).encode())
+    tensors = [held_out]
+    for name in sorted(given):
+        made.update(json.dumps([name, given[name].cfg.to_dict()], default=str).encode())
+        tensors += [tensor for _, tensor in sorted(given[name].state_dict().items())]
+    for tensor in tensors:
+        made.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
+    return made.hexdigest()
+
+
+def _read(path: Path, digest: str) -> dict | None:
+    """What `_write` left there, if it belongs to this sweep."""
+    if not path.exists():
+        return None
+    saved = torch.load(path, map_location="cpu", weights_only=True)
+    return saved if saved["digest"] == digest else None
+
+
+def _write(path: Path, state: dict) -> None:
+    """In place at once: a process that dies while it writes leaves the state before."""
+    waiting = path.with_suffix(".tmp")
+    torch.save(state, waiting)
+    os.replace(waiting, path)

@@ -1,0 +1,109 @@
+"""Curves of many SAE training runs turned into what the paper plots: FLOPs saved, and scaling laws.
+
+Section 3.1 and App. D.2, Figs. 1c, 2a, 8 and Table 4. Fig. 2a: the first FLOPs at which the moving average of the
+explained variance reaches a threshold, from a stitch against from scratch, with the stitch's own FLOPs added. Fig. 1c:
+
+    L(C) = A C^-beta      (14)
+
+fitted as a line in log-log space to the frontier, the lowest loss that any width has reached within C FLOPs. The law
+has no irreducible loss, so it compares two ways of training on one range of C and must not be carried far beyond it.
+
+Offers `threshold_flops`, `saved`, `frontier`, `fit_power_law`, `PowerLaw`, `crossing`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from .intervals import Estimate, from_draws
+from .sae_training import Curve
+
+
+def threshold_flops(curve: Curve, explained_variance: float, *, window: int = 100) -> float | None:
+    """The FLOPs after which the training batches' explained variance, averaged over the last `window` steps, is at
+    least `explained_variance` for the first time; None if it never is."""
+    reached = np.flatnonzero(curve.moving_average(window) >= explained_variance)
+    return float(curve.training_flops[reached[0]]) if len(reached) else None
+
+
+def saved(
+    stitch: Curve, scratch: Curve, explained_variance: float, *, extra_flops: float = 0.0, window: int = 100
+) -> float | None:
+    """The share of the FLOPs from scratch that a start from a stitch saves on the way to a threshold (Fig. 2a).
+
+    `extra_flops` are those of the stitch. Negative if the stitch does not pay; None if one run never gets there.
+    """
+    ours, theirs = (threshold_flops(curve, explained_variance, window=window) for curve in (stitch, scratch))
+    return None if ours is None or theirs is None else 1 - (ours + extra_flops) / theirs
+
+
+def frontier(curves: Iterable[Curve], flops: Sequence[float] | np.ndarray, *, extra_flops: float = 0.0) -> np.ndarray:
+    """For each of `flops` the lowest held-out MSE that any of the runs has reached within it; nan where none has begun.
+
+    A run counts from its first training step on, and `extra_flops` are added to every run's.
+    """
+    best = np.full(len(flops), np.nan)
+    for curve in curves:
+        trained = curve.flops > 0
+        spent, mse = curve.flops[trained] + extra_flops, curve.mse[trained]
+        for i, limit in enumerate(flops):
+            if (within := mse[spent <= limit]).size:
+                best[i] = np.fmin(best[i], within.min())
+    return best
+
+
+class PowerLaw(NamedTuple):
+    """L(C) = coefficient C^-exponent (Eq. 14), each with its 95% interval."""
+
+    coefficient: Estimate
+    exponent: Estimate
+
+    def __call__(self, flops):
+        """The loss that the law gives at `flops`, a number or an array."""
+        return self.coefficient.value * np.asarray(flops, dtype=float) ** -self.exponent.value
+
+
+def fit_power_law(
+    flops: Sequence[float] | np.ndarray, loss: Sequence[float] | np.ndarray, *,
+    groups: Sequence | np.ndarray | None = None, seed: int = 0, resamples: int = 1000,
+) -> PowerLaw:  # fmt: skip
+    """Eq. 14 by least squares in log-log space, with intervals from a bootstrap.
+
+    The bootstrap draws points, or with `groups` (the seed of each point, say) whole groups: points of one run are not
+    independent. Draws in which all points have the same FLOPs say nothing about a slope and are left out. ValueError
+    for fewer than two different FLOPs, a value that is not positive, or lengths that differ.
+    """
+    flops, loss = np.asarray(flops, dtype=float), np.asarray(loss, dtype=float)
+    labels = np.arange(len(flops)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
+    if not len(flops) == len(loss) == len(labels):
+        raise ValueError(f"got {len(flops)} FLOPs, {len(loss)} losses and {len(labels)} groups: expected as many each")
+    if not (np.all(flops > 0) and np.all(loss > 0)):
+        raise ValueError("FLOPs and losses must be positive numbers: leave out points before training and nan")
+    if len(np.unique(flops)) < 2:
+        raise ValueError(f"a line needs two different FLOPs: got {len(np.unique(flops))}")
+
+    x, y = np.log(flops), np.log(loss)
+    members = labels == np.arange(labels.max() + 1)[:, None]  # (groups, points)
+    n_groups = len(members)
+    draws = np.random.default_rng(seed).multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=resamples)
+    weights = np.vstack(
+        [np.ones(len(x)), draws @ members]
+    )  # (1 + resamples, points): the points as they are come first
+    total = weights.sum(1)
+    mean_x, mean_y = weights @ x / total, weights @ y / total
+    off_x, off_y = x - mean_x[:, None], y - mean_y[:, None]
+    spread = (weights * off_x**2).sum(1)
+    usable = spread > 1e-9 * spread[0]
+    slope = (weights * off_x * off_y).sum(1)[usable] / spread[usable]
+    coefficient = np.exp(mean_y[usable] - slope * mean_x[usable])
+    return PowerLaw(from_draws(coefficient[0], coefficient[1:]), from_draws(-slope[0], -slope[1:]))
+
+
+def crossing(law: PowerLaw, other: PowerLaw) -> float | None:
+    """The FLOPs at which two laws give the same loss; None for parallel ones."""
+    gap = law.exponent.value - other.exponent.value
+    ratio = law.coefficient.value / other.coefficient.value
+    return None if gap == 0 else float(np.exp(np.log(ratio) / gap))

@@ -1,0 +1,65 @@
+"""SAEs under the names and in the formats of the pairs' published ones, small and random.
+
+Stands in for EleutherAI's sparsify checkpoints and for Gemma Scope. Widths are those of the stand-in models, and there
+are fewer latents than the names say.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .checkpoints import CHECKPOINTS
+
+N_LATENTS = 64
+K = 16
+SPARSIFY = {
+    "EleutherAI/sae-pythia-70m-deduped-32k/layers.2": "EleutherAI/pythia-70m-deduped",
+    "EleutherAI/sae-pythia-160m-deduped-32k/layers.3": "EleutherAI/pythia-160m-deduped",
+}
+GEMMA_SCOPE = {
+    "google/gemma-scope-2b-pt-res/layer_19/width_16k/average_l0_73": "google/gemma-2-2b",
+    "google/gemma-scope-9b-pt-res/layer_32/width_16k/average_l0_61": "google/gemma-2-9b",
+}
+
+
+def weights(model: str) -> dict[str, Tensor]:
+    """W_enc (d, latents), b_enc, W_dec (latents, d) with rows of norm 1, b_dec, threshold; the same each time."""
+    checkpoint = CHECKPOINTS[model]
+    width = checkpoint.config.keywords["width"]
+    generator = torch.Generator().manual_seed(checkpoint.seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    rows = torch.nn.functional.normalize(normal(N_LATENTS, width), dim=1)
+    return {
+        "W_enc": (rows.T + 0.1 * normal(width, N_LATENTS)).contiguous(), "b_enc": 0.1 * normal(N_LATENTS),
+        "W_dec": rows, "b_dec": normal(width), "threshold": normal(N_LATENTS).abs() + 0.5,
+    }  # fmt: skip
+
+
+def write_saes(root: Path) -> None:
+    """The SAEs, each at `root/models/<owner>/<name>/<folder>`."""
+    for path, model in SPARSIFY.items():
+        folder, stored = Path(root) / "models" / path, weights(model)
+        folder.mkdir(parents=True)
+        tensors = {
+            "encoder.weight": stored["W_enc"].T.contiguous(), "encoder.bias": stored["b_enc"],
+            "W_dec": stored["W_dec"], "b_dec": stored["b_dec"],
+        }  # fmt: skip
+        save_file(tensors, folder / "sae.safetensors")
+        config = {
+            "expansion_factor": 32, "normalize_decoder": True, "num_latents": N_LATENTS, "k": K, "signed": False,
+            "d_in": len(stored["b_dec"]),
+        }  # fmt: skip
+        (folder / "cfg.json").write_text(json.dumps(config))
+    for path, model in GEMMA_SCOPE.items():
+        folder = Path(root) / "models" / path
+        folder.mkdir(parents=True)
+        np.savez(folder / "params.npz", **{name: tensor.numpy() for name, tensor in weights(model).items()})

@@ -1,0 +1,86 @@
+"""SAEs of a pair: those that its file names are taken, others are trained once and found again."""
+
+import pytest
+import torch
+import yaml
+from sae_lens import TopKSAE, TopKSAEConfig
+from toy_book import project_root_at
+
+from stitch_utils import harvest, pair_saes
+from stitch_utils.models import load_models
+from stitch_utils.pair_saes import native_saes, paired_activations
+from stitch_utils.pairs import load_pair
+
+
+@pytest.fixture
+def file(tmp_path, random_folders):
+    """A pair of two random models that trains SAEs of 24 latents in 6 steps; `artifacts/` lies beside it."""
+    sizes = {"train_tokens": 1600, "svcca_tokens": 1600, "eval_documents": 9, "adam_steps": 5, "batch_size": 16}
+    data = {
+        "name": "mine",
+        "a": {"model": str(random_folders / "a"), "layer": 1},
+        "b": {"model": str(random_folders / "b"), "layer": 2},
+        "context": 20,
+        "text": {"source": "world", "name": "saes"},
+        "scales": {"smoke": sizes | {"sae_latents": 24, "sae_steps": 6}},
+        "sae_recipe": {"k": 3, "batch_tokens": 400, "lr": 0.01},
+    }
+    path = tmp_path / "mine.yml"
+    path.write_text(yaml.safe_dump(data))
+    with project_root_at(tmp_path):
+        yield path
+
+
+def saes(file):
+    pair = load_pair(file)
+    return native_saes(pair, load_models(pair), (1, 2), scale="smoke")
+
+
+def test_saes_are_trained_once(file, monkeypatch):
+    trained = []
+    train = pair_saes.train_saes
+    monkeypatch.setattr(pair_saes, "train_saes", lambda *given, **more: trained.append(more) or train(*given, **more))
+    first, again = saes(file), saes(file)
+    for sae, width, other in zip(first, (32, 48), again):
+        assert (sae.cfg.d_in, sae.cfg.d_sae, sae.cfg.k) == (width, 24, 3)
+        assert torch.equal(sae.W_enc, other.W_enc)
+    assert first[1].cfg.metadata.hook_name == "blocks.2.hook_resid_pre"
+    folders = {more["folder"] for more in trained}
+    assert len(trained) == 4 and len(folders) == 2, "one sweep for each side, found again the second time"
+    file.write_text(file.read_text().replace("lr: 0.01", "lr: 0.02"))
+    assert not torch.equal(saes(file)[0].W_enc, first[0].W_enc)
+
+
+def test_training_lowers_the_error(file):
+    pair = load_pair(file)
+    models = load_models(pair)
+    _, (x, y) = paired_activations(pair, models, (1, 2), scale="smoke")
+    errors = []
+    for steps in (1, 60):
+        data = yaml.safe_load(file.read_text())
+        data["scales"]["smoke"]["sae_steps"] = steps
+        file.write_text(yaml.safe_dump(data))
+        errors.append([(sae(z) - z).square().mean().item() for sae, z in zip(saes(file), (x, y))])
+    assert errors[1][0] < 0.7 * errors[0][0] and errors[1][1] < 0.7 * errors[0][1]
+
+
+def test_held_out_activations_are_those_of_the_evaluation_text(file):
+    pair = load_pair(file)
+    models = load_models(pair)
+    _, (x, y) = paired_activations(pair, models, (1, 2), scale="smoke")
+    batches = list(harvest.evaluation_batches(pair, pair.scale("smoke"), models[0].tokenizer))
+    assert len(x) == len(y) == sum(batch.mask.sum().item() for batch in batches)
+    expected = models[1].residuals(batches[0].tokens, [2])[2][batches[0].mask]
+    torch.testing.assert_close(y[: len(expected)], expected)
+
+
+def test_an_sae_that_the_file_names_is_taken(file, tmp_path):
+    sae = TopKSAE(TopKSAEConfig(d_in=32, d_sae=40, k=4))
+    sae.save_model(tmp_path / "own_sae")
+    data = yaml.safe_load(file.read_text()) | {"saes": {"a": "own_sae"}}
+    file.write_text(yaml.safe_dump(data))
+    a, b = saes(file)
+    assert torch.equal(a.W_enc, sae.W_enc) and b.cfg.d_sae == 24
+    file.write_text(yaml.safe_dump(data | {"saes": {"b": "own_sae"}}))
+    with pytest.raises(ValueError, match=r"the SAE of b \(.*own_sae\) reads 32 dimensions: expected 48, the width of"):
+        saes(file)
