@@ -17,10 +17,19 @@ from .artifacts import artifact, digest_of_model
 from .harvest import ActivationStream, evaluation_batches, paired_residuals, training_batches
 from .models import Model
 from .pairs import ModelPair
-from .sae_training import OneSide, SAETrainingConfig, load_trained, train_saes
+from .sae_start import SAETrainingConfig
+from .sae_training import OneSide, load_trained, train_saes
 from .saes import load_sae
 
-SOURCES = ("embedded/*.py", "embedded/lexicons/*", "text.py", "models.py", "harvest.py", "sae_training.py")
+SOURCES = (
+    "embedded/*.py",
+    "embedded/lexicons/*",
+    "text.py",
+    "models.py",
+    "harvest.py",
+    "sae_start.py",
+    "sae_training.py",
+)
 
 
 def paired_activations(

@@ -5,20 +5,12 @@ Section 3.1 and App. D (Figs. 1c, 2, 8, Tables 3, 4). With row vectors, as Eqs. 
     f = TopK(x W_enc + b_enc),   x' = f W_dec + b_dec,   loss = E |x' - x|^2
 
 and the paper's recipe: Adam at a constant 1e-4, batches of 4096 tokens, decoder rows normalised after each step, no
-auxiliary loss. A run starts at random (encoder = decoder transposed), from a transferred SAE, or, as a control, from
-the decoder directions of A's SAE turned at random into B's space, which keeps their angles and knows nothing of B.
-
-A transferred decoder is not of unit norm. Multiplying latent i's encoder by its row's norm n_i makes the row a unit
-one and leaves what the latent writes as it was, but TopK then ranks by n_i pre_i instead of pre_i. No scaling keeps
-both: outputs need the factor n_i, the ranks one factor for all. So there are two ways, and neither is a trick:
-`decoder_norm="unit"`, the paper's, starts from exactly the SAE that ranks latents by what they write (SAELens'
-`rescale_acts_by_decoder_norm`), and from the transferred one wherever both choose the same latents;
-`decoder_norm="initial"` keeps each row at the norm it starts with, and starts from exactly the transferred SAE.
+auxiliary loss. Where a run starts is `sae_start`'s matter.
 
 SAELens gives the classes, the initial weights, the loss and the auxiliary loss. On a CPU the same gradients are had
 from the k latents that fire, which leaves one dense product of five; FLOPs count all five, as the paper's do.
 
-Offers `SAETrainingConfig`, `train_saes`, `Curve`, `load_trained`, `starting_sae`, `training_flops`, `OneSide`.
+Offers `train_saes`, `Curve`, `load_trained`, `training_flops`, `OneSide`.
 """
 
 from __future__ import annotations
@@ -29,69 +21,28 @@ import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from sae_lens import SAE, TopKTrainingSAE, TopKTrainingSAEConfig
+from sae_lens import SAE, TopKTrainingSAE
 from sae_lens.saes.sae import SAEMetadata, TrainStepInput
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-INITIALS = ("random", "stitch", "rotation")
+from .sae_start import SAETrainingConfig, starting_sae
+
 # As SAELens' trainer: gradients are clipped to this norm; a latent silent for this many steps joins the auxiliary loss.
 MAX_GRAD_NORM = 1.0
 DEAD_AFTER = 1000
 CHECKPOINT = "sweep.pt"
 CHUNK = 512  # tokens encoded at once, so that their pre-activations stay in a CPU's cache
 GROUP = 8  # latents that `_top` looks at together
-
-
-@dataclass(frozen=True)
-class SAETrainingConfig:
-    """One run of a sweep."""
-
-    d_sae: int
-    """Latents."""
-    k: int
-    """Latents that fire on a token, at most."""
-    n_steps: int
-    initial: str = "random"
-    """`random`, `stitch` (from a transferred SAE) or `rotation` (decoder directions of A's SAE, turned at random)."""
-    seed: int = 0
-    """Of the initial weights; the batches are the same for every run."""
-    lr: float = 1e-4
-    """Constant, for Adam with SAELens' betas 0.9 and 0.999."""
-    batch_tokens: int = 4096
-    decoder_norm: str = "unit"
-    """`unit`, or `initial` to keep each decoder row at the norm it starts with."""
-    initial_bias: str = "zero"
-    """b_dec of `random` and `rotation` at the start: `zero`, as SAELens has it, or the first batch's `mean`."""
-    auxiliary_loss: bool = False
-    """SAELens' loss for dead latents, coefficient 1; the paper does without."""
-
-    def __post_init__(self):
-        for field, known in (
-            ("initial", INITIALS), ("decoder_norm", ("unit", "initial")), ("initial_bias", ("zero", "mean"))
-        ):  # fmt: skip
-            if getattr(self, field) not in known:
-                raise ValueError(f"unknown {field} {getattr(self, field)!r}: expected one of {', '.join(known)}")
-        if min(self.n_steps, self.batch_tokens, self.k) < 1 or self.k > self.d_sae or self.lr <= 0:
-            raise ValueError(f"expected n_steps, batch_tokens, lr > 0 and 1 <= k <= d_sae: got {self}")
-
-    @property
-    def name(self) -> str:
-        """Of its folder and curve, such as `stitch-1024-k16-seed0`: with what is not as by default, but for n_steps."""
-        extra = [f"lr{self.lr:g}"] if self.lr != 1e-4 else []
-        extra += ["initial-norm"] if self.decoder_norm == "initial" else []
-        extra += ["mean-bias"] if self.initial_bias == "mean" else []
-        extra += ["auxiliary"] if self.auxiliary_loss else []
-        return "-".join([self.initial, str(self.d_sae), f"k{self.k}", f"seed{self.seed}", *extra])
 
 
 class Curve(NamedTuple):
@@ -135,59 +86,6 @@ class OneSide:
 
     def __iter__(self) -> Iterator[Float[Tensor, "_ _"]]:
         return (pair[self.index] for pair in self.pairs)
-
-
-def starting_sae(config: SAETrainingConfig, d_in: int, given: SAE | None = None) -> TopKTrainingSAE:
-    """The SAE from which a run starts; of unit decoder rows unless `decoder_norm` is `initial`.
-
-    `given` is a TopK SAE of `d_sae` latents: for `stitch` a transferred one of width `d_in`, for `rotation` one of A,
-    no wider. ValueError if it is anything else.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        sae = TopKTrainingSAE(
-            TopKTrainingSAEConfig(
-                d_in=d_in, d_sae=config.d_sae, k=config.k, apply_b_dec_to_input=False, decoder_init_norm=1.0,
-                aux_loss_coefficient=float(config.auxiliary_loss), rescale_acts_by_decoder_norm=False,
-            )
-        )  # fmt: skip
-        turn = torch.randn(d_in, given.cfg.d_in) if config.initial == "rotation" and given is not None else None
-    if config.initial == "random":
-        return sae
-    _check_given(config, d_in, given)
-    with torch.no_grad():
-        encoder, decoder, b_enc, b_dec = (
-            tensor.detach().cpu().float() for tensor in (given.W_enc, given.W_dec, given.b_enc, given.b_dec)
-        )
-        norms = decoder.norm(dim=-1, keepdim=True).clamp_min(1e-8)
-        if config.initial == "rotation":
-            orthonormal, _ = torch.linalg.qr(turn)  # (d_in, d_a)
-            sae.W_dec.copy_(decoder / norms @ orthonormal.T)
-            sae.W_enc.copy_(sae.W_dec.T)
-            return sae
-        if given.cfg.apply_b_dec_to_input:
-            b_enc = b_enc - b_dec @ encoder
-        if config.decoder_norm == "unit" or given.cfg.rescale_acts_by_decoder_norm:
-            encoder, b_enc, decoder = encoder * norms.T, b_enc * norms[:, 0], decoder / norms
-        for parameter, value in ((sae.W_enc, encoder), (sae.W_dec, decoder), (sae.b_enc, b_enc), (sae.b_dec, b_dec)):
-            parameter.copy_(value)
-    return sae
-
-
-def _check_given(config: SAETrainingConfig, d_in: int, given: SAE | None) -> None:
-    if given is None:
-        raise ValueError(f"run {config.name!r} starts from an SAE: none was given in initial_saes")
-    if given.cfg.architecture() != "topk" or given.cfg.normalize_activations != "none":
-        raise ValueError(
-            f"run {config.name!r} was given a {given.cfg.architecture()!r} SAE with normalize_activations="
-            f"{given.cfg.normalize_activations!r}: expected 'topk' and 'none'"
-        )
-    width, fits = given.cfg.d_in, given.cfg.d_in == d_in if config.initial == "stitch" else given.cfg.d_in <= d_in
-    if given.cfg.d_sae != config.d_sae or not fits:
-        raise ValueError(
-            f"run {config.name!r} was given an SAE of {given.cfg.d_sae} latents and width {width}: expected "
-            f"{config.d_sae} latents and width {d_in}{' or less' if config.initial == 'rotation' else ''}"
-        )
 
 
 def training_flops(sae: TopKTrainingSAE, *, dead: bool = False) -> int:

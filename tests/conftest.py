@@ -10,7 +10,19 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from jaxtyping import install_import_hook
 
-SHAPED = ["moments", "stitch", "svcca", "models", "harvest", "text", "fidelity", "saes", "sae_training", "scaling"]
+SHAPED = [
+    "moments",
+    "stitch",
+    "svcca",
+    "models",
+    "harvest",
+    "text",
+    "fidelity",
+    "saes",
+    "sae_start",
+    "sae_training",
+    "scaling",
+]
 install_import_hook([f"stitch_utils.{module}" for module in SHAPED], "typechecker.check")
 
 import pytest

@@ -17,12 +17,11 @@ from sae_lens.config import SAETrainerConfig
 from sae_lens.training.sae_trainer import SAETrainer
 
 from stitch_utils import sae_training
+from stitch_utils.sae_start import SAETrainingConfig, starting_sae
 from stitch_utils.sae_training import (
     Curve,
     OneSide,
-    SAETrainingConfig,
     load_trained,
-    starting_sae,
     train_saes,
     training_flops,
 )
