@@ -3,7 +3,7 @@
 App. F computes Clopper-Pearson intervals at 0.05 for shares of responses; the paper gives no intervals for losses,
 where we resample documents.
 
-Offers `Estimate`, `from_draws`, `clopper_pearson`.
+Offers `Estimate`, `from_draws`, `over_seeds`, `clopper_pearson`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import beta
+from scipy.stats import beta, t
 
 
 class Estimate(NamedTuple):
@@ -30,6 +30,15 @@ def from_draws(value: float, draws: np.ndarray) -> Estimate:
     """A value with the middle 95% of its bootstrap draws."""
     low, high = np.quantile(draws, (0.025, 0.975))
     return Estimate(float(value), float(low), float(high))
+
+
+def over_seeds(values) -> Estimate:
+    """The mean of independent runs with Student's 95% interval; ValueError for fewer than two."""
+    values = np.asarray(values, dtype=float)
+    if len(values) < 2:
+        raise ValueError(f"an interval over seeds needs two runs at least: got {len(values)}")
+    half = t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
+    return Estimate(float(values.mean()), float(values.mean() - half), float(values.mean() + half))
 
 
 def clopper_pearson(successes: int, trials: int) -> Estimate:

@@ -133,6 +133,8 @@ class Scale:
     """Width of the SAEs that are trained here."""
     sae_steps: int = 20
     """Steps of their training."""
+    sae_sweep_steps: int = 10
+    """Steps of each run where many are compared."""
 
     def __post_init__(self):
         for entry in dataclasses.fields(self):
@@ -145,9 +147,9 @@ class Scale:
 OWN_SCALES = {
     "smoke": Scale(train_tokens=20_000, svcca_tokens=8_000, eval_documents=20, adam_steps=30, batch_size=16),
     "default": Scale(train_tokens=1_000_000, svcca_tokens=20_000, eval_documents=200, adam_steps=2_000, batch_size=64,
-                     sae_latents=4_096, sae_steps=2_000),
+                     sae_latents=4_096, sae_steps=2_000, sae_sweep_steps=2_000),
     "paper": Scale(train_tokens=180_000 * OWN_CONTEXT, svcca_tokens=50_000, eval_documents=1_000, adam_steps=36_000,
-                   batch_size=64, sae_latents=32_768, sae_steps=120_000),
+                   batch_size=64, sae_latents=32_768, sae_steps=120_000, sae_sweep_steps=120_000),
 }  # fmt: skip
 
 

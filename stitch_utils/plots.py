@@ -5,7 +5,7 @@ Colours follow the paper's Table 1: blue for model A, purple for model B.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -17,6 +17,7 @@ from .fidelity import CONDITIONS
 
 BLUE, PURPLE, GREY, ORANGE = "#2f6db3", "#7b3f9d", "#9a9a9a", "#d1731f"
 OF_MODEL = {"a": BLUE, "b": PURPLE}
+OF_START = {"scratch": GREY, "stitch": ORANGE, "rotation": "#3f8f5f"}
 CONDITION_LABELS = {"a_to_b": "A → B", "b_to_a": "B → A", "a_to_b_to_a": "A → B → A", "b_to_a_to_b": "B → A → B"}
 
 
@@ -171,4 +172,65 @@ def sae_alpha_sweep(alphas: Sequence[float], delta_losses: Sequence[tuple]) -> F
     axes.errorbar(positions, middle, yerr=[middle - low, high - middle], fmt="o-", ms=5, capsize=3, color=OF_MODEL["b"])
     axes.set_xticks(positions, [f"{alpha:g}" for alpha in alphas])
     axes.set(xlabel="α, weight of the inversion terms", ylabel="delta loss on B (nats)")
+    return figure
+
+
+def sae_curves(runs: Mapping[str, Sequence], *, extra: Mapping[str, float]) -> Figure:
+    """Held-out explained variance of SAEs in training over FLOPs and over seconds: {start: one Curve a seed}.
+
+    `extra` are FLOPs to be added to those of a start.
+    """
+    figure, panels = plt.subplots(1, 2, figsize=(9, 3.2), sharey=True, layout="constrained")
+    for start, curves in runs.items():
+        for index, curve in enumerate(curves):
+            label = f"from {start}" if index == 0 else None
+            style = {"color": OF_START[start], "lw": 1.2, "label": label}
+            panels[0].plot(curve.flops[1:] + extra.get(start, 0.0), curve.explained_variance[1:], **style)
+            panels[1].plot(curve.seconds[1:], curve.explained_variance[1:], **style)
+    panels[0].set(xlabel="training FLOPs, the stitch's included", ylabel="explained variance", xscale="log")
+    panels[1].set(xlabel="seconds of training steps")
+    panels[1].legend(frameon=False, loc="lower right")
+    return figure
+
+
+def flops_saved(savings: Mapping[int, Mapping[float, tuple]]) -> Figure:
+    """Fig. 2a: {width: {explained variance: (value, low, high)}}."""
+    figure, axes = plt.subplots(figsize=(6.5, 3.4), layout="constrained")
+    shades = sns.color_palette("flare", len(savings))
+    for color, (width, values) in zip(shades, savings.items()):
+        if values:
+            middle, low, high = (np.array(part) for part in zip(*values.values()))
+            axes.errorbar(list(values), middle, yerr=[middle - low, high - middle], fmt="o-", ms=4, capsize=3,
+                          color=color, label=f"{width} latents")  # fmt: skip
+    axes.axhline(0, color=GREY, lw=1, ls="--")
+    axes.set(xlabel="explained variance to reach", ylabel="FLOPs saved")
+    axes.yaxis.set_major_formatter("{x:.0%}")
+    if any(savings.values()):
+        axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def scaling_laws(runs: Mapping[str, Sequence], laws: Mapping[str, Callable], flops: Sequence[float], *,
+                 extra: Mapping[str, float]) -> Figure:  # fmt: skip
+    """Fig. 1c: held-out error of all runs (thin) and the fitted law (thick) of each start, over `flops`."""
+    figure, axes = plt.subplots(figsize=(6.5, 3.8), layout="constrained")
+    for start, curves in runs.items():
+        for curve in curves:
+            axes.plot(curve.flops[1:] + extra.get(start, 0.0), curve.mse[1:], color=OF_START[start], lw=0.6, alpha=0.5)
+        axes.plot(flops, laws[start](flops), color=OF_START[start], lw=2.5, label=f"from {start}")
+    axes.set(xlabel="training FLOPs, the stitch's included", ylabel="held-out MSE", xscale="log", yscale="log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")
+    axes.legend(frameon=False)
+    return figure
+
+
+def cosines(values: Mapping[str, Sequence[float]]) -> Figure:
+    """Fig. 2b: cosine of decoder rows at the end of training to themselves at the start, a histogram a start."""
+    figure, axes = plt.subplots(figsize=(6, 3), layout="constrained")
+    bins = np.linspace(min(0, min(map(min, values.values()))), 1, 41)
+    for start, found in values.items():
+        axes.hist(found, bins=bins, density=True, histtype="step", lw=1.8, color=OF_START[start], label=f"from {start}")
+    axes.set(xlabel="cosine to the direction at the start", ylabel="density")
+    axes.legend(frameon=False, loc="upper left")
     return figure

@@ -1,0 +1,77 @@
+"""The experiment of section 3.1: SAEs of B trained from scratch and from A's, carried across, over widths and seeds.
+
+Figs. 1c, 2 and 8, Table 4, App. D. For each width and seed an SAE of A is trained, carried across by the stitch
+(Eq. 6), and trained on as one of B, beside a run from scratch and a control that gets the angles between A's decoder
+directions and nothing of the stitch. All runs of a side read the same batches in one pass over the activations.
+
+Offers `sweep_saes`, `SAESweep`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import NamedTuple
+
+from .artifacts import artifact, digest_of_model
+from .models import Model
+from .pair_saes import SOURCES, paired_activations
+from .pairs import ModelPair
+from .sae_start import INITIALS, SAETrainingConfig
+from .sae_training import Curve, OneSide, load_trained, train_saes
+from .saes import transfer_sae
+from .stitch import Stitch
+
+CHECKPOINT_EVERY = 50  # steps: a sweep that is killed loses less than a minute
+
+
+class SAESweep(NamedTuple):
+    """Curves by (width, seed), and for B by (initial, width, seed); `initial` as in `SAETrainingConfig`."""
+
+    a: dict[tuple[int, int], Curve]
+    b: dict[tuple[str, int, int], Curve]
+
+
+def sweep_saes(
+    pair: ModelPair, models: tuple[Model, Model], layers: tuple[int, int], stitch: Stitch, *, scale: str,
+    widths: Sequence[int], seeds: Sequence[int],
+) -> SAESweep:  # fmt: skip
+    """Train all of it, or find it in `artifacts/`; what was cut off goes on from its last checkpoint."""
+    sizes, recipe = pair.scale(scale), pair.sae_recipe
+    stream, held_out = paired_activations(pair, models, layers, scale=scale)
+    made_of = {
+        "models": [digest_of_model(ref.model, ref.revision) for ref in (pair.a, pair.b)], "layers": layers,
+        "text": [asdict(pair.train), asdict(pair.evaluation)], "tokens": sizes.train_tokens, "context": pair.context,
+        "rows": pair.rows, "widths": list(widths), "seeds": list(seeds), "recipe": asdict(recipe),
+        "scale": asdict(sizes),
+    }  # fmt: skip
+
+    def config(initial: str, width: int, seed: int) -> SAETrainingConfig:
+        return SAETrainingConfig(
+            d_sae=width, k=min(recipe.k, width), n_steps=sizes.sae_sweep_steps, initial=initial, seed=seed,
+            lr=recipe.lr, batch_tokens=recipe.batch_tokens, initial_bias="mean",
+        )  # fmt: skip
+
+    def train(side: str, configs: dict[tuple, SAETrainingConfig], initial_saes=None) -> dict[tuple, Curve]:
+        curves = train_saes(
+            OneSide(stream, side), list(configs.values()), held_out=held_out["ab".index(side)], folder=folders[side],
+            key=folders[side].name, initial_saes=initial_saes, evaluate_every=max(1, sizes.sae_sweep_steps // 20),
+            checkpoint_every=CHECKPOINT_EVERY,
+        )  # fmt: skip
+        return {key: curves[chosen.name] for key, chosen in configs.items()}
+
+    folders = {
+        side: artifact(pair.name, f"sweep-{side}", made_of, sources=(*SOURCES, "saes.py", "stitch.py"), suffix="")
+        for side in "ab"
+    }
+    both = [(width, seed) for width in widths for seed in seeds]
+    of_a = {key: config("random", *key) for key in both}
+    a = train("a", of_a)
+    of_b, initial_saes = {}, {}
+    for initial in INITIALS:
+        for width, seed in both:
+            of_b[initial, width, seed] = chosen = config(initial, width, seed)
+            if initial != "random":
+                small = load_trained(folders["a"], of_a[width, seed], device=str(held_out[1].device))
+                initial_saes[chosen.name] = transfer_sae(small, stitch) if initial == "stitch" else small
+    return SAESweep(a, train("b", of_b, initial_saes))
