@@ -69,7 +69,8 @@ def fit_trace(tokens: Sequence[float], seconds: Sequence[float], losses: Sequenc
         axes.set(xscale="log", yscale="log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 6, 8)))
         axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter(NullFormatter())
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_minor_formatter(NullFormatter())
     left.set(xlabel="activations seen (tokens)", ylabel="Eq. 3 on held-out text")
     right.set(xlabel="seconds after the pass over the text")
     right.legend(frameon=False)
@@ -188,6 +189,7 @@ def sae_curves(runs: Mapping[str, Sequence], *, extra: Mapping[str, float]) -> F
             panels[0].plot(curve.flops[1:] + extra.get(start, 0.0), curve.explained_variance[1:], **style)
             panels[1].plot(curve.seconds[1:], curve.explained_variance[1:], **style)
     panels[0].set(xlabel="training FLOPs, the stitch's included", ylabel="explained variance", xscale="log")
+    panels[0].xaxis.set_minor_formatter(NullFormatter())  # its labels would lie on each other
     panels[1].set(xlabel="seconds of training steps")
     panels[1].legend(frameon=False, loc="lower right")
     return figure

@@ -23,6 +23,7 @@ from .saes import transfer_sae
 from .stitch import Stitch
 
 CHECKPOINT_EVERY = 50  # steps: a sweep that is killed loses less than a minute
+JUDGED_TOKENS = 8192  # of the evaluation text; all runs are judged often, and together that must not outweigh training
 
 
 class SAESweep(NamedTuple):
@@ -39,6 +40,7 @@ def sweep_saes(
     """Train all of it, or find it in `artifacts/`; what was cut off goes on from its last checkpoint."""
     sizes, recipe = pair.scale(scale), pair.sae_recipe
     stream, held_out = paired_activations(pair, models, layers, scale=scale)
+    held_out = tuple(side[:JUDGED_TOKENS] for side in held_out)
     made_of = {
         "models": [digest_of_model(ref.model, ref.revision) for ref in (pair.a, pair.b)], "layers": layers,
         "text": [asdict(pair.train), asdict(pair.evaluation)], "tokens": sizes.train_tokens, "context": pair.context,

@@ -1,0 +1,63 @@
+"""The sweep of section 3.1: which runs there are, and that each starts where it says."""
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from toy_book import project_root_at
+
+from stitch_utils import sae_sweep
+from stitch_utils.fitting import pair_moments
+from stitch_utils.models import load_models
+from stitch_utils.pairs import load_pair
+from stitch_utils.saes import transfer_sae
+from stitch_utils.stitch import fit_exact
+
+
+@pytest.fixture
+def swept(tmp_path, random_folders, monkeypatch):
+    """A sweep of two widths and two seeds on two random models: (sweep, stitch, what was given to B's training)."""
+    sizes = {"train_tokens": 1600, "svcca_tokens": 1600, "eval_documents": 9, "adam_steps": 5, "batch_size": 16}
+    data = {
+        "name": "mine",
+        "a": {"model": str(random_folders / "a"), "layer": 1},
+        "b": {"model": str(random_folders / "b"), "layer": 2},
+        "context": 20,
+        "text": {"source": "world", "name": "sweep"},
+        "scales": {"smoke": sizes | {"sae_sweep_steps": 4}},
+        "sae_recipe": {"k": 3, "batch_tokens": 400, "lr": 0.01},
+    }
+    (tmp_path / "mine.yml").write_text(yaml.safe_dump(data))
+    given = []
+    train = sae_sweep.train_saes
+    monkeypatch.setattr(sae_sweep, "train_saes", lambda *args, **more: given.append(more) or train(*args, **more))
+    with project_root_at(tmp_path):
+        pair = load_pair(tmp_path / "mine.yml")
+        models = load_models(pair)
+        stitch = fit_exact(pair_moments(pair, models, (1, 2), scale="smoke"))
+        sweep = sae_sweep.sweep_saes(pair, models, (1, 2), stitch, scale="smoke", widths=[16, 24], seeds=[0, 1])
+        yield sweep, stitch, given
+
+
+def test_every_width_and_seed_begins_in_every_way(swept):
+    sweep, _, _ = swept
+    both = [(width, seed) for width in (16, 24) for seed in (0, 1)]
+    assert sorted(sweep.a) == both
+    assert sorted(sweep.b) == sorted((start, *key) for start in ("random", "rotation", "stitch") for key in both)
+    for key, curve in sweep.b.items():
+        assert curve.steps[-1] == 4 and curve.tokens[-1] == 1600 and len(curve.cosine) == key[1]
+    begins = {start: sweep.b[start, 24, 0].mse[0] for start in ("random", "rotation", "stitch")}
+    assert len(set(begins.values())) == 3, "three ways to begin are three beginnings"
+
+
+def test_the_stitched_start_is_the_sae_of_a_carried_across(swept):
+    sweep, stitch, given = swept
+    of_a, of_b = given
+    for seed in (0, 1):
+        small = sae_sweep.load_trained(of_a["folder"], sae_sweep.SAETrainingConfig(
+            16, 3, 4, seed=seed, lr=0.01, batch_tokens=400, initial_bias="mean"))  # fmt: skip
+        (name,) = [name for name in of_b["initial_saes"] if name.startswith(f"stitch-16-k3-seed{seed}")]
+        torch.testing.assert_close(of_b["initial_saes"][name].W_dec, transfer_sae(small, stitch).W_dec)
+        (name,) = [name for name in of_b["initial_saes"] if name.startswith(f"rotation-16-k3-seed{seed}")]
+        assert torch.equal(of_b["initial_saes"][name].W_dec, small.W_dec)
+    assert not np.array_equal(sweep.a[16, 0].mse, sweep.a[16, 1].mse), "each seed has an SAE of A of its own"
