@@ -4,7 +4,7 @@ A file's name holds a digest of its ingredients: the pair, the sizes, the models
 disk, and the modules that did the work. Whatever changes among these makes another name, so nothing stale is ever
 read; and a file appears under its name only once it is whole.
 
-Offers `artifact`, `kept`, `digest_of_model`.
+Offers `artifact`, `kept`, `of_activations`, `ACTIVATION_SOURCES`.
 """
 
 from __future__ import annotations
@@ -13,14 +13,18 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar
 
 from .models import resolve
+from .pairs import ModelPair, ModelRef, TextRef
 from .results import project_root
 
 T = TypeVar("T")
 PACKAGE = Path(__file__).parent
+# The code that turns a pair into activations, as patterns.
+ACTIVATION_SOURCES = ("embedded/*.py", "embedded/lexicons/*", "text.py", "models.py", "harvest.py")
 
 
 def artifact(pair: str, kind: str, ingredients: Mapping[str, object], *, sources: tuple[str, ...], suffix: str) -> Path:
@@ -31,9 +35,11 @@ def artifact(pair: str, kind: str, ingredients: Mapping[str, object], *, sources
     return project_root() / "artifacts" / pair / f"{kind}-{hashlib.sha256(said.encode()).hexdigest()[:16]}{suffix}"
 
 
-def kept(path: Path, make: Callable[[], T], save: Callable[[T, Path], None], load: Callable[[Path], T]) -> T:
-    """What `path` holds; if it does not exist it is made, and saved in one step, so that it is whole or absent."""
-    if path.exists():
+def kept(
+    path: Path, make: Callable[[], T], save: Callable[[T, Path], None], load: Callable[[Path], T], *, anew: bool = False
+) -> T:
+    """What `path` holds; if it does not exist, or `anew`, it is made, and saved in one step: it is whole or absent."""
+    if path.exists() and not anew:
         return load(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{os.getpid()}.{path.name}")
@@ -43,10 +49,25 @@ def kept(path: Path, make: Callable[[], T], save: Callable[[T, Path], None], loa
     return made
 
 
-def digest_of_model(ref: str, revision: str | None = None) -> str:
-    """A model's identity: its weights' digest where they lie in a folder, else its id and revision on the Hub."""
-    folder = Path(resolve(ref))
+def of_activations(pair: ModelPair, layers: tuple[int, int], *, scale: str) -> dict[str, object]:
+    """The ingredients of whatever is made from the activations of a pair's two texts at these layers."""
+    sizes = pair.scale(scale)
+    return {
+        "models": [_model(ref) for ref in (pair.a, pair.b)], "layers": layers, "dtype": pair.dtype,
+        "texts": [_text(text) for text in (pair.train, pair.evaluation)], "context": pair.context, "rows": pair.rows,
+        "tokens": sizes.train_tokens, "documents": sizes.eval_documents,
+    }  # fmt: skip
+
+
+def _model(ref: ModelRef) -> str:
+    """Its weights' digest where they lie in a folder, else its id and revision on the Hub."""
+    folder = Path(resolve(ref.model))
     if not folder.is_dir():
-        return f"{ref}@{revision or 'main'}"
+        return f"{ref.model}@{ref.revision or 'main'}"
     files = sorted(file for file in folder.iterdir() if file.suffix in (".safetensors", ".json", ".bin"))
     return hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)).hexdigest()
+
+
+def _text(text: TextRef) -> dict[str, object]:
+    file = Path(text.name)
+    return asdict(text) | ({"changed": file.stat().st_mtime_ns} if file.is_file() else {})

@@ -10,11 +10,10 @@ is loaded.
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import NamedTuple
 
-from .artifacts import artifact, digest_of_model, kept
+from .artifacts import ACTIVATION_SOURCES, artifact, kept, of_activations
 from .harvest import evaluation_batches, harvest_moments, training_batches
 from .models import Model, check_pair, load_models, load_tokenizer
 from .moments import PairMoments
@@ -49,23 +48,23 @@ def preflight(pair: ModelPair, *, scale: str = "smoke") -> None:
         next(batches)
 
 
-def pair_moments(pair: ModelPair, models: tuple[Model, Model], layers: tuple[int, int], *, scale: str) -> PairMoments:
-    """Moments of the training text at the stitched layers, from `artifacts/` if they were harvested before."""
+def pair_moments(
+    pair: ModelPair, models: tuple[Model, Model], layers: tuple[int, int], *, scale: str, anew: bool = False
+) -> PairMoments:
+    """Moments of the training text at the stitched layers, from `artifacts/` if they were harvested before.
+
+    `anew` harvests in any case, for whoever wants to time it, and keeps the result.
+    """
     sizes = pair.scale(scale)
-    text = Path(pair.train.name)
-    ingredients = {
-        "models": [digest_of_model(ref.model, ref.revision) for ref in (pair.a, pair.b)],
-        "text": asdict(pair.train) | ({"changed": text.stat().st_mtime_ns} if text.is_file() else {}),
-        "layers": layers, "tokens": sizes.train_tokens, "context": pair.context, "rows": pair.rows, "dtype": pair.dtype,
-    }  # fmt: skip
-    sources = ("embedded/*.py", "embedded/lexicons/*", "text.py", "models.py", "harvest.py", "moments.py")
+    made_of = of_activations(pair, layers, scale=scale)
     return kept(
-        artifact(pair.name, "moments", ingredients, sources=sources, suffix=".safetensors"),
+        artifact(pair.name, "moments", made_of, sources=(*ACTIVATION_SOURCES, "moments.py"), suffix=".safetensors"),
         lambda: harvest_moments(
             *models, training_batches(pair, sizes, models[0].tokenizer, sizes.train_tokens), [layers]
         )[layers],
         PairMoments.save,
         PairMoments.load,
+        anew=anew,
     )
 
 

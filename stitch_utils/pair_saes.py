@@ -13,7 +13,7 @@ from dataclasses import asdict
 import torch
 from sae_lens import SAE
 
-from .artifacts import artifact, digest_of_model
+from .artifacts import ACTIVATION_SOURCES, artifact, of_activations
 from .harvest import ActivationStream, evaluation_batches, paired_residuals, training_batches
 from .models import Model
 from .pairs import ModelPair
@@ -21,15 +21,7 @@ from .sae_start import SAETrainingConfig
 from .sae_training import OneSide, load_trained, train_saes
 from .saes import load_sae
 
-SOURCES = (
-    "embedded/*.py",
-    "embedded/lexicons/*",
-    "text.py",
-    "models.py",
-    "harvest.py",
-    "sae_start.py",
-    "sae_training.py",
-)
+SOURCES = (*ACTIVATION_SOURCES, "sae_*.py")
 
 
 def paired_activations(
@@ -71,22 +63,21 @@ def native_saes(
                 )
     if len(found) < 2:
         stream, held_out = paired_activations(pair, models, layers, scale=scale)
-        for index, (side, ref) in enumerate((("a", pair.a), ("b", pair.b))):
+        for index, side in enumerate("ab"):
             if side not in found:
-                digest = digest_of_model(ref.model, ref.revision)
-                found[side] = _trained(pair, side, digest, layers[index], stream, held_out[index], scale, seed)
+                found[side] = _trained(pair, side, layers, stream, held_out[index], scale, seed)
     return found["a"], found["b"]
 
 
-def _trained(pair: ModelPair, side: str, digest: str, layer: int, stream, held_out, scale: str, seed: int) -> SAE:
+def _trained(pair: ModelPair, side: str, layers: tuple[int, int], stream, held_out, scale: str, seed: int) -> SAE:
     sizes, recipe = pair.scale(scale), pair.sae_recipe
     config = SAETrainingConfig(
         d_sae=sizes.sae_latents, k=recipe.k, lr=recipe.lr, batch_tokens=recipe.batch_tokens, n_steps=sizes.sae_steps,
         seed=seed, initial_bias="mean",
     )  # fmt: skip
-    made_of = {"side": side, "model": digest, "layer": layer, "text": asdict(pair.train), "tokens": sizes.train_tokens,
-               "context": pair.context, "rows": pair.rows, "config": asdict(config)}  # fmt: skip
+    made_of = of_activations(pair, layers, scale=scale) | {"config": asdict(config)}
     folder = artifact(pair.name, f"sae-{side}", made_of, sources=SOURCES, suffix="")
-    metadata = {"model_name": getattr(pair, side).model, "hook_name": f"blocks.{layer}.hook_resid_pre"}
+    hook = f"blocks.{layers['ab'.index(side)]}.hook_resid_pre"
+    metadata = {"model_name": getattr(pair, side).model, "hook_name": hook}
     train_saes(OneSide(stream, side), [config], held_out=held_out, folder=folder, key=folder.name, metadata=metadata)
     return load_trained(folder, config, device=str(held_out.device))

@@ -21,6 +21,8 @@ from dataclasses import dataclass
 import torch
 from sae_lens import SAE, TopKTrainingSAE, TopKTrainingSAEConfig
 
+from .saes import fold_decoder_norms
+
 INITIALS = ("random", "stitch", "rotation")
 
 
@@ -84,20 +86,19 @@ def starting_sae(config: SAETrainingConfig, d_in: int, given: SAE | None = None)
     if config.initial == "random":
         return sae
     _check_given(config, d_in, given)
+    if config.initial == "rotation" or config.decoder_norm == "unit" or given.cfg.rescale_acts_by_decoder_norm:
+        given = fold_decoder_norms(given, reselect=True)
     with torch.no_grad():
         encoder, decoder, b_enc, b_dec = (
             tensor.detach().cpu().float() for tensor in (given.W_enc, given.W_dec, given.b_enc, given.b_dec)
         )
-        norms = decoder.norm(dim=-1, keepdim=True).clamp_min(1e-8)
         if config.initial == "rotation":
             orthonormal, _ = torch.linalg.qr(turn)  # (d_in, d_a)
-            sae.W_dec.copy_(decoder / norms @ orthonormal.T)
+            sae.W_dec.copy_(decoder @ orthonormal.T)
             sae.W_enc.copy_(sae.W_dec.T)
             return sae
         if given.cfg.apply_b_dec_to_input:
             b_enc = b_enc - b_dec @ encoder
-        if config.decoder_norm == "unit" or given.cfg.rescale_acts_by_decoder_norm:
-            encoder, b_enc, decoder = encoder * norms.T, b_enc * norms[:, 0], decoder / norms
         for parameter, value in ((sae.W_enc, encoder), (sae.W_dec, decoder), (sae.b_enc, b_enc), (sae.b_dec, b_dec)):
             parameter.copy_(value)
     return sae

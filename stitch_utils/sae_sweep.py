@@ -9,11 +9,12 @@ Offers `sweep_saes`, `SAESweep`.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import NamedTuple
 
-from .artifacts import artifact, digest_of_model
+from .artifacts import artifact, of_activations
 from .models import Model
 from .pair_saes import SOURCES, paired_activations
 from .pairs import ModelPair
@@ -41,11 +42,9 @@ def sweep_saes(
     sizes, recipe = pair.scale(scale), pair.sae_recipe
     stream, held_out = paired_activations(pair, models, layers, scale=scale)
     held_out = tuple(side[:JUDGED_TOKENS] for side in held_out)
-    made_of = {
-        "models": [digest_of_model(ref.model, ref.revision) for ref in (pair.a, pair.b)], "layers": layers,
-        "text": [asdict(pair.train), asdict(pair.evaluation)], "tokens": sizes.train_tokens, "context": pair.context,
-        "rows": pair.rows, "widths": list(widths), "seeds": list(seeds), "recipe": asdict(recipe),
-        "scale": asdict(sizes),
+    made_of = of_activations(pair, layers, scale=scale) | {
+        "widths": list(widths), "seeds": list(seeds), "recipe": asdict(recipe), "steps": sizes.sae_sweep_steps,
+        "stitch": [hashlib.sha256(m.cpu().numpy().tobytes()).hexdigest() for m in (stitch.P_up, stitch.P_down)],
     }  # fmt: skip
 
     def config(initial: str, width: int, seed: int) -> SAETrainingConfig:

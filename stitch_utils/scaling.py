@@ -8,17 +8,17 @@ explained variance reaches a threshold, from a stitch against from scratch, with
 fitted as a line in log-log space to the frontier, the lowest loss that any width has reached within C FLOPs. The law
 has no irreducible loss, so it compares two ways of training on one range of C and must not be carried far beyond it.
 
-Offers `threshold_flops`, `saved`, `frontier`, `fit_power_law`, `PowerLaw`, `crossing`.
+Offers `threshold_flops`, `saved`, `savings`, `frontier`, `fit_power_law`, `frontier_law`, `PowerLaw`, `crossing`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from .intervals import Estimate, from_draws
+from .intervals import Estimate, from_draws, over_seeds
 from .sae_training import Curve
 
 
@@ -38,6 +38,17 @@ def saved(
     """
     ours, theirs = (threshold_flops(curve, explained_variance, window=window) for curve in (stitch, scratch))
     return None if ours is None or theirs is None else 1 - (ours + extra_flops) / theirs
+
+
+def savings(stitch: Sequence[Curve], scratch: Sequence[Curve], thresholds: Iterable[float], *, extra_flops: float = 0.0,
+            window: int = 100) -> dict[float, Estimate]:  # fmt: skip
+    """`saved` for each threshold that every run reaches, over seeds: one curve of each side a seed, in one order."""
+    found = {}
+    for threshold in thresholds:
+        shares = [saved(s, r, threshold, extra_flops=extra_flops, window=window) for s, r in zip(stitch, scratch)]
+        if None not in shares:
+            found[threshold] = over_seeds(shares)
+    return found
 
 
 def frontier(curves: Iterable[Curve], flops: Sequence[float] | np.ndarray, *, extra_flops: float = 0.0) -> np.ndarray:
@@ -100,6 +111,19 @@ def fit_power_law(
     slope = (weights * off_x * off_y).sum(1)[usable] / spread[usable]
     coefficient = np.exp(mean_y[usable] - slope * mean_x[usable])
     return PowerLaw(from_draws(coefficient[0], coefficient[1:]), from_draws(-slope[0], -slope[1:]))
+
+
+def frontier_law(runs: Mapping[int, Sequence[Curve]], flops: Sequence[float] | np.ndarray, *, extra_flops: float = 0.0,
+                 seed: int = 0) -> PowerLaw:  # fmt: skip
+    """Eq. 14 fitted to the frontiers of several seeds, {seed: curves of all widths}, at the given FLOPs (Fig. 1c)."""
+    points = [
+        (spent, loss, name)
+        for name, curves in runs.items()
+        for spent, loss in zip(flops, frontier(curves, flops, extra_flops=extra_flops))
+        if np.isfinite(loss)
+    ]
+    spent, losses, groups = zip(*points)
+    return fit_power_law(spent, losses, groups=groups, seed=seed)
 
 
 def crossing(law: PowerLaw, other: PowerLaw) -> float | None:

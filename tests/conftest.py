@@ -19,6 +19,7 @@ SHAPED = [
     "text",
     "fidelity",
     "saes",
+    "sae_loading",
     "sae_start",
     "sae_training",
     "scaling",
@@ -27,7 +28,8 @@ install_import_hook([f"stitch_utils.{module}" for module in SHAPED], "typechecke
 
 import pytest
 import torch
-from hub import hub, hub_root  # noqa: F401 (fixtures)
+import yaml
+from hub import home, hub, hub_root  # noqa: F401 (fixtures)
 from toy_book import call, outcomes, project_root_at, write_toy
 
 from stitch_utils.embedded.train import TrainingConfig, build_model, save_model, train_tokenizer
@@ -80,6 +82,29 @@ def random_models(random_folders):
     from stitch_utils.models import load_model
 
     return load_model(str(random_folders / "a")), load_model(str(random_folders / "b"))
+
+
+@pytest.fixture
+def small_pair(tmp_path, random_folders):
+    """Writes a file of a pair of two random models in a project of its own, with what is given changed; its path."""
+
+    def write(**changes):
+        sizes = {"train_tokens": 1600, "svcca_tokens": 1600, "eval_documents": 9, "adam_steps": 5, "batch_size": 16}
+        sizes |= changes.pop("sizes", {})
+        data = {
+            "name": "mine",
+            "a": {"model": str(random_folders / "a"), "layer": 1},
+            "b": {"model": str(random_folders / "b"), "layer": 2},
+            "context": 20,
+            "text": {"source": "world", "name": "small pair"},
+            "scales": {"smoke": sizes, "default": sizes},
+            "sae_recipe": {"k": 3, "batch_tokens": 400, "lr": 0.01},
+        }
+        (tmp_path / "mine.yml").write_text(yaml.safe_dump(data | changes))
+        return tmp_path / "mine.yml"
+
+    with project_root_at(tmp_path):
+        yield write
 
 
 @pytest.fixture

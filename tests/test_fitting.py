@@ -19,22 +19,11 @@ from stitch_utils.svcca import stitched_layers, svcca
 
 
 @pytest.fixture
-def file(tmp_path, random_folders):
+def file(small_pair, tmp_path, random_folders):
     """A file of a pair without a layer for B, on a text of 120 documents."""
     documents = [f"The cook bakes {number} cakes in the kitchen. She sees the big fish." for number in range(120)]
     (tmp_path / "text.txt").write_text("\n\n".join(documents))
-    sizes = {"train_tokens": 1600, "svcca_tokens": 1600, "eval_documents": 9, "adam_steps": 5, "batch_size": 16}
-    data = {
-        "name": "mine",
-        "a": {"model": str(random_folders / "a"), "layer": 1},
-        "b": {"model": str(random_folders / "b")},
-        "context": 20,
-        "text": "text.txt",
-        "scales": {"smoke": sizes, "default": sizes},
-    }
-    path = tmp_path / "mine.yml"
-    path.write_text(yaml.safe_dump(data))
-    return path
+    return small_pair(b={"model": str(random_folders / "b")}, text="text.txt")
 
 
 def test_the_layer_of_b_is_the_one_most_like_that_of_a(file, random_models):
@@ -43,12 +32,6 @@ def test_the_layer_of_b_is_the_one_most_like_that_of_a(file, random_models):
     xs, ys = sample_residuals(*random_models, training_batches(pair, scale, random_models[0].tokenizer, 1600))
     scores = [svcca(xs[1], ys[layer]) for layer in range(4)]
     assert stitched_layers(pair, *random_models, scale) == (1, scores.index(max(scores)))
-
-
-@pytest.fixture(autouse=True)
-def _no_artifacts_of_ours(tmp_path):
-    with project_root_at(tmp_path):
-        yield
 
 
 def test_the_stitch_of_a_pair(file):
@@ -120,7 +103,7 @@ SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs a real model and stories that are not in the repository")
-def test_a_real_model_that_nobody_made_for_this(tmp_path):
+def test_a_real_model_that_nobody_made_for_this(tmp_path, project):
     """Two layers of a Llama trained on TinyStories: the next layer is nearly a linear image of the one before."""
     stories = json.loads((SHARED / "tinystories_1000" / "tinystories_1000.json").read_text())
     (tmp_path / "stories.jsonl").write_text("\n".join(json.dumps({"text": story}) for story in stories))

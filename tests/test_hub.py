@@ -1,14 +1,10 @@
 """The stand-in for the Hub: the unmodified clients read from it as from the Hub, and are refused in its words."""
 
 import http.client
-import json
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from hub import Hub
+from hub import Hub, child
 from hub.clients import CHAT, GEMMA, PYTHIA, TEXT
 
 PAIRS = {
@@ -25,17 +21,7 @@ PAIRS = {
 
 def run(what, environment):
     """What `hub.clients` found, in a process of its own."""
-    command = [sys.executable, "-m", "hub.clients", what]
-    done = subprocess.run(
-        command, env=environment, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    return tmp_path_factory.mktemp("home")
+    return child(environment, "-m", "hub.clients", what)
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,10 @@
 """The pairs' published SAEs, through the clients that think they talk to the Hub."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
+from hub import child
 from hub.saes import K, weights
 
 from stitch_utils.pairs import load_pair
@@ -56,15 +55,7 @@ REFUSED = {
 
 def load_all(environment, changes):
     """What a process of its own loads, and how it is refused."""
-    command = [sys.executable, "-c", CHILD, json.dumps(changes)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    return tmp_path_factory.mktemp("home")
+    return child(environment, "-c", CHILD, json.dumps(changes))
 
 
 @pytest.fixture(scope="module")

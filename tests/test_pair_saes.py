@@ -4,7 +4,6 @@ import pytest
 import torch
 import yaml
 from sae_lens import TopKSAE, TopKSAEConfig
-from toy_book import project_root_at
 
 from stitch_utils import harvest, pair_saes
 from stitch_utils.models import load_models
@@ -13,22 +12,9 @@ from stitch_utils.pairs import load_pair
 
 
 @pytest.fixture
-def file(tmp_path, random_folders):
-    """A pair of two random models that trains SAEs of 24 latents in 6 steps; `artifacts/` lies beside it."""
-    sizes = {"train_tokens": 1600, "svcca_tokens": 1600, "eval_documents": 9, "adam_steps": 5, "batch_size": 16}
-    data = {
-        "name": "mine",
-        "a": {"model": str(random_folders / "a"), "layer": 1},
-        "b": {"model": str(random_folders / "b"), "layer": 2},
-        "context": 20,
-        "text": {"source": "world", "name": "saes"},
-        "scales": {"smoke": sizes | {"sae_latents": 24, "sae_steps": 6}},
-        "sae_recipe": {"k": 3, "batch_tokens": 400, "lr": 0.01},
-    }
-    path = tmp_path / "mine.yml"
-    path.write_text(yaml.safe_dump(data))
-    with project_root_at(tmp_path):
-        yield path
+def file(small_pair):
+    """A pair that trains SAEs of 24 latents in 6 steps."""
+    return small_pair(sizes={"sae_latents": 24, "sae_steps": 6})
 
 
 def saes(file):
@@ -84,3 +70,12 @@ def test_an_sae_that_the_file_names_is_taken(file, tmp_path):
     file.write_text(yaml.safe_dump(data | {"saes": {"b": "own_sae"}}))
     with pytest.raises(ValueError, match=r"the SAE of b \(.*own_sae\) reads 32 dimensions: expected 48, the width of"):
         saes(file)
+
+
+def test_a_text_that_changes_makes_other_saes(small_pair, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join(f"The cook bakes {number} cakes in the kitchen." for number in range(250)))
+    file = small_pair(text="text.txt", sizes={"sae_latents": 24, "sae_steps": 6})
+    before = saes(file)[0].W_enc
+    text.write_text(text.read_text().replace("bakes", "sells"))
+    assert not torch.equal(saes(file)[0].W_enc, before)

@@ -3,8 +3,6 @@
 import numpy as np
 import pytest
 import torch
-import yaml
-from toy_book import project_root_at
 
 from stitch_utils import sae_sweep
 from stitch_utils.fitting import pair_moments
@@ -15,28 +13,16 @@ from stitch_utils.stitch import fit_exact
 
 
 @pytest.fixture
-def swept(tmp_path, random_folders, monkeypatch):
+def swept(small_pair, monkeypatch):
     """A sweep of two widths and two seeds on two random models: (sweep, stitch, what was given to B's training)."""
-    sizes = {"train_tokens": 1600, "svcca_tokens": 1600, "eval_documents": 9, "adam_steps": 5, "batch_size": 16}
-    data = {
-        "name": "mine",
-        "a": {"model": str(random_folders / "a"), "layer": 1},
-        "b": {"model": str(random_folders / "b"), "layer": 2},
-        "context": 20,
-        "text": {"source": "world", "name": "sweep"},
-        "scales": {"smoke": sizes | {"sae_sweep_steps": 4}},
-        "sae_recipe": {"k": 3, "batch_tokens": 400, "lr": 0.01},
-    }
-    (tmp_path / "mine.yml").write_text(yaml.safe_dump(data))
     given = []
     train = sae_sweep.train_saes
     monkeypatch.setattr(sae_sweep, "train_saes", lambda *args, **more: given.append(more) or train(*args, **more))
-    with project_root_at(tmp_path):
-        pair = load_pair(tmp_path / "mine.yml")
-        models = load_models(pair)
-        stitch = fit_exact(pair_moments(pair, models, (1, 2), scale="smoke"))
-        sweep = sae_sweep.sweep_saes(pair, models, (1, 2), stitch, scale="smoke", widths=[16, 24], seeds=[0, 1])
-        yield sweep, stitch, given
+    pair = load_pair(small_pair(sizes={"sae_sweep_steps": 4}))
+    models = load_models(pair)
+    stitch = fit_exact(pair_moments(pair, models, (1, 2), scale="smoke"))
+    sweep = sae_sweep.sweep_saes(pair, models, (1, 2), stitch, scale="smoke", widths=[16, 24], seeds=[0, 1])
+    return sweep, stitch, given
 
 
 def test_every_width_and_seed_begins_in_every_way(swept):

@@ -1,4 +1,4 @@
-"""Our steps against SAELens' trainer, starts against the SAEs that they start from, sweeps cut off and taken up."""
+"""Our steps against SAELens' trainer; sweeps cut off and taken up."""
 
 import dataclasses
 import os
@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from sae_lens import SAE, StandardSAE, StandardSAEConfig, TopKSAE, TopKSAEConfig, TopKTrainingSAE, TopKTrainingSAEConfig
+from sae_lens import SAE, StandardSAE, StandardSAEConfig, TopKSAE, TopKTrainingSAE, TopKTrainingSAEConfig
 from sae_lens.config import SAETrainerConfig
 from sae_lens.training.sae_trainer import SAETrainer
+from toy_sweep import BATCH, D, K, M, Stream, activations, config, transferred
 
 from stitch_utils import sae_training
-from stitch_utils.sae_start import SAETrainingConfig, starting_sae
+from stitch_utils.sae_start import starting_sae
 from stitch_utils.sae_training import (
     Curve,
     OneSide,
@@ -25,63 +26,6 @@ from stitch_utils.sae_training import (
     train_saes,
     training_flops,
 )
-
-D, M, K, BATCH = 12, 64, 4, 64
-SMALL = {"d_sae": M, "k": K, "batch_tokens": BATCH}
-
-
-def activations(n, d=D, seed=0):
-    """Sparse sums of 60 directions off the origin, as residual streams are."""
-    generator = torch.Generator().manual_seed(7)
-    directions = torch.randn(60, d, generator=generator)
-    generator = torch.Generator().manual_seed(seed)
-    fires = (torch.rand(n, 60, generator=generator) < 0.05) * torch.rand(n, 60, generator=generator)
-    return 3 * fires @ directions + 0.5
-
-
-class Stream:
-    """Batches that do not fit the steps; counts how often it is begun."""
-
-    def __init__(self, n=64 * 40, size=50, seed=0):
-        self.parts, self.begun = activations(n, seed=seed).split(size), 0
-
-    def __iter__(self):
-        self.begun += 1
-        return iter(self.parts)
-
-
-def transferred(d_in=D, rescale=False, subtract=False, seed=3, uneven=True):
-    """A TopK SAE with decoder rows of norms from 0.2 to 3, as a stitch leaves them."""
-    cfg = TopKSAEConfig(d_in=d_in, d_sae=M, k=K, apply_b_dec_to_input=subtract, rescale_acts_by_decoder_norm=rescale)
-    generator = torch.Generator().manual_seed(seed)
-    sae = TopKSAE(cfg)
-    with torch.no_grad():
-        rows = torch.randn(M, d_in, generator=generator)
-        norms = torch.linspace(0.2, 3, M)[:, None] if uneven else torch.full((M, 1), 1.7)
-        sae.W_dec.copy_(norms * rows / rows.norm(dim=-1, keepdim=True))
-        sae.W_enc.copy_(torch.randn(d_in, M, generator=generator) / d_in**0.5)
-        sae.b_enc.copy_(0.1 * torch.randn(M, generator=generator))
-        sae.b_dec.copy_(torch.randn(d_in, generator=generator))
-    return sae
-
-
-def with_ranking_by_contribution(sae):
-    other = TopKSAE(dataclasses.replace(sae.cfg, rescale_acts_by_decoder_norm=True))
-    other.load_state_dict(sae.state_dict())
-    return other
-
-
-def assert_same_outputs(ours, theirs):
-    assert (ours - theirs).abs().max() < 1e-6 * theirs.abs().max(), "they differ by more than float32 rounds"
-
-
-def winners(sae, x):
-    return sae.encode(x) > 0
-
-
-def config(**changes):
-    return SAETrainingConfig(**{**SMALL, "n_steps": 30, **changes})
-
 
 # Steps
 
@@ -189,62 +133,6 @@ def test_flops_are_those_of_table_3():
     per_weight = training_flops(starting_sae(config(), D)) / (D * M)
     for d_model, published in ((512, 8.2e16), (768, 1.2e17)):
         assert per_weight * d_model * 2**15 * 4096 * 120_000 == pytest.approx(published, rel=0.05)
-
-
-# Starts
-
-
-def test_a_random_start_has_unit_rows_and_the_encoder_transposed():
-    first, again, other = (starting_sae(config(seed=seed), D) for seed in (0, 0, 1))
-    torch.testing.assert_close(first.W_dec.norm(dim=1), torch.ones(M))
-    assert torch.equal(first.W_enc, first.W_dec.T) and not first.b_enc.any() and not first.b_dec.any()
-    assert torch.equal(first.W_dec, again.W_dec) and not torch.equal(first.W_dec, other.W_dec)
-
-
-@pytest.mark.parametrize("subtract", [False, True])
-def test_a_unit_start_is_the_transferred_sae_ranked_by_contribution(subtract):
-    """Exactly, for every token; and the transferred SAE itself wherever the two rankings choose the same latents."""
-    given, x = transferred(subtract=subtract), activations(2000)
-    start = starting_sae(config(initial="stitch"), D, given)
-    torch.testing.assert_close(start.W_dec.norm(dim=1), torch.ones(M))
-    with torch.no_grad():
-        assert_same_outputs(start(x), with_ranking_by_contribution(given)(x))
-        same = (winners(start, x) == winners(given, x)).all(1)
-        assert 20 < same.sum() < 1980, "the rankings differ on many tokens, not on all"
-        assert_same_outputs(start(x)[same], given(x)[same])
-        assert (start(x)[~same] - given(x)[~same]).norm(dim=1).min() > 1e-3
-
-
-def test_rows_of_one_norm_leave_nothing_to_choose():
-    given, x = transferred(uneven=False), activations(500)
-    start = starting_sae(config(initial="stitch"), D, given)
-    with torch.no_grad():
-        assert_same_outputs(start(x), given(x))
-
-
-@pytest.mark.parametrize("subtract", [False, True])
-def test_a_start_at_the_initial_norms_is_the_transferred_sae(subtract):
-    given, x = transferred(subtract=subtract), activations(2000)
-    start = starting_sae(config(initial="stitch", decoder_norm="initial"), D, given)
-    with torch.no_grad():
-        assert_same_outputs(start(x), given(x))
-
-
-def test_an_sae_that_ranks_by_contribution_is_folded_exactly():
-    given, x = transferred(rescale=True), activations(500)
-    for norm in ("unit", "initial"):
-        start = starting_sae(config(initial="stitch", decoder_norm=norm), D, given)
-        with torch.no_grad():
-            assert_same_outputs(start(x), given(x))
-
-
-def test_a_rotation_keeps_the_angles_of_the_decoder_and_nothing_else():
-    given = transferred(d_in=D - 5)
-    start, other = (starting_sae(config(initial="rotation", seed=seed), D, given) for seed in (0, 1))
-    rows = given.W_dec / given.W_dec.norm(dim=1, keepdim=True)
-    torch.testing.assert_close(start.W_dec @ start.W_dec.T, rows @ rows.T, rtol=1e-4, atol=1e-5)
-    assert torch.equal(start.W_enc, start.W_dec.T) and not start.b_enc.any() and not start.b_dec.any()
-    assert not torch.allclose(start.W_dec, other.W_dec, atol=0.1)
 
 
 # Sweeps

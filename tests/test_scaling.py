@@ -4,9 +4,18 @@ import numpy as np
 import pytest
 from scipy.stats import linregress
 
-from stitch_utils.intervals import Estimate
+from stitch_utils.intervals import Estimate, over_seeds
 from stitch_utils.sae_training import Curve
-from stitch_utils.scaling import PowerLaw, crossing, fit_power_law, frontier, saved, threshold_flops
+from stitch_utils.scaling import (
+    PowerLaw,
+    crossing,
+    fit_power_law,
+    frontier,
+    frontier_law,
+    saved,
+    savings,
+    threshold_flops,
+)
 
 
 def curve(training, flops_per_step, mse=(1.0, 0.5), every=None):
@@ -45,6 +54,15 @@ def test_saved_counts_the_stitch():
     assert saved(stitch, scratch, 0.6, window=1) == pytest.approx(1 - 20 / 40)
     assert saved(stitch, scratch, 0.6, window=1, extra_flops=30) == pytest.approx(1 - 50 / 40)
     assert saved(stitch, scratch, 0.7, window=1) is None and saved(scratch, stitch, 0.7, window=1) is None
+
+
+def test_savings_are_those_of_each_seed_where_all_arrive():
+    stitch = [curve([0.2, 0.6, 0.8], 10), curve([0.6, 0.7, 0.9], 10)]
+    scratch = [curve([0.1, 0.2, 0.6], 10), curve([0.1, 0.6, 0.85], 10)]
+    found = savings(stitch, scratch, [0.5, 0.85], extra_flops=2, window=1)
+    shares = [1 - 22 / 30, 1 - 12 / 20]
+    assert list(found) == [0.5], "the first seed never reaches 0.85"
+    assert found[0.5] == over_seeds(shares) and found[0.5].value == pytest.approx(np.mean(shares))
 
 
 def test_the_frontier_is_the_best_of_the_runs_within_each_budget():
@@ -99,6 +117,19 @@ def test_few_points_do_not_divide_by_zero():
     law = fit_power_law([1.0, 10.0], [4.0, 2.0])
     assert law.exponent == pytest.approx([np.log10(2)] * 3)
     assert np.isfinite(law.coefficient).all()
+
+
+def test_the_law_of_several_seeds_is_fitted_to_their_frontiers():
+    flops = np.array([10.0, 20.0, 40.0])
+    runs = {
+        seed: [curve([0.5] * 4, 10, mse=[9, *(factor * 5 * np.arange(1, 5) ** -0.5)], every=1) for factor in (1, 2)]
+        for seed in (0, 1)
+    }
+    expected = fit_power_law([*flops, *flops], [5, 5 / 2**0.5, 2.5] * 2, groups=[0] * 3 + [1] * 3)
+    law = frontier_law(runs, [5.0, *flops])  # nothing has begun at 5
+    assert law.exponent.value == pytest.approx(0.5) and law.coefficient == pytest.approx(expected.coefficient)
+    later = frontier_law(runs, flops + 3, extra_flops=3)
+    assert later(13.0) == pytest.approx(5, rel=0.05)
 
 
 def test_laws_cross_where_they_agree():

@@ -9,14 +9,33 @@ fixtures `hub_root`, the folder with everything, and `hub`, which serves it open
 the same folder itself: `with Hub(hub_root, gated={"google/gemma-2-2b": {"good-token"}}) as gated: ...`.
 """
 
-from collections.abc import Iterator
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
 from .server import Hub
 
-__all__ = ["Hub", "hub", "hub_root"]
+__all__ = ["Hub", "child", "home", "hub", "hub_root"]
+
+
+def child(environment: Mapping[str, str], *arguments: str) -> dict:
+    """The JSON that a Python process with these arguments prints last; its clients are unmodified."""
+    done = subprocess.run(
+        [sys.executable, *arguments], env=environment, cwd=Path(__file__).parent.parent, capture_output=True, text=True,
+        timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    """An empty HF_HOME, to be filled."""
+    return tmp_path_factory.mktemp("hf_home")
 
 
 @pytest.fixture(scope="session")
