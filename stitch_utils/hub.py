@@ -31,7 +31,7 @@ def reaching(kind: str, name: str, revision: str | None = None):
         yield
     except HubError:
         raise
-    except Exception as error:
+    except Exception as error:  # clients wrap what went wrong in classes of their own; what is not the Hub's goes on
         if said := _meaning(error, kind, name, revision):
             raise HubError(f"{kind} {name!r} {said}") from error
         raise

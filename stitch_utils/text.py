@@ -101,7 +101,7 @@ def _readable(rows, text: TextRef) -> Iterator[str]:
             row = next(read)
         except StopIteration:
             return
-        except Exception as error:
+        except Exception as error:  # the readers of each kind raise classes of their own, pyarrow's among them
             expected = f'one object such as {{"{text.column}": "..."}} a line' if ".jsonl" in text.name else "rows"
             raise ValueError(f"text file {text.name!r} cannot be read ({error}): expected {expected}") from error
         yield from _column([row], text)
