@@ -17,10 +17,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
 from .hub import model_is_there, reaching
@@ -100,21 +100,33 @@ class Model:
 
     @torch.no_grad()
     def logits(
-        self, tokens: Int[Tensor, "batch pos"], *, layer: int | None = None, edit: Edit | None = None
-    ) -> Float[Tensor, "batch pos vocab"]:
-        """Next-token logits, with the residual stream before `layer` passed through `edit` if both are given."""
+        self, tokens: Int[Tensor, "batch pos"], *, mask: Bool[Tensor, "batch pos"] | None = None,
+        layer: int | None = None, edit: Edit | None = None,
+    ) -> Float[Tensor, "batch pos vocab"]:  # fmt: skip
+        """Next-token logits, with the residual stream before `layer` passed through `edit` if both are given.
+
+        `mask` is False at padding, on either side: nothing looks there, and positions are counted without it.
+        """
+        shown = {} if mask is None else {"attention_mask": mask.to(self.device, torch.long)}
         with self._edited(layer, edit):
-            return self.bridge(tokens.to(self.device), return_type="logits")
+            return self.bridge(tokens.to(self.device), return_type="logits", **shown)
 
     @torch.no_grad()
     def cross_entropy(
-        self, tokens: Int[Tensor, "batch pos"], *, layer: int | None = None, edit: Edit | None = None
-    ) -> Float[Tensor, "batch pos-1"]:
-        """Cross-entropy in nats of each token from the second on, given those before it; `layer`, `edit` as in
-        `logits`."""
+        self, tokens: Int[Tensor, "batch pos"], *, mask: Bool[Tensor, "batch pos"] | None = None,
+        layer: int | None = None, edit: Edit | None = None,
+    ) -> Float[Tensor, "batch pos-1"]:  # fmt: skip
+        """Cross-entropy in nats of each token from the second on, given those before it; the rest as in `logits`."""
         tokens = tokens.to(self.device)
-        logits = self.logits(tokens, layer=layer, edit=edit)[:, :-1].float()
+        logits = self.logits(tokens, mask=mask, layer=layer, edit=edit)[:, :-1].float()
         return torch.nn.functional.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none")
+
+    @property
+    def stop_tokens(self) -> list[int]:
+        """What ends a response: end-of-text, and what the model's generation settings name beside it."""
+        named = getattr(self.bridge.original_model.generation_config, "eos_token_id", None)
+        named = named if isinstance(named, list) else [named]
+        return sorted({self.tokenizer.eos_token_id, *named} - {None})
 
     @torch.no_grad()
     def generate(
@@ -122,31 +134,30 @@ class Model:
         tokens: Int[Tensor, "batch pos"],
         max_new_tokens: int,
         *,
+        mask: Bool[Tensor, "batch pos"] | None = None,
         layer: int | None = None,
         edit: Edit | None = None,
         temperature: float = 0.0,
         seed: int = 0,
     ) -> Int[Tensor, "batch new"]:
-        """New tokens after prompts of one length, greedy at temperature 0; after end-of-text a row is filled with it.
+        """New tokens after prompts, greedy at temperature 0; after a stop token a row is filled with end-of-text.
 
-        `edit` is applied at every position that is computed; with the key-value cache those are the prompt's once and
-        then one new position at a time.
+        Prompts of different lengths are padded on the left, and `mask` is False there. `edit` is applied at every
+        position that is computed; with the key-value cache those are the prompt's once and then one new position at a
+        time.
         """
-        tokens = tokens.to(self.device)
-        choice = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+        tokens, end = tokens.to(self.device), self.tokenizer.eos_token_id
+        mask = torch.ones_like(tokens) if mask is None else mask.to(self.device, torch.long)
+        choice = (
+            {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature > 0 else {"do_sample": False}
+        )
+        settings = GenerationConfig(
+            max_new_tokens=max_new_tokens, eos_token_id=self.stop_tokens, pad_token_id=end, use_cache=True, **choice
+        )
+        # Not the bridge's own `generate`: it knows no padding. Its hooks are in the modules that this one runs, too.
         with self._edited(layer, edit), torch.random.fork_rng(devices=self._cuda_devices()):
             torch.manual_seed(seed)
-            output = self.bridge.generate(
-                tokens,
-                max_new_tokens=max_new_tokens,
-                eos_token_id=self.tokenizer.eos_token_id,
-                stop_at_eos=True,
-                use_past_kv_cache=True,
-                return_type="tokens",
-                prepend_bos=False,
-                verbose=False,
-                **choice,
-            )
+            output = self.bridge.original_model.generate(tokens, attention_mask=mask, generation_config=settings)
         return output[:, tokens.shape[1] :]
 
     def _cuda_devices(self) -> list[int]:
@@ -164,11 +175,7 @@ def resolve(ref: str) -> str:
     ValueError for what is neither.
     """
     if ref.startswith("embedded:"):
-        folder = PACKAGE / "embedded" / ref.removeprefix("embedded:")
-        if not (folder / "config.json").exists():
-            known = sorted(path.parent.name for path in (PACKAGE / "embedded").glob("*/config.json"))
-            raise ValueError(f"there is no embedded model {folder.name!r}: known are {', '.join(known) or 'none'}")
-        return str(folder)
+        return str(embedded_folder(ref, "model", "config.json"))
     folder = Path(ref).expanduser()
     if (folder / "config.json").exists():
         return str(folder)
@@ -177,6 +184,15 @@ def resolve(ref: str) -> str:
             f"{ref!r} is no folder with a Hugging Face model, since config.json was not found there, and no Hub id"
         )
     return ref
+
+
+def embedded_folder(ref: str, kind: str, file: str) -> Path:
+    """The folder of this package that `embedded:NAME` means; ValueError, naming those that are, if it has no `file`."""
+    folder = PACKAGE / "embedded" / ref.removeprefix("embedded:")
+    if not (folder / file).exists():
+        known = sorted(path.parent.name for path in (PACKAGE / "embedded").glob(f"*/{file}"))
+        raise ValueError(f"there is no embedded {kind} {folder.name!r}: known are {', '.join(known) or 'none'}")
+    return folder
 
 
 def _from_anywhere(load, ref: str, revision: str | None, **options):

@@ -4,13 +4,14 @@ App. A: stitches are fitted on the first documents of OpenWebText with a fixed c
 Every row begins with the beginning-of-text token, as the models saw in training; it and all other special tokens are
 marked here and nowhere else, since their residual streams are so large that they would dominate every moment.
 
-Offers `TokenBatch`, `read_documents`, `token_batches`.
+Offers `TokenBatch`, `read_documents`, `token_batches`, and for texts that are there already `text_rows`, `padded_rows`,
+`begin_and_end`.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -128,10 +129,7 @@ def token_batches(text: TextRef, tokenizer, *, context: int, batch_size: int, ro
     """
     if n_tokens is not None and n_tokens < context:
         raise ValueError(f"n_tokens={n_tokens} is less than one context of {context} tokens")
-    ends = [id for id in (tokenizer.bos_token_id, tokenizer.eos_token_id) if id is not None]
-    if not ends:
-        raise ValueError("the tokenizer has no token for the beginning or the end of a text: expected at least one")
-    begin, end = ends[0], ends[-1]
+    begin, end = begin_and_end(tokenizer)
     special = torch.tensor(sorted({*tokenizer.all_special_ids, begin}))
     make_rows = _packed if rows == "packed" else _one_per_document
     n_rows = None if n_tokens is None else -(-n_tokens // context)
@@ -171,3 +169,35 @@ def _packed(source, context, begin, end, text):
             f"the text of {text.source} source {text.name!r} is shorter than one context: {len(tokens)} tokens, "
             f"expected at least {context - 1}"
         )
+
+
+def begin_and_end(tokenizer) -> tuple[int, int]:
+    """The tokens that begin and end a text, one for both where there is but one; ValueError where there is none."""
+    ends = [id for id in (tokenizer.bos_token_id, tokenizer.eos_token_id) if id is not None]
+    if not ends:
+        raise ValueError("the tokenizer has no token for the beginning or the end of a text: expected at least one")
+    return ends[0], ends[-1]
+
+
+def text_rows(texts: Sequence[str], tokenizer, *, context: int | None, batch_size: int) -> Iterator[TokenBatch]:
+    """Batches of texts, each a row of its own that is cut at `context` tokens; `documents` is a text's index.
+
+    Rows of similar length are batched, so their order is not that of the texts.
+    """
+    begin, end = begin_and_end(tokenizer)
+    special = torch.tensor(sorted({*tokenizer.all_special_ids, begin, end}))
+    ids = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+    for batch in padded_rows([[begin, *row][:context] for row in ids], end, batch_size=batch_size):
+        yield batch._replace(mask=batch.mask & ~torch.isin(batch.tokens, special))
+
+
+def padded_rows(rows: Sequence[Sequence[int]], fill: int, *, batch_size: int) -> Iterator[TokenBatch]:
+    """Batches of rows of tokens, similar lengths together, filled up on the right, where causal attention does not
+    look; the mask is True at the rows' own tokens, `documents` is a row's index."""
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
+    for start in range(0, len(rows), batch_size):
+        chosen = order[start : start + batch_size]
+        lengths = torch.tensor([len(rows[index]) for index in chosen])
+        tokens = torch.tensor([[*rows[index], *[fill] * (max(lengths) - len(rows[index]))] for index in chosen])
+        filled = lengths[:, None] > torch.arange(tokens.shape[1])
+        yield TokenBatch(tokens, filled, torch.tensor(chosen)[:, None].expand_as(tokens))
