@@ -1,7 +1,8 @@
 """The SAEs of a pair's two models, published or trained here, so that chapters need not care which.
 
-Section 3 and App. D: published TopK SAEs for Pythia and JumpReLU ones for Gemma; for GPT-2, as for the embedded pair
-and a reader's own, TopK SAEs trained on the unnormalised residual stream by the paper's recipe.
+Section 3 and App. D: published TopK SAEs for Pythia and JumpReLU ones for Gemma; for GPT-2, as for a reader's own pair,
+TopK SAEs trained on the unnormalised residual stream by the paper's recipe. Those of the embedded pair were trained in
+the same way and come with the package.
 
 Offers `native_saes`, `paired_activations`.
 """
@@ -45,28 +46,31 @@ def paired_activations(
 
 
 def native_saes(
-    pair: ModelPair, models: tuple[Model, Model], layers: tuple[int, int], *, scale: str, seed: int = 0
-) -> tuple[SAE, SAE]:
-    """An SAE of A and one of B at the stitched layers: those that the pair's file names, else trained ones.
+    pair: ModelPair, models: tuple[Model, Model], layers: tuple[int, int], *, scale: str, seed: int = 0,
+    sides: str = "ab", anew: bool = False,
+) -> tuple[SAE, ...]:  # fmt: skip
+    """SAEs of A and B, or of one of them, at the stitched layers: those that the pair's file names, else trained ones.
 
-    Training is done once for what it is made of; its state and its SAEs are kept in `artifacts/`. ValueError if a
-    published SAE is of another width than its model.
+    Training is done once for what it is made of; its state and its SAEs are kept in `artifacts/`. With `anew` those of
+    the embedded pair are trained by it too, instead of read as they were shipped. ValueError if a named SAE is of
+    another width than its model.
     """
-    found: dict[str, SAE] = {}
-    for side, model in zip("ab", models):
-        if side in pair.saes:
-            found[side] = load_sae(pair.saes[side], device=str(model.device))
-            if found[side].cfg.d_in != model.d_model:
-                raise ValueError(
-                    f"the SAE of {side} ({pair.saes[side]}) reads {found[side].cfg.d_in} dimensions: expected "
-                    f"{model.d_model}, the width of {model.ref!r}"
-                )
-    if len(found) < 2:
-        stream, held_out = paired_activations(pair, models, layers, scale=scale)
-        for index, side in enumerate("ab"):
-            if side not in found:
-                found[side] = _trained(pair, side, layers, stream, held_out[index], scale, seed)
-    return found["a"], found["b"]
+    found, stream, held_out = [], None, ()
+    for side in sides:
+        index = "ab".index(side)
+        ref, model = pair.saes.get(side), models[index]
+        if ref is None or (anew and str(ref).startswith("embedded:")):
+            if stream is None:
+                stream, held_out = paired_activations(pair, models, layers, scale=scale)
+            found.append(_trained(pair, side, layers, stream, held_out[index], scale, seed))
+            continue
+        found.append(load_sae(ref, device=str(model.device)))
+        if found[-1].cfg.d_in != model.d_model:
+            raise ValueError(
+                f"the SAE of {side} ({ref}) reads {found[-1].cfg.d_in} dimensions: expected {model.d_model}, the "
+                f"width of {model.ref!r}"
+            )
+    return tuple(found)
 
 
 def _trained(pair: ModelPair, side: str, layers: tuple[int, int], stream, held_out, scale: str, seed: int) -> SAE:

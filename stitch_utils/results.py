@@ -68,10 +68,12 @@ def read_results(pair: str, *, stand_ins: bool = False) -> dict[str, object]:
     Runs on stand-ins, random weights under the names of real models (parameter `stand_in`), are left out unless asked
     for: they are no results.
 
-    ValueError if two chapters wrote the same id, or a file is not what `write_results` writes.
+    Where two chapters hold the same id, one of them was run before the number moved to the other: what was written last
+    counts. ValueError if a file is not what `write_results` writes.
     """
-    merged, writer = {}, {}
-    for path in sorted((project_root() / "results" / pair).glob("[!.]*.json")):
+    merged: dict[str, object] = {}
+    files = (project_root() / "results" / pair).glob("[!.]*.json")
+    for path in sorted(files, key=lambda file: (file.stat().st_mtime_ns, file.name)):
         try:
             rows = dict(json.loads(path.read_text(encoding="utf-8")))
         except (TypeError, ValueError) as error:
@@ -80,9 +82,7 @@ def read_results(pair: str, *, stand_ins: bool = False) -> dict[str, object]:
             continue
         for id, value in rows.items():
             id = f"run.{path.stem}.{id.removeprefix('run.')}" if id.startswith("run.") else id
-            if id in writer:
-                raise ValueError(f"'{id}' was written by two chapters: '{writer[id]}' and '{path.stem}'")
-            merged[id], writer[id] = value, path.stem
+            merged[id] = value
     return merged
 
 

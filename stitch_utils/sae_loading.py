@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from .hub import reaching
+from .models import embedded_folder
 from .pairs import SAERef
 
 FORMATS = ("sae_lens", "sparsify")
@@ -33,12 +34,13 @@ SPARSIFY_TENSORS = {"encoder.weight", "encoder.bias", "W_dec", "b_dec"}
 def load_sae(ref: str | SAERef, *, device: str = "cpu") -> SAE:
     """An SAE in float32, or in the dtype it was saved in if SAELens wrote it to a folder.
 
-    `ref`: a folder that SAELens' `save_model` or EleutherAI's sparsify wrote, `sae_lens:RELEASE/ID`,
+    `ref`: a folder that SAELens' `save_model` or EleutherAI's sparsify wrote, `embedded:NAME`, `sae_lens:RELEASE/ID`,
     `sparsify:OWNER/NAME/HOOKPOINT`, or an entry of a pair's file. HubError (a ValueError) for what the Hub does not
     give; ValueError for a folder, reference or kind of SAE that is not one of these.
     """
     if isinstance(ref, str):
-        folder = Path(ref).expanduser()
+        shipped = ref.startswith("embedded:")
+        folder = embedded_folder(ref, "SAE", "sae_weights.safetensors") if shipped else Path(ref).expanduser()
         if folder.is_dir():
             return _from_folder(folder, device)
         ref = _parsed(ref)

@@ -48,6 +48,8 @@ class SAETrainingConfig:
     """b_dec of `random` and `rotation` at the start: `zero`, as SAELens has it, or the first batch's `mean`."""
     auxiliary_loss: bool = False
     """SAELens' loss for dead latents, coefficient 1; the paper does without."""
+    dead_after: int = 1000
+    """Steps without firing after which the auxiliary loss takes a latent for dead; 1000 is SAELens' choice."""
 
     def __post_init__(self):
         for field, known in (
@@ -55,8 +57,8 @@ class SAETrainingConfig:
         ):  # fmt: skip
             if getattr(self, field) not in known:
                 raise ValueError(f"unknown {field} {getattr(self, field)!r}: expected one of {', '.join(known)}")
-        if min(self.n_steps, self.batch_tokens, self.k) < 1 or self.k > self.d_sae or self.lr <= 0:
-            raise ValueError(f"expected n_steps, batch_tokens, lr > 0 and 1 <= k <= d_sae: got {self}")
+        if min(self.n_steps, self.batch_tokens, self.k, self.dead_after) < 1 or self.k > self.d_sae or self.lr <= 0:
+            raise ValueError(f"expected n_steps, batch_tokens, dead_after, lr > 0 and 1 <= k <= d_sae: got {self}")
 
     @property
     def name(self) -> str:
@@ -64,7 +66,7 @@ class SAETrainingConfig:
         extra = [f"lr{self.lr:g}"] if self.lr != 1e-4 else []
         extra += ["initial-norm"] if self.decoder_norm == "initial" else []
         extra += ["mean-bias"] if self.initial_bias == "mean" else []
-        extra += ["auxiliary"] if self.auxiliary_loss else []
+        extra += [f"auxiliary{self.dead_after}"] if self.auxiliary_loss else []
         return "-".join([self.initial, str(self.d_sae), f"k{self.k}", f"seed{self.seed}", *extra])
 
 

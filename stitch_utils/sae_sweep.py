@@ -2,7 +2,8 @@
 
 Figs. 1c, 2 and 8, Table 4, App. D. For each width and seed an SAE of A is trained, carried across by the stitch
 (Eq. 6), and trained on as one of B, beside a run from scratch and a control that gets the angles between A's decoder
-directions and nothing of the stitch. All runs of a side read the same batches in one pass over the activations.
+directions and nothing of the stitch. The widest are also trained with the auxiliary loss, which the paper leaves out.
+All runs of a side read the same batches in one pass over the activations.
 
 Offers `sweep_saes`, `SAESweep`.
 """
@@ -32,6 +33,8 @@ class SAESweep(NamedTuple):
 
     a: dict[tuple[int, int], Curve]
     b: dict[tuple[str, int, int], Curve]
+    auxiliary: dict[tuple[str, int, int], Curve]
+    """Runs of B with the auxiliary loss: `random` and `stitch`, the largest width."""
 
 
 def sweep_saes(
@@ -47,10 +50,11 @@ def sweep_saes(
         "stitch": [hashlib.sha256(m.cpu().numpy().tobytes()).hexdigest() for m in (stitch.P_up, stitch.P_down)],
     }  # fmt: skip
 
-    def config(initial: str, width: int, seed: int) -> SAETrainingConfig:
+    def config(initial: str, width: int, seed: int, auxiliary_loss: bool = False) -> SAETrainingConfig:
         return SAETrainingConfig(
             d_sae=width, k=min(recipe.k, width), n_steps=sizes.sae_sweep_steps, initial=initial, seed=seed,
-            lr=recipe.lr, batch_tokens=recipe.batch_tokens, initial_bias="mean",
+            lr=recipe.lr, batch_tokens=recipe.batch_tokens, initial_bias="mean", auxiliary_loss=auxiliary_loss,
+            dead_after=recipe.dead_after,
         )  # fmt: skip
 
     def train(side: str, configs: dict[tuple, SAETrainingConfig], initial_saes=None) -> dict[tuple, Curve]:
@@ -68,11 +72,15 @@ def sweep_saes(
     both = [(width, seed) for width in widths for seed in seeds]
     of_a = {key: config("random", *key) for key in both}
     a = train("a", of_a)
-    of_b, initial_saes = {}, {}
-    for initial in INITIALS:
-        for width, seed in both:
-            of_b[initial, width, seed] = chosen = config(initial, width, seed)
-            if initial != "random":
-                small = load_trained(folders["a"], of_a[width, seed], device=str(held_out[1].device))
-                initial_saes[chosen.name] = transfer_sae(small, stitch) if initial == "stitch" else small
-    return SAESweep(a, train("b", of_b, initial_saes))
+    of_b = {(initial, *key): config(initial, *key) for initial in INITIALS for key in both}
+    helped = {
+        (initial, max(widths), seed, "auxiliary"): config(initial, max(widths), seed, True)
+        for initial in ("random", "stitch") for seed in seeds
+    }  # fmt: skip
+    initial_saes = {}
+    for chosen in (*of_b.values(), *helped.values()):
+        if chosen.initial != "random":
+            small = load_trained(folders["a"], of_a[chosen.d_sae, chosen.seed], device=str(held_out[1].device))
+            initial_saes[chosen.name] = transfer_sae(small, stitch) if chosen.initial == "stitch" else small
+    b = train("b", of_b | helped, initial_saes)
+    return SAESweep(a, {key: b[key] for key in of_b}, {key[:3]: b[key] for key in helped})

@@ -7,8 +7,9 @@ Section 3.1 and App. D (Figs. 1c, 2, 8, Tables 3, 4). With row vectors, as Eqs. 
 and the paper's recipe: Adam at a constant 1e-4, batches of 4096 tokens, decoder rows normalised after each step, no
 auxiliary loss. Where a run starts is `sae_start`'s matter.
 
-SAELens gives the classes, the initial weights, the loss and the auxiliary loss. On a CPU the same gradients are had
-from the k latents that fire, which leaves one dense product of five; FLOPs count all five, as the paper's do.
+SAELens gives the classes, the initial weights and the losses. On a CPU the same gradients are had from the k latents
+that fire, which leaves one dense product of five, and those of the auxiliary loss from the dead latents alone; FLOPs
+count all products, as the paper's do.
 
 Offers `train_saes`, `Curve`, `load_trained`, `training_flops`, `OneSide`.
 """
@@ -37,9 +38,7 @@ from tqdm import tqdm
 
 from .sae_start import SAETrainingConfig, starting_sae
 
-# As SAELens' trainer: gradients are clipped to this norm; a latent silent for this many steps joins the auxiliary loss.
-MAX_GRAD_NORM = 1.0
-DEAD_AFTER = 1000
+MAX_GRAD_NORM = 1.0  # as SAELens' trainer clips gradients
 CHECKPOINT = "sweep.pt"
 CHUNK = 512  # tokens encoded at once, so that their pre-activations stay in a CPU's cache
 GROUP = 8  # latents that `_top` looks at together
@@ -127,7 +126,7 @@ def _encode(sae: TopKTrainingSAE, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _sparse_gradients(sae: TopKTrainingSAE, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Fills in the gradients of E |x' - x|^2; the sum of squared errors, and which latents fired."""
+    """Fills in the gradients of E |x' - x|^2; the errors x' - x, and which latents fired."""
     acts, winners = _encode(sae, x)
     decoder = sae.W_dec.detach()
     acts.requires_grad_()
@@ -148,7 +147,24 @@ def _sparse_gradients(sae: TopKTrainingSAE, x: Tensor) -> tuple[Tensor, Tensor]:
     sae.b_dec.grad = by_output.sum(0)
     fired = torch.zeros(sae.cfg.d_sae, dtype=torch.bool, device=x.device)
     fired[winners.flatten()[acts > 0]] = True
-    return error.square().sum(), fired
+    return error, fired
+
+
+def _add_auxiliary_gradients(sae: TopKTrainingSAE, x: Tensor, error: Tensor, dead: Tensor) -> None:
+    """Adds the gradients of SAELens' auxiliary loss: the d_in / 2 best of the dead latents at each token are to write
+    what the others leave out."""
+    which = dead.nonzero().flatten()
+    parts = [tensor.detach().requires_grad_() for tensor in (sae.W_enc[:, which], sae.b_enc[which], sae.W_dec[which])]
+    encoder, bias, decoder = parts
+    pre, half = x @ encoder + bias, x.shape[1] // 2
+    values, winners = pre.topk(min(half, len(which)), sorted=False)
+    written = torch.zeros_like(pre).scatter(1, winners, values) @ decoder
+    scale = min(len(which) / half, 1.0)
+    loss = sae.cfg.aux_loss_coefficient * scale * (written + error).square().sum(-1).mean()
+    by_encoder, by_bias, by_decoder = torch.autograd.grad(loss, parts)
+    sae.W_enc.grad[:, which] += by_encoder
+    sae.b_enc.grad[which] += by_bias
+    sae.W_dec.grad[which] += by_decoder
 
 
 class _Run:
@@ -176,22 +192,25 @@ class _Run:
     def step(self, x: Tensor, variance: float) -> None:
         """One step on a batch whose squared deviations from its mean sum to `variance`."""
         began = time.perf_counter()
-        dead = self.silent > DEAD_AFTER
-        if self.config.auxiliary_loss or x.is_cuda:
-            mask = dead if self.config.auxiliary_loss else None
+        dead = self.silent > self.config.dead_after
+        helped = self.config.auxiliary_loss and bool(dead.any())
+        if x.is_cuda:
+            mask = dead if helped else None
             output = self.sae.training_forward_pass(TrainStepInput(x, {}, mask, len(self.log), False))
             output.loss.backward()
-            squared, fired = (output.sae_out.detach() - x).square().sum(), output.feature_acts.bool().any(0)
+            error, fired = output.sae_out.detach() - x, output.feature_acts.bool().any(0)
         else:
-            squared, fired = _sparse_gradients(self.sae, x)
+            error, fired = _sparse_gradients(self.sae, x)
+            if helped:
+                _add_auxiliary_gradients(self.sae, x, error, dead)
         torch.nn.utils.clip_grad_norm_(self.sae.parameters(), MAX_GRAD_NORM)
         self.optimizer.step()
         self.optimizer.zero_grad()
         decoder = self.sae.W_dec.data
         decoder.mul_(self.norms / decoder.norm(dim=-1, keepdim=True).clamp_min(1e-8))
         self.silent = (self.silent + 1).masked_fill_(fired, 0)
-        self.spent += self.flops[self.config.auxiliary_loss and bool(dead.any())]
-        self.log.append((self.spent, 1 - squared.item() / variance))
+        self.spent += self.flops[helped]
+        self.log.append((self.spent, 1 - error.square().sum().item() / variance))
         self.seconds += time.perf_counter() - began
 
     def evaluate(self, held_out: Tensor, variance: float) -> None:

@@ -1,19 +1,21 @@
 """Curves of many SAE training runs turned into what the paper plots: FLOPs saved, and scaling laws.
 
 Section 3.1 and App. D.2, Figs. 1c, 2a, 8 and Table 4. Fig. 2a: the first FLOPs at which the moving average of the
-explained variance reaches a threshold, from a stitch against from scratch, with the stitch's own FLOPs added. Fig. 1c:
+explained variance reaches a threshold, from a stitch against from scratch, with the stitch's own FLOPs added; what
+else a run costs, tokens or seconds, can be counted in their place. Fig. 1c:
 
     L(C) = A C^-beta      (14)
 
 fitted as a line in log-log space to the frontier, the lowest loss that any width has reached within C FLOPs. The law
 has no irreducible loss, so it compares two ways of training on one range of C and must not be carried far beyond it.
 
-Offers `threshold_flops`, `saved`, `savings`, `frontier`, `fit_power_law`, `frontier_law`, `PowerLaw`, `crossing`.
+Offers `threshold_cost`, `saved`, `savings`, the costs `in_flops`, `in_tokens`, `in_seconds`; `frontier`,
+`fit_power_law`, `frontier_law`, `PowerLaw`, `crossing`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -21,31 +23,56 @@ import numpy as np
 from .intervals import Estimate, from_draws, over_seeds
 from .sae_training import Curve
 
+# What a run has cost after each of its steps, (n_steps,).
+Cost = Callable[[Curve], np.ndarray]
 
-def threshold_flops(curve: Curve, explained_variance: float, *, window: int = 100) -> float | None:
-    """The FLOPs after which the training batches' explained variance, averaged over the last `window` steps, is at
+
+def in_flops(curve: Curve) -> np.ndarray:
+    """Of the training itself, on activations that are at hand (the paper's count)."""
+    return curve.training_flops
+
+
+def in_tokens(curve: Curve) -> np.ndarray:
+    """Activations read."""
+    return _each_step(curve) * curve.tokens[-1] / curve.steps[-1]
+
+
+def in_seconds(curve: Curve) -> np.ndarray:
+    """Spent on steps, between two evaluations in equal parts."""
+    return np.interp(_each_step(curve), curve.steps, curve.seconds)
+
+
+def _each_step(curve: Curve) -> np.ndarray:
+    return np.arange(1, len(curve.training_flops) + 1)
+
+
+def threshold_cost(
+    curve: Curve, explained_variance: float, *, cost: Cost = in_flops, window: int = 100
+) -> float | None:
+    """The cost after which the training batches' explained variance, averaged over the last `window` steps, is at
     least `explained_variance` for the first time; None if it never is."""
     reached = np.flatnonzero(curve.moving_average(window) >= explained_variance)
-    return float(curve.training_flops[reached[0]]) if len(reached) else None
+    return float(cost(curve)[reached[0]]) if len(reached) else None
 
 
 def saved(
-    stitch: Curve, scratch: Curve, explained_variance: float, *, extra_flops: float = 0.0, window: int = 100
-) -> float | None:
-    """The share of the FLOPs from scratch that a start from a stitch saves on the way to a threshold (Fig. 2a).
+    stitch: Curve, scratch: Curve, explained_variance: float, *, extra: float = 0.0, cost: Cost = in_flops,
+    window: int = 100,
+) -> float | None:  # fmt: skip
+    """The share of the cost from scratch that a start from a stitch saves on the way to a threshold (Fig. 2a).
 
-    `extra_flops` are those of the stitch. Negative if the stitch does not pay; None if one run never gets there.
+    `extra` is that of the stitch. Negative if the stitch does not pay; None if one run never gets there.
     """
-    ours, theirs = (threshold_flops(curve, explained_variance, window=window) for curve in (stitch, scratch))
-    return None if ours is None or theirs is None else 1 - (ours + extra_flops) / theirs
+    ours, theirs = (threshold_cost(curve, explained_variance, cost=cost, window=window) for curve in (stitch, scratch))
+    return None if ours is None or theirs is None else 1 - (ours + extra) / theirs
 
 
-def savings(stitch: Sequence[Curve], scratch: Sequence[Curve], thresholds: Iterable[float], *, extra_flops: float = 0.0,
-            window: int = 100) -> dict[float, Estimate]:  # fmt: skip
+def savings(stitch: Sequence[Curve], scratch: Sequence[Curve], thresholds: Iterable[float], *, extra: float = 0.0,
+            cost: Cost = in_flops, window: int = 100) -> dict[float, Estimate]:  # fmt: skip
     """`saved` for each threshold that every run reaches, over seeds: one curve of each side a seed, in one order."""
     found = {}
     for threshold in thresholds:
-        shares = [saved(s, r, threshold, extra_flops=extra_flops, window=window) for s, r in zip(stitch, scratch)]
+        shares = [saved(s, r, threshold, extra=extra, cost=cost, window=window) for s, r in zip(stitch, scratch)]
         if None not in shares:
             found[threshold] = over_seeds(shares)
     return found

@@ -5,7 +5,7 @@ import torch
 import yaml
 from sae_lens import TopKSAE, TopKSAEConfig
 
-from stitch_utils import harvest, pair_saes
+from stitch_utils import harvest, models, pair_saes
 from stitch_utils.models import load_models
 from stitch_utils.pair_saes import native_saes, paired_activations
 from stitch_utils.pairs import load_pair
@@ -17,9 +17,9 @@ def file(small_pair):
     return small_pair(sizes={"sae_latents": 24, "sae_steps": 6})
 
 
-def saes(file):
+def saes(file, **options):
     pair = load_pair(file)
-    return native_saes(pair, load_models(pair), (1, 2), scale="smoke")
+    return native_saes(pair, load_models(pair), (1, 2), scale="smoke", **options)
 
 
 def test_saes_are_trained_once(file, monkeypatch):
@@ -70,6 +70,24 @@ def test_an_sae_that_the_file_names_is_taken(file, tmp_path):
     file.write_text(yaml.safe_dump(data | {"saes": {"b": "own_sae"}}))
     with pytest.raises(ValueError, match=r"the SAE of b \(.*own_sae\) reads 32 dimensions: expected 48, the width of"):
         saes(file)
+
+
+def test_one_side_alone(file, tmp_path):
+    pair = load_pair(file)
+    (only,) = native_saes(pair, load_models(pair), (1, 2), scale="smoke", sides="a")
+    assert torch.equal(only.W_enc, saes(file)[0].W_enc)
+    assert len(list(tmp_path.glob("artifacts/mine/sae-a-*"))) == 1
+
+
+def test_only_what_the_package_ships_is_trained_anew(file, tmp_path, monkeypatch):
+    """A published SAE is taken even then; it is not ours to train."""
+    TopKSAE(TopKSAEConfig(d_in=32, d_sae=40, k=4)).save_model(tmp_path / "own_sae")
+    monkeypatch.setattr(models, "PACKAGE", tmp_path)
+    TopKSAE(TopKSAEConfig(d_in=48, d_sae=20, k=4)).save_model(tmp_path / "embedded" / "b_sae")
+    data = yaml.safe_load(file.read_text()) | {"saes": {"a": "own_sae", "b": "embedded:b_sae"}}
+    file.write_text(yaml.safe_dump(data))
+    assert [sae.cfg.d_sae for sae in saes(file)] == [40, 20]
+    assert [sae.cfg.d_sae for sae in saes(file, anew=True)] == [40, 24]
 
 
 def test_a_text_that_changes_makes_other_saes(small_pair, tmp_path):

@@ -58,10 +58,9 @@ def saelens_steps(start, batches, *, auxiliary, lr, dead_after):
 @pytest.mark.parametrize(
     ("auxiliary", "initial"), [(False, "random"), (False, "stitch"), (True, "random"), (True, "stitch")]
 )
-def test_each_step_is_that_of_saelens_trainer(monkeypatch, auxiliary, initial):
+def test_each_step_is_that_of_saelens_trainer(auxiliary, initial):
     dead_after = 3
-    monkeypatch.setattr(sae_training, "DEAD_AFTER", dead_after)
-    chosen = config(initial=initial, auxiliary_loss=auxiliary, lr=1e-3)
+    chosen = config(initial=initial, auxiliary_loss=auxiliary, dead_after=dead_after, lr=1e-3)
     given = transferred()
     with torch.no_grad():
         given.b_enc -= 1.5  # fewer than k fire on some tokens

@@ -12,9 +12,11 @@ from stitch_utils.scaling import (
     fit_power_law,
     frontier,
     frontier_law,
+    in_seconds,
+    in_tokens,
     saved,
     savings,
-    threshold_flops,
+    threshold_cost,
 )
 
 
@@ -44,7 +46,7 @@ def test_thresholds_are_where_the_moving_average_first_reaches_them(window):
     training = np.linspace(0.1, 0.9, 40) + 0.2 * rng.normal(size=40)
     found = []
     for threshold in (-1.0, 0.3, 0.5, 0.7, 5.0):
-        found.append(threshold_flops(curve(training, 7.0), threshold, window=window))
+        found.append(threshold_cost(curve(training, 7.0), threshold, window=window))
         assert found[-1] == naive_threshold(list(training), 7.0, threshold, window)
     assert found[0] == 7 and found[-1] is None and None not in found[:2]
 
@@ -52,14 +54,25 @@ def test_thresholds_are_where_the_moving_average_first_reaches_them(window):
 def test_saved_counts_the_stitch():
     stitch, scratch = curve([0.2, 0.6, 0.7], 10), curve([0.1, 0.2, 0.3, 0.65], 10)
     assert saved(stitch, scratch, 0.6, window=1) == pytest.approx(1 - 20 / 40)
-    assert saved(stitch, scratch, 0.6, window=1, extra_flops=30) == pytest.approx(1 - 50 / 40)
+    assert saved(stitch, scratch, 0.6, window=1, extra=30) == pytest.approx(1 - 50 / 40)
     assert saved(stitch, scratch, 0.7, window=1) is None and saved(scratch, stitch, 0.7, window=1) is None
+
+
+def test_other_costs_are_counted_at_the_same_step():
+    """A step reads 10 tokens in 0.1 s; both runs reach 0.6, after 2 and after 4 steps."""
+    stitch, scratch = curve([0.2, 0.6, 0.7], 10), curve([0.1, 0.2, 0.3, 0.65], 10, every=2, mse=(1.0, 0.9, 0.5))
+    assert threshold_cost(scratch, 0.3, cost=in_tokens, window=1) == 30
+    assert threshold_cost(scratch, 0.3, cost=in_seconds, window=1) == pytest.approx(0.3), "half-way between 0.2 and 0.4"
+    for cost, extra, expected in ((in_tokens, 5, 1 - 25 / 40), (in_seconds, 0.1, 1 - 0.3 / 0.4)):
+        assert saved(stitch, scratch, 0.6, cost=cost, extra=extra, window=1) == pytest.approx(expected)
+    passes = saved(stitch, scratch, 0.6, cost=lambda run: run.training_flops + 3 * in_tokens(run), window=1)
+    assert passes == pytest.approx(1 - (20 + 60) / (40 + 120))
 
 
 def test_savings_are_those_of_each_seed_where_all_arrive():
     stitch = [curve([0.2, 0.6, 0.8], 10), curve([0.6, 0.7, 0.9], 10)]
     scratch = [curve([0.1, 0.2, 0.6], 10), curve([0.1, 0.6, 0.85], 10)]
-    found = savings(stitch, scratch, [0.5, 0.85], extra_flops=2, window=1)
+    found = savings(stitch, scratch, [0.5, 0.85], extra=2, window=1)
     shares = [1 - 22 / 30, 1 - 12 / 20]
     assert list(found) == [0.5], "the first seed never reaches 0.85"
     assert found[0.5] == over_seeds(shares) and found[0.5].value == pytest.approx(np.mean(shares))
