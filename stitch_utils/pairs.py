@@ -84,9 +84,10 @@ class TextRef:
 
 @dataclass(frozen=True)
 class DatasetRef:
-    """A data set of the Hub that an experiment reads row by row."""
+    """A data set that an experiment reads row by row."""
 
     name: str
+    """Id of a data set of the Hub; path or URL of a .jsonl file, where the experiment reads such."""
     config: str | None = None
     split: str = "train"
     revision: str | None = None
@@ -113,6 +114,8 @@ class SAERecipe:
     """Latents that fire on a token."""
     lr: float = 1e-4
     batch_tokens: int = 4096
+    dead_after: int = 1000
+    """Steps without firing after which a latent counts as dead, where the auxiliary loss is tried."""
 
 
 @dataclass(frozen=True)
@@ -251,7 +254,7 @@ def _parsed(data: dict, path: Path) -> dict:
         "scales": scales,
         "saes": {key: _sae(value, path.parent) for key, value in data.get("saes", {}).items()},
         "sae_recipe": _build(SAERecipe, data.get("sae_recipe", {})),
-        "datasets": {key: _build(DatasetRef, value) for key, value in data.get("datasets", {}).items()},
+        "datasets": {key: _dataset(value, path.parent) for key, value in data.get("datasets", {}).items()},
         "file": path.relative_to(PAIRS_FOLDER.parents[1]).as_posix() if path.parent == PAIRS_FOLDER else str(path),
     }
 
@@ -275,6 +278,11 @@ def _text(data: str | dict, folder: Path) -> TextRef:
         data = {"source": "files" if data.endswith(FILE_KINDS) else "hub", "name": data}
     ref = _build(TextRef, data)
     return dataclasses.replace(ref, name=_beside(folder, ref.name)) if ref.source == "files" else ref
+
+
+def _dataset(data: dict, folder: Path) -> DatasetRef:
+    ref = _build(DatasetRef, data)
+    return dataclasses.replace(ref, name=_beside(folder, ref.name)) if ref.name.endswith(".jsonl") else ref
 
 
 def _sae(data: str | dict, folder: Path) -> SAERef | str:

@@ -39,7 +39,7 @@ import yaml
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from .chapters import RequestError, one_line, toc_files
+from .chapters import CHAT_CHAPTERS, RequestError, one_line, toc_files
 from .claims import VERDICTS, verdicts
 from .pairs import ModelPair, load_pair
 from .results import project_root
@@ -55,14 +55,16 @@ def run_chapters(root: Path, runs: list[Run]) -> None:
         logging.getLogger("papermill").setLevel(logging.CRITICAL)
         for leftover in (root / RUNS).glob("*/.*.partial.ipynb"):
             leftover.unlink()
-        sound = {HOME_PAIR}
+        sound: dict[str, ModelPair | None] = {HOME_PAIR: None}
         for run in bar:
             bar.set_description(run.chapter)
             key = key_of(root, run)
             fresh = not run.force and is_fresh(root, run, key)
             if not fresh and run.pair not in sound:
-                _look_ahead(root, str(run.parameters["pair"]))
-                sound.add(run.pair)
+                sound[run.pair] = _look_ahead(root, str(run.parameters["pair"]))
+            if not fresh and run.chapter in CHAT_CHAPTERS and (silent := _without_chat(sound[run.pair])):
+                bar.write(f"{run.label}: left out, since the tokenizer of {silent!r} has no chat template")
+                continue
             bar.write(f"{run.label}: " + ("unchanged" if fresh else f"{execute(root, run, key):.0f} s"))
 
 
@@ -76,6 +78,15 @@ def _look_ahead(root: Path, pair: str) -> ModelPair:
     except ValueError as error:
         raise RequestError(one_line(error)) from error
     return models
+
+
+def _without_chat(models: ModelPair | None) -> str | None:
+    """The model of the pair whose tokenizer has no chat template, if there is one."""
+    from .models import load_tokenizer
+
+    refs = () if models is None else (models.a, models.b)
+    tokenizers = ((ref.model, load_tokenizer(ref.model, revision=ref.revision)) for ref in refs)
+    return next((name for name, tokenizer in tokenizers if not getattr(tokenizer, "chat_template", None)), None)
 
 
 def fit(root: Path, pair: str, scale: str, alpha: float, out: str | None) -> None:

@@ -23,6 +23,14 @@ SHAPED = [
     "sae_start",
     "sae_training",
     "scaling",
+    "generation",
+    "probing",
+    "steering",
+    "steering_data",
+    "steering_sweep",
+    "instructions",
+    "instruction_sweep",
+    "template_tokens",
 ]
 install_import_hook([f"stitch_utils.{module}" for module in SHAPED], "typechecker.check")
 

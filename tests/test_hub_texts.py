@@ -5,7 +5,8 @@ import json
 import pytest
 from filelock import FileLock
 
-from stitch_utils.hub import remembered
+from stitch_utils import hub
+from stitch_utils.hub import dataset_rows, dataset_texts, remembered
 
 TEXTS = ["one", "zwei\nlines", "", "ça va", "five"]
 
@@ -63,3 +64,44 @@ def test_a_file_in_use_is_read_and_left_alone(tmp_path):
     with FileLock(f"{path}.lock"):
         assert list(remembered(path, source)) == TEXTS
     assert path.read_bytes() == before
+
+
+@pytest.fixture
+def streamed(monkeypatch, tmp_path):
+    """Rows 0 to 9 in the place of every data set; where each stream of them began."""
+    begun = []
+
+    class Stream:
+        def skip(self, count):
+            begun.append(count)
+            return ({"number": number, "text": f"row {number}"} for number in range(count, 10))
+
+    monkeypatch.setattr(hub.constants, "HF_HOME", str(tmp_path))
+    monkeypatch.setattr(hub, "_streamed", lambda *asked: Stream())
+    return begun
+
+
+def test_rows_that_are_passed_over_are_not_fetched_again(streamed):
+    def odd(row):
+        return [row["number"], row["text"]] if row["number"] % 2 else None
+
+    def some(count):
+        rows = dataset_rows("a/b", odd, picked="odd", skip=2)
+        return [next(rows) for _ in range(count)]
+
+    expected = [[number, f"row {number}"] for number in (3, 5, 7, 9)]
+    assert some(2) == expected[:2] and streamed == [2]
+    assert some(2) == expected[:2] and streamed == [2]
+    assert some(4) == expected and streamed == [2, 6]
+    assert list(dataset_rows("a/b", odd, picked="odd", skip=2)) == expected
+    assert list(dataset_rows("a/b", odd, picked="odd", skip=2)) == expected and streamed == [2, 6, 10]
+
+
+def test_what_is_picked_and_from_which_files_is_remembered_apart(streamed):
+    numbers = list(dataset_rows("a/b", lambda row: row["number"], picked="number"))
+    texts = list(dataset_texts("a/b", None, "train", None, "text", 0))
+    assert numbers == list(range(10)) and texts == [f"row {number}" for number in range(10)]
+    again = list(dataset_rows("a/b", lambda row: -row["number"], picked="number", files="data/*.parquet"))
+    assert again == [-number for number in range(10)]
+    with pytest.raises(ValueError, match="dataset 'a/b' has no text column 'body': its columns are number, text"):
+        next(dataset_texts("a/b", None, "train", None, "body", 0))

@@ -1,11 +1,12 @@
 """Data sets under the names and in the schemas that the chapters ask the Hub for, with texts of the embedded world.
 
-Stands in for OpenWebText. Another data set is one more entry of `DATASETS`: a function that writes one repository,
-most simply through `write_parquet`.
+Stands in for OpenWebText, the sets of SAEBench and EuroParl, and has rows like IFEval's. Another data set is one more
+entry of `DATASETS`: a function that writes one repository, most simply through `write_parquet`.
 """
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from stitch_utils.embedded.world import documents
+from stitch_utils.embedded.frames import TOPICS
+from stitch_utils.embedded.grammar import LANGUAGES, load_lexicon, realise
+from stitch_utils.embedded.python_code import draw_function
+from stitch_utils.embedded.world import documents, requests, sentence_frames
 
 FORMATS = ("story", "story", "facts", "questions", "review", "quotes")
 
@@ -40,7 +44,8 @@ def write_parquet(
             for shard in range(shards):
                 path = folder / config / f"{split}-{shard:05d}-of-{shards:05d}.parquet"
                 path.parent.mkdir(parents=True, exist_ok=True)
-                pq.write_table(table.slice(shard * step, step), path, row_group_size=row_group_size)
+                part = table.slice(shard * step, step)
+                pq.write_table(part, path, row_group_size=row_group_size, compression="zstd")
                 downloaded += path.stat().st_size
             sizes.append({"name": split, "num_bytes": table.nbytes, "num_examples": table.num_rows})
         schema = next(iter(splits.values())).schema
@@ -85,7 +90,153 @@ def write_openwebtext(folder: Path) -> None:
     write_parquet(folder, {"plain_text": {"train": table}}, row_group_size=10_000)
 
 
-DATASETS = {"Skylion007/openwebtext": write_openwebtext}
+# ---- the sets of SAEBench ----------------------------------------------------------------------------------------
+
+AG_NEWS = ("World", "Sports", "Business", "Sci/Tech")
+
+
+def short_texts(seed: str, count: int, **which: str) -> list[str]:
+    """The beginnings of documents, each a sentence or two."""
+    texts = (document.text for document in documents(seed, language="en", **which))
+    return [text[:120].rsplit(" ", 1)[0] for text in itertools.islice(texts, count)]
+
+
+def write_ag_news(folder: Path) -> None:
+    """Columns `text` and `label`, a number with a name, in two splits."""
+    tables = {
+        split: pa.table({"text": short_texts(f"news, {split}", 120), "label": [row * 7 % 4 for row in range(120)]})
+        for split in ("train", "test")
+    }
+    names = {str(number): name for number, name in enumerate(AG_NEWS)}
+    features = [{"name": "text", "dtype": "string"}, {"name": "label", "dtype": {"class_label": {"names": names}}}]
+    write_parquet(folder, {"default": tables}, features={"default": features}, shards=1)
+
+
+def write_amazon(folder: Path) -> None:
+    """Columns `text`, `category` (here 0 to 6) and `rating`, 1.0 or 5.0, in two splits."""
+    tables = {}
+    for split in ("train", "test"):
+        texts = short_texts(f"reviews, {split}", 210, format="review")
+        categories = pa.array([row % 7 for row in range(210)], pa.int64())
+        ratings = pa.array([1.0 + 4.0 * (row // 7 % 2) for row in range(210)], pa.float64())
+        tables[split] = pa.table({"text": texts, "category": categories, "rating": ratings})
+    write_parquet(folder, {"default": tables}, shards=1)
+
+
+def write_bios(folder: Path) -> None:
+    """Columns `hard_text`, `profession` (0 to 27) and `gender`, in three splits."""
+    tables = {}
+    for split, count in (("train", 616), ("dev", 20), ("test", 616)):
+        columns = {"profession": [row % 28 for row in range(count)], "gender": [row // 28 % 2 for row in range(count)]}
+        tables[split] = pa.table({"hard_text": short_texts(f"bios, {split}", count, format="facts"), **columns})
+    write_parquet(folder, {"default": tables}, shards=1)
+
+
+# One unit of code a language beside Python, whose functions the world has.
+CODE = {
+    ".c": "int count_{thing}s(struct {thing} *list, int n) {{\n    return list[n].{field} > {number};\n}}\n",
+    ".html": '<div class="{thing}">\n  <p id="{field}">{number}</p>\n</div>\n',
+    ".java": "public int {field}Of({Thing} {thing}) {{\n    return {thing}.get{Field}() + {number};\n}}\n",
+    ".php": "<?php function {thing}_{field}(${thing}) {{\n    return ${thing}->{field} * {number};\n}} ?>\n",
+    ".md": "# {Thing}\n\nThe {field} is {number}.\n",
+}
+
+
+def source_code(rng: random.Random, ending: str, length: int) -> str:
+    """A file of at least so many characters."""
+    nouns, text = list(load_lexicon("en").nouns.values()), ""
+    while len(text) < length:
+        thing, field, number = rng.choice(nouns)["sg"], rng.choice(("weight", "price", "age")), rng.randrange(100)
+        words = {"thing": thing, "Thing": thing.capitalize(), "field": field, "Field": field.capitalize()}
+        python = ending == ".py"
+        text += draw_function(rng, rng.choice(TOPICS)) if python else CODE[ending].format(number=number, **words)
+    return text
+
+
+def write_code(folder: Path) -> None:
+    """Files of the raw table, whose languages only the loading script reads off the paths; `datasets` refuses those."""
+    rng, rows = random.Random("code"), []
+    for index, ending in enumerate([".c", ".py", ".html", ".md", ".java", ".php"] * 55):
+        content = source_code(rng, ending, 300 if index % 11 == 5 else 700)
+        path, sizes = f"src/file{index}{ending}", str(len(content))
+        rows.append({"content": content, "repo_name": f"people/{index}", "path": path, "license": "mit", "size": sizes})
+    for shard in range(2):
+        path = folder / "data" / f"train-{shard:05d}-of-00002.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.Table.from_pylist(rows[shard::2]), path, compression="zstd")
+    write_card(folder, {"license": "other"})
+    (folder / f"{folder.name}.py").write_text("raise RuntimeError('a loading script is not to be run')\n")
+
+
+# ---- EuroParl and IFEval -----------------------------------------------------------------------------------------
+
+BEFORE_ENGLISH = ("bg", "cs", "da", "de", "el")
+AFTER_ENGLISH = ("es", "et", "fi", "fr", "hu", "it", "lt", "lv", "nl", "pl", "pt", "ro", "sk", "sl", "sv")
+EUROPARL = (
+    *(f"{language}-en" for language in BEFORE_ENGLISH), *(f"en-{language}" for language in AFTER_ENGLISH),
+    "es-fr", "fr-it", "nl-pt",
+)  # fmt: skip
+# Languages that the world does not speak are English in other letters.
+LETTERS = {
+    "bg": ("abcdefghijklmnopqrstuvwxyz", "абцдефгхийклмнопярстувжьъз"),
+    "el": ("abcdefghijklmnopqrstuvwxyz", "αβκδεφγηιξκλμνοπθρστυβωχψζ"),
+    "cs": ("aeiuyrs", "áěíůýřš"),
+    "da": ("aou", "åøæ"),
+    "et": ("aou", "äõü"),
+    "lt": ("aeiusz", "ąęįųšž"),
+    "lv": ("aeiukl", "āēīūķļ"),
+    "pl": ("aelosz", "ąęłósż"),
+    "sk": ("aelosz", "áéľôšž"),
+    "sl": ("csz", "čšž"),
+}
+
+
+def write_europarl(folder: Path) -> None:
+    """The same sentences in two languages, column `translation`; 120 rows a pair of languages."""
+    frames, spoken = sentence_frames("europarl", 120), {}
+    for language in sorted({code for pair in EUROPARL for code in pair.split("-")}):
+        spoken[language] = [realise(frame, language if language in LANGUAGES else "en") for frame in frames]
+        if language in LETTERS:
+            table = str.maketrans(*LETTERS[language])
+            spoken[language] = [text.lower().translate(table).capitalize() for text in spoken[language]]
+    tables, features = {}, {}
+    for pair in EUROPARL:
+        languages = pair.split("-")
+        rows = [dict(zip(languages, row)) for row in zip(*(spoken[language] for language in languages))]
+        tables[pair] = {"train": pa.table({"translation": rows})}
+        features[pair] = [{"name": "translation", "dtype": {"translation": {"languages": languages}}}]
+    write_parquet(folder, tables, features=features, shards=1)
+
+
+INSTRUCTION_IDS = {
+    "upper": "change_case:english_capital", "lower": "change_case:english_lowercase", "quotes": "startend:quotation",
+    "bullets": "detectable_format:number_bullet_lists", "json": "detectable_format:json_format",
+    "no_commas": "punctuation:no_comma", "closing": "startend:end_checker", "language": "language:response_language",
+}  # fmt: skip
+
+
+def ifeval_rows(count: int) -> list[dict]:
+    """Rows in the schema of Stolfo et al.'s single instructions of IFEval, so many for each of the world's."""
+    rows = []
+    for kind, id in INSTRUCTION_IDS.items():
+        for request in requests("ifeval", count, instruction=kind):
+            more = {"bullets": {"num_bullets": 3}, "closing": {"end_phrase": load_lexicon("en").closing}}
+            more["language"] = {"language": request.answer_language}
+            entry = {"prompt": f"{request.prompt} {request.instruction_text}", "instruction_id_list": [id]}
+            entry |= {"kwargs": [more.get(kind, {})], "instruction_id_list_for_eval": [id]}
+            rows.append({"key": 1000 + len(rows), **entry, "prompt_without_instruction": request.prompt})
+    random.Random("ifeval").shuffle(rows)
+    return rows
+
+
+DATASETS = {
+    "Skylion007/openwebtext": write_openwebtext,
+    "fancyzhx/ag_news": write_ag_news,
+    "canrager/amazon_reviews_mcauley_1and5": write_amazon,
+    "LabHC/bias_in_bios": write_bios,
+    "codeparrot/github-code": write_code,
+    "Helsinki-NLP/europarl": write_europarl,
+}
 
 
 def write_datasets(root: Path, names: Sequence[str] = tuple(DATASETS)) -> None:

@@ -1,0 +1,344 @@
+"""The experiment of App. F.2: both models steered towards instructions, by their own vectors and by the other's.
+
+Figs. 12 and 13. Conditions: `none`, the bare prompt; `instructed`, the prompt with the instruction in words, which is
+what steering is to replace; `native`, the model's own vector; `transferred`, the other model's, carried across by the
+stitch as the paper fits it; `template` and `often`, the same by stitches that have seen the chat template's tokens, as
+they come or many times over (`template_tokens`); and `random`, a direction drawn at random along which the stream is
+moved as far as the native vector moves it. The paper clamps to the mean over prompts with the instruction, s = 1; small
+models need more, so all are run at a strength that is chosen, for each model and instruction, on prompts which are not
+evaluated, and the native and transferred vectors at s = 1 as well.
+
+Offers `InstructionConfig`, `instruction_config`, `evaluated_chats`, `sweep_instructions`, `InstructionSweep`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from .artifacts import artifact, kept, of_activations
+from .generation import Response, generate_texts
+from .instructions import (
+    InstructionPrompt,
+    chat,
+    family,
+    instruction_kinds,
+    instruction_means,
+    instruction_prompts,
+)
+from .intervals import Estimate, clopper_pearson, from_draws
+from .models import Edit, Model
+from .pairs import ModelPair, blaming
+from .steering import LanguageMeans, SteeringVector, clamp, random_direction, steering_vector, transfer_direction
+from .steering_sweep import chosen_strength
+from .stitch import Stitch
+
+CONDITIONS = ("none", "instructed", "native", "transferred", "template", "often", "random")
+UNSTEERED = ("none", "instructed")
+# Conditions in which the other model's vector is carried across -> by which stitch.
+CARRIED = {"transferred": "without", "template": "with", "often": "often"}
+AT_THE_MEAN = ("native", "transferred")  # run at the paper's strength as well
+RESPONSE_SOURCES = ("generation.py", "models.py", "steering.py")
+RESAMPLES = 2000
+# A vector of one model is called in the other's figure: Fig. 12 steers A, Fig. 13 steers B.
+FIGURES = {"a": "figure12", "b": "figure13"}
+
+
+@dataclass(frozen=True)
+class InstructionConfig:
+    """What is run."""
+
+    kinds: tuple[str, ...]
+    """Instructions, as `instruction_kinds` names them."""
+    prompts: int
+    """Responses to each cell, if there are so many prompts."""
+    choosing_prompts: int
+    """Responses on which a strength is chosen."""
+    fit_prompts: int = 100
+    """Pairs of prompts that a vector comes from."""
+    strengths: tuple[float, ...] = (1.0, 1.5, 2.0, 3.0)
+    """Among which one is chosen."""
+    strength: float = 0.0
+    """At which all conditions are run; 0 leaves it to `chosen_strength`, for each model and instruction by itself."""
+    wanted_share: float = 0.7
+    """Of responses that follow the instruction, for a strength to be chosen."""
+    max_new_tokens: int = 64
+    """Of a response: enough for most of the world's answers to come to their end, where some instructions show."""
+    batch_size: int = 64
+    seed: int = 0
+    """Of the random directions and of the bootstrap."""
+
+    def __post_init__(self):
+        if min(self.prompts, self.choosing_prompts, self.fit_prompts, len(self.kinds)) < 1:
+            raise ValueError("at least one instruction and one prompt are needed, to fit, to choose and to evaluate")
+        if not self.strengths or min(self.strengths) <= 0 or self.strength < 0:
+            raise ValueError(f"strengths must be positive: got {self.strengths} and {self.strength}")
+
+
+_SIZES = {
+    "smoke": dict(kinds=2, prompts=6, choosing_prompts=4, fit_prompts=16, strengths=(1.0, 2.0), max_new_tokens=16),
+    "default": dict(kinds=None, prompts=100, choosing_prompts=24, batch_size=128),
+    "paper": dict(kinds=None, prompts=163, choosing_prompts=64, max_new_tokens=256),
+}  # fmt: skip
+
+
+def instruction_config(pair: ModelPair, scale: str, *, strength: float = 0.0, seed: int = 0) -> InstructionConfig:
+    """The sizes of a scale; where there is no time for all instructions, some that lie far apart in their list."""
+    pair.scale(scale)  # says which there are
+    sizes, kinds = dict(_SIZES.get(scale, _SIZES["default"])), instruction_kinds(pair)
+    count = min(sizes.pop("kinds") or len(kinds), len(kinds))
+    some = np.linspace(0, len(kinds) - 1, count).round().astype(int)
+    return InstructionConfig(tuple(kinds[i] for i in some), strength=strength, seed=seed, **sizes)
+
+
+@dataclass(frozen=True)
+class InstructionSweep:
+    """All responses, and what follows from them. A side is the model that is steered, `a` or `b`."""
+
+    config: InstructionConfig
+    prompts: Mapping[tuple[str, str], Sequence[InstructionPrompt]]
+    """By split (`choose`, `evaluate`) and kind."""
+    chosen: Mapping[tuple[str, str], float]
+    """The strength, by side and kind."""
+    responses: Mapping[tuple[str, str, str, str, float], Sequence[Response]]
+    """By split, side, condition, kind and strength, which is 0 without steering."""
+    followed: Mapping[tuple[str, str, str, str, float], np.ndarray]
+    """The same keys: which of the responses follow the instruction."""
+    cosines: Mapping[tuple[str, str, str], float]
+    """By side, kind and condition: between the native direction and the one carried across."""
+
+    def key(self, side: str, condition: str, kind: str, strength: float | None = None,
+            split: str = "evaluate") -> tuple[str, str, str, str, float]:  # fmt: skip
+        """Of the responses at a strength, by default the chosen one."""
+        at = 0.0 if condition in UNSTEERED else self.chosen[side, kind] if strength is None else strength
+        return split, side, condition, kind, at
+
+    def share(self, side: str, condition: str, kind: str, strength: float | None = None,
+              split: str = "evaluate") -> Estimate:  # fmt: skip
+        """Of the responses, those that follow, with Clopper and Pearson's interval."""
+        followed = self.followed[self.key(side, condition, kind, strength, split)]
+        return clopper_pearson(int(followed.sum()), len(followed))
+
+    def mean_share(self, side: str, condition: str, strength: float | None = None) -> Estimate:
+        """Mean of the shares of all kinds, with a bootstrap interval over the prompts of each."""
+        return self._mean(lambda kind: self.followed[self.key(side, condition, kind, strength)])
+
+    def advantage(self, side: str, condition: str, over: str) -> Estimate:
+        """Mean difference of the shares under two conditions, prompt by prompt; interval as in `mean_share`."""
+        return self._mean(
+            lambda kind: (
+                self.followed[self.key(side, condition, kind)].astype(float) - self.followed[self.key(side, over, kind)]
+            )
+        )
+
+    def nll_rise(self, side: str, condition: str, strength: float | None = None, *, kinds: Sequence[str] = (),
+                 alone: bool = False) -> Estimate:  # fmt: skip
+        """Nats a token by which the responses cost the unsteered model more than its own to the bare prompts.
+
+        Mean over `kinds`, by default all; interval as in `mean_share`. Each response is read after its own prompt;
+        `alone`: without.
+        """
+
+        def losses(which: str, kind: str) -> np.ndarray:
+            found = self.responses[self.key(side, which, kind, strength)]
+            return np.array([response.nll_alone if alone else response.nll for response in found])
+
+        return self._mean(lambda kind: losses(condition, kind) - losses("none", kind), kinds)
+
+    def gain(self, side: str, *, casing: bool) -> float | None:
+        """Mean of transferred - none over the instructions about letter case, or over all others; None without any."""
+        some = [kind for kind in self.config.kinds if (self.family(kind) == "casing") == casing]
+        differences = [self._value(side, "transferred", kind) - self._value(side, "none", kind) for kind in some]
+        return float(np.mean(differences)) if some else None
+
+    def family(self, kind: str) -> str:
+        """What sort of instruction a kind is."""
+        return family(self.prompts["evaluate", kind][0].instruction_id)
+
+    def numbers(self, pair: str) -> dict[str, float]:
+        """Everything that goes into a results file, under the ids of Figs. 12 and 13."""
+        found: dict[str, float] = {}
+        for side, figure in FIGURES.items():
+            start = f"{figure}.{pair}"
+            for condition in CONDITIONS:
+                for kind in self.config.kinds:
+                    found |= self.share(side, condition, kind).numbers(f"{start}.{kind}.{condition}")
+                found |= self.mean_share(side, condition).numbers(f"{start}.mean.{condition}")
+                if condition != "none":
+                    found |= self.nll_rise(side, condition).numbers(f"{start}.nll_rise.{condition}")
+                    alone = self.nll_rise(side, condition, alone=True)
+                    found |= alone.numbers(f"{start}.nll_rise_alone.{condition}")
+            for condition in AT_THE_MEAN:
+                found |= self.mean_share(side, condition, 1.0).numbers(f"{start}.mean.{condition}_at_1")
+            found |= {f"{start}.{kind}.strength": self.chosen[side, kind] for kind in self.config.kinds}
+            ahead = [self._value(side, "transferred", k) - self._value(side, "native", k) for k in self.config.kinds]
+            found[f"{start}.largest_advantage"] = max(ahead)
+            found[f"{start}.improved"] = sum(
+                self.share(side, "transferred", kind).low > self._value(side, "none", kind)
+                for kind in self.config.kinds
+            )
+            gains = {"casing": self.gain(side, casing=True), "other": self.gain(side, casing=False)}
+            found |= {f"{start}.{name}.gain": value for name, value in gains.items() if value is not None}
+            for condition in ("template", "often"):
+                found |= self.advantage(side, condition, "transferred").numbers(f"{start}.{condition}_gain")
+            for condition in CARRIED:
+                angles = [self.cosines[side, kind, condition] for kind in self.config.kinds]
+                found[f"{start}.cosine.{condition}"] = float(np.mean(angles))
+        return found
+
+    def _value(self, side: str, condition: str, kind: str) -> float:
+        return float(self.followed[self.key(side, condition, kind)].mean())
+
+    def _mean(self, of_kind: Callable[[str], np.ndarray], kinds: Sequence[str] = ()) -> Estimate:
+        rows = [np.asarray(of_kind(kind), dtype=float) for kind in kinds or self.config.kinds]
+        return stratified_mean(rows, self.config.seed)
+
+
+def stratified_mean(rows: Sequence[np.ndarray], seed: int) -> Estimate:
+    """Mean of the rows' means, which may be of different lengths, with a bootstrap interval within each."""
+    rng = np.random.default_rng(seed)
+    draws = np.zeros(RESAMPLES)
+    for row in rows:
+        weights = rng.multinomial(len(row), np.full(len(row), 1 / len(row)), size=RESAMPLES)
+        draws += weights @ row / len(row) / len(rows)
+    return from_draws(float(np.mean([row.mean() for row in rows])), draws)
+
+
+def instruction_vectors(
+    means: Mapping[tuple[str, str], LanguageMeans], stitches: Mapping[str, Stitch], seed: int
+) -> dict[tuple[str, str], dict[str, SteeringVector]]:
+    """For each (side, kind) the vectors of all conditions, with components taken in the steered model.
+
+    `stitches` are those of `template_tokens`, by name.
+    """
+    vectors = {}
+    for number, ((side, kind), found) in enumerate(means.items()):
+        own, other = steering_vector(found), steering_vector(means["ab".replace(side, ""), kind])
+        drawn = steering_vector(found, random_direction(len(own.direction), seed=1000 * seed + number))
+        across = {
+            name: steering_vector(found, transfer_direction(other.direction, stitches[of], towards=side))
+            for name, of in CARRIED.items()
+        }
+        vectors[side, kind] = {
+            "native": own, **across, "random": drawn._replace(target=drawn.source + own.target - own.source)
+        }  # fmt: skip
+    return vectors
+
+
+def evaluated_chats(pair: ModelPair, model: Model, config: InstructionConfig) -> list[str]:
+    """The evaluated prompts of all instructions, with and without them, each once, in the chat template."""
+    prompts = [
+        prompt for kind in config.kinds for prompt in instruction_prompts(pair, kind, config.prompts, "evaluate")
+    ]
+    texts = [text for prompt in prompts for text in (prompt.without, prompt.given)]
+    with blaming(pair, "instructions"):
+        return chat(model, list(dict.fromkeys(texts)))
+
+
+def respond(model: Model, prompts: Sequence[str], *, layer: int, edit: Edit | None, path: Path,
+            config: InstructionConfig, title: str) -> list[Response]:  # fmt: skip
+    """What `path` keeps, else the model's responses, greedy."""
+
+    def load(path: Path) -> list[Response]:
+        return [Response(*row) for row in json.loads(path.read_text(encoding="utf-8"))]
+
+    return kept(
+        path,
+        lambda: generate_texts(model, prompts, max_new_tokens=config.max_new_tokens, layer=layer, edit=edit,
+                               batch_size=config.batch_size, title=title),
+        lambda found, path: path.write_text(json.dumps(found, ensure_ascii=False), "utf-8"),
+        load,
+    )  # fmt: skip
+
+
+def sweep_instructions(
+    pair: ModelPair, models: tuple[Model, Model], layers: tuple[int, int], stitches: Mapping[str, Stitch],
+    config: InstructionConfig, *, scale: str,
+) -> InstructionSweep:  # fmt: skip
+    """Run all of it, with `stitches` as `template_tokens.fit_template_stitches` gives them; responses that were made
+    before are found in `artifacts/`, cell by cell.
+
+    ValueError for a tokenizer without a chat template, and for a prompt that leaves no room for a response.
+    """
+    sides = dict(zip("ab", zip(models, layers)))
+    digests = dict(zip("ab", of_activations(pair, layers, scale=scale)["models"]))
+    counts = {"fit": config.fit_prompts, "choose": config.choosing_prompts, "evaluate": config.prompts}
+    prompts = {
+        (split, kind): instruction_prompts(pair, kind, count, split)
+        for split, count in counts.items() for kind in config.kinds
+    }  # fmt: skip
+    with blaming(pair, "instructions"):
+        chats = {
+            (side, *key, given): chat(model, [prompt.given if given else prompt.without for prompt in found])
+            for side, (model, _) in sides.items() for key, found in prompts.items() for given in (False, True)
+        }  # fmt: skip
+        means = {
+            (side, kind): instruction_means(
+                model, layer, chats[side, "fit", kind, True], chats[side, "fit", kind, False],
+                batch_size=config.batch_size,
+            )
+            for side, (model, layer) in sides.items() for kind in config.kinds
+        }  # fmt: skip
+    vectors = instruction_vectors(means, stitches, config.seed)
+    responses: dict[tuple, list[Response]] = {}
+    followed: dict[tuple, np.ndarray] = {}
+
+    def run(split: str, side: str, condition: str, kind: str, strength: float) -> list[Response]:
+        model, layer = sides[side]
+        asked = chats[side, split, kind, condition == "instructed"]
+        vector = None if condition in UNSTEERED else vectors[side, kind][condition]
+        moved = None if vector is None else [_digest(vector), vector.z(strength)]
+        made_of = {
+            "model": digests[side], "dtype": pair.dtype, "layer": layer, "moved": moved, "prompts": asked,
+            "tokens": config.max_new_tokens, "batch": config.batch_size,
+        }  # fmt: skip
+        with blaming(pair, "instructions"):
+            return respond(
+                model, asked, layer=layer, edit=None if vector is None else clamp(vector.direction, moved[1]),
+                path=artifact(pair.name, "responses", made_of, sources=RESPONSE_SOURCES, suffix=".json"), config=config,
+                title=f"{side}, {condition}",
+            )  # fmt: skip
+
+    def fill(keys: Sequence[tuple], title: str) -> None:
+        for key in tqdm(dict.fromkeys(keys), desc=title, leave=False):
+            split, _, _, kind, _ = key
+            responses[key] = run(*key)
+            pairs = zip(prompts[split, kind], responses[key])
+            followed[key] = np.array([prompt.is_followed(response.text) for prompt, response in pairs])
+
+    both = [(side, kind) for side in sides for kind in config.kinds]
+    bare = [(split, side, "none", kind, 0.0) for split in ("choose", "evaluate") for side, kind in both]
+    doses = [("choose", side, "native", kind, strength) for side, kind in both for strength in config.strengths]
+    fill([*bare, *([] if config.strength else doses)], "strengths")
+    cosines = {
+        (*key, condition): (found["native"].direction @ found[condition].direction).item()
+        for key, found in vectors.items() for condition in CARRIED
+    }  # fmt: skip
+    sweep = InstructionSweep(config, prompts, {}, responses, followed, cosines)
+    chosen = {key: config.strength or _choose(sweep, *key) for key in both}
+    fill([
+        ("evaluate", side, condition, kind, 0.0 if condition in UNSTEERED else strength)
+        for side, kind in both for condition in CONDITIONS
+        for strength in dict.fromkeys((chosen[side, kind], *((1.0,) if condition in AT_THE_MEAN else ())))
+    ], "responses")  # fmt: skip
+    return replace(sweep, chosen=chosen)
+
+
+def _choose(sweep: InstructionSweep, side: str, kind: str) -> float:
+    shares, rises = {}, {}
+    before = [response.nll for response in sweep.responses["choose", side, "none", kind, 0.0]]
+    for strength in sweep.config.strengths:
+        key = sweep.key(side, "native", kind, strength, "choose")
+        shares[strength] = float(sweep.followed[key].mean())
+        rises[strength] = float(np.mean([response.nll for response in sweep.responses[key]]) - np.mean(before))
+    return chosen_strength(shares, rises, sweep.config.wanted_share)
+
+
+def _digest(vector: SteeringVector) -> str:
+    return hashlib.sha256(vector.direction.numpy().tobytes()).hexdigest()

@@ -1,0 +1,305 @@
+"""The experiment of section 4 on languages: both models steered towards each, by their own vectors and by the other's.
+
+Fig. 3b and c, Tables 5 and 6, App. F. Conditions: `none`; `native`, the model's own vector; `transferred`, the other
+model's carried across; and two controls, `biased`, carried across with the map's bias, and `random`, a direction drawn
+at random along which tokens are moved as far as the native vector moves them. The paper's strength is s = 1; small
+models need more, so all are run at a strength that is chosen on prompts which are not evaluated, and the first three at
+s = 1 as well. Beside every share of responses stands what the steering cost: the rise of the model's own loss on its
+responses, prompt by prompt, over what it answers without steering.
+
+Offers `SteeringConfig`, `steering_config`, `sweep_steering`, `SteeringSweep`, `chosen_strength`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from .artifacts import artifact, kept, of_activations
+from .generation import Response, generate_texts
+from .intervals import Estimate, clopper_pearson, from_draws
+from .language import detect_language
+from .models import Edit, Model
+from .pairs import ModelPair, blaming
+from .steering import (
+    LanguageMeans,
+    SteeringVector,
+    clamp,
+    clipped_gap,
+    language_means,
+    random_direction,
+    steering_vector,
+    transfer_direction,
+)
+from .steering_data import languages, parallel_pairs, steering_prompts
+from .stitch import Stitch
+
+CONDITIONS = ("none", "native", "transferred", "biased", "random")
+STEERED = ("native", "transferred")
+AT_THE_MEAN = 1.0  # the paper's strength
+RESPONSE_SOURCES = ("generation.py", "models.py", "language.py", "steering.py")
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class SteeringConfig:
+    """What is run."""
+
+    languages: tuple[str, ...]
+    """Steered towards."""
+    prompts: int
+    """Responses to each cell of the tables, if there are so many prompts."""
+    choosing_languages: tuple[str, ...]
+    """On which the dose-response is measured, and a strength is chosen."""
+    choosing_prompts: int
+    """The same."""
+    pairs: int = 100
+    """Parallel sentences that a vector comes from (section 4; App. F says 250)."""
+    strengths: tuple[float, ...] = (1.0, 1.25, 1.5, 1.75, 2.0, 2.5)
+    """Of the dose-response."""
+    strength: float = 0.0
+    """At which all conditions are run; 0 leaves it to `chosen_strength`, for each model by itself."""
+    wanted_share: float = 0.7
+    """Of responses in the language, for a strength to be chosen."""
+    max_new_tokens: int = 40
+    """Of a response; the paper does not say."""
+    frequency_documents: int = 400
+    """Of the training text, in which languages are counted (Fig. 11)."""
+    batch_size: int = 64
+    seed: int = 0
+    """Of the random directions and of the bootstrap."""
+
+    def __post_init__(self):
+        if unknown := sorted(set(self.choosing_languages) - set(self.languages)):
+            raise ValueError(f"languages to choose a strength on that are not steered towards: {', '.join(unknown)}")
+        if min(self.prompts, self.choosing_prompts, len(self.languages), len(self.choosing_languages)) < 1:
+            raise ValueError("at least one prompt and one language are needed, to choose on and to evaluate")
+        if not self.strengths or min(self.strengths) <= 0 or self.strength < 0:
+            raise ValueError(f"strengths must be positive: got {self.strengths} and {self.strength}")
+
+
+_SIZES = {
+    "smoke": dict(languages=2, prompts=6, choosing_languages=1, choosing_prompts=4, strengths=(1.0, 2.0),
+                  max_new_tokens=16, frequency_documents=20),
+    "default": dict(languages=None, prompts=100, choosing_languages=4, choosing_prompts=30, batch_size=128),
+    "paper": dict(languages=None, prompts=163, choosing_languages=None, choosing_prompts=41, max_new_tokens=100,
+                  frequency_documents=100_000),
+}  # fmt: skip
+
+
+def steering_config(pair: ModelPair, scale: str, *, strength: float = 0.0, seed: int = 0) -> SteeringConfig:
+    """The sizes of a scale; the languages to choose on are spread over all, from frequent to rare."""
+    pair.scale(scale)  # says which there are
+    sizes = dict(_SIZES.get(scale, _SIZES["default"]))
+    chosen = languages(pair)[: sizes.pop("languages")]
+    spread = np.linspace(0, len(chosen) - 1, sizes.pop("choosing_languages") or len(chosen)).round().astype(int)
+    return SteeringConfig(
+        chosen, choosing_languages=tuple(chosen[i] for i in spread), strength=strength, seed=seed, **sizes
+    )
+
+
+class Cell(NamedTuple):
+    """Responses to the same prompts under one condition."""
+
+    responses: tuple[Response, ...]
+    detected: tuple[str, ...]
+    """Their languages."""
+
+
+@dataclass(frozen=True)
+class SteeringSweep:
+    """All responses, and what follows from them. A side is the model that is steered, `a` or `b`."""
+
+    config: SteeringConfig
+    chosen: Mapping[str, float]
+    """The strength of each side."""
+    prompts: Mapping[str, Sequence[str]]
+    """`evaluated` and `chosen`, those on which the strength was chosen."""
+    cells: Mapping[tuple[str, str, str, str, float], Cell]
+    """By split of the prompts, side, condition, language and strength; without steering language and strength are ''
+    and 0."""
+    cosines: Mapping[tuple[str, str], float]
+    """By side and language: between the native direction and the transferred one."""
+
+    def cell(self, side: str, condition: str, language: str, strength: float | None = None,
+             split: str = "evaluated") -> Cell:  # fmt: skip
+        """Responses at a strength, by default the chosen one."""
+        if condition == "none":
+            return self.cells[split, side, "none", "", 0.0]
+        return self.cells[split, side, condition, language, self.chosen[side] if strength is None else strength]
+
+    def share(self, side: str, condition: str, language: str, strength: float | None = None) -> Estimate:
+        """Of the responses to the evaluated prompts, those in `language`, with Clopper and Pearson's interval."""
+        detected = self.cell(side, condition, language, strength).detected
+        return clopper_pearson(detected.count(language), len(detected))
+
+    def mean_share(self, side: str, condition: str, strength: float | None = None,
+                   split: str = "evaluated") -> Estimate:  # fmt: skip
+        """Mean of the shares of all languages of the split, with a bootstrap interval over languages and prompts."""
+        return self._mean(split, lambda language: [
+            found == language for found in self.cell(side, condition, language, strength, split).detected])  # fmt: skip
+
+    def nll_rise(self, side: str, condition: str, strength: float | None = None, split: str = "evaluated", *,
+                 alone: bool = False) -> Estimate:  # fmt: skip
+        """Nats a token by which the steered model's responses cost the unsteered model more than its own to the same
+        prompts; means and intervals as in `mean_share`. `alone`: without the prompt before them."""
+        before = _losses(self.cell(side, "none", "", split=split), alone)
+        return self._mean(
+            split, lambda language: _losses(self.cell(side, condition, language, strength, split), alone) - before
+        )
+
+    def gaps(self, side: str, strength: float | None = None) -> dict[str, float]:
+        """Eq. 16 for each language."""
+        return {
+            language: clipped_gap(*(self.share(side, c, language, strength).value for c in ("transferred", "native")))
+            for language in self.config.languages
+        }
+
+    def _mean(self, split: str, of_language) -> Estimate:
+        some = self.config.languages if split == "evaluated" else self.config.choosing_languages
+        return crossed_mean(np.array([of_language(language) for language in some], dtype=float), self.config.seed)
+
+
+def _losses(cell: Cell, alone: bool) -> np.ndarray:
+    return np.array([response.nll_alone if alone else response.nll for response in cell.responses])
+
+
+def crossed_mean(values: np.ndarray, seed: int) -> Estimate:
+    """Mean of (languages, prompts) with a bootstrap interval that draws both anew."""
+    rng = np.random.default_rng(seed)
+    rows, columns = (rng.multinomial(n, np.full(n, 1 / n), size=RESAMPLES) for n in values.shape)
+    return from_draws(values.mean(), ((rows @ values) * columns).sum(1) / values.size)
+
+
+def chosen_strength(shares: Mapping[float, float], rises: Mapping[float, float], wanted: float) -> float:
+    """Among the strengths whose share is at least `wanted` the one whose responses cost least, the smallest of equals.
+
+    Where none reaches it, the one with the largest share, again the smallest of equals.
+    """
+    if enough := [strength for strength in shares if shares[strength] >= wanted]:
+        return min(enough, key=lambda strength: (rises[strength], strength))
+    return min(shares, key=lambda strength: (-shares[strength], strength))
+
+
+def steering_vectors(
+    means: Mapping[tuple[str, str], LanguageMeans], stitch: Stitch, seed: int
+) -> dict[tuple[str, str], dict[str, SteeringVector]]:
+    """For each (side, language) the vectors of all conditions, with components taken in the steered model."""
+    native = {key: steering_vector(found) for key, found in means.items()}
+    vectors = {}
+    for number, ((side, language), own) in enumerate(native.items()):
+        found, other = means[side, language], means["ab".replace(side, ""), language]
+        moved = other.target - other.source  # at its own length, which counts where a bias is added
+        drawn = steering_vector(found, random_direction(len(own.direction), seed=1000 * seed + number))
+        vectors[side, language] = {
+            "native": own,
+            "transferred": steering_vector(found, transfer_direction(moved, stitch, towards=side)),
+            "biased": steering_vector(found, transfer_direction(moved, stitch, towards=side, with_bias=True)),
+            "random": drawn._replace(target=drawn.source + own.target - own.source),
+        }
+    return vectors
+
+
+def respond(
+    model: Model, prompts: Sequence[str], *, layer: int, edit: Edit | None, path: Path, config: SteeringConfig,
+    title: str,
+) -> Cell:  # fmt: skip
+    """What `path` keeps, else the model's responses, greedy, and their languages."""
+
+    def make() -> Cell:
+        responses = generate_texts(
+            model, prompts, max_new_tokens=config.max_new_tokens, layer=layer, edit=edit, batch_size=config.batch_size,
+            title=title,
+        )  # fmt: skip
+        return Cell(tuple(responses), tuple(detect_language(response.text) for response in responses))
+
+    return kept(path, make, _save, _load)
+
+
+def _save(cell: Cell, path: Path) -> None:
+    path.write_text(json.dumps({"responses": cell.responses, "detected": cell.detected}, ensure_ascii=False), "utf-8")
+
+
+def _load(path: Path) -> Cell:
+    found = json.loads(path.read_text(encoding="utf-8"))
+    return Cell(tuple(Response(*row) for row in found["responses"]), tuple(found["detected"]))
+
+
+def sweep_steering(
+    pair: ModelPair, models: tuple[Model, Model], layers: tuple[int, int], stitch: Stitch, config: SteeringConfig,
+    *, scale: str,
+) -> SteeringSweep:  # fmt: skip
+    """Run all of it; responses that were made before are found in `artifacts/`, cell by cell.
+
+    The evaluated prompts share none with those on which a strength is chosen; where the strength is given, all may be
+    evaluated. ValueError for a language without parallel text, and for a prompt that leaves no room for a response.
+    """
+    sides, tokenizer = dict(zip("ab", zip(models, layers))), models[0].tokenizer
+    digests = dict(zip("ab", of_activations(pair, layers, scale=scale)["models"]))
+    parallel = {language: parallel_pairs(pair, language, config.pairs) for language in config.languages}
+    prompts = {
+        "chosen": steering_prompts(pair, config.choosing_prompts, tokenizer=tokenizer, split="chosen"),
+        "evaluated": steering_prompts(
+            pair, config.prompts, tokenizer=tokenizer, split="all" if config.strength else "evaluated"
+        ),
+    }
+    means = {
+        (side, language): language_means(model, layer, parallel[language], batch_size=config.batch_size)
+        for side, (model, layer) in sides.items() for language in config.languages
+    }  # fmt: skip
+    vectors = steering_vectors(means, stitch, config.seed)
+    cells: dict[tuple[str, str, str, str, float], Cell] = {}
+
+    def run(split: str, side: str, condition: str, language: str = "", strength: float = 0.0) -> Cell:
+        model, layer = sides[side]
+        vector = None if condition == "none" else vectors[side, language][condition]
+        moved = None if vector is None else [_digest(vector), vector.z(strength)]
+        made_of = {
+            "model": digests[side], "dtype": pair.dtype, "layer": layer, "moved": moved, "prompts": prompts[split],
+            "tokens": config.max_new_tokens, "batch": config.batch_size,
+        }  # fmt: skip
+        with blaming(pair, "steering"):
+            return respond(
+                model, prompts[split], layer=layer, edit=None if vector is None else clamp(vector.direction, moved[1]),
+                path=artifact(pair.name, "responses", made_of, sources=RESPONSE_SOURCES, suffix=".json"), config=config,
+                title=f"{side}, {condition}",
+            )  # fmt: skip
+
+    def fill(keys: Sequence[tuple], title: str) -> None:
+        for key in tqdm(dict.fromkeys(keys), desc=title, leave=False):
+            cells[key] = run(*key)
+
+    unsteered = [(split, side, "none", "", 0.0) for split in prompts for side in sides]
+    doses = [
+        ("chosen", side, condition, language, strength) for side in sides for condition in STEERED
+        for language in config.choosing_languages for strength in config.strengths
+    ]  # fmt: skip
+    fill([*unsteered, *doses], "doses")
+    sweep = SteeringSweep(config, {}, prompts, cells, {
+        key: (found["native"].direction @ found["transferred"].direction).item() for key, found in vectors.items()
+    })  # fmt: skip
+    chosen = {side: config.strength or _choose(sweep, side) for side in sides}
+    fill([
+        ("evaluated", side, condition, language, strength) for side in sides for language in config.languages
+        for condition in CONDITIONS[1:]
+        for strength in ((chosen[side], AT_THE_MEAN) if condition in STEERED else (chosen[side],))
+    ], "responses")  # fmt: skip
+    return replace(sweep, chosen=chosen)
+
+
+def _choose(sweep: SteeringSweep, side: str) -> float:
+    strengths = sweep.config.strengths
+    shares = {strength: sweep.mean_share(side, "native", strength, "chosen").value for strength in strengths}
+    rises = {strength: sweep.nll_rise(side, "native", strength, "chosen").value for strength in strengths}
+    return chosen_strength(shares, rises, sweep.config.wanted_share)
+
+
+def _digest(vector: SteeringVector) -> str:
+    return hashlib.sha256(vector.direction.numpy().tobytes()).hexdigest()
