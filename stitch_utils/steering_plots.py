@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from .plots import GREY, OF_MODEL, OF_START, ORANGE
 
@@ -74,6 +75,9 @@ def gaps_by_frequency(counts: Mapping[str, int], gaps: Mapping[str, Mapping[str,
                       textcoords="offset points", va="center", color=GREY)  # fmt: skip
     axes.set(xlabel="sentences of the training text", ylabel="clipped relative transfer gap", xscale="log",
              ylim=(-0.05, 1.05))  # fmt: skip
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
     return figure
 
 
