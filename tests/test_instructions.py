@@ -299,7 +299,7 @@ def test_text_without_chats_gets_some(small_pair, tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def config():
     return InstructionConfig(("upper", "no_commas"), prompts=5, choosing_prompts=3, fit_prompts=6,
-                             strengths=(1.0, 4.0), max_new_tokens=6, batch_size=3)  # fmt: skip
+                             strengths=(1.0, 4.0), max_new_tokens=4, batch_size=3)  # fmt: skip
 
 
 @pytest.fixture
@@ -334,7 +334,7 @@ def test_every_cell_is_what_its_name_says(swept, context_40, config, monkeypatch
 
                 texts = [p.given if condition == "instructed" else p.without for p in asked]
                 steered = {} if condition in ("none", "instructed") else {"layer": layer, "edit": put}
-                expected = generate_texts(model, chat(model, texts), max_new_tokens=6, batch_size=3, **steered)
+                expected = generate_texts(model, chat(model, texts), max_new_tokens=4, batch_size=3, **steered)
                 found = sweep.responses[sweep.key(side, condition, kind)]
                 assert [r.text for r in found] == [r.text for r in expected], (side, kind, condition)
                 followed = [p.is_followed(r.text) for p, r in zip(asked, expected)]

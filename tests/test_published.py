@@ -122,6 +122,7 @@ def _section_2_numbers(pair):
     for alpha in ("0", "0.1", "1", "10"):
         for way in ("a_to_b", "b_to_a", "a_to_b_to_a", "b_to_a_to_b"):
             stitching[f"figure7.{pair}.alpha_{alpha}.{way}"] = losses[way] + (alpha == "0") * way.count("to")
+        stitching[f"figure7.{pair}.alpha_{alpha}.sae_delta_loss"] = 1.0 + (alpha == "0")
     stitching |= {f"stitch.{pair}.exact.loss": 0.5, f"stitch.{pair}.adam.loss": 0.6, f"stitch.{pair}.speedup": 20.0}
     stitching |= {f"stitch.{pair}.exact.seconds": 1.0, f"stitch.{pair}.adam.seconds": 20.0, f"stitch.{pair}.alpha": 1.0}
     pairs = {f"pairs.{pair}.a.held_out_loss": 2.0, f"pairs.{pair}.b.held_out_loss": 1.8, f"pairs.{pair}.gap": 0.2}
@@ -133,7 +134,7 @@ def test_section_2_is_decided_by_what_its_chapters_write(papers):
     write_results("tiny", "pairs", pairs)
     write_results("tiny", "stitching", stitching)
     said = {v.id: v.verdict for v in verdicts("tiny", book=papers) if v.chapter in ("pairs", "stitching")}
-    assert len(said) == 11 and set(said.values()) == {"holds"}
+    assert len(said) == 12 and set(said.values()) == {"holds"}
 
 
 @pytest.mark.parametrize(
