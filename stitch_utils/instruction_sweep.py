@@ -6,24 +6,21 @@ stitch as the paper fits it; `template` and `often`, the same by stitches that h
 they come or many times over (`template_tokens`); and `random`, a direction drawn at random along which the stream is
 moved as far as the native vector moves it. The paper clamps to the mean over prompts with the instruction, s = 1; small
 models need more, so all are run at a strength that is chosen, for each model and instruction, on prompts which are not
-evaluated, and the native and transferred vectors at s = 1 as well.
+evaluated, and the native and transferred vectors at s = 1 as well. What is carried across has its own strength, the
+best for `transferred`, so that it does not fail for want of one.
 
 Offers `InstructionConfig`, `instruction_config`, `evaluated_chats`, `sweep_instructions`, `InstructionSweep`.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from .artifacts import artifact, kept, of_activations
-from .generation import Response, generate_texts
+from .generation import Response
 from .instructions import (
     InstructionPrompt,
     chat,
@@ -33,9 +30,10 @@ from .instructions import (
     instruction_prompts,
 )
 from .intervals import Estimate, clopper_pearson, from_draws
-from .models import Edit, Model
+from .models import Model
 from .pairs import ModelPair, blaming
-from .steering import LanguageMeans, SteeringVector, clamp, random_direction, steering_vector, transfer_direction
+from .responses import respondents
+from .steering import LanguageMeans, SteeringVector, random_direction, steering_vector, transfer_direction
 from .steering_sweep import chosen_strength
 from .stitch import Stitch
 
@@ -44,7 +42,8 @@ UNSTEERED = ("none", "instructed")
 # Conditions in which the other model's vector is carried across -> by which stitch.
 CARRIED = {"transferred": "without", "template": "with", "often": "often"}
 AT_THE_MEAN = ("native", "transferred")  # run at the paper's strength as well
-RESPONSE_SOURCES = ("generation.py", "models.py", "steering.py")
+# Condition -> that on whose responses its strength is chosen.
+CHOSEN_ON = {"native": "native", "random": "native"} | dict.fromkeys(CARRIED, "transferred")
 RESAMPLES = 2000
 # A vector of one model is called in the other's figure: Fig. 12 steers A, Fig. 13 steers B.
 FIGURES = {"a": "figure12", "b": "figure13"}
@@ -65,7 +64,8 @@ class InstructionConfig:
     strengths: tuple[float, ...] = (1.0, 1.5, 2.0, 3.0)
     """Among which one is chosen."""
     strength: float = 0.0
-    """At which all conditions are run; 0 leaves it to `chosen_strength`, for each model and instruction by itself."""
+    """At which all conditions are run; 0 leaves it to `chosen_strength`: for each model and instruction, and apart for
+    its own vector and for those carried across."""
     wanted_share: float = 0.7
     """Of responses that follow the instruction, for a strength to be chosen."""
     max_new_tokens: int = 64
@@ -104,8 +104,8 @@ class InstructionSweep:
     config: InstructionConfig
     prompts: Mapping[tuple[str, str], Sequence[InstructionPrompt]]
     """By split (`choose`, `evaluate`) and kind."""
-    chosen: Mapping[tuple[str, str], float]
-    """The strength, by side and kind."""
+    chosen: Mapping[tuple[str, str, str], float]
+    """The strength, by side, kind, and `native` or `transferred`."""
     responses: Mapping[tuple[str, str, str, str, float], Sequence[Response]]
     """By split, side, condition, kind and strength, which is 0 without steering."""
     followed: Mapping[tuple[str, str, str, str, float], np.ndarray]
@@ -116,8 +116,11 @@ class InstructionSweep:
     def key(self, side: str, condition: str, kind: str, strength: float | None = None,
             split: str = "evaluate") -> tuple[str, str, str, str, float]:  # fmt: skip
         """Of the responses at a strength, by default the chosen one."""
-        at = 0.0 if condition in UNSTEERED else self.chosen[side, kind] if strength is None else strength
-        return split, side, condition, kind, at
+        if condition in UNSTEERED:
+            strength = 0.0
+        elif strength is None:
+            strength = self.chosen[side, kind, CHOSEN_ON[condition]]
+        return split, side, condition, kind, strength
 
     def share(self, side: str, condition: str, kind: str, strength: float | None = None,
               split: str = "evaluate") -> Estimate:  # fmt: skip
@@ -176,7 +179,9 @@ class InstructionSweep:
                     found |= alone.numbers(f"{start}.nll_rise_alone.{condition}")
             for condition in AT_THE_MEAN:
                 found |= self.mean_share(side, condition, 1.0).numbers(f"{start}.mean.{condition}_at_1")
-            found |= {f"{start}.{kind}.strength": self.chosen[side, kind] for kind in self.config.kinds}
+            for condition in AT_THE_MEAN:
+                for kind in self.config.kinds:
+                    found[f"{start}.{kind}.strength.{condition}"] = self.chosen[side, kind, condition]
             ahead = [self._value(side, "transferred", k) - self._value(side, "native", k) for k in self.config.kinds]
             found[f"{start}.largest_advantage"] = max(ahead)
             found[f"{start}.improved"] = sum(
@@ -241,22 +246,6 @@ def evaluated_chats(pair: ModelPair, model: Model, config: InstructionConfig) ->
         return chat(model, list(dict.fromkeys(texts)))
 
 
-def respond(model: Model, prompts: Sequence[str], *, layer: int, edit: Edit | None, path: Path,
-            config: InstructionConfig, title: str) -> list[Response]:  # fmt: skip
-    """What `path` keeps, else the model's responses, greedy."""
-
-    def load(path: Path) -> list[Response]:
-        return [Response(*row) for row in json.loads(path.read_text(encoding="utf-8"))]
-
-    return kept(
-        path,
-        lambda: generate_texts(model, prompts, max_new_tokens=config.max_new_tokens, layer=layer, edit=edit,
-                               batch_size=config.batch_size, title=title),
-        lambda found, path: path.write_text(json.dumps(found, ensure_ascii=False), "utf-8"),
-        load,
-    )  # fmt: skip
-
-
 def sweep_instructions(
     pair: ModelPair, models: tuple[Model, Model], layers: tuple[int, int], stitches: Mapping[str, Stitch],
     config: InstructionConfig, *, scale: str,
@@ -266,8 +255,9 @@ def sweep_instructions(
 
     ValueError for a tokenizer without a chat template, and for a prompt that leaves no room for a response.
     """
-    sides = dict(zip("ab", zip(models, layers)))
-    digests = dict(zip("ab", of_activations(pair, layers, scale=scale)["models"]))
+    answering = respondents(
+        pair, models, layers, scale=scale, max_new_tokens=config.max_new_tokens, batch_size=config.batch_size
+    )
     counts = {"fit": config.fit_prompts, "choose": config.choosing_prompts, "evaluate": config.prompts}
     prompts = {
         (split, kind): instruction_prompts(pair, kind, count, split)
@@ -275,35 +265,25 @@ def sweep_instructions(
     }  # fmt: skip
     with blaming(pair, "instructions"):
         chats = {
-            (side, *key, given): chat(model, [prompt.given if given else prompt.without for prompt in found])
-            for side, (model, _) in sides.items() for key, found in prompts.items() for given in (False, True)
+            (side, *key, given): chat(one.model, [prompt.given if given else prompt.without for prompt in found])
+            for side, one in answering.items() for key, found in prompts.items() for given in (False, True)
         }  # fmt: skip
         means = {
             (side, kind): instruction_means(
-                model, layer, chats[side, "fit", kind, True], chats[side, "fit", kind, False],
+                one.model, one.layer, chats[side, "fit", kind, True], chats[side, "fit", kind, False],
                 batch_size=config.batch_size,
             )
-            for side, (model, layer) in sides.items() for kind in config.kinds
+            for side, one in answering.items() for kind in config.kinds
         }  # fmt: skip
     vectors = instruction_vectors(means, stitches, config.seed)
-    responses: dict[tuple, list[Response]] = {}
+    responses: dict[tuple, Sequence[Response]] = {}
     followed: dict[tuple, np.ndarray] = {}
 
-    def run(split: str, side: str, condition: str, kind: str, strength: float) -> list[Response]:
-        model, layer = sides[side]
+    def run(split: str, side: str, condition: str, kind: str, strength: float) -> Sequence[Response]:
         asked = chats[side, split, kind, condition == "instructed"]
         vector = None if condition in UNSTEERED else vectors[side, kind][condition]
-        moved = None if vector is None else [_digest(vector), vector.z(strength)]
-        made_of = {
-            "model": digests[side], "dtype": pair.dtype, "layer": layer, "moved": moved, "prompts": asked,
-            "tokens": config.max_new_tokens, "batch": config.batch_size,
-        }  # fmt: skip
         with blaming(pair, "instructions"):
-            return respond(
-                model, asked, layer=layer, edit=None if vector is None else clamp(vector.direction, moved[1]),
-                path=artifact(pair.name, "responses", made_of, sources=RESPONSE_SOURCES, suffix=".json"), config=config,
-                title=f"{side}, {condition}",
-            )  # fmt: skip
+            return answering[side].answer(asked, vector, strength, title=f"{side}, {condition}").responses
 
     def fill(keys: Sequence[tuple], title: str) -> None:
         for key in tqdm(dict.fromkeys(keys), desc=title, leave=False):
@@ -312,33 +292,32 @@ def sweep_instructions(
             pairs = zip(prompts[split, kind], responses[key])
             followed[key] = np.array([prompt.is_followed(response.text) for prompt, response in pairs])
 
-    both = [(side, kind) for side in sides for kind in config.kinds]
+    both = [(side, kind) for side in answering for kind in config.kinds]
     bare = [(split, side, "none", kind, 0.0) for split in ("choose", "evaluate") for side, kind in both]
-    doses = [("choose", side, "native", kind, strength) for side, kind in both for strength in config.strengths]
+    doses = [
+        ("choose", side, condition, kind, strength)
+        for side, kind in both for condition in AT_THE_MEAN for strength in config.strengths
+    ]  # fmt: skip
     fill([*bare, *([] if config.strength else doses)], "strengths")
     cosines = {
         (*key, condition): (found["native"].direction @ found[condition].direction).item()
         for key, found in vectors.items() for condition in CARRIED
     }  # fmt: skip
     sweep = InstructionSweep(config, prompts, {}, responses, followed, cosines)
-    chosen = {key: config.strength or _choose(sweep, *key) for key in both}
+    chosen = {(*key, on): config.strength or _choose(sweep, *key, on) for key in both for on in AT_THE_MEAN}
+    sweep = replace(sweep, chosen=chosen)
     fill([
-        ("evaluate", side, condition, kind, 0.0 if condition in UNSTEERED else strength)
-        for side, kind in both for condition in CONDITIONS
-        for strength in dict.fromkeys((chosen[side, kind], *((1.0,) if condition in AT_THE_MEAN else ())))
+        sweep.key(side, condition, kind, strength) for side, kind in both for condition in CONDITIONS
+        for strength in ((None, 1.0) if condition in AT_THE_MEAN else (None,))
     ], "responses")  # fmt: skip
-    return replace(sweep, chosen=chosen)
+    return sweep
 
 
-def _choose(sweep: InstructionSweep, side: str, kind: str) -> float:
+def _choose(sweep: InstructionSweep, side: str, kind: str, condition: str) -> float:
     shares, rises = {}, {}
     before = [response.nll for response in sweep.responses["choose", side, "none", kind, 0.0]]
     for strength in sweep.config.strengths:
-        key = sweep.key(side, "native", kind, strength, "choose")
+        key = sweep.key(side, condition, kind, strength, "choose")
         shares[strength] = float(sweep.followed[key].mean())
         rises[strength] = float(np.mean([response.nll for response in sweep.responses[key]]) - np.mean(before))
     return chosen_strength(shares, rises, sweep.config.wanted_share)
-
-
-def _digest(vector: SteeringVector) -> str:
-    return hashlib.sha256(vector.direction.numpy().tobytes()).hexdigest()

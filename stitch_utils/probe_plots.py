@@ -42,7 +42,9 @@ def probe_panels(panels: Mapping[str, tuple[Mapping[str, Mapping[int, tuple]], M
         axes.set_title(name.replace("_", " "), fontsize="medium")
     for axes in list(grid.flat)[len(panels) :]:
         axes.set_visible(False)
-    figure.supxlabel("features, k", fontsize="medium")
+    for axes in list(grid.flat)[max(0, len(panels) - columns) : len(panels)]:
+        axes.set_xlabel("features, k")
+        axes.tick_params(labelbottom=True)  # a panel above an empty place is the last of its column
     figure.supylabel("test accuracy", fontsize="medium")
     handles, labels = grid.flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, frameon=False, loc="outside lower center", ncols=3)

@@ -12,26 +12,20 @@ Offers `SteeringConfig`, `steering_config`, `sweep_steering`, `SteeringSweep`, `
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
-from .artifacts import artifact, kept, of_activations
-from .generation import Response, generate_texts
 from .intervals import Estimate, clopper_pearson, from_draws
 from .language import detect_language
-from .models import Edit, Model
+from .models import Model
 from .pairs import ModelPair, blaming
+from .responses import Answers, respondents
 from .steering import (
     LanguageMeans,
     SteeringVector,
-    clamp,
     clipped_gap,
     language_means,
     random_direction,
@@ -44,7 +38,6 @@ from .stitch import Stitch
 CONDITIONS = ("none", "native", "transferred", "biased", "random")
 STEERED = ("native", "transferred")
 AT_THE_MEAN = 1.0  # the paper's strength
-RESPONSE_SOURCES = ("generation.py", "models.py", "language.py", "steering.py")
 RESAMPLES = 2000
 
 
@@ -105,14 +98,6 @@ def steering_config(pair: ModelPair, scale: str, *, strength: float = 0.0, seed:
     )
 
 
-class Cell(NamedTuple):
-    """Responses to the same prompts under one condition."""
-
-    responses: tuple[Response, ...]
-    detected: tuple[str, ...]
-    """Their languages."""
-
-
 @dataclass(frozen=True)
 class SteeringSweep:
     """All responses, and what follows from them. A side is the model that is steered, `a` or `b`."""
@@ -122,14 +107,14 @@ class SteeringSweep:
     """The strength of each side."""
     prompts: Mapping[str, Sequence[str]]
     """`evaluated` and `chosen`, those on which the strength was chosen."""
-    cells: Mapping[tuple[str, str, str, str, float], Cell]
+    cells: Mapping[tuple[str, str, str, str, float], Answers]
     """By split of the prompts, side, condition, language and strength; without steering language and strength are ''
-    and 0."""
+    and 0. Their languages are judged."""
     cosines: Mapping[tuple[str, str], float]
     """By side and language: between the native direction and the transferred one."""
 
     def cell(self, side: str, condition: str, language: str, strength: float | None = None,
-             split: str = "evaluated") -> Cell:  # fmt: skip
+             split: str = "evaluated") -> Answers:  # fmt: skip
         """Responses at a strength, by default the chosen one."""
         if condition == "none":
             return self.cells[split, side, "none", "", 0.0]
@@ -137,14 +122,14 @@ class SteeringSweep:
 
     def share(self, side: str, condition: str, language: str, strength: float | None = None) -> Estimate:
         """Of the responses to the evaluated prompts, those in `language`, with Clopper and Pearson's interval."""
-        detected = self.cell(side, condition, language, strength).detected
-        return clopper_pearson(detected.count(language), len(detected))
+        found = self.cell(side, condition, language, strength).judged
+        return clopper_pearson(found.count(language), len(found))
 
     def mean_share(self, side: str, condition: str, strength: float | None = None,
                    split: str = "evaluated") -> Estimate:  # fmt: skip
         """Mean of the shares of all languages of the split, with a bootstrap interval over languages and prompts."""
         return self._mean(split, lambda language: [
-            found == language for found in self.cell(side, condition, language, strength, split).detected])  # fmt: skip
+            found == language for found in self.cell(side, condition, language, strength, split).judged])  # fmt: skip
 
     def nll_rise(self, side: str, condition: str, strength: float | None = None, split: str = "evaluated", *,
                  alone: bool = False) -> Estimate:  # fmt: skip
@@ -167,7 +152,7 @@ class SteeringSweep:
         return crossed_mean(np.array([of_language(language) for language in some], dtype=float), self.config.seed)
 
 
-def _losses(cell: Cell, alone: bool) -> np.ndarray:
+def _losses(cell: Answers, alone: bool) -> np.ndarray:
     return np.array([response.nll_alone if alone else response.nll for response in cell.responses])
 
 
@@ -207,31 +192,6 @@ def steering_vectors(
     return vectors
 
 
-def respond(
-    model: Model, prompts: Sequence[str], *, layer: int, edit: Edit | None, path: Path, config: SteeringConfig,
-    title: str,
-) -> Cell:  # fmt: skip
-    """What `path` keeps, else the model's responses, greedy, and their languages."""
-
-    def make() -> Cell:
-        responses = generate_texts(
-            model, prompts, max_new_tokens=config.max_new_tokens, layer=layer, edit=edit, batch_size=config.batch_size,
-            title=title,
-        )  # fmt: skip
-        return Cell(tuple(responses), tuple(detect_language(response.text) for response in responses))
-
-    return kept(path, make, _save, _load)
-
-
-def _save(cell: Cell, path: Path) -> None:
-    path.write_text(json.dumps({"responses": cell.responses, "detected": cell.detected}, ensure_ascii=False), "utf-8")
-
-
-def _load(path: Path) -> Cell:
-    found = json.loads(path.read_text(encoding="utf-8"))
-    return Cell(tuple(Response(*row) for row in found["responses"]), tuple(found["detected"]))
-
-
 def sweep_steering(
     pair: ModelPair, models: tuple[Model, Model], layers: tuple[int, int], stitch: Stitch, config: SteeringConfig,
     *, scale: str,
@@ -241,8 +201,11 @@ def sweep_steering(
     The evaluated prompts share none with those on which a strength is chosen; where the strength is given, all may be
     evaluated. ValueError for a language without parallel text, and for a prompt that leaves no room for a response.
     """
-    sides, tokenizer = dict(zip("ab", zip(models, layers))), models[0].tokenizer
-    digests = dict(zip("ab", of_activations(pair, layers, scale=scale)["models"]))
+    tokenizer = models[0].tokenizer
+    answering = respondents(
+        pair, models, layers, scale=scale, max_new_tokens=config.max_new_tokens, batch_size=config.batch_size,
+        judge=detect_language, judge_source="language.py",
+    )  # fmt: skip
     parallel = {language: parallel_pairs(pair, language, config.pairs) for language in config.languages}
     prompts = {
         "chosen": steering_prompts(pair, config.choosing_prompts, tokenizer=tokenizer, split="chosen"),
@@ -251,43 +214,33 @@ def sweep_steering(
         ),
     }
     means = {
-        (side, language): language_means(model, layer, parallel[language], batch_size=config.batch_size)
-        for side, (model, layer) in sides.items() for language in config.languages
+        (side, language): language_means(one.model, one.layer, parallel[language], batch_size=config.batch_size)
+        for side, one in answering.items() for language in config.languages
     }  # fmt: skip
     vectors = steering_vectors(means, stitch, config.seed)
-    cells: dict[tuple[str, str, str, str, float], Cell] = {}
+    cells: dict[tuple[str, str, str, str, float], Answers] = {}
 
-    def run(split: str, side: str, condition: str, language: str = "", strength: float = 0.0) -> Cell:
-        model, layer = sides[side]
+    def run(split: str, side: str, condition: str, language: str, strength: float) -> Answers:
         vector = None if condition == "none" else vectors[side, language][condition]
-        moved = None if vector is None else [_digest(vector), vector.z(strength)]
-        made_of = {
-            "model": digests[side], "dtype": pair.dtype, "layer": layer, "moved": moved, "prompts": prompts[split],
-            "tokens": config.max_new_tokens, "batch": config.batch_size,
-        }  # fmt: skip
         with blaming(pair, "steering"):
-            return respond(
-                model, prompts[split], layer=layer, edit=None if vector is None else clamp(vector.direction, moved[1]),
-                path=artifact(pair.name, "responses", made_of, sources=RESPONSE_SOURCES, suffix=".json"), config=config,
-                title=f"{side}, {condition}",
-            )  # fmt: skip
+            return answering[side].answer(prompts[split], vector, strength, title=f"{side}, {condition}")
 
     def fill(keys: Sequence[tuple], title: str) -> None:
         for key in tqdm(dict.fromkeys(keys), desc=title, leave=False):
             cells[key] = run(*key)
 
-    unsteered = [(split, side, "none", "", 0.0) for split in prompts for side in sides]
+    unsteered = [(split, side, "none", "", 0.0) for split in prompts for side in answering]
     doses = [
-        ("chosen", side, condition, language, strength) for side in sides for condition in STEERED
+        ("chosen", side, condition, language, strength) for side in answering for condition in STEERED
         for language in config.choosing_languages for strength in config.strengths
     ]  # fmt: skip
     fill([*unsteered, *doses], "doses")
     sweep = SteeringSweep(config, {}, prompts, cells, {
         key: (found["native"].direction @ found["transferred"].direction).item() for key, found in vectors.items()
     })  # fmt: skip
-    chosen = {side: config.strength or _choose(sweep, side) for side in sides}
+    chosen = {side: config.strength or _choose(sweep, side) for side in answering}
     fill([
-        ("evaluated", side, condition, language, strength) for side in sides for language in config.languages
+        ("evaluated", side, condition, language, strength) for side in answering for language in config.languages
         for condition in CONDITIONS[1:]
         for strength in ((chosen[side], AT_THE_MEAN) if condition in STEERED else (chosen[side],))
     ], "responses")  # fmt: skip
@@ -299,7 +252,3 @@ def _choose(sweep: SteeringSweep, side: str) -> float:
     shares = {strength: sweep.mean_share(side, "native", strength, "chosen").value for strength in strengths}
     rises = {strength: sweep.nll_rise(side, "native", strength, "chosen").value for strength in strengths}
     return chosen_strength(shares, rises, sweep.config.wanted_share)
-
-
-def _digest(vector: SteeringVector) -> str:
-    return hashlib.sha256(vector.direction.numpy().tobytes()).hexdigest()

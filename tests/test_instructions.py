@@ -32,6 +32,7 @@ from stitch_utils.instructions import (
 from stitch_utils.models import load_models
 from stitch_utils.moments import PairMoments
 from stitch_utils.pairs import DatasetRef, TextRef, load_pair
+from stitch_utils.steering_sweep import chosen_strength
 from stitch_utils.stitch import fit_exact
 from stitch_utils.template_tokens import (
     chat_batches,
@@ -319,10 +320,10 @@ def test_every_cell_is_what_its_name_says(swept, context_40, config, monkeypatch
             own = instruction_vector(model, layer, *(chat(model, texts) for texts in both))
             theirs = instruction_vector(other, LAYERS[side == "a"], *(chat(other, texts) for texts in both))
             high, low = (naive_last(model, layer, chat(model, texts)).mean(0) for texts in both)
-            strength = sweep.chosen[side, kind]
-            assert strength in config.strengths
             for condition in CONDITIONS[:-1]:
                 direction = own.direction
+                strength = sweep.chosen[side, kind, "transferred" if condition in CARRIED else "native"]
+                assert strength in config.strengths
                 if condition in CARRIED:
                     stitch = fit.stitches[CARRIED[condition]]
                     image = theirs.direction @ (stitch.P_down if side == "a" else stitch.P_up)
@@ -340,8 +341,22 @@ def test_every_cell_is_what_its_name_says(swept, context_40, config, monkeypatch
                 followed = [p.is_followed(r.text) for p, r in zip(asked, expected)]
                 share = sweep.share(side, condition, kind)
                 assert share.value == np.mean(followed) and share.low <= share.value <= share.high
-    monkeypatch.setattr("stitch_utils.instruction_sweep.generate_texts", None)  # what was made once is kept
+    monkeypatch.setattr("stitch_utils.responses.generate_texts", None)  # what was made once is kept
     assert run().responses == sweep.responses
+
+
+def test_what_is_carried_across_has_a_strength_of_its_own(swept, config):
+    _, _, sweep, _ = swept
+    for (side, kind, condition), chosen in sweep.chosen.items():
+        shares = {s: sweep.share(side, condition, kind, s, "choose").value for s in config.strengths}
+        losses = {
+            s: np.mean([r.nll for r in sweep.responses[sweep.key(side, condition, kind, s, "choose")]])
+            for s in config.strengths
+        }
+        assert chosen == chosen_strength(shares, losses, config.wanted_share)
+        carried = {sweep.key(side, c, kind)[-1] for c in CARRIED}
+        assert carried == {chosen} or condition == "native"
+    assert {key[2] for key in sweep.chosen} == {"native", "transferred"}
 
 
 def test_numbers_are_means_over_the_instructions(swept, config):

@@ -9,15 +9,15 @@ import yaml
 from scipy.stats import binom
 from toy_book import project_root_at
 
-from stitch_utils import steering_sweep
+from stitch_utils import responses, steering_sweep
 from stitch_utils.generation import Response
 from stitch_utils.intervals import clopper_pearson
 from stitch_utils.models import load_models
 from stitch_utils.pairs import load_pair
+from stitch_utils.responses import Answers
 from stitch_utils.steering import language_vector
 from stitch_utils.steering_data import parallel_pairs, steering_prompts
 from stitch_utils.steering_sweep import (
-    Cell,
     SteeringConfig,
     SteeringSweep,
     chosen_strength,
@@ -53,7 +53,7 @@ class Run:
 
 @pytest.fixture(scope="module")
 def run(random_folders, tmp_path_factory):
-    root, generate = tmp_path_factory.mktemp("steering"), steering_sweep.generate_texts
+    root, generate = tmp_path_factory.mktemp("steering"), responses.generate_texts
     data = {
         "name": "mine", "context": 20, "text": {"source": "world", "name": "small pair"},
         "a": {"model": str(random_folders / "a"), "layer": 1}, "b": {"model": str(random_folders / "b"), "layer": 2},
@@ -66,7 +66,7 @@ def run(random_folders, tmp_path_factory):
 
     made = Run.__new__(Run)
     with project_root_at(root), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(steering_sweep, "generate_texts", counted)
+        patch.setattr(responses, "generate_texts", counted)
         made.__init__(root / "mine.yml")
         yield made
 
@@ -151,7 +151,7 @@ def test_which_cells_there_are(run):
         doses |= {(side, c, "de", s) for c in ("native", "transferred") for s in CONFIG.strengths}
     assert {key[1:] for key in run.sweep.cells if key[0] == "evaluated"} == evaluated
     assert {key[1:] for key in run.sweep.cells if key[0] == "chosen"} == doses
-    assert all(len(cell.responses) == len(cell.detected) == (3 if key[0] == "evaluated" else 2)
+    assert all(len(cell.responses) == len(cell.judged) == (3 if key[0] == "evaluated" else 2)
                for key, cell in run.sweep.cells.items())  # fmt: skip
 
 
@@ -196,9 +196,8 @@ def test_the_cheapest_of_the_strengths_that_do_is_chosen(shares, rises, chosen):
     assert chosen_strength(dict(zip(strengths, shares)), dict(zip(strengths, rises)), 0.7) == chosen
 
 
-def cell(detected, nll=1.0):
-    responses = tuple(Response("", nll + index, 2 * nll, 3) for index, _ in enumerate(detected))
-    return Cell(responses, tuple(detected))
+def cell(judged, nll=1.0):
+    return Answers(tuple(Response("", nll + index, 2 * nll, 3) for index, _ in enumerate(judged)), tuple(judged))
 
 
 @pytest.fixture
