@@ -99,12 +99,12 @@ def _of_conditions(axes, shares, titles, colours) -> None:
 
 def instruction_shares(shares: Mapping[str, Mapping[str, tuple]], *, side: str, titles: Mapping[str, str]) -> Figure:
     """Figs. 12 and 13: share of the responses of model `side` that follow, {kind: {condition: (value, low, high)}}."""
-    figure, axes = plt.subplots(figsize=(9, 3.6), layout="constrained")
+    figure, axes = plt.subplots(figsize=(8, 3.9), layout="constrained")
     colours = {"none": GREY, "instructed": "#222222", "native": OF_MODEL[side], "transferred": ORANGE,
                "random": "#cfb9a4"}  # fmt: skip
     _of_conditions(axes, shares, titles, colours)
     axes.set(ylabel="responses that follow")
-    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    _legend_below(figure, axes)
     return figure
 
 
@@ -112,29 +112,37 @@ def template_unexplained(
     unexplained: Mapping[tuple[str, str, str], float], *, groups: Mapping[str, str], stitches: Mapping[str, str]
 ) -> Figure:
     """Unexplained variance of held-out streams by group of tokens: {(stitch, group, model that the map leads to)}."""
-    figure, panels = plt.subplots(1, 2, figsize=(9, 3.2), sharey=True, layout="constrained")
+    figure, panels = plt.subplots(1, 2, figsize=(8, 3.6), sharex=True, sharey=True, layout="constrained")
     shown = [group for group in groups if any(group == found for _, found, _ in unexplained)]
     for axes, towards, title in zip(panels, "ba", ("A → B", "B → A")):
         for index, (stitch, color) in enumerate(zip(stitches, (GREY, OF_START["rotation"], ORANGE))):
             values = [unexplained[stitch, group, towards] for group in shown]
             places = np.arange(len(shown)) + (index - 1) * 0.26
-            axes.bar(places, values, 0.24, color=color, label=stitches[stitch])
-        axes.axhline(1, color="#222222", lw=1, ls="--")
-        axes.set_xticks(range(len(shown)), [groups[group].replace(" of ", "\nof ") for group in shown])
-        axes.set(title=title)
-        axes.grid(axis="x", visible=False)
-    panels[0].set(ylabel="unexplained variance")
-    panels[1].legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+            axes.barh(places, values, 0.24, color=color, label=stitches[stitch])
+        axes.axvline(1, color="#222222", lw=1, ls="--")
+        axes.set(title=title, xlabel="unexplained variance")
+        axes.grid(axis="y", visible=False)
+        axes.grid(axis="x", visible=True)
+    panels[0].set_yticks(range(len(shown)), [groups[group] for group in shown])
+    panels[0].invert_yaxis()  # shared by both
+    _legend_below(figure, panels[0])
     return figure
 
 
 def template_shares(shares: Mapping[str, Mapping[str, Mapping[str, tuple]]], *, titles: Mapping[str, str]) -> Figure:
     """Shares of responses that follow with vectors carried across by several stitches: {side: {kind: {condition:}}}."""
-    figure, panels = plt.subplots(1, 2, figsize=(11, 3.6), sharey=True, layout="constrained")
+    figure, panels = plt.subplots(1, 2, figsize=(8, 3.6), sharey=True, layout="constrained")
     colours = {"transferred": GREY, "template": OF_START["rotation"], "often": ORANGE}
     for axes, (side, rows) in zip(panels, shares.items()):
         _of_conditions(axes, rows, titles, colours)
         axes.set(title=f"{side.upper()} steered")
+        plt.setp(axes.get_xticklabels(), rotation=40, ha="right", rotation_mode="anchor")
     panels[0].set(ylabel="responses that follow")
-    panels[1].legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    _legend_below(figure, panels[0])
     return figure
+
+
+def _legend_below(figure: Figure, axes) -> None:
+    """One legend for all panels, which leaves them the width of the page."""
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, loc="outside lower center", ncols=3)

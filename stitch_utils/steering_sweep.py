@@ -83,7 +83,7 @@ _SIZES = {
                   max_new_tokens=16, frequency_documents=20),
     "default": dict(languages=None, prompts=100, choosing_languages=4, choosing_prompts=30, batch_size=128),
     "paper": dict(languages=None, prompts=163, choosing_languages=None, choosing_prompts=41, max_new_tokens=100,
-                  frequency_documents=100_000),
+                  frequency_documents=20_000),
 }  # fmt: skip
 
 
