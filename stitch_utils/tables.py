@@ -9,6 +9,7 @@ Offers `beside`, a DataFrame, and in HTML `claims_table`, `verdict_counts`, `sta
 
 import html
 import json
+import math
 import re
 from collections.abc import Mapping
 
@@ -121,14 +122,26 @@ def status_table(pair: str = "tiny") -> HTML:
 
 
 def _with_interval(values: Mapping[str, object], name: str) -> str:
-    def said(suffix: str = "") -> str:
-        number = values.get(name + suffix, "")
-        if not isinstance(number, int | float):
-            return str(number)
-        return f"{number:+.1%}" if name.endswith("increase") else f"{number:.4g}"
+    ends = [values.get(name + suffix) for suffix in (".low", ".high")]
+    digits = _digits(*ends)
 
-    low, high = said(".low"), said(".high")
-    return f"{said()} [{low}, {high}]".strip() if low or high else said()
+    def said(number: object) -> str:
+        if not isinstance(number, int | float):
+            return "" if number is None else str(number)
+        return f"{number:+.1%}" if name.endswith("increase") else f"{round(number, digits):.4g}"
+
+    low, high = map(said, ends)
+    middle = said(values.get(name))
+    return f"{middle} [{low}, {high}]".strip() if low or high else middle
+
+
+def _digits(low: object, high: object) -> int:
+    """Decimals that are worth printing: two digits of the interval's width, if there is one."""
+    if not (
+        isinstance(low, int | float) and isinstance(high, int | float) and math.isfinite(high - low) and low < high
+    ):
+        return 15
+    return 1 - math.floor(math.log10(high - low))
 
 
 def _listed(values: Mapping[str, float]) -> str:

@@ -5,9 +5,18 @@ import shutil
 from pathlib import Path
 
 import jupytext
+import pytest
 
 from stitch_utils.results import write_results
-from stitch_utils.tables import beside, claims_table, runs_table, stand_in_notice, status_table, verdict_counts
+from stitch_utils.tables import (
+    _with_interval,
+    beside,
+    claims_table,
+    runs_table,
+    stand_in_notice,
+    status_table,
+    verdict_counts,
+)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 ANOTHER_CLAIM = """
@@ -26,7 +35,7 @@ def test_beside_puts_ours_first_and_keeps_the_papers_order(project):
     frame = beside("tiny", "table1.")
     assert list(frame.columns) == ["tiny", "big, published"]
     assert list(frame.index) == ["a", "b", "gain", "extra"]
-    assert list(frame["tiny"]) == ["", "2 [1.5, 2.512]", "", "1"]
+    assert list(frame["tiny"]) == ["", "2 [1.5, 2.5]", "", "1"]
     assert list(frame["big, published"]) == ["3", "2 [1.9, 2.1]", "[0.3, ]", ""]
     assert list(beside("tiny", "table1")["tiny"]) == list(frame["tiny"])
     assert list(beside("big", "table1").columns) == ["big", "big, published"]
@@ -117,3 +126,18 @@ def test_every_pair_with_its_pages_or_the_command_that_makes_them(project):
 def test_a_notice_only_where_weights_are_random():
     assert stand_in_notice(False) is None
     assert "untrained stand-ins" in stand_in_notice(True).data
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "said"),
+    [
+        (0.86912, 0.7871, 0.9402, "0.87 [0.79, 0.94]"),
+        (0.84113, 0.83331, 0.84881, "0.841 [0.833, 0.849]"),
+        (4.37e-5, 4.29e-5, 4.44e-5, "4.37e-05 [4.29e-05, 4.44e-05]"),
+        (8.2e16, 8.11e16, 8.34e16, "8.2e+16 [8.11e+16, 8.34e+16]"),
+        (0.12345678, 0.12345678, 0.12345678, "0.1235 [0.1235, 0.1235]"),
+        (0.0, 0.0, 0.03622, "0 [0, 0.036]"),
+    ],
+)
+def test_an_interval_says_how_many_digits_are_worth_printing(value, low, high, said):
+    assert _with_interval({"x": value, "x.low": low, "x.high": high}, "x") == said
