@@ -30,6 +30,12 @@ def set_style() -> None:
     )
 
 
+def legend_below(figure: Figure, axes, *, columns: int = 3) -> None:
+    """One legend for all panels, which leaves them the width of the page."""
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, loc="outside lower center", ncols=columns)
+
+
 def svcca_heatmap(scores: np.ndarray, *, chosen: tuple[int, int], name_a: str, name_b: str) -> Figure:
     """Fig. 6: mean canonical correlation of every layer of A (rows) with every layer of B (columns)."""
     rows, columns = scores.shape

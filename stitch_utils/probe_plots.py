@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from .plots import BLUE, GREY, ORANGE, PURPLE
+from .plots import BLUE, GREY, ORANGE, PURPLE, legend_below
 
 OF_PROBE = {"native": PURPLE, "transferred": BLUE, "retrained": ORANGE, "random": GREY}
 PROBE_LABELS = {
@@ -46,8 +46,7 @@ def probe_panels(panels: Mapping[str, tuple[Mapping[str, Mapping[int, tuple]], M
         axes.set_xlabel("features, k")
         axes.tick_params(labelbottom=True)  # a panel above an empty place is the last of its column
     figure.supylabel("test accuracy", fontsize="medium")
-    handles, labels = grid.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, frameon=False, loc="outside lower center", ncols=3)
+    legend_below(figure, grid.flat[0])
     return figure
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from .plots import GREY, OF_MODEL, OF_START, ORANGE
+from .plots import GREY, OF_MODEL, OF_START, ORANGE, legend_below
 
 
 def dose_response(strengths: Sequence[float], doses: Mapping[tuple[str, str], Sequence[tuple]], *,
@@ -104,7 +104,7 @@ def instruction_shares(shares: Mapping[str, Mapping[str, tuple]], *, side: str, 
                "random": "#cfb9a4"}  # fmt: skip
     _of_conditions(axes, shares, titles, colours)
     axes.set(ylabel="responses that follow")
-    _legend_below(figure, axes)
+    legend_below(figure, axes)
     return figure
 
 
@@ -125,7 +125,7 @@ def template_unexplained(
         axes.grid(axis="x", visible=True)
     panels[0].set_yticks(range(len(shown)), [groups[group] for group in shown])
     panels[0].invert_yaxis()  # shared by both
-    _legend_below(figure, panels[0])
+    legend_below(figure, panels[0])
     return figure
 
 
@@ -138,11 +138,5 @@ def template_shares(shares: Mapping[str, Mapping[str, Mapping[str, tuple]]], *, 
         axes.set(title=f"{side.upper()} steered")
         plt.setp(axes.get_xticklabels(), rotation=40, ha="right", rotation_mode="anchor")
     panels[0].set(ylabel="responses that follow")
-    _legend_below(figure, panels[0])
+    legend_below(figure, panels[0])
     return figure
-
-
-def _legend_below(figure: Figure, axes) -> None:
-    """One legend for all panels, which leaves them the width of the page."""
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, frameon=False, loc="outside lower center", ncols=3)
