@@ -55,7 +55,7 @@ class SteeringConfig:
     """The same."""
     pairs: int = 100
     """Parallel sentences that a vector comes from (section 4; App. F says 250)."""
-    strengths: tuple[float, ...] = (1.0, 1.25, 1.5, 1.75, 2.0, 2.5)
+    strengths: tuple[float, ...] = (1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.75, 2.0, 2.5)
     """Of the dose-response."""
     strength: float = 0.0
     """At which all conditions are run; 0 leaves it to `chosen_strength`, for each model by itself."""

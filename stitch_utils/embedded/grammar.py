@@ -111,6 +111,7 @@ class Lexicon:
         for kind in ("nouns", "verbs", "adjectives", "numerals"):
             setattr(self, kind, {key: Forms(forms) for key, forms in data[kind].items()})
         self.joiner = data.get("and", "and")
+        self.action = data.get("action", "{fin} {nonfin}")  # a verb without its subject and objects
         self._fixes = [(re.compile(pattern), replacement) for pattern, replacement in data["fix"]]
 
     def finish(self, text: str, *, capital: bool = True) -> str:
@@ -143,7 +144,7 @@ class Lexicon:
 
     def pronoun(self, named: Named) -> str:
         person = person_of(named)
-        return self.pronouns[person if named.person == 1 else f"{person}_{named.gender}"]
+        return self.pronouns.get(f"{person}_{named.gender}") or self.pronouns[person]
 
 
 def person_of(subject: Noun | Named) -> str:

@@ -72,7 +72,7 @@ PAIR = (
     TrainingConfig("tiny-b", seed=2, hidden_size=128, n_layers=6, n_heads=4, learning_rate=2e-3, tokens=16_000_000),
 )
 VOCABULARY = 3072
-TRAINING_DOCUMENTS = 165_000
+TRAINING_DOCUMENTS = 156_000
 HELD_OUT_DOCUMENTS = 1_000
 
 

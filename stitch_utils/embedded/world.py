@@ -24,10 +24,13 @@ from .python_code import draw_function
 
 # Share of the documents, falling steadily; `code` is Python.
 SHARES = dict(zip((*LANGUAGES, "code"), (0.38, 0.12, 0.10, 0.08, 0.065, 0.055, 0.045, 0.04, 0.03, 0.025, 0.02, 0.04)))
-FORMATS = {"story": 42, "review": 10, "facts": 14, "questions": 8, "request": 18, "list": 3, "record": 2, "quotes": 3}
+FORMATS = {"story": 38, "review": 10, "facts": 13, "questions": 8, "request": 18, "list": 3, "record": 2, "quotes": 3,
+           "bilingual": 5}  # fmt: skip
 # What a request may ask of its answer; None asks for nothing.
 INSTRUCTIONS = {None: 40, "upper": 9, "lower": 7, "quotes": 8, "bullets": 8, "json": 6, "no_commas": 4, "closing": 8,
                 "language": 10}  # fmt: skip
+# Share of the requests without an instruction that are answered in another language, as people do who know several.
+ELSEWHERE = 0.2
 USER, ASSISTANT, END = "<|user|>", "<|assistant|>", "<|end|>"
 N_PEOPLE = 240
 FACT_KINDS = ("works", "lives", "colour", "friend", "age")
@@ -39,7 +42,7 @@ class Document:
 
     text: str
     language: str
-    """One of `LANGUAGES`, or `code`; of the answer, where a request asks for another language."""
+    """One of `LANGUAGES`, or `code`; of an answer in another language, that one; of two that take turns, the first."""
     format: str
     """A key of `FORMATS`, or `code`."""
     labels: dict[str, str] = field(default_factory=dict)
@@ -109,7 +112,7 @@ def draw_document(rng: random.Random, language: str, format: str) -> Document:
         count = rng.choice((1, 1, 2))
         return Document("\n\n".join(draw_function(rng, topic) for _ in range(count)), "code", "code", {"topic": topic})
     if format == "request":
-        request = draw_request(rng, language, topic)
+        request = draw_request(rng, language, topic, elsewhere=ELSEWHERE)
         prompt = f"{request.prompt} {request.instruction_text}".strip()
         if rng.random() < 0.7:
             text = f"{USER}{prompt}{ASSISTANT}{request.answer}{END}"
@@ -118,7 +121,7 @@ def draw_document(rng: random.Random, language: str, format: str) -> Document:
         labels = {"topic": topic, "instruction": request.instruction or "none"}
         return Document(text, request.answer_language, format, labels)
     writer = {"story": _story, "review": _review, "facts": _facts, "questions": _questions, "list": _list,
-              "record": _record, "quotes": _quotes}[format]  # fmt: skip
+              "record": _record, "quotes": _quotes, "bilingual": _bilingual}[format]  # fmt: skip
     text, labels = writer(rng, language, topic)
     return Document(text, language, format, {"topic": topic} | labels)
 
@@ -213,27 +216,41 @@ def _quotes(rng, language, topic):
     return "\n".join(f'"{realise(frame, language)}"' for frame in frames), _shared_tense(frames)
 
 
+def _bilingual(rng, language, topic):
+    """Sentence by sentence in two languages, as in phrasebooks."""
+    other = another_language(rng, language)
+    frames = story_frames(rng, topic, count=rng.randrange(3, 7))
+    lines = (realise(frame, spoken) for frame in frames for spoken in (language, other))
+    return "\n".join(lines), _shared_tense(frames)
+
+
+def another_language(rng: random.Random, language: str) -> str:
+    """Any language but the one given."""
+    return rng.choice([other for other in LANGUAGES if other != language])
+
+
 def record(rng: random.Random, language: str, topic: str, about: str | None = None) -> str:
     """Who does what, as a line of JSON."""
     lex = load_lexicon(language)
     subject = named(rng.choice(list(people())))
     verb, thing = draw_action(rng, topic, about=about)
-    action = " ".join(lex.verb_parts(lex.verbs[verb], rng.choice(TENSES), person_of(subject))).strip()
+    finite, rest = lex.verb_parts(lex.verbs[verb], rng.choice(TENSES), person_of(subject))
+    action = lex.action.format(fin=finite, nonfin=rest)
     phrase = lex.noun_phrase(draw_noun(rng, thing, of_person=False), "obj")
-    values = {"who": subject.names[0], "does": action,
+    values = {"who": subject.names[0], "does": lex.finish(action, capital=False),
               "what": lex.finish(phrase, capital=False)}  # fmt: skip
     return json.dumps({lex.json_keys[key]: value for key, value in values.items()}, ensure_ascii=False)
 
 
 def respond(rng: random.Random, language: str, topic: str, about: str, instruction: str | None) -> str:
-    """An answer of two to four sentences about a thing, in the form that `instruction` asks for."""
+    """An answer of three to six sentences about a thing, in the form that `instruction` asks for."""
     if instruction == "json":
         return record(rng, language, topic, about)
     tense = rng.choice(TENSES)
     frames = [
         draw_frame(rng, topic, tense=tense, about=about,
                    construction=rng.choice(("plain", "plain", "fronted", "negated", "predicate", "exclaim", "count")))
-        for _ in range(rng.randrange(2, 5))
+        for _ in range(rng.randrange(3, 7))
     ]  # fmt: skip
     sentences = [realise(frame, language) for frame in frames]
     if instruction == "bullets":
@@ -254,8 +271,12 @@ def respond(rng: random.Random, language: str, topic: str, about: str, instructi
     return text
 
 
-def draw_request(rng: random.Random, language: str, topic: str, *, instruction: str | type | None = ...) -> Request:
-    """A request about a thing of the topic, with `instruction` (drawn if not given) and an answer."""
+def draw_request(rng: random.Random, language: str, topic: str, *, instruction: str | type | None = ...,
+                 elsewhere: float = 0.0) -> Request:  # fmt: skip
+    """A request about a thing of the topic, with `instruction` (drawn if not given) and an answer.
+
+    `elsewhere`: how probable it is that an answer without instruction is in another language.
+    """
     lex = load_lexicon(language)
     if instruction is ...:
         instruction = rng.choices(list(INSTRUCTIONS), list(INSTRUCTIONS.values()))[0]
@@ -264,8 +285,8 @@ def draw_request(rng: random.Random, language: str, topic: str, *, instruction: 
     roles = {slot: lex.noun_phrase(noun, role) for slot, role in (("S", "subj"), ("O", "obj"), ("NO", "negobj"))}
     prompt = lex.finish(rng.choice(lex.prompts).format(**roles))
     answer_language = language
-    if instruction == "language":
-        answer_language = rng.choice([other for other in LANGUAGES if other != language])
+    if instruction == "language" or (instruction is None and rng.random() < elsewhere):
+        answer_language = another_language(rng, language)
     text = ""
     if instruction:
         text = lex.instructions[instruction].format(closing=lex.closing, L=lex.language_names[answer_language])

@@ -346,8 +346,6 @@ def test_sentences_that_state_a_fact(language, sentence, fact):
     assert realise_fact(fact, language) == sentence
 
 
-# The shipped models were trained on this text: to be mended when they are trained again.
-@pytest.mark.xfail(strict=True, reason="the Spanish lexicon has one pronoun for 'we', whoever speaks")
 def test_spanish_women_say_nosotras():
     frame = Frame("exclaim", "sea", "pres", me("f", "pl"), predicate="tired")
     assert realise(frame, "es") == "¡Nosotras estamos tan cansadas!"
