@@ -81,7 +81,7 @@ class SteeringConfig:
 _SIZES = {
     "smoke": dict(languages=2, prompts=6, choosing_languages=1, choosing_prompts=4, strengths=(1.0, 2.0),
                   max_new_tokens=16, frequency_documents=20),
-    "default": dict(languages=None, prompts=100, choosing_languages=4, choosing_prompts=30, batch_size=128),
+    "default": dict(languages=None, prompts=100, choosing_languages=None, choosing_prompts=12, batch_size=128),
     "paper": dict(languages=None, prompts=163, choosing_languages=None, choosing_prompts=41, max_new_tokens=100,
                   frequency_documents=20_000),
 }  # fmt: skip
