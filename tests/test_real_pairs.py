@@ -26,7 +26,9 @@ PAIRS = ("pythia", "gpt2", "gemma", "gemma-it")
 # Those in which the paper uses each pair, and no more: every chapter takes its time.
 SAES = ("stitching", "sae_transfer", "sae_training")
 CHAPTERS = {
-    "pythia": ("pairs", *SAES, "probing"), "gpt2": (*SAES, "probing"), "gemma": ("pairs", *SAES, "steering"),
+    "pythia": ("pairs", *SAES, "probing"),
+    "gpt2": (*SAES, "probing", "feature_transfer", "functional_features"),
+    "gemma": ("pairs", *SAES, "steering"),
     "gemma-it": ("stitching", "instruction_following"),
 }  # fmt: skip
 

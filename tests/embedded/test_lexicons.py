@@ -108,7 +108,8 @@ def test_every_language_has_the_ids_of_english(language):
     data, english = raw(language), raw("en")
     assert data["language"] == language
     for table in (*WORD_KINDS, *OTHER_TABLES):
-        assert set(data[table]) == set(english[table]), table
+        # A pronoun may have a feminine form beside that of the person.
+        assert {re.sub("^1p_f$", "1p", key) for key in data[table]} == set(english[table]), table
 
 
 def test_the_lexicons_have_a_word_for_every_concept_and_no_other():
