@@ -107,6 +107,20 @@ class SAERef:
 
 
 @dataclass(frozen=True)
+class AugmenterRef:
+    """A model that follows instructions, to write sentences anew (App. H.1)."""
+
+    model: str
+    """Hub id or folder."""
+    revision: str | None = None
+    dtype: str = "bfloat16"
+
+    def __post_init__(self):
+        if self.dtype not in DTYPES:
+            raise ValueError(f"unknown dtype {self.dtype!r}: expected one of {', '.join(DTYPES)}")
+
+
+@dataclass(frozen=True)
 class SAERecipe:
     """How SAEs of a pair are trained where none is published; by default the paper's choices (App. D)."""
 
@@ -177,6 +191,8 @@ class ModelPair:
     sae_recipe: SAERecipe = SAERecipe()
     datasets: Mapping[str, DatasetRef] = field(default_factory=dict)
     """What the experiments beyond plain text read, by its role; without one, the embedded world stands in."""
+    augmenter: AugmenterRef | None = None
+    """Writes versions of sentences with other words; without one, the sentences are the embedded world's."""
     file: str = ""
     """Where all this was said, for messages."""
 
@@ -255,12 +271,20 @@ def _parsed(data: dict, path: Path) -> dict:
         "saes": {key: _sae(value, path.parent) for key, value in data.get("saes", {}).items()},
         "sae_recipe": _build(SAERecipe, data.get("sae_recipe", {})),
         "datasets": {key: _dataset(value, path.parent) for key, value in data.get("datasets", {}).items()},
+        "augmenter": _augmenter(data.get("augmenter"), path.parent),
         "file": path.relative_to(PAIRS_FOLDER.parents[1]).as_posix() if path.parent == PAIRS_FOLDER else str(path),
     }
 
 
 def _model(data: dict, folder: Path) -> ModelRef:
     ref = _build(ModelRef, data)
+    return dataclasses.replace(ref, model=_beside(folder, ref.model))
+
+
+def _augmenter(data: dict | None, folder: Path) -> AugmenterRef | None:
+    if data is None:
+        return None
+    ref = _build(AugmenterRef, data)
     return dataclasses.replace(ref, model=_beside(folder, ref.model))
 
 

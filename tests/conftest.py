@@ -31,6 +31,15 @@ SHAPED = [
     "instructions",
     "instruction_sweep",
     "template_tokens",
+    "logit_weights",
+    "attribution",
+    "augmentation",
+    "known_words",
+    "contexts",
+    "heads",
+    "functional",
+    "entropy_effects",
+    "deactivation",
 ]
 install_import_hook([f"stitch_utils.{module}" for module in SHAPED], "typechecker.check")
 

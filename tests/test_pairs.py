@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from stitch_utils.models import check_pair, load_models
-from stitch_utils.pairs import PAIRS_FOLDER, SCALES, load_pair
+from stitch_utils.pairs import PAIRS_FOLDER, SCALES, AugmenterRef, load_pair
 from stitch_utils.text import read_documents
 
 
@@ -62,6 +62,11 @@ def test_a_file_of_ones_own(tmp_path, random_folders):
         ({"a": {"layer": 1}}, "ModelRef: missing model; expected model, layer, revision"),
         ({"a": {"model": "x"}}, "model a has no layer: expected the number of the block"),
         ({"a": "x"}, "ModelRef: expected a mapping, got 'x'"),
+        (
+            {"augmenter": {"model": "x", "dtype": "int8"}},
+            "unknown dtype 'int8': expected one of float32",
+        ),
+        ({"augmenter": {"id": "x"}}, "AugmenterRef: unknown id; missing model; expected model, revision, dtype"),
         ({"saes": {"c": {"format": "sparsify", "release": "x", "id": "y"}}}, "saes of unknown side c: expected a or b"),
         ({"scales": {"smoke": {"train_tokens": 0}}}, "missing adam_steps, batch_size"),
         ({"text": {"train": {"source": "world", "name": "x"}}}, "the entry 'evaluation' is missing"),
@@ -113,6 +118,14 @@ def test_what_a_model_lacks_names_the_pair_and_its_file(own):
     own.write_text(MINIMAL.replace("models/b", "models/nowhere/c") + "context: 32\n")
     with pytest.raises(ValueError, match=r"pair 'mine' .*, model b: 'models/nowhere/c' is no folder .* and no Hub id"):
         check_pair(load_pair(own))
+
+
+def test_an_augmenter_is_a_model_beside_the_file_or_on_the_hub(own):
+    own.write_text(MINIMAL + "augmenter: {model: google/gemma-2-9b-it}\n")
+    assert load_pair(own).augmenter == AugmenterRef("google/gemma-2-9b-it", None, "bfloat16")
+    own.write_text(MINIMAL + "augmenter: {model: models/a, revision: v1, dtype: float32}\n")
+    assert load_pair(own).augmenter == AugmenterRef(str(own.parent / "models" / "a"), "v1", "float32")
+    assert load_pair("gpt2").augmenter.model == "google/gemma-2-9b-it" and load_pair("tiny").augmenter is None
 
 
 def test_the_pairs_of_the_paper():

@@ -324,15 +324,20 @@ def parallel_sentences(seed: int | str, count: int, language: str) -> list[tuple
     return [(realise(frame, "en"), realise(frame, language)) for frame in sentence_frames(seed, count)]
 
 
-def augmented_sentences(seed: int | str, count: int, k: int, *, language: str = "en") -> list[list[str]]:
-    """Sentences, each followed by `k` re-lexicalised versions of it from `k` other topics (App. H)."""
+def augmented_frames(seed: int | str, count: int, k: int, *, language: str = "en") -> list[list[Frame]]:
+    """Frames, each followed by `k` re-lexicalised ones from `k` other topics."""
     groups = []
     for index, frame in enumerate(sentence_frames(seed, count)):
         rng = random.Random(f"{seed}:augmented:{index}")
         topics = rng.sample([topic for topic in TOPICS if topic != frame.topic], k)
-        versions = [frame] + [relexicalise(frame, rng, language, topic=topic) for topic in topics]
-        groups.append([realise(version, language) for version in versions])
+        groups.append([frame] + [relexicalise(frame, rng, language, topic=topic) for topic in topics])
     return groups
+
+
+def augmented_sentences(seed: int | str, count: int, k: int, *, language: str = "en") -> list[list[str]]:
+    """Sentences, each followed by `k` re-lexicalised versions of it from `k` other topics (App. H)."""
+    groups = augmented_frames(seed, count, k, language=language)
+    return [[realise(frame, language) for frame in group] for group in groups]
 
 
 def labelled_sentences(seed: int | str, count: int, language: str = "en") -> list[tuple[str, dict[str, str]]]:

@@ -1,0 +1,90 @@
+"""Sentences of the embedded world with their content words marked.
+
+Section 5.1 tells classes of features from activations alone; here it is known which words of a sentence came from the
+slots that re-lexicalising fills anew (nouns, verbs, adjectives, numbers, names, and the words of place, time and
+manner), and which are the grammar's own. A word is marked if it is a form of one of the words that its frame names; in
+a phrase such as "in the kitchen", words that several phrases share are the grammar's. Nothing is aligned, and no other
+version of the sentence is looked at. In English no word is ever both; in other languages a few short ones are.
+
+Offers `MarkedSentence`, `mark`, `marked_groups`.
+"""
+
+from __future__ import annotations
+
+import collections
+import functools
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from .grammar import Frame, Named, Noun, load_lexicon, realise
+from .world import augmented_frames
+
+WORD = re.compile(r"\w+")
+SHARED_BY = 3  # phrases that have a word of the grammar in common
+STEM = 3  # letters from which on a form may be followed by an ending, as that of the French future
+
+
+class MarkedSentence(NamedTuple):
+    """A sentence and where its content words are."""
+
+    text: str
+    content: tuple[tuple[int, int], ...]
+    """Beginning and end of each content word, as characters of the text; the words between are function words."""
+
+    def is_content(self, start: int, end: int) -> bool:
+        """Whether these characters hold a part of a content word."""
+        return any(start < stop and begin < end for begin, stop in self.content)
+
+
+def mark(frame: Frame, language: str = "en") -> MarkedSentence:
+    """The sentence that says `frame`; ValueError if one of the frame's words is not found in it."""
+    text = realise(frame, language)
+    words = [(match.span(), match.group().lower()) for match in WORD.finditer(text)]
+    found = set()
+    for said in _said(frame, language):
+        stems = tuple(form for form in said if len(form) >= STEM)
+        spans = {span for span, word in words if word in said or word.startswith(stems)}
+        if said and not spans:
+            forms = ", ".join(sorted(said, key=lambda form: (len(form), form))[:5])
+            raise ValueError(f"{text!r} holds none of the forms of a word that its frame names ({forms}, ...)")
+        found |= spans
+    return MarkedSentence(text, tuple(sorted(found)))
+
+
+def _said(frame: Frame, language: str) -> Iterator[set[str]]:
+    """For each content slot of the frame, the words that may fill it."""
+    lex = load_lexicon(language)
+    subject = frame.subject if frame.construction != "who" else None  # asked for, so not said
+    for noun in (subject, frame.object, frame.object2):
+        if isinstance(noun, Noun):
+            yield _forms(lex.nouns[noun.concept])
+            yield _forms(lex.adjectives.get(noun.adjective, {}))
+    for verb in (frame.verb, frame.verb2):
+        yield _forms(lex.verbs.get(verb, {}))
+    yield _forms(lex.adjectives.get(frame.predicate, {}))
+    yield _forms(lex.numerals.get(frame.numeral, {}))
+    names = subject.names if isinstance(subject, Named) and not subject.as_pronoun else ()
+    for name in (*names, frame.speaker or ""):
+        yield set(name.lower().split())
+    for phrase in (frame.place, frame.time, frame.manner):
+        yield set(WORD.findall(lex.phrases[phrase].lower())) - _of_the_grammar(language) if phrase else set()
+
+
+def _forms(word: dict[str, str]) -> set[str]:
+    """The words that its forms are made of, and two of them written as one, as a prefix and its verb are."""
+    forms = [form.lower() for name, form in word.items() if name != "class"]
+    single = {part for form in forms for part in WORD.findall(form)}
+    return single | {first + second for first in single for second in single}
+
+
+@functools.cache
+def _of_the_grammar(language: str) -> frozenset[str]:
+    phrases = load_lexicon(language).phrases.values()
+    counts = collections.Counter(word for phrase in phrases for word in set(WORD.findall(phrase.lower())))
+    return frozenset(word for word, count in counts.items() if count >= SHARED_BY)
+
+
+def marked_groups(seed: int | str, count: int, k: int, *, language: str = "en") -> list[list[MarkedSentence]]:
+    """`world.augmented_sentences` with their content words marked."""
+    return [[mark(frame, language) for frame in group] for group in augmented_frames(seed, count, k, language=language)]

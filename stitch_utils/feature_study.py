@@ -1,0 +1,209 @@
+"""The experiment of sections 5 and 5.1: which features keep their effect under the stitch, and of which kind they are.
+
+Figs. 4b, 14 and 15, Tables 7 and 8. In each direction every feature of one model's SAE is compared with its twins in
+the other model, across the fitted stitch and across a random one (Eq. 10), and classed by the sentences and versions in
+which it fires. What the paper suspects, that structural features transfer better because they fire more often, is
+tested at matched firing rates; and where the truth about words is known, so is how often the classes are right.
+
+Offers `FeatureStudyConfig`, `feature_study_config`, `study_features`, `FeatureStudy`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from sae_lens import SAE
+
+from .attribution import SIDES, AttributionCorrelation, against_random, attribution_correlations, carried, summarise
+from .augmentation import FeatureClasses, classify, density_ratios, feature_presence, matched_rates, unrelated
+from .augmented_text import AugmentedGroups, RewritingConfig, augmented_groups, world_stream
+from .contexts import Context, top_contexts
+from .embedded.marked import marked_groups
+from .harvest import evaluation_batches
+from .known_words import Recovery, known_words, recovery
+from .models import Model
+from .moments import PairMoments
+from .pairs import ModelPair
+from .stitch import Stitch
+
+KINDS = ("structural", "semantic")
+TWINS = ("transferred", "random")
+
+
+@dataclass(frozen=True)
+class FeatureStudyConfig:
+    """What is run."""
+
+    sentences: int
+    """That are drawn, each with its versions."""
+    versions: int = 5
+    """Of a sentence, beside the original (App. H.1)."""
+    share: float = 0.5
+    """Of the groups in which a feature fires at all, those in which it must fire in all versions to be structural."""
+    min_groups: int = 5
+    """Groups in which a feature must fire to be classed."""
+    contexts: int = 3
+    """Texts that are kept of each feature and model."""
+    context_documents: int = 200
+    """Documents of the evaluation text in which these are looked for."""
+    seed: int = 0
+    """Of the random stitch, of the sentences and of the bootstrap."""
+
+    def __post_init__(self):
+        if min(self.sentences, self.versions, self.contexts, self.context_documents) < 1:
+            raise ValueError("at least one sentence, version, context and document are needed")
+
+
+_SIZES = {
+    "smoke": dict(sentences=40, versions=2, min_groups=2, contexts=2, context_documents=20),
+    "default": dict(sentences=400),
+    "paper": dict(sentences=1000, contexts=8, context_documents=1000),
+}
+
+
+def feature_study_config(pair: ModelPair, scale: str, *, seed: int = 0, **changes) -> FeatureStudyConfig:
+    """The sizes of a scale, with `changes` to them; a model that writes versions takes its time even at scale smoke."""
+    pair.scale(scale)  # says which there are
+    sizes = _SIZES.get(scale, _SIZES["default"]) | {"seed": seed}
+    if scale == "smoke" and pair.augmenter is not None:
+        sizes["sentences"] = 4
+    return FeatureStudyConfig(**sizes | changes)
+
+
+@dataclass(frozen=True)
+class FeatureStudy:
+    """What was found. A direction is `up`, A's SAE carried to B, or `down`, the converse."""
+
+    config: FeatureStudyConfig
+    correlations: Mapping[str, Mapping[str, AttributionCorrelation]]
+    """By direction and twin, `transferred` or `random`."""
+    groups: AugmentedGroups
+    classes: Mapping[str, FeatureClasses]
+    by_chance: Mapping[str, FeatureClasses]
+    """The classes from sentences that have nothing to do with each other."""
+    recovered: Mapping[str, list[Recovery]]
+    """For 1, 2, ... versions; empty where it is not known which words are content."""
+    contexts: Mapping[str, Mapping[str, Mapping[int, list[Context]]]]
+    """By direction and model, `a` or `b`: the top contexts of each feature there."""
+
+    def alive(self, direction: str) -> np.ndarray:
+        """Features that fire often enough in both models, whose classes are known."""
+        return self.correlations[direction]["transferred"].alive() & ~self.classes[direction].dead
+
+    def of_kind(self, direction: str, kind: str) -> np.ndarray:
+        """Numbers of the living features of a class."""
+        return np.flatnonzero(self.alive(direction) & getattr(self.classes[direction], kind))
+
+    def correlation(self, direction: str, twin: str = "transferred") -> np.ndarray:
+        """Of all features that are alive across the fitted stitch, and across this one."""
+        found = self.correlations[direction]
+        return found[twin].correlation[found["transferred"].alive() & np.isfinite(found[twin].correlation)]
+
+    def numbers(self, pair: str) -> dict[str, float]:
+        """Everything that goes into a results file, under the ids of Figs. 14 and 4b and of Table 7."""
+        found: dict[str, float] = {}
+        for direction in self.correlations:
+            found |= self._figure14(f"figure14.{pair}.{direction}", direction)
+            found |= self._figure4b(f"figure4b.{pair}.{direction}", direction)
+            for one in self.recovered.get(direction, ()):
+                for measure in ("accuracy", "balanced", "auc"):
+                    found |= getattr(one, measure).numbers(f"recovery.{pair}.{direction}.k_{one.k}.{measure}")
+        found[f"table7.{pair}.versions"] = self.groups.versions
+        found[f"table7.{pair}.whole"] = self.groups.whole / self.groups.versions
+        for rule, count in self.groups.broken.items():
+            found[f"table7.{pair}.broken.{rule.replace(' ', '_')}"] = count / self.groups.versions
+        return found
+
+    def _figure14(self, start: str, direction: str) -> dict[str, float]:
+        found: dict[str, float] = {}
+        values = {twin: self.correlation(direction, twin) for twin in TWINS}
+        for twin, some in values.items():
+            summary = summarise(some, seed=self.config.seed)
+            for measure in ("mean", "median", "above_half", "below_zero"):
+                found |= getattr(summary, measure).numbers(f"{start}.{twin}.{measure}")
+        beside = against_random(values["transferred"], values["random"], seed=self.config.seed)
+        found |= beside.better.numbers(f"{start}.better") | beside.negative.numbers(f"{start}.negative")
+        found[f"{start}.features"] = len(values["transferred"])
+        return found
+
+    def _figure4b(self, start: str, direction: str) -> dict[str, float]:
+        result, classes = self.correlations[direction]["transferred"], self.classes[direction]
+        found: dict[str, float] = {}
+        for kind in KINDS:
+            some = self.of_kind(direction, kind)
+            found[f"{start}.{kind}.features"] = len(some)
+            found[f"{start}.{kind}.by_chance"] = int(getattr(self.by_chance[direction], kind).sum())
+            if len(some):
+                summary = summarise(result.correlation[some], seed=self.config.seed)
+                found |= summary.mean.numbers(f"{start}.{kind}.mean") | summary.spread.numbers(f"{start}.{kind}.spread")
+                found[f"{start}.{kind}.rate"] = float(np.median(result.firing_rate[some]))
+        if all(len(self.of_kind(direction, kind)) for kind in KINDS):
+            options = {"alive": self.alive(direction), "seed": self.config.seed}
+            low, high = density_ratios(result.correlation, classes, **options)
+            found |= low.numbers(f"{start}.lowest_tenth") | high.numbers(f"{start}.highest_tenth")
+            compared = matched_rates(result.correlation, result.firing_rate, classes, **options)
+            for name, one in (("all", compared.all), ("matched", compared.matched)):
+                if one is not None:
+                    found |= one.mean.numbers(f"{start}.{name}.mean") | one.spread.numbers(f"{start}.{name}.spread")
+                    found |= {f"{start}.{name}.{kind}": getattr(one, kind) for kind in KINDS}
+        return found
+
+
+def study_features(
+    pair: ModelPair, models: tuple[Model, Model], layers: tuple[int, int], saes: tuple[SAE, SAE], stitch: Stitch,
+    moments: PairMoments, config: FeatureStudyConfig, *, scale: str,
+) -> FeatureStudy:  # fmt: skip
+    """Run all of it. `saes` are A's and B's; `moments` those that the stitch was fitted on."""
+    sizes, tokenizer = pair.scale(scale), models[0].tokenizer
+    means = (moments.mean_x, moments.mean_y)
+    twins = {
+        direction: carried(saes[source], stitch, direction=direction, means=means, seed=config.seed)
+        for direction, (source, _) in SIDES.items()
+    }
+    correlations = attribution_correlations(models, layers, twins, evaluation_batches(pair, sizes, tokenizer))
+    rewriting = RewritingConfig(seed=config.seed, at_once=min(RewritingConfig.at_once, config.sentences))
+    groups = augmented_groups(pair, config.sentences, config.versions, config=rewriting)
+    presence = {
+        direction: feature_presence(models[source], layers[source], saes[source], groups.groups)
+        for direction, (source, _) in SIDES.items()
+    }
+    options = {"share": config.share, "min_groups": config.min_groups}
+    contexts = {
+        direction: {
+            "ab"[side]: top_contexts(
+                models[side], layers[side], sae, None,
+                _first(evaluation_batches(pair, sizes, tokenizer), config.context_documents), n=config.contexts,
+            )
+            for side, sae in zip(SIDES[direction], (twins[direction].sae, twins[direction].others["transferred"]))
+        }
+        for direction in SIDES
+    }  # fmt: skip
+    return FeatureStudy(
+        config, correlations, groups,
+        {direction: classify(found, **options) for direction, found in presence.items()},
+        {direction: classify(unrelated(found, seed=config.seed), **options) for direction, found in presence.items()},
+        _recovered(models, layers, saes, presence, groups, config, options), contexts,
+    )  # fmt: skip
+
+
+def _first(batches, documents: int):
+    """Batches until so many documents have begun."""
+    return itertools.takewhile(lambda batch: int(batch.documents.min()) < documents, batches)
+
+
+def _recovered(models, layers, saes, presence, groups: AugmentedGroups, config: FeatureStudyConfig, options) -> dict:
+    if groups.source != "world":
+        return {}
+    marked = marked_groups(world_stream(config.seed), len(groups.groups), config.versions)
+    sentences = [sentence for group in marked for sentence in group]
+    found = {}
+    for direction, (source, _) in SIDES.items():
+        known = known_words(models[source], layers[source], saes[source], sentences)
+        try:
+            found[direction] = recovery(presence[direction], known, seed=config.seed, **options)
+        except ValueError:  # all features are of one kind, which happens in small runs: nothing to tell apart
+            found[direction] = []
+    return found

@@ -1,0 +1,120 @@
+"""The study of section 5 as a whole: what its numbers are numbers of, and that the claims find theirs."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from toy_saes import make_sae
+
+from stitch_utils import feature_plots
+from stitch_utils.augmentation import classify, feature_presence
+from stitch_utils.embedded.world import augmented_sentences
+from stitch_utils.feature_study import FeatureStudyConfig, feature_study_config, study_features
+from stitch_utils.fitting import pair_moments
+from stitch_utils.harvest import evaluation_batches
+from stitch_utils.models import load_models
+from stitch_utils.pairs import load_pair
+from stitch_utils.stitch import fit_exact
+
+LAYERS = (1, 2)
+CONFIG = FeatureStudyConfig(sentences=40, versions=3, share=0.3, min_groups=2, contexts=2, context_documents=6, seed=3)
+ROOT = Path(__file__).parents[1]
+
+
+class Run:
+    def __init__(self, path):
+        self.pair = load_pair(path)
+        self.models = load_models(self.pair)
+        self.moments = pair_moments(self.pair, self.models, LAYERS, scale="smoke")
+        self.stitch = fit_exact(self.moments)
+        self.saes = tuple(make_sae("topk", model.d_model, dtype="float32") for model in self.models)
+        with torch.no_grad():  # centred, so that many features fire
+            for sae, mean in zip(self.saes, (self.moments.mean_x, self.moments.mean_y)):
+                sae.b_enc.copy_(-mean.float() @ sae.W_enc)
+        self.study = study_features(
+            self.pair, self.models, LAYERS, self.saes, self.stitch, self.moments, CONFIG, scale="smoke"
+        )
+        self.numbers = self.study.numbers("mine")
+
+
+@pytest.fixture
+def run(small_pair):
+    return Run(small_pair(sizes={"eval_documents": 40}))
+
+
+def test_the_numbers_are_those_of_the_classes(run):
+    groups = augmented_sentences("augmentation:3", 40, 3)
+    assert run.study.groups.groups == groups
+    for number, direction in enumerate(("up", "down")):
+        model, layer, sae = run.models[number], LAYERS[number], run.saes[number]
+        classes = classify(feature_presence(model, layer, sae, groups), share=0.3, min_groups=2)
+        result = run.study.correlations[direction]["transferred"]
+        fires = np.minimum(result.firing_rate, result.twin_firing_rate) * result.n_tokens
+        alive = (fires > 9.5) & np.isfinite(result.correlation)
+        start = f"figure4b.mine.{direction}"
+        for kind in ("structural", "semantic"):
+            some = getattr(classes, kind) & alive
+            assert some.sum() == run.numbers[f"{start}.{kind}.features"] > 0
+            assert run.numbers[f"{start}.{kind}.mean"] == pytest.approx(result.correlation[some].mean())
+            assert run.numbers[f"{start}.{kind}.spread"] == pytest.approx(result.correlation[some].std())
+            assert run.numbers[f"{start}.{kind}.rate"] == pytest.approx(np.median(result.firing_rate[some]))
+        difference = run.numbers[f"{start}.structural.mean"] - run.numbers[f"{start}.semantic.mean"]
+        assert run.numbers[f"{start}.all.mean"] == pytest.approx(difference)
+        start = f"figure14.mine.{direction}"
+        assert run.numbers[f"{start}.features"] == alive.sum()
+        assert run.numbers[f"{start}.transferred.median"] == pytest.approx(np.median(result.correlation[alive]))
+        random = run.study.correlations[direction]["random"].correlation[alive]
+        random = random[np.isfinite(random)]
+        assert run.numbers[f"{start}.random.mean"] == pytest.approx(random.mean())
+        better = (result.correlation[alive] > np.quantile(random, 0.95)).mean()
+        assert run.numbers[f"{start}.better"] == pytest.approx(better)
+
+
+def test_contexts_are_of_the_model_that_they_are_named_after(run):
+    every = evaluation_batches(run.pair, run.pair.scale("smoke"), run.models[0].tokenizer)
+    batches = [batch for batch in every if batch.documents.min() < CONFIG.context_documents]
+    for direction, (source, target) in {"up": "ab", "down": "ba"}.items():
+        assert set(run.study.contexts[direction]) == {source, target}
+        side = "ab".index(source)
+        largest = max(
+            run.saes[side].encode(run.models[side].residuals(b.tokens, [LAYERS[side]])[LAYERS[side]])[b.mask].max()
+            for b in batches
+        )
+        shown = [text for texts in run.study.contexts[direction][source].values() for text in texts]
+        assert max(a for text in shown for _, a in text.tokens) == pytest.approx(largest.item(), rel=1e-4)
+
+
+def test_every_number_that_a_claim_needs_is_there(run):
+    claims = yaml.safe_load((ROOT / "book" / "published.yml").read_text(encoding="utf-8"))["claims"]
+    ours = [claim for claim in claims if claim["chapter"] == "feature_transfer"]
+    needed = {id.replace("{pair}", "mine") for claim in ours for id in claim["needs"].values()}
+    # three versions and a random model: the number after five, and what needs features of both kinds, may be missing
+    assert {id for id in needed if not id.startswith(("recovery.", "figure4b.mine.up.matched"))} <= set(run.numbers)
+    assert all(isinstance(value, int | float) and np.isfinite(value) for value in run.numbers.values())
+
+
+def test_the_figures_show_what_they_are_given():
+    values = {"structural": np.array([0.52, 0.55, 0.95]), "semantic": np.array([-0.45, 0.15])}
+    figure = feature_plots.class_densities({"up": values})
+    below = figure.axes[1]
+    assert [text.get_text() for text in below.get_legend().get_texts()] == ["structural (3)", "semantic (2)"]
+    shares = [patch for patch in figure.axes[0].patches if patch.get_height() > 0]
+    at = {(round(patch.get_x(), 2), round(patch.get_height(), 2)) for patch in shares}
+    assert {(-0.5, 1.0), (0.5, 1.0), (0.1, 1.0)} <= at
+    figure = feature_plots.recovery_by_versions({"up": {"AUC": [(0.6, 0.5, 0.7), (0.8, 0.7, 0.9)]}})
+    line = figure.axes[0].containers[0][0]
+    assert (list(line.get_xdata()), list(line.get_ydata())) == ([1, 2], [0.6, 0.8])
+
+
+def test_sizes():
+    pair = load_pair("tiny")
+    assert feature_study_config(pair, "default", seed=2, share=0.7) == FeatureStudyConfig(400, share=0.7, seed=2)
+    assert feature_study_config(pair, "smoke").sentences == 40
+    assert feature_study_config(load_pair("gpt2"), "smoke").sentences == 4
+    with pytest.raises(ValueError, match="unknown scale 'huge'"):
+        feature_study_config(pair, "huge")
+    with pytest.raises(ValueError, match="at least one sentence"):
+        dataclasses.replace(CONFIG, sentences=0)
