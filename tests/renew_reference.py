@@ -12,6 +12,7 @@ import nbformat
 
 ROOT = Path(__file__).parent.parent
 REFERENCE = ROOT / "tests" / "reference"
+LONGEST = 100_000  # characters of an output that is kept
 
 
 def copy_sources(target: Path) -> None:
@@ -22,8 +23,8 @@ def copy_sources(target: Path) -> None:
 
 
 def without_images(page: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """The notebook without what differs from run to run or weighs much: images, timings, progress bars, run
-    metadata."""
+    """The notebook without what differs from run to run or weighs much: images, pages of data, timings, progress bars,
+    run metadata."""
     for cell in page.cells:
         cell.metadata.pop("papermill", None)
         cell.metadata.pop("execution", None)
@@ -31,8 +32,9 @@ def without_images(page: nbformat.NotebookNode) -> nbformat.NotebookNode:
             continue
         cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
         for output in cell.outputs:
-            for kind in [kind for kind in output.get("data", {}) if kind.startswith("image/")]:
-                del output.data[kind]
+            data = output.get("data", {})
+            for kind in [kind for kind in data if kind.startswith("image/") or len(data[kind]) > LONGEST]:
+                del data[kind]
     for name in ("papermill", "stitch_book"):
         page.metadata.pop(name, None)
     return page
