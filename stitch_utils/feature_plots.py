@@ -34,8 +34,11 @@ def correlation_histograms(panels: Mapping[str, Mapping[str, np.ndarray]], *, la
     return figure
 
 
-def class_densities(panels: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
-    """Fig. 4b: densities of both classes, and above the share that each has in a bin if both had as many features."""
+def class_densities(panels: Mapping[str, Mapping[str, np.ndarray]], *, random: Mapping[str, tuple]) -> Figure:
+    """Fig. 4b: densities of both classes, and above the share that each has in a bin if both had as many features.
+
+    `random`: {title: (low, high)}, between which most correlations lie across a random stitch.
+    """
     figure, axes = plt.subplots(
         2, len(panels), figsize=(4 * len(panels), 4.2), sharex=True, sharey="row", squeeze=False, layout="constrained",
         height_ratios=(1, 2),
@@ -51,6 +54,7 @@ def class_densities(panels: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
             below.stairs(density, COARSE, color=OF_KIND[kind], fill=True, alpha=0.4)
             below.stairs(density, COARSE, color=OF_KIND[kind], lw=1.4, label=f"{kind} ({len(values[kind])})")
         above.axhline(0.5, color="white", lw=1)
+        below.axvspan(*random[title], color=GREY, alpha=0.5, lw=0, label="random stitch")
         above.set(title=title, ylim=(0, 1))
         below.set(xlabel="attribution correlation", xlim=(-1, 1), xticks=TICKS)
         below.legend(frameon=False, loc="upper left")

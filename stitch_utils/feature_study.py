@@ -102,6 +102,11 @@ class FeatureStudy:
         found = self.correlations[direction]
         return found[twin].correlation[found["transferred"].alive() & np.isfinite(found[twin].correlation)]
 
+    def random_band(self, direction: str) -> tuple[float, float]:
+        """Between which nine tenths of the correlations across the random stitch lie."""
+        low, high = np.quantile(self.correlation(direction, "random"), (0.05, 0.95))
+        return float(low), float(high)
+
     def numbers(self, pair: str) -> dict[str, float]:
         """Everything that goes into a results file, under the ids of Figs. 14 and 4b and of Table 7."""
         found: dict[str, float] = {}

@@ -69,6 +69,7 @@ def test_the_numbers_are_those_of_the_classes(run):
         random = run.study.correlations[direction]["random"].correlation[alive]
         random = random[np.isfinite(random)]
         assert run.numbers[f"{start}.random.mean"] == pytest.approx(random.mean())
+        assert run.study.random_band(direction) == pytest.approx(np.percentile(random, (5, 95)))
         better = (result.correlation[alive] > np.quantile(random, 0.95)).mean()
         assert run.numbers[f"{start}.better"] == pytest.approx(better)
 
@@ -98,9 +99,13 @@ def test_every_number_that_a_claim_needs_is_there(run):
 
 def test_the_figures_show_what_they_are_given():
     values = {"structural": np.array([0.52, 0.55, 0.95]), "semantic": np.array([-0.45, 0.15])}
-    figure = feature_plots.class_densities({"up": values})
+    figure = feature_plots.class_densities({"up": values}, random={"up": (-0.02, 0.03)})
     below = figure.axes[1]
-    assert [text.get_text() for text in below.get_legend().get_texts()] == ["structural (3)", "semantic (2)"]
+    assert [text.get_text() for text in below.get_legend().get_texts()] == [
+        "structural (3)",
+        "semantic (2)",
+        "random stitch",
+    ]
     shares = [patch for patch in figure.axes[0].patches if patch.get_height() > 0]
     at = {(round(patch.get_x(), 2), round(patch.get_height(), 2)) for patch in shares}
     assert {(-0.5, 1.0), (0.5, 1.0), (0.1, 1.0)} <= at
