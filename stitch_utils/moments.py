@@ -10,6 +10,8 @@ Offers `PairMoments`.
 
 from __future__ import annotations
 
+import itertools
+import json
 from pathlib import Path
 
 import torch
@@ -36,9 +38,11 @@ class PairMoments:
         self.mean = torch.zeros(d_a + d_b, dtype=torch.float64)
         self.scatter = torch.zeros(d_a + d_b, d_a + d_b, dtype=torch.float64)
 
-    def update(self, x: Float[Tensor, "n d_a"], y: Float[Tensor, "_ d_b"]) -> None:
-        """Take in `n` tokens; any float dtype, any device. ValueError on shapes that do not fit or values not
-        finite."""
+    def update(
+        self, x: Float[Tensor, "n d_a"], y: Float[Tensor, "_ d_b"], weights: Float[Tensor, " n"] | None = None
+    ) -> None:
+        """Take in `n` tokens; any float dtype, any device. With `weights` each counts so many times, and `count` is
+        their sum. ValueError on shapes that do not fit, values not finite or weights not positive."""
         if x.dim() != 2 or x.shape[1] != self.d_a or y.shape != (len(x), self.d_b):
             raise ValueError(
                 f"expected x of shape (n, {self.d_a}) and y of shape (n, {self.d_b}): "
@@ -50,13 +54,24 @@ class PairMoments:
             return
         if not (torch.isfinite(x).all() and torch.isfinite(y).all()):
             raise ValueError("activations hold values that are not finite; moments are unchanged")
-        for part_x, part_y in zip(x.split(ROWS_AT_ONCE), y.split(ROWS_AT_ONCE)):
+        if weights is not None and not (weights > 0).all():
+            raise ValueError("expected positive weights; moments are unchanged")
+        parts = itertools.repeat(None) if weights is None else weights.split(ROWS_AT_ONCE)
+        for part_x, part_y, part in zip(x.split(ROWS_AT_ONCE), y.split(ROWS_AT_ONCE), parts):
             both = torch.cat([part_x.double(), part_y.double()], dim=1)  # (rows, d_a + d_b)
-            mean = both.mean(dim=0)
-            both -= mean
-            self._merge(len(both), mean, both.T @ both)
+            if part is None:
+                count, mean = len(both), both.mean(dim=0)
+                both -= mean
+                scatter = both.T @ both
+            else:
+                part = part.to(both)
+                count = part.sum().item()
+                mean = part @ both / count
+                both -= mean
+                scatter = (both * part[:, None]).T @ both
+            self._merge(count, mean, scatter)
 
-    def _merge(self, count: int, mean: Tensor, scatter: Tensor) -> None:
+    def _merge(self, count: float, mean: Tensor, scatter: Tensor) -> None:
         if self.mean.device != mean.device:
             self.mean, self.scatter = self.mean.to(mean.device), self.scatter.to(mean.device)
         total = self.count + count
@@ -119,6 +134,6 @@ class PairMoments:
             if meta.get("kind") != "PairMoments":
                 raise ValueError(f"{path} holds {meta.get('kind', 'no')} data: expected PairMoments")
             moments = cls(int(meta["d_a"]), int(meta["d_b"]))
-            moments.count = int(meta["count"])
+            moments.count = json.loads(meta["count"])  # the sum of weights need not be whole
             moments.mean, moments.scatter = file.get_tensor("mean"), file.get_tensor("scatter")
         return moments

@@ -40,6 +40,16 @@ SHAPED = [
     "functional",
     "entropy_effects",
     "deactivation",
+    "unsquared",
+    "map_errors",
+    "lrt_text",
+    "behaviours",
+    "caa",
+    "choice_sweep",
+    "free_tasks",
+    "code_map",
+    "decoder_regression",
+    "map_recipes",
 ]
 install_import_hook([f"stitch_utils.{module}" for module in SHAPED], "typechecker.check")
 

@@ -92,3 +92,19 @@ def test_errors(tmp_path):
     fit_exact(moments).save(tmp_path / "stitch.safetensors")
     with pytest.raises(ValueError, match="holds Stitch data: expected PairMoments"):
         PairMoments.load(tmp_path / "stitch.safetensors")
+
+
+def test_weights_count_as_repetitions(tmp_path):
+    x, y = data(n=50)
+    times = torch.arange(50) % 4 + 1
+    weighted = PairMoments(5, 8)
+    for part in torch.arange(50).split(17):
+        weighted.update(x[part], y[part], times[part].double() / 2)
+    repeated = moments_of(x.repeat_interleave(times, 0), y.repeat_interleave(times, 0), 50)
+    assert weighted.count == repeated.count / 2 == times.sum() / 2
+    torch.testing.assert_close(weighted.mean, repeated.mean)
+    torch.testing.assert_close(weighted.covariance, repeated.covariance)
+    weighted.save(tmp_path / "moments.safetensors")
+    assert PairMoments.load(tmp_path / "moments.safetensors").count == weighted.count
+    with pytest.raises(ValueError, match="expected positive weights"):
+        weighted.update(x[:2], y[:2], torch.tensor([1.0, 0.0]))

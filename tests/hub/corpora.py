@@ -20,6 +20,8 @@ from stitch_utils.embedded.grammar import LANGUAGES, load_lexicon, realise
 from stitch_utils.embedded.python_code import draw_function
 from stitch_utils.embedded.world import documents, requests, sentence_frames
 
+from .evals import write_evals
+
 FORMATS = ("story", "story", "facts", "questions", "review", "quotes")
 
 
@@ -229,7 +231,33 @@ def ifeval_rows(count: int) -> list[dict]:
     return rows
 
 
+# ---- the sister paper's ------------------------------------------------------------------------------------------
+
+
+def write_pile(folder: Path) -> None:
+    """Columns `text` and `meta`."""
+    texts = web_texts("pile", 400)
+    table = pa.table({"text": pa.array(texts, pa.string()), "meta": [{"pile_set_name": "Pile-CC"}] * len(texts)})
+    meta = {"name": "meta", "struct": [{"name": "pile_set_name", "dtype": "string"}]}
+    features = [{"name": "text", "dtype": "string"}, meta]
+    write_parquet(folder, {"default": {"train": table}}, features={"default": features})
+
+
+def write_chats(folder: Path) -> None:
+    """Column `conversation`, turns with `content` and `role`; every tenth ends with the user's."""
+    rows = []
+    for index, request in enumerate(requests("chats", 300)):
+        turns = [{"content": request.prompt, "role": "user"}, {"content": request.answer, "role": "assistant"}]
+        rows.append({"conversation_id": str(index), "conversation": turns + turns[: index % 10 == 7]})
+    turn = [{"name": "content", "dtype": "string"}, {"name": "role", "dtype": "string"}]
+    features = [{"name": "conversation_id", "dtype": "string"}, {"name": "conversation", "list": turn}]
+    write_parquet(folder, {"default": {"train": pa.Table.from_pylist(rows)}}, features={"default": features})
+
+
 DATASETS = {
+    "monology/pile-uncopyrighted": write_pile,
+    "lmsys/lmsys-chat-1m": write_chats,
+    "Anthropic/model-written-evals": write_evals,
     "Skylion007/openwebtext": write_openwebtext,
     "fancyzhx/ag_news": write_ag_news,
     "canrager/amazon_reviews_mcauley_1and5": write_amazon,
