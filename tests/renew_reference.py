@@ -4,6 +4,7 @@
 """
 
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -24,8 +25,9 @@ def copy_sources(target: Path) -> None:
 
 def without_images(page: nbformat.NotebookNode) -> nbformat.NotebookNode:
     """The notebook without what differs from run to run or weighs much: images, pages of data, timings, progress bars,
-    run metadata."""
-    for cell in page.cells:
+    run metadata, random names."""
+    for number, cell in enumerate(page.cells):
+        cell.id = f"cell-{number}"
         cell.metadata.pop("papermill", None)
         cell.metadata.pop("execution", None)
         if cell.cell_type != "code":
@@ -35,6 +37,9 @@ def without_images(page: nbformat.NotebookNode) -> nbformat.NotebookNode:
             data = output.get("data", {})
             for kind in [kind for kind in data if kind.startswith("image/") or len(data[kind]) > LONGEST]:
                 del data[kind]
+            if "text/html" in data:  # a styled table is also text, which names it by its address
+                data.pop("text/plain", None)
+                data["text/html"] = re.sub(r"\bT_[0-9a-f]{5}", f"T_{number}", data["text/html"])
     for name in ("papermill", "stitch_book"):
         page.metadata.pop(name, None)
     return page

@@ -1,6 +1,7 @@
 """Chapters and their parameters: which there are, and what the text of a command line stands for."""
 
 import hashlib
+from pathlib import Path
 
 import jupytext
 import pytest
@@ -149,3 +150,16 @@ def test_the_page_of_another_pair():
     assert len(notebook.cells) == 4 and notebook.cells[0].source.startswith("# Stitching\n"), (
         "the chapter stays as it was"
     )
+
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize("chapter", chapter_names(ROOT))
+def test_the_reference_notebook_was_made_from_the_chapter_as_it_is(chapter):
+    def code(notebook):
+        kept = (cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", ()))
+        return [cell.source for cell in kept if cell.cell_type == "code"]
+
+    reference = jupytext.read(ROOT / "tests" / "reference" / f"{chapter}.ipynb")
+    assert code(reference) == code(read_chapter(ROOT, chapter)[0]), "`make reference` renews it"
