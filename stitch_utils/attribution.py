@@ -34,7 +34,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .harvest import as_fits
-from .intervals import Estimate, from_draws
+from .intervals import RESAMPLES, Estimate, from_draws
 from .logit_weights import LogitWeights
 from .models import Model
 from .saes import random_stitch, transfer_sae
@@ -46,7 +46,6 @@ TOKENS_AT_ONCE = 4096
 ENTRIES_AT_ONCE = 2**25  # tokens x features: bounds each float64 table to 0.25 GB
 CONSTANT = 1e-20  # a sum of squared deviations below this share of the sum of squares is rounding
 MIN_FIRES = 10
-RESAMPLES = 1000
 
 
 class Twins(NamedTuple):

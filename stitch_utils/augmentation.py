@@ -27,7 +27,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .harvest import as_fits
-from .intervals import Estimate, from_draws
+from .intervals import RESAMPLES, Estimate, from_draws
 from .models import Model
 from .text import TokenBatch, text_rows
 
@@ -36,7 +36,6 @@ TOKENS_AT_ONCE = 4096  # bounds the activations of latents, as in `saes`
 SHARE = 0.5
 MIN_GROUPS = 5
 BINS_A_DECADE = 5
-RESAMPLES = 1000
 
 
 @torch.no_grad()

@@ -34,11 +34,10 @@ from .behaviours import Choice
 from .generation import encoded
 from .harvest import as_fits
 from .instructions import instruction_means
-from .intervals import Estimate, clopper_pearson, from_draws
+from .intervals import Estimate, clopper_pearson, from_draws, resampled_counts
 from .models import Edit, Model
 from .text import TokenBatch, begin_and_end, padded_rows
 
-RESAMPLES = 1000
 ANSWER = 1  # room for an answer, where prompts are only read
 
 
@@ -161,7 +160,7 @@ def _check(native: np.ndarray, other: np.ndarray) -> None:
 
 def _drawn(n: int, seed: int) -> np.ndarray:
     """(resamples, n): how often each question is drawn, as shares."""
-    return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=RESAMPLES) / n
+    return resampled_counts(n, seed) / n
 
 
 def each_correlation(

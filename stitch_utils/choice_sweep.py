@@ -30,8 +30,7 @@ from .caa import (
     questions,
     relative_slope,
 )
-from .instruction_sweep import stratified_mean
-from .intervals import Estimate
+from .intervals import Estimate, stratified_mean
 from .models import Model
 from .moments import PairMoments
 from .steering import random_direction, transfer_direction

@@ -32,12 +32,11 @@ from tqdm import tqdm
 from .functional import TOKENS_AT_ONCE, ActivationSummary, decoder_rows
 from .harvest import as_fits
 from .heads import Head, first_streams, heads_of
-from .intervals import Estimate, from_draws
+from .intervals import Estimate, from_draws, resampled_counts
 from .models import Model
 from .text import TokenBatch
 
 QUERIES_AT_ONCE = 512  # bounds the keys that are gathered for them: 0.1 GB at 512 positions and 128 dimensions
-RESAMPLES = 1000
 
 
 class Path(NamedTuple):
@@ -74,8 +73,7 @@ class PathEffect(NamedTuple):
             return Estimate(self.mean_change, *((0.0, 0.0) if len(owners) == 0 else (-1.0, 1.0)))
         table = np.zeros((len(owners), 2))
         np.add.at(table, place, np.stack([self.ablated - self.attended, np.ones(len(place))], axis=1))
-        n = len(owners)
-        totals = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=RESAMPLES) @ table
+        totals = resampled_counts(len(owners), seed) @ table
         return from_draws(self.mean_change, totals[:, 0] / totals[:, 1])
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .harvest import as_fits
-from .intervals import Estimate, from_draws
+from .intervals import RESAMPLES, Estimate, from_draws, resampled_counts
 from .models import Model
 from .stitch import Stitch
 from .text import TokenBatch
@@ -39,12 +39,11 @@ class Fidelity:
     """(stitch, condition) -> (documents,), nats. The models' own losses are ("own", "a") and ("own", "b")."""
     seed: int = 0
     """Of the bootstrap."""
-    resamples: int = 1000
+    resamples: int = RESAMPLES
 
     def _draws(self) -> np.ndarray:
         """(resamples, documents): how often each document is drawn; the same draws for every condition."""
-        n = len(self.tokens)
-        return np.random.default_rng(self.seed).multinomial(n, np.full(n, 1 / n), size=self.resamples)
+        return resampled_counts(len(self.tokens), self.seed, self.resamples)
 
     def cross_entropy(self, stitch: str, condition: str) -> Estimate:
         """Mean over tokens, nats, with a bootstrap interval over documents."""

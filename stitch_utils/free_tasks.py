@@ -26,11 +26,11 @@ from .behaviours import world_behaviour
 from .caa import add
 from .embedded.grammar import load_concepts, load_lexicon
 from .generation import Response, generate_texts
-from .intervals import Estimate, clopper_pearson
+from .intervals import Estimate, clopper_pearson, crossed_mean
 from .models import Model
 from .pairs import ModelPair
 from .steering_data import parallel_pairs
-from .steering_sweep import chosen_strength, crossed_mean
+from .steering_sweep import chosen_strength
 from .verifiers import verify
 
 LANGUAGE = "fr"

@@ -29,7 +29,7 @@ from .instructions import (
     instruction_means,
     instruction_prompts,
 )
-from .intervals import Estimate, clopper_pearson, from_draws
+from .intervals import Estimate, clopper_pearson, stratified_mean
 from .models import Model
 from .pairs import ModelPair, blaming
 from .responses import respondents
@@ -44,7 +44,6 @@ CARRIED = {"transferred": "without", "template": "with", "often": "often"}
 AT_THE_MEAN = ("native", "transferred")  # run at the paper's strength as well
 # Condition -> that on whose responses its strength is chosen.
 CHOSEN_ON = {"native": "native", "random": "native"} | dict.fromkeys(CARRIED, "transferred")
-RESAMPLES = 2000
 # A vector of one model is called in the other's figure: Fig. 12 steers A, Fig. 13 steers B.
 FIGURES = {"a": "figure12", "b": "figure13"}
 
@@ -203,16 +202,6 @@ class InstructionSweep:
     def _mean(self, of_kind: Callable[[str], np.ndarray], kinds: Sequence[str] = ()) -> Estimate:
         rows = [np.asarray(of_kind(kind), dtype=float) for kind in kinds or self.config.kinds]
         return stratified_mean(rows, self.config.seed)
-
-
-def stratified_mean(rows: Sequence[np.ndarray], seed: int) -> Estimate:
-    """Mean of the rows' means, which may be of different lengths, with a bootstrap interval within each."""
-    rng = np.random.default_rng(seed)
-    draws = np.zeros(RESAMPLES)
-    for row in rows:
-        weights = rng.multinomial(len(row), np.full(len(row), 1 / len(row)), size=RESAMPLES)
-        draws += weights @ row / len(row) / len(rows)
-    return from_draws(float(np.mean([row.mean() for row in rows])), draws)
 
 
 def instruction_vectors(

@@ -3,15 +3,19 @@
 App. F computes Clopper-Pearson intervals at 0.05 for shares of responses; the paper gives no intervals for losses,
 where we resample documents.
 
-Offers `Estimate`, `from_draws`, `over_seeds`, `clopper_pearson`.
+Offers `Estimate`, `from_draws`, `resampled_counts`, `stratified_mean`, `crossed_mean`, `over_seeds`,
+`clopper_pearson`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from scipy.stats import beta, t
+
+RESAMPLES = 1000
 
 
 class Estimate(NamedTuple):
@@ -30,6 +34,25 @@ def from_draws(value: float, draws: np.ndarray) -> Estimate:
     """A value with the middle 95% of its bootstrap draws."""
     low, high = np.quantile(draws, (0.025, 0.975))
     return Estimate(float(value), float(low), float(high))
+
+
+def resampled_counts(n: int, seed: int | np.random.Generator, resamples: int = RESAMPLES) -> np.ndarray:
+    """(resamples, n): how often each of n things is drawn when n of them are drawn with replacement."""
+    return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples)
+
+
+def stratified_mean(rows: Sequence[np.ndarray], seed: int) -> Estimate:
+    """Mean of the rows' means, which may be of different lengths, with a bootstrap interval within each."""
+    rng = np.random.default_rng(seed)
+    draws = sum(resampled_counts(len(row), rng) @ row / len(row) for row in rows) / len(rows)
+    return from_draws(float(np.mean([row.mean() for row in rows])), draws)
+
+
+def crossed_mean(values: np.ndarray, seed: int) -> Estimate:
+    """Mean of a table, (languages, prompts) say, with a bootstrap interval that draws both anew."""
+    rng = np.random.default_rng(seed)
+    rows, columns = (resampled_counts(n, rng) for n in values.shape)
+    return from_draws(values.mean(), ((rows @ values) * columns).sum(1) / values.size)
 
 
 def over_seeds(values) -> Estimate:

@@ -22,10 +22,10 @@ from scipy.stats import rankdata
 from torch import Tensor
 from tqdm import tqdm
 
-from .augmentation import CONTEXT, MIN_GROUPS, RESAMPLES, SHARE, FeatureClasses, classify, sentence_latents
+from .augmentation import CONTEXT, MIN_GROUPS, SHARE, FeatureClasses, classify, sentence_latents
 from .embedded.marked import MarkedSentence
 from .harvest import as_fits
-from .intervals import Estimate, from_draws
+from .intervals import RESAMPLES, Estimate, from_draws
 from .models import Model
 from .text import TokenBatch, text_rows
 

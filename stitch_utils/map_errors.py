@@ -19,12 +19,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .harvest import as_fits
-from .intervals import Estimate, from_draws
+from .intervals import Estimate, from_draws, resampled_counts
 from .models import Model
 from .stitch import Stitch
 from .text import TokenBatch
-
-RESAMPLES = 1000
 
 
 class Prediction(NamedTuple):
@@ -97,7 +95,7 @@ def map_errors(
     if not documents:
         raise ValueError("the batches hold no ordinary token: expected at least one document of one token")
     table = np.array([documents[document] for document in sorted(documents)])
-    weights = np.random.default_rng(seed).multinomial(len(table), np.full(len(table), 1 / len(table)), size=RESAMPLES)
+    weights = resampled_counts(len(table), seed)
     totals = np.concatenate([np.ones((1, len(table))), weights]) @ table  # (1 + resamples, columns)
     count, squares = totals[:, 0], {"a": totals[:, 1], "b": totals[:, 2]}
     start = 3 + 2 * len(predictions)

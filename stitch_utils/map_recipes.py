@@ -111,11 +111,6 @@ def fit_recipes(
     return FittedRecipes(config, layers, streams, moments, stitches, reweighted[False])
 
 
-def validation_batches(pair: ModelPair, models: tuple[Model, Model], fitted: FittedRecipes, *, scale: str) -> Iterable:
-    """The tenth of the text that no map was fitted on."""
-    return map_batches(pair, models, fitted.config, scale=scale, held_out=True)
-
-
 def recipe_errors(
     pair: ModelPair, models: tuple[Model, Model], fitted: FittedRecipes, *, scale: str, seed: int = 0
 ) -> dict[tuple[str, str], MapErrors]:

@@ -28,7 +28,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .harvest import as_fits
-from .intervals import Estimate, from_draws
+from .intervals import Estimate, from_draws, resampled_counts
 from .models import Model
 from .probing_tasks import ProbingTask
 from .saes import transfer_sae
@@ -39,7 +39,6 @@ KS = (1, 2, 5, 10, 20, 50)
 CONTEXT = 128  # SAEBench's
 TOKENS_AT_ONCE = 4096  # bounds the activations of latents, as in `saes`
 MAX_ITERATIONS = 1000
-RESAMPLES = 1000
 SPARSE = ("original", "native", "transferred", "retrained", "random")
 DENSE = ("dense.original", "dense.native", "dense.transferred")
 
@@ -313,7 +312,7 @@ def _resample(correct: Sequence[np.ndarray], places: Sequence[Sequence[int]], se
     """
     known = sorted({place for task in places for place in task})
     rng = np.random.default_rng(_number(seed))
-    weights = rng.multinomial(len(known), np.full(len(known), 1 / len(known)), size=RESAMPLES)
+    weights = resampled_counts(len(known), rng)
     weights = np.concatenate([np.ones((1, len(known)), int), weights])
     of_tasks = []
     for answers, task in zip(correct, places):
@@ -321,7 +320,7 @@ def _resample(correct: Sequence[np.ndarray], places: Sequence[Sequence[int]], se
         drawn = own.sum(1, keepdims=True)
         # Of very few texts a resample may hold none: then all of them count.
         shares = np.where(drawn, own @ answers.T / np.maximum(drawn, 1), answers.mean(1))  # (1 + resamples, runs)
-        runs = rng.multinomial(len(answers), np.full(len(answers), 1 / len(answers)), size=RESAMPLES)
+        runs = resampled_counts(len(answers), rng)
         runs = np.concatenate([np.ones((1, len(answers)), int), runs])
         of_tasks.append((shares * runs).sum(1) / len(answers))
     return np.mean(of_tasks, axis=0)

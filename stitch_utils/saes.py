@@ -33,7 +33,7 @@ from tqdm import tqdm
 
 from .fidelity import splice
 from .harvest import as_fits
-from .intervals import Estimate, from_draws
+from .intervals import Estimate, from_draws, resampled_counts
 from .models import Model
 from .sae_loading import built, load_sae
 from .stitch import Stitch
@@ -45,7 +45,6 @@ __all__ = [
 ]  # fmt: skip
 ARCHITECTURES = ("topk", "jumprelu", "standard")  # BatchTopK SAEs are JumpReLU SAEs once they are trained
 TOKENS_AT_ONCE = 4096  # bounds the activations of latents: 0.5 GB for 32k of them
-RESAMPLES = 1000
 
 
 def _for_inference(sae: SAE, purpose: str) -> tuple[SAEConfig, dict[str, Tensor]]:
@@ -244,7 +243,7 @@ def evaluate_saes(saes: Mapping[str, SAE], model: Model, layer: int, batches: It
     if not documents:
         raise ValueError("the batches hold no ordinary token: expected at least one document of one token")
     table = np.array([documents[document] for document in sorted(documents)])
-    weights = np.random.default_rng(seed).multinomial(len(table), np.full(len(table), 1 / len(table)), size=RESAMPLES)
+    weights = resampled_counts(len(table), seed)
     weights = np.concatenate([np.ones((1, len(table))), weights])  # the text itself, then its resamples
     totals = weights @ table  # (1 + resamples, columns)
     scalars, stream = totals[:, : 3 + 3 * len(saes)], totals[:, 3 + 3 * len(saes) :]

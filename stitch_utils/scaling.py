@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .intervals import Estimate, from_draws, over_seeds
+from .intervals import RESAMPLES, Estimate, from_draws, over_seeds, resampled_counts
 from .sae_training import Curve
 
 # What a run has cost after each of its steps, (n_steps,).
@@ -106,7 +106,7 @@ class PowerLaw(NamedTuple):
 
 def fit_power_law(
     flops: Sequence[float] | np.ndarray, loss: Sequence[float] | np.ndarray, *,
-    groups: Sequence | np.ndarray | None = None, seed: int = 0, resamples: int = 1000,
+    groups: Sequence | np.ndarray | None = None, seed: int = 0, resamples: int = RESAMPLES,
 ) -> PowerLaw:  # fmt: skip
     """Eq. 14 by least squares in log-log space, with intervals from a bootstrap.
 
@@ -125,8 +125,7 @@ def fit_power_law(
 
     x, y = np.log(flops), np.log(loss)
     members = labels == np.arange(labels.max() + 1)[:, None]  # (groups, points)
-    n_groups = len(members)
-    draws = np.random.default_rng(seed).multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=resamples)
+    draws = resampled_counts(len(members), seed, resamples)
     weights = np.vstack(
         [np.ones(len(x)), draws @ members]
     )  # (1 + resamples, points): the points as they are come first

@@ -30,7 +30,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .harvest import as_fits
-from .intervals import Estimate, from_draws
+from .intervals import RESAMPLES, Estimate, from_draws
 from .language import detect_language
 from .models import Edit, Model
 from .stitch import Stitch
@@ -189,7 +189,7 @@ def language_frequencies(documents: Iterable[str]) -> dict[str, int]:
     return dict(counts.most_common())
 
 
-def rank_correlation(x: Sequence[float], y: Sequence[float], *, seed: int = 0, resamples: int = 2000) -> Estimate:
+def rank_correlation(x: Sequence[float], y: Sequence[float], *, seed: int = 0) -> Estimate:
     """Spearman's correlation of pairs (x, y), with a bootstrap interval over the pairs.
 
     Resamples in which all x or all y are the same have no order and are left out; if the data have none, the value is
@@ -202,7 +202,7 @@ def rank_correlation(x: Sequence[float], y: Sequence[float], *, seed: int = 0, r
     value = _spearman(both[:, None])[0]
     if np.isnan(value) or len(x) < FEWEST_PAIRS:
         return Estimate(0.0 if np.isnan(value) else float(value), -1.0, 1.0)
-    drawn = np.random.default_rng(seed).integers(both.shape[1], size=(resamples, both.shape[1]))
+    drawn = np.random.default_rng(seed).integers(both.shape[1], size=(RESAMPLES, both.shape[1]))
     draws = _spearman(both[:, drawn])
     return from_draws(value, draws[~np.isnan(draws)])
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from tqdm import tqdm
 
-from .intervals import Estimate, clopper_pearson, from_draws
+from .intervals import Estimate, clopper_pearson, crossed_mean
 from .language import detect_language
 from .models import Model
 from .pairs import ModelPair, blaming
@@ -38,7 +38,6 @@ from .stitch import Stitch
 CONDITIONS = ("none", "native", "transferred", "biased", "random")
 STEERED = ("native", "transferred")
 AT_THE_MEAN = 1.0  # the paper's strength
-RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -154,13 +153,6 @@ class SteeringSweep:
 
 def _losses(cell: Answers, alone: bool) -> np.ndarray:
     return np.array([response.nll_alone if alone else response.nll for response in cell.responses])
-
-
-def crossed_mean(values: np.ndarray, seed: int) -> Estimate:
-    """Mean of (languages, prompts) with a bootstrap interval that draws both anew."""
-    rng = np.random.default_rng(seed)
-    rows, columns = (rng.multinomial(n, np.full(n, 1 / n), size=RESAMPLES) for n in values.shape)
-    return from_draws(values.mean(), ((rows @ values) * columns).sum(1) / values.size)
 
 
 def chosen_strength(shares: Mapping[float, float], rises: Mapping[float, float], wanted: float) -> float:

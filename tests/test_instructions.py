@@ -17,7 +17,6 @@ from stitch_utils.instruction_sweep import (
     CONDITIONS,
     InstructionConfig,
     instruction_config,
-    stratified_mean,
     sweep_instructions,
 )
 from stitch_utils.instructions import (
@@ -379,15 +378,6 @@ def test_numbers_are_means_over_the_instructions(swept, config):
         assert rise == pytest.approx(losses["native"] - losses["none"], abs=1e-6)
         assert f"{figure}.mine.nll_rise.none" not in numbers
     assert all(isinstance(value, int | float) and np.isfinite(value) for value in numbers.values())
-
-
-def test_a_mean_over_rows_of_different_lengths():
-    rows = [np.array([0.0, 1, 0, 1] * 25), np.ones(10)]
-    value, low, high = stratified_mean(rows, 0)
-    half = 1.96 * (0.5 / np.sqrt(100)) / 2  # the second row does not vary
-    assert (
-        value == 0.75 and low == pytest.approx(0.75 - half, abs=0.006) and high == pytest.approx(0.75 + half, abs=0.006)
-    )
 
 
 def test_sizes(pair):

@@ -2,11 +2,9 @@
 
 import dataclasses
 
-import numpy as np
 import pytest
 import torch
 import yaml
-from scipy.stats import binom
 from toy_book import project_root_at
 
 from stitch_utils import responses, steering_sweep
@@ -21,7 +19,6 @@ from stitch_utils.steering_sweep import (
     SteeringConfig,
     SteeringSweep,
     chosen_strength,
-    crossed_mean,
     steering_config,
     sweep_steering,
 )
@@ -238,19 +235,6 @@ def test_gaps_are_equation_16(counted):
     counted.cells["evaluated", "a", "native", "de", 1.0] = cell(["en"] * 4)
     counted.cells["evaluated", "a", "transferred", "de", 1.0] = cell(["en"] * 4)
     assert counted.gaps("a", 1.0) == {"fr": 1.0, "de": 0.0}, "x/0 and 0/0"
-
-
-def test_the_interval_of_a_mean_draws_languages_and_prompts():
-    rng = np.random.default_rng(0)
-    values = rng.normal(size=(12, 1)) + rng.normal(size=(1, 40)) + 0.1 * rng.normal(size=(12, 40))
-    value, low, high = crossed_mean(values, seed=0)
-    assert value == pytest.approx(values.mean())
-    spread = np.sqrt(values.mean(1).var() / 12 + values.mean(0).var() / 40)
-    assert high - low == pytest.approx(2 * 1.96 * spread, rel=0.15)
-    share = crossed_mean((rng.random((1, 200)) < 0.3).astype(float), seed=0)  # one language: prompts alone
-    count = round(share.value * 200)
-    expected = [binom.ppf(q, 200, share.value) / 200 for q in (0.025, 0.975)]
-    assert count == share.value * 200 and [share.low, share.high] == pytest.approx(expected, abs=0.02)
 
 
 @pytest.mark.parametrize("scale", ["smoke", "default", "paper"])
