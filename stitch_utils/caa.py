@@ -15,7 +15,7 @@ the difference of the logits of two answers under native and under mapped steeri
 that rise will correlate, however little one of them rises, so beside it stands the ratio of their slopes, and a random
 direction.
 
-Offers `contrast_vector`, `add`, `Questions`, `questions`, `logit_differences`, `preference`, `dose_responses`,
+Offers `contrast_vector`, `Questions`, `questions`, `logit_differences`, `preference`, `dose_responses`,
 `each_correlation`, `correlation`, `curve_correlation`, `relative_slope`.
 """
 
@@ -36,6 +36,7 @@ from .harvest import as_fits
 from .instructions import instruction_means
 from .intervals import Estimate, clopper_pearson, from_draws, resampled_counts
 from .models import Edit, Model
+from .steering import add
 from .text import TokenBatch, begin_and_end, padded_rows
 
 ANSWER = 1  # room for an answer, where prompts are only read
@@ -50,23 +51,6 @@ def contrast_vector(
         raise ValueError("no contrast pairs given: expected at least one")
     means = instruction_means(model, layer, *zip(*pairs), batch_size=batch_size)
     return means.target - means.source
-
-
-def add(direction: Float[Tensor, " d_model"], alpha: float) -> Edit:
-    """An edit that adds a vector of length `alpha` along `direction` at every position.
-
-    ValueError for a direction of length zero.
-    """
-    length = direction.double().norm().item()
-    if not 0 < length < float("inf"):
-        raise ValueError(f"the direction has length {length:g}: expected a positive one")
-    shift = direction.double() * (alpha / length)
-
-    def edit(residual: Tensor) -> Tensor:
-        wide = torch.promote_types(residual.dtype, torch.float32)  # rounded once, to the stream's own dtype
-        return (residual.to(wide) + shift.to(residual.device, wide)).to(residual.dtype)
-
-    return edit
 
 
 class Questions(NamedTuple):

@@ -23,12 +23,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .behaviours import world_behaviour
-from .caa import add
 from .embedded.grammar import load_concepts, load_lexicon
-from .generation import Response, generate_texts
+from .generation import Response
 from .intervals import Estimate, clopper_pearson, crossed_mean
-from .models import Model
 from .pairs import ModelPair
+from .responses import Respondent, added
 from .steering_data import parallel_pairs
 from .steering_sweep import chosen_strength
 from .verifiers import verify
@@ -185,10 +184,10 @@ class FreeSweep:
 
 
 def steer_freely(
-    model: Model, layer: int, tasks: Sequence[FreeTask], prompts: Mapping[str, Sequence[str]],
+    answering: Respondent, tasks: Sequence[FreeTask], prompts: Mapping[str, Sequence[str]],
     directions: Mapping[str, Mapping[str, Float[Tensor, " d_model"]]], config: FreeConfig, *, unit: float,
 ) -> FreeSweep:  # fmt: skip
-    """Responses to `prompts["evaluated"]` under each direction of each task, `directions[task][condition]`, at each
+    """Its responses to `prompts["evaluated"]` under each direction of each task, `directions[task][condition]`, at each
     strength, and under none.
 
     `unit` is the length of a strength of 1. Among the strengths the task's direction `native` chooses, on
@@ -196,13 +195,10 @@ def steer_freely(
     runs at that one alone.
     """
 
-    def respond(asked: Sequence[str], direction: Tensor | None, length: float, title: str) -> list[Response]:
-        return generate_texts(
-            model, asked, max_new_tokens=config.max_new_tokens, layer=layer, batch_size=config.batch_size,
-            edit=None if direction is None else add(direction, length), title=title,
-        )  # fmt: skip
+    def respond(split: str, direction: Tensor, strength: float, title: str) -> Sequence[Response]:
+        return answering.answer(prompts[split], added(direction, strength * unit), title=title).responses
 
-    unsteered = {split: respond(asked, None, 0.0, "no steering") for split, asked in prompts.items()}
+    unsteered = {split: answering.answer(asked, title="no steering").responses for split, asked in prompts.items()}
     responses, done, chosen = {}, {}, {}
     for task in tqdm(tasks, desc="tasks", leave=False):
         found = directions[task.name]
@@ -213,7 +209,7 @@ def steer_freely(
         shares, rises = {}, {}
         before = np.mean([response.nll for response in unsteered["chosen"]])
         for strength in config.strengths:
-            tried = respond(prompts["chosen"], found["native"], strength * unit, f"{task.name}, choosing")
+            tried = respond("chosen", found["native"], strength, f"{task.name}, choosing")
             shares[strength] = float(judged(tried).mean())
             rises[strength] = float(np.mean([response.nll for response in tried]) - before)
         chosen[task.name] = chosen_strength(shares, rises, config.wanted_share)
@@ -221,6 +217,6 @@ def steer_freely(
         for condition, direction in found.items():
             for strength in config.strengths if condition != "random" else (chosen[task.name],):
                 key = (task.name, condition, strength)
-                responses[key] = respond(prompts["evaluated"], direction, strength * unit, f"{task.name}, {condition}")
+                responses[key] = respond("evaluated", direction, strength, f"{task.name}, {condition}")
         done |= {key: judged(texts) for key, texts in responses.items() if key[0] == task.name}
     return FreeSweep(config, tuple(task.name for task in tasks), chosen, responses, done)

@@ -32,7 +32,7 @@ from .instructions import (
 from .intervals import Estimate, clopper_pearson, stratified_mean
 from .models import Model
 from .pairs import ModelPair, blaming
-from .responses import respondents
+from .responses import clamped, respondents
 from .steering import LanguageMeans, SteeringVector, random_direction, steering_vector, transfer_direction
 from .steering_sweep import chosen_strength
 from .stitch import Stitch
@@ -270,9 +270,9 @@ def sweep_instructions(
 
     def run(split: str, side: str, condition: str, kind: str, strength: float) -> Sequence[Response]:
         asked = chats[side, split, kind, condition == "instructed"]
-        vector = None if condition in UNSTEERED else vectors[side, kind][condition]
+        move = None if condition in UNSTEERED else clamped(vectors[side, kind][condition], strength)
         with blaming(pair, "instructions"):
-            return answering[side].answer(asked, vector, strength, title=f"{side}, {condition}").responses
+            return answering[side].answer(asked, move, title=f"{side}, {condition}").responses
 
     def fill(keys: Sequence[tuple], title: str) -> None:
         for key in tqdm(dict.fromkeys(keys), desc=title, leave=False):

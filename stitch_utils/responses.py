@@ -1,9 +1,9 @@
-"""What a model answers to prompts while its stream is edited, kept in `artifacts/` (section 4, App. F).
+"""What a model answers to prompts while its stream is moved, kept in `artifacts/` (section 4, App. F, and 2506.00653).
 
-Greedy responses depend on the model, the prompts and the edit alone, and they are what the chapters on steering spend
+Greedy responses depend on the model, the prompts and the move alone, and they are what the chapters on steering spend
 their time on; so each set is found again by what made it.
 
-Offers `Respondent`, `Answers`.
+Offers `Respondent`, `respondents`, `Answers`, and what moves a stream: `clamped`, `added`.
 """
 
 from __future__ import annotations
@@ -15,13 +15,38 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from jaxtyping import Float
+from torch import Tensor
+
 from .artifacts import artifact, kept, of_activations
 from .generation import Response, generate_texts
-from .models import Model
+from .models import Edit, Model
 from .pairs import ModelPair
-from .steering import SteeringVector, clamp
+from .steering import SteeringVector, add, clamp
 
 SOURCES = ("generation.py", "models.py", "steering.py")
+
+
+class Move(NamedTuple):
+    """How a stream is moved along a direction: an edit that the key of an artifact can name."""
+
+    edit: Callable[[Float[Tensor, " d_model"], float], Edit]
+    direction: Float[Tensor, " d_model"]
+    by: float
+
+    def key(self) -> list:
+        digest = hashlib.sha256(self.direction.cpu().double().numpy().tobytes()).hexdigest()
+        return [self.edit.__name__, digest, self.by]
+
+
+def clamped(vector: SteeringVector, strength: float) -> Move:
+    """The component along `vector` becomes what `strength` makes it (Eqs. 8 and 9)."""
+    return Move(clamp, vector.direction, vector.z(strength))
+
+
+def added(direction: Float[Tensor, " d_model"], length: float) -> Move:
+    """A vector of `length` is added along `direction` (2506.00653)."""
+    return Move(add, direction, length)
 
 
 class Answers(NamedTuple):
@@ -38,7 +63,7 @@ class Respondent:
 
     model: Model
     layer: int
-    """At which the stream is edited."""
+    """At which the stream is moved."""
     made_of: dict[str, object]
     """What tells the model from others, for the key of its answers."""
     pair: str
@@ -50,17 +75,11 @@ class Respondent:
     judge_source: str = ""
     """The file of this package that has the judge."""
 
-    def answer(
-        self, prompts: Sequence[str], vector: SteeringVector | None = None, strength: float = 0.0, *, title: str = ""
-    ) -> Answers:
-        """Answers while the component along `vector` is clamped at a strength (Eqs. 8 and 9); without one, as ever."""
-        edit = moved = None
-        if vector is not None:
-            z = vector.z(strength)
-            edit = clamp(vector.direction, z)
-            moved = [hashlib.sha256(vector.direction.numpy().tobytes()).hexdigest(), z]
+    def answer(self, prompts: Sequence[str], move: Move | None = None, *, title: str = "") -> Answers:
+        """Greedy answers while the stream is moved; without a move, the model's own."""
+        edit = None if move is None else move.edit(move.direction, move.by)
         ingredients = self.made_of | {
-            "layer": self.layer, "moved": moved, "prompts": list(prompts), "tokens": self.max_new_tokens,
+            "layer": self.layer, "moved": move and move.key(), "prompts": list(prompts), "tokens": self.max_new_tokens,
             "batch": self.batch_size,
         }  # fmt: skip
         sources = (*SOURCES, self.judge_source) if self.judge else SOURCES

@@ -11,8 +11,8 @@ reads L; the strength s says how far on the way from English's mean component to
 across, v becomes v P of unit length, and both mean components are taken anew in the other model. Means are linear, so
 the mean streams of the two languages give the components along any direction: each text is read once a model.
 
-Offers `SteeringVector`, `language_means`, `steering_vector`, `language_vector`, `clamp`, `transfer_direction`,
-`random_direction`, `clipped_gap`, `language_frequencies`, `rank_correlation`.
+Offers `SteeringVector`, `language_means`, `steering_vector`, `language_vector`, `clamp`, `add`,
+`transfer_direction`, `random_direction`, `clipped_gap`, `language_frequencies`, `rank_correlation`.
 """
 
 from __future__ import annotations
@@ -130,6 +130,20 @@ def clamp(direction: Float[Tensor, " d_model"], z: float) -> Edit:
         wide = residual.to(torch.promote_types(residual.dtype, torch.float32))
         v = direction.to(wide)
         return (wide + (z - wide @ v)[..., None] * v).to(residual.dtype)
+
+    return edit
+
+
+def add(direction: Float[Tensor, " d_model"], length: float) -> Edit:
+    """The sister paper's way to steer: a vector of `length` along `direction` is added at every position.
+
+    ValueError for a direction of length zero.
+    """
+    shift = _unit(direction, "the direction") * length
+
+    def edit(residual: Tensor) -> Tensor:
+        wide = torch.promote_types(residual.dtype, torch.float32)  # rounded once, to the stream's own dtype
+        return (residual.to(wide) + shift.to(residual.device, wide)).to(residual.dtype)
 
     return edit
 

@@ -22,7 +22,7 @@ from .intervals import Estimate, clopper_pearson, crossed_mean
 from .language import detect_language
 from .models import Model
 from .pairs import ModelPair, blaming
-from .responses import Answers, respondents
+from .responses import Answers, clamped, respondents
 from .steering import (
     LanguageMeans,
     SteeringVector,
@@ -213,9 +213,9 @@ def sweep_steering(
     cells: dict[tuple[str, str, str, str, float], Answers] = {}
 
     def run(split: str, side: str, condition: str, language: str, strength: float) -> Answers:
-        vector = None if condition == "none" else vectors[side, language][condition]
+        move = None if condition == "none" else clamped(vectors[side, language][condition], strength)
         with blaming(pair, "steering"):
-            return answering[side].answer(prompts[split], vector, strength, title=f"{side}, {condition}")
+            return answering[side].answer(prompts[split], move, title=f"{side}, {condition}")
 
     def fill(keys: Sequence[tuple], title: str) -> None:
         for key in tqdm(dict.fromkeys(keys), desc=title, leave=False):

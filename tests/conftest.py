@@ -135,6 +135,22 @@ def small_pair(tmp_path, random_folders):
 
 
 @pytest.fixture
+def pair(small_pair):
+    """That pair as it is."""
+    from stitch_utils.pairs import load_pair
+
+    return load_pair(small_pair())
+
+
+@pytest.fixture
+def models(pair):
+    """Its two models."""
+    from stitch_utils.models import load_models
+
+    return load_models(pair)
+
+
+@pytest.fixture
 def project(tmp_path):
     """A project without results, with the small `published.yml` above; `project_root()` is its folder."""
     (tmp_path / "book").mkdir()

@@ -9,7 +9,6 @@ import torch
 from stitch_utils import free_tasks
 from stitch_utils.behaviours import Behaviour, Choice, world_behaviour
 from stitch_utils.caa import (
-    add,
     contrast_vector,
     correlation,
     curve_correlation,
@@ -28,8 +27,11 @@ from stitch_utils.choice_sweep import (
     steering_directions,
 )
 from stitch_utils.free_tasks import FreeConfig, free_config, steer_freely
+from stitch_utils.generation import generate_texts
 from stitch_utils.intervals import clopper_pearson
 from stitch_utils.pairs import DatasetRef, load_pair
+from stitch_utils.responses import Respondent
+from stitch_utils.steering import add
 from stitch_utils.stitch import Stitch
 
 LAYER = 2
@@ -295,7 +297,7 @@ def test_free_tasks_of_the_world_and_of_english(small_pair, monkeypatch):
     assert tasks["dogs"].is_done("Two PUPPIES.") and not tasks["dogs"].is_done("Hot dogma.")
 
 
-def test_responses_under_every_vector(random_models):
+def test_responses_under_every_vector(random_models, project):
     model = random_models[1]
     config = FreeConfig(3, 2, strengths=(1.0, 4.0), max_new_tokens=5)
     tasks = [
@@ -307,19 +309,21 @@ def test_responses_under_every_vector(random_models):
         task.name: {"native": 2 * normal(48, seed=i), "moved": normal(48, seed=i + 5), "random": normal(48, seed=9)}
         for i, task in enumerate(tasks)
     }
-    found = steer_freely(model, LAYER, tasks, prompts, directions, config, unit=2.0)
+    answering = Respondent(model, LAYER, {}, "mine", max_new_tokens=5, batch_size=2)
+    found = steer_freely(answering, tasks, prompts, directions, config, unit=2.0)
     for task in tasks:
         at = found.chosen[task.name]
         keys = {("none", 0.0), ("random", at), *((c, s) for c in ("native", "moved") for s in config.strengths)}
         assert {key[1:] for key in found.responses if key[0] == task.name} == keys
-        expected = free_tasks.generate_texts(
+        expected = generate_texts(
             model,
             prompts["evaluated"],
             max_new_tokens=5,
+            batch_size=2,
             layer=LAYER,
             edit=add(directions[task.name]["moved"], 8.0),
         )
-        assert found.responses[task.name, "moved", 4.0] == expected
+        assert list(found.responses[task.name, "moved", 4.0]) == expected
         done = [task.is_done(response.text) for response in expected]
         assert found.share(task.name, "moved", 4.0) == clopper_pearson(sum(done), 3)
     assert found.chosen["never"] == 1.0, "of equal strengths the smallest"

@@ -47,11 +47,6 @@ LAYERS = (1, 2)
 
 
 @pytest.fixture
-def pair(small_pair):
-    return load_pair(small_pair())
-
-
-@pytest.fixture
 def context_40(small_pair):
     return load_pair(small_pair(context=40))
 

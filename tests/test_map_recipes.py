@@ -9,8 +9,6 @@ from stitch_utils.behaviours import Behaviour, Choice
 from stitch_utils.choice_sweep import ChoiceConfig, contrast_vectors, spread
 from stitch_utils.lrt_text import MapConfig, map_batches, map_stream
 from stitch_utils.map_recipes import RECIPES, fit_recipes, recipe_errors, recipe_numbers, steer_by_recipes
-from stitch_utils.models import load_models
-from stitch_utils.pairs import load_pair
 from stitch_utils.steering import transfer_direction
 from stitch_utils.stitch import fit_exact
 from stitch_utils.unsquared import fit_unsquared, fit_unsquared_adam, moments_of
@@ -25,16 +23,6 @@ BEHAVIOURS = [
     )
     for name in "xy"
 ]  # fmt: skip
-
-
-@pytest.fixture
-def pair(small_pair):
-    return load_pair(small_pair())
-
-
-@pytest.fixture
-def models(pair):
-    return load_models(pair)
 
 
 @pytest.fixture

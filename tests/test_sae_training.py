@@ -19,13 +19,7 @@ from toy_sweep import BATCH, D, K, M, Stream, activations, config, transferred
 
 from stitch_utils import sae_training
 from stitch_utils.sae_start import starting_sae
-from stitch_utils.sae_training import (
-    Curve,
-    OneSide,
-    load_trained,
-    train_saes,
-    training_flops,
-)
+from stitch_utils.sae_training import Curve, OneSide, load_trained, train_saes, training_flops
 
 # Steps
 

@@ -13,7 +13,6 @@ from stitch_utils import lrt_text
 from stitch_utils.harvest import evaluation_batches
 from stitch_utils.lrt_text import CHATS, VALIDATION, MapConfig, map_batches, map_config, map_stream, same_layers
 from stitch_utils.map_errors import Prediction, down, map_errors, up
-from stitch_utils.models import load_models
 from stitch_utils.pairs import DatasetRef, load_pair
 from stitch_utils.stitch import Stitch, fit_exact
 from stitch_utils.unsquared import fit_unsquared, fit_unsquared_adam, moments_of
@@ -47,16 +46,6 @@ def naive(x, y):
     options = {"maxiter": 10_000, "maxfun": 20_000, "ftol": 1e-15, "gtol": 1e-10}
     found = minimize(value_and_gradient, np.zeros(np.prod(shape)), jac=True, method="L-BFGS-B", options=options)
     return found.fun, torch.tensor(found.x.reshape(shape)[:-1]), torch.tensor(found.x.reshape(shape)[-1])
-
-
-@pytest.fixture
-def pair(small_pair):
-    return load_pair(small_pair())
-
-
-@pytest.fixture
-def models(pair):
-    return load_models(pair)
 
 
 # ---- the fits -----------------------------------------------------------------------------------------------------
