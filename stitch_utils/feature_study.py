@@ -23,7 +23,7 @@ from .augmented_text import AugmentedGroups, RewritingConfig, augmented_groups, 
 from .contexts import Context, top_contexts
 from .embedded.marked import marked_groups
 from .harvest import evaluation_batches
-from .known_words import Recovery, known_words, recovery
+from .known_words import OneKindError, Recovery, known_words, recovery
 from .models import Model
 from .moments import PairMoments
 from .pairs import ModelPair
@@ -103,8 +103,9 @@ class FeatureStudy:
         return found[twin].correlation[found["transferred"].alive() & np.isfinite(found[twin].correlation)]
 
     def random_band(self, direction: str) -> tuple[float, float]:
-        """Between which nine tenths of the correlations across the random stitch lie."""
-        low, high = np.quantile(self.correlation(direction, "random"), (0.05, 0.95))
+        """Between which nine tenths of the correlations across the random stitch lie; NaN where no twin fires."""
+        found = self.correlation(direction, "random")
+        low, high = np.quantile(found, (0.05, 0.95)) if len(found) else (np.nan, np.nan)
         return float(low), float(high)
 
     def numbers(self, pair: str) -> dict[str, float]:
@@ -126,11 +127,14 @@ class FeatureStudy:
         found: dict[str, float] = {}
         values = {twin: self.correlation(direction, twin) for twin in TWINS}
         for twin, some in values.items():
+            if not len(some):  # across a random stitch a JumpReLU SAE may fire nowhere
+                continue
             summary = summarise(some, seed=self.config.seed)
             for measure in ("mean", "median", "above_half", "below_zero"):
                 found |= getattr(summary, measure).numbers(f"{start}.{twin}.{measure}")
-        beside = against_random(values["transferred"], values["random"], seed=self.config.seed)
-        found |= beside.better.numbers(f"{start}.better") | beside.negative.numbers(f"{start}.negative")
+        if all(map(len, values.values())):
+            beside = against_random(values["transferred"], values["random"], seed=self.config.seed)
+            found |= beside.better.numbers(f"{start}.better") | beside.negative.numbers(f"{start}.negative")
         found[f"{start}.features"] = len(values["transferred"])
         return found
 
@@ -209,6 +213,6 @@ def _recovered(models, layers, saes, presence, groups: AugmentedGroups, config: 
         known = known_words(models[source], layers[source], saes[source], sentences)
         try:
             found[direction] = recovery(presence[direction], known, seed=config.seed, **options)
-        except ValueError:  # all features are of one kind, which happens in small runs: nothing to tell apart
+        except OneKindError:  # all features are of one kind, which happens in small runs: nothing to tell apart
             found[direction] = []
     return found

@@ -93,6 +93,10 @@ class Recovery(NamedTuple):
     others: int
 
 
+class OneKindError(ValueError):
+    """Features of which all, or none, fire on content words: no classes to be recovered."""
+
+
 def recovery(
     presence: Bool[np.ndarray, "groups versions features"], known: KnownWords, *, share: float = SHARE,
     min_groups: int = MIN_GROUPS, min_fires: int = 10, seed: int = 0,
@@ -100,13 +104,13 @@ def recovery(
     """For 1, 2, ... of the versions, how the classes (semantic: a content feature) agree with what is known.
 
     The same features count for every k: those that are not dead by their originals and first versions, and fire on
-    `min_fires` known tokens. ValueError if they are all of one kind.
+    `min_fires` known tokens. OneKindError, a ValueError, if they are all of one kind.
     """
     usable = ~classify(presence[:, :2], share=share, min_groups=min_groups).dead & (known.fires >= min_fires)
     content = known.share > 0.5
     kinds = [np.flatnonzero(usable & content), np.flatnonzero(usable & ~content)]
     if not all(map(len, kinds)):
-        raise ValueError(f"{len(kinds[0])} content features and {len(kinds[1])} others: expected some of each")
+        raise OneKindError(f"{len(kinds[0])} content features and {len(kinds[1])} others: expected some of each")
     generator = np.random.default_rng(seed)
     draws = [[generator.choice(kind, len(kind)) for kind in kinds] for _ in range(RESAMPLES)]
     found = []

@@ -97,6 +97,24 @@ def test_every_number_that_a_claim_needs_is_there(run):
     assert all(isinstance(value, int | float) and np.isfinite(value) for value in run.numbers.values())
 
 
+def test_a_random_stitch_across_which_nothing_fires(run):
+    silent = {
+        direction: twins
+        | {"random": twins["random"]._replace(correlation=np.full_like(twins["random"].correlation, np.nan))}
+        for direction, twins in run.study.correlations.items()
+    }
+    study = dataclasses.replace(run.study, correlations=silent)
+    numbers = study.numbers("mine")
+    assert set(run.numbers) - set(numbers) == {
+        id
+        for id in run.numbers
+        if id.startswith("figure14.") and any(part in id for part in (".random.", ".better", ".negative"))
+    }
+    band = study.random_band("up")
+    assert np.isnan(band).all()
+    feature_plots.class_densities({"up": {"structural": np.array([0.5, 0.6])}}, random={"up": band}).canvas.draw()
+
+
 def test_the_figures_show_what_they_are_given():
     values = {"structural": np.array([0.52, 0.55, 0.95]), "semantic": np.array([-0.45, 0.15])}
     figure = feature_plots.class_densities({"up": values}, random={"up": (-0.02, 0.03)})

@@ -14,7 +14,7 @@ from toy_saes import LATENTS, make_sae
 from stitch_utils import augmentation
 from stitch_utils.augmentation import classify, feature_presence
 from stitch_utils.embedded.marked import marked_groups
-from stitch_utils.known_words import KnownWords, known_words, recovery
+from stitch_utils.known_words import KnownWords, OneKindError, known_words, recovery
 
 GRAMMAR = re.findall(
     r"\w+", "the and who so because that says do does did not will am is are was were be i we she he in at on"
@@ -125,5 +125,5 @@ def test_scores_are_scikit_learns(monkeypatch):
         assert (result.content, result.others) == (truth.sum(), (~truth).sum())
         for estimate in (result.accuracy, result.balanced, result.auc):
             assert estimate.low < estimate.value < estimate.high
-    with pytest.raises(ValueError, match="0 content features and 58 others"):
+    with pytest.raises(OneKindError, match="0 content features and 58 others"):
         recovery(presence, KnownWords(np.zeros(LATENTS), fires, 0.5))
