@@ -230,7 +230,7 @@ def _versions(model: Model, batch: Sequence[str], k: int, config: RewritingConfi
     longest = max(len(ids) for ids in model.tokenizer(list(batch), add_special_tokens=False)["input_ids"])
     responses = generate_texts(
         model, prompts, max_new_tokens=longest + longest // 2 + 8, batch_size=len(prompts),
-        temperature=config.temperature, seed=seed, title="versions",
+        temperature=config.temperature, seed=seed, losses=False, title="versions",
     )  # fmt: skip
     texts = [_answer(response.text) for response in responses]
     return [[sentence, *texts[k * place : k * (place + 1)]] for place, sentence in enumerate(batch)]

@@ -42,12 +42,14 @@ def generate_texts(
     batch_size: int = 64,
     temperature: float = 0.0,
     seed: int = 0,
+    losses: bool = True,
     title: str = "responses",
 ) -> list[Response]:
     """Responses to `prompts`, in their order; tokens such as those of a chat template are read as what they are.
 
     `edit` is applied to the residual stream before block `layer` at every position of prompt and response. Prompts are
-    sorted by length into batches, so that little is padded. ValueError for no prompts, or one that leaves no room for
+    sorted by length into batches, so that little is padded. Without `losses`, which take two more passes, they are NaN.
+    ValueError for no prompts, or one that leaves no room for
     a response.
     """
     if not prompts:
@@ -61,7 +63,7 @@ def generate_texts(
         new = model.generate(
             tokens, max_new_tokens, mask=mask, layer=layer, edit=edit, temperature=temperature, seed=seed + start
         ).cpu()
-        for index, response in zip(chosen, _responses(model, tokens, mask, new)):
+        for index, response in zip(chosen, _responses(model, tokens, mask, new, losses)):
             found[index] = response
     return [found[index] for index in range(len(ids))]
 
@@ -89,15 +91,19 @@ def _padded(rows: Sequence[Sequence[int]], tokenizer) -> tuple[torch.Tensor, tor
     return tokens, mask
 
 
-def _responses(model: Model, tokens: torch.Tensor, mask: torch.Tensor, new: torch.Tensor) -> list[Response]:
+def _responses(
+    model: Model, tokens: torch.Tensor, mask: torch.Tensor, new: torch.Tensor, losses: bool
+) -> list[Response]:
     """The new tokens up to the first that ends a response, it included, with their losses under the model as it is."""
     stops = torch.isin(new, torch.tensor(model.stop_tokens))
     ended = stops.cumsum(1)
     own = (ended == 0) | ((ended == 1) & stops)
     lengths = own.sum(1)
     begin = torch.full((len(new), 1), begin_and_end(model.tokenizer)[0])
-    after = _mean_losses(model, torch.cat([tokens, new], 1), torch.cat([mask, own], 1), own)
-    alone = _mean_losses(model, torch.cat([begin, new], 1), torch.cat([begin == begin, own], 1), own)
+    after = alone = torch.full((len(new),), torch.nan)
+    if losses:
+        after = _mean_losses(model, torch.cat([tokens, new], 1), torch.cat([mask, own], 1), own)
+        alone = _mean_losses(model, torch.cat([begin, new], 1), torch.cat([begin == begin, own], 1), own)
     texts = [model.tokenizer.decode(row[keep], skip_special_tokens=True).strip() for row, keep in zip(new, own)]
     return [Response(*row) for row in zip(texts, after.tolist(), alone.tolist(), lengths.tolist())]
 

@@ -105,11 +105,11 @@ class Writer:
     def __init__(self):
         self.asked, self.stop_after = [], None
 
-    def __call__(self, model, prompts, *, max_new_tokens, batch_size, temperature, seed, title):
+    def __call__(self, model, prompts, *, max_new_tokens, batch_size, temperature, seed, losses, title):
         if self.stop_after is not None and len(self.asked) >= self.stop_after:
             raise KeyboardInterrupt
         self.asked.append((len(prompts), seed))
-        assert batch_size == len(prompts) and temperature == 1.0 and max_new_tokens > 8
+        assert batch_size == len(prompts) and temperature == 1.0 and max_new_tokens > 8 and not losses
         texts = [prompt.rsplit('Input: "', 1)[1].split('"\nOutput:')[0] for prompt in prompts]
         return [Response(f'"{text} {seed}.{place}"', 0.0, 0.0, 1) for place, text in enumerate(texts)]
 

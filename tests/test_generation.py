@@ -60,6 +60,9 @@ def test_an_edit_steers_the_text_and_not_its_losses(random_models):
     model = random_models[1]
     push = 3 * torch.linspace(-1, 1, model.d_model)
     plain = generate_texts(model, PROMPTS, max_new_tokens=6)
+    quick = generate_texts(model, PROMPTS, max_new_tokens=6, losses=False)
+    assert [one.text for one in quick] == [one.text for one in plain]
+    assert all(one.nll != one.nll and one.nll_alone != one.nll_alone for one in quick), "not a number"
     steered = generate_texts(model, PROMPTS, max_new_tokens=6, layer=2, edit=lambda residual: residual + push)
     assert [r.text for r in steered] != [r.text for r in plain]
     for prompt, response in zip(PROMPTS, steered):

@@ -37,7 +37,7 @@ def stitch_book(root, environment, *arguments):
     """`stitch-book` in a process of its own: (exit code, stdout, stderr without the clients' own log lines)."""
     done = subprocess.run(
         [sys.executable, "-m", "stitch_utils.report", *arguments],
-        cwd=ROOT, env={**environment, "STITCH_ROOT": str(root)}, capture_output=True, text=True, timeout=400,
+        cwd=ROOT, env={**environment, "STITCH_ROOT": str(root)}, capture_output=True, text=True, timeout=900,
     )  # fmt: skip
     ours = [line for line in done.stderr.splitlines() if line.startswith("stitch-book: ")]
     return done.returncode, done.stdout, "\n".join(ours) or done.stderr
