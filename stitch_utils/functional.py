@@ -68,12 +68,19 @@ class FunctionalConfig:
     """Share of the unembedding's singular values whose directions count as its null space."""
     random_directions: int = 20
     """Set beside each feature's own."""
+    smallest: float = 0.05
+    """Change of the attention to the first token from which on a feature counts as one that switches a head off."""
+    random_stitches: int = 5
+    """Through which A's SAE is carried to B as a yardstick; two at least, for the sake of an interval."""
+    seed: int = 0
+    """Of the random stitches and directions, and of the bootstrap."""
 
     def __post_init__(self):
         for entry in dataclasses.fields(self):
             value = getattr(self, entry.name)
-            if entry.type == "int" and value < 1:
-                raise ValueError(f"{entry.name} must be positive: got {value}")
+            least = {"random_stitches": 2, "seed": 0}.get(entry.name, 1)
+            if entry.type == "int" and value < least:
+                raise ValueError(f"{entry.name} must be {least} or more: got {value}")
         if not (0 < self.quantile < 1 and 0 < self.bottom < 1):
             raise ValueError(f"quantile and bottom lie between 0 and 1: got {self.quantile} and {self.bottom}")
 

@@ -50,6 +50,7 @@ SHAPED = [
     "code_map",
     "decoder_regression",
     "map_recipes",
+    "functional_study",
 ]
 install_import_hook([f"stitch_utils.{module}" for module in SHAPED], "typechecker.check")
 

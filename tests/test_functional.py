@@ -211,7 +211,7 @@ def test_every_row_holds_one_document(random_models):
 def test_settings_that_make_no_sense():
     assert functional_config("mine") == functional_config("default")
     assert functional_config("paper", quantile=0.5).quantile == 0.5
-    with pytest.raises(ValueError, match="candidates must be positive: got 0"):
+    with pytest.raises(ValueError, match="candidates must be 1 or more: got 0"):
         functional_config("smoke", candidates=0)
     with pytest.raises(ValueError, match=r"lie between 0 and 1: got 1\.5 and 0\.02"):
         FunctionalConfig(1, 1, 1, 1, 1, quantile=1.5)

@@ -1,0 +1,129 @@
+"""The study of section 5.2 as a whole: what its numbers are numbers of, and that the claims find theirs."""
+
+import dataclasses
+from pathlib import Path as File
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from toy_saes import make_sae
+
+from stitch_utils.deactivation import Path, path_ablation
+from stitch_utils.entropy_effects import entropy_effects
+from stitch_utils.fitting import pair_moments
+from stitch_utils.functional import FunctionalConfig, decoder_rows, functional_config, null_space, unembedding
+from stitch_utils.functional_study import functional_twins, study_deactivation, study_entropy
+from stitch_utils.intervals import over_seeds
+from stitch_utils.saes import random_stitch, transfer_sae
+from stitch_utils.stitch import fit_exact
+
+LAYERS = (1, 2)
+CONFIG = FunctionalConfig(
+    20, 12, 2, candidates=12, max_tokens=40, min_tokens=3, quantile=0.5, random_directions=4, random_stitches=2, seed=3
+)
+ROOT = File(__file__).parents[1]
+
+
+@pytest.fixture
+def twins(pair, models):
+    moments = pair_moments(pair, models, LAYERS, scale="smoke")
+    sae = make_sae("topk", models[0].d_model, dtype="float32")
+    with torch.no_grad():
+        sae.b_enc.copy_(-moments.mean_x.float() @ sae.W_enc)  # centred, so that many features fire
+        sae.W_dec[:8] = 9 * null_space(unembedding(models[0])).directions[:, 0].float()  # some are entropy features
+    return functional_twins(pair, models, LAYERS, sae, fit_exact(moments), moments, CONFIG, scale="smoke"), moments
+
+
+def test_the_saes_are_the_original_and_its_twins(twins, models):
+    found, moments = twins
+    stitch, original = fit_exact(moments), found.saes["before"]
+    assert list(found.saes) == ["before", "after", "random 0", "random 1"]
+    assert found.groups == {"before": ["before"], "after": ["after"], "random": ["random 0", "random 1"]}
+    assert found.saes["after"].W_dec.equal(transfer_sae(original, stitch).W_dec)
+    other = random_stitch(stitch, 3 + 1, means=(moments.mean_x, moments.mean_y))
+    assert found.saes["random 1"].W_dec.equal(transfer_sae(original, other).W_dec)
+    assert found.at("before") == (models[0], 1) and found.at("after") == found.at("random 0") == (models[1], 2)
+    assert len(found.space("before").directions) == 32 and len(found.space("random 1").directions) == 48
+    assert len(found.search) and len(found.evaluation) and len(found.few)
+
+
+def test_numbers_of_entropy_features(twins):
+    found = twins[0]
+    study = study_entropy(found)
+    numbers, some = study.numbers("mine"), study.followed
+    shares = {key: found.space(key).share(decoder_rows(sae)) for key, sae in found.saes.items()}
+    assert numbers["figure5a.mine.after.null_share"] == pytest.approx(shares["after"][some].sqrt().mean().item())
+    mean = np.mean([shares[key][some].sqrt().mean().item() for key in ("random 0", "random 1")])
+    assert numbers["figure5a.mine.random.null_share"] == pytest.approx(mean)
+    assert numbers["figure5a.mine.count"] == len(study.candidates) == numbers["figure5a.mine.followed"] > 0
+    assert set(study.kept) == set(study.candidates) & set(study.found["after"].candidates)
+    assert numbers["figure5a.mine.kept"] == len(study.kept)
+    rows = found.activity["after"].mean[some, None] * found.saes["after"].W_dec[some]
+    effects = entropy_effects(*found.at("after"), rows.detach(), found.few)
+    assert numbers["figure5a.mine.after.entropy_change"] == pytest.approx(effects.entropy_size.mean().item(), rel=1e-4)
+    for key in found.saes:
+        marked = np.flatnonzero(study.found[key].alive.numpy())[study.marked(key)]
+        assert set(marked) == {feature for feature in some if study.found[key].alive[feature]}
+
+
+def test_where_nothing_is_an_entropy_feature_the_closest_is_followed(twins):
+    strict = dataclasses.replace(twins[0], config=dataclasses.replace(CONFIG, quantile=0.9999))
+    study = study_entropy(strict)
+    numbers = study.numbers("mine")
+    assert study.candidates == () and study.followed == [study.found["before"].closest]
+    assert numbers["figure5a.mine.count"] == numbers["figure5a.mine.followed"] == 0
+    assert numbers["figure5a.mine.before.acting"] == 0
+
+
+def test_numbers_of_deactivation(twins):
+    found = twins[0]
+    study = study_deactivation(found)
+    numbers = study.numbers("mine")
+    assert study.feature == study.search.effects[0].path.feature
+    assert study.search.effects[0].mean_change == min(effect.mean_change for effect in study.search.effects)
+    for key in found.saes:
+        model, layer = found.at(key)
+        effect = study.roles[key].closing
+        again = path_ablation(
+            model, layer, found.saes[key], [Path(study.feature, effect.path.layer, effect.path.head)],
+            found.evaluation, max_tokens=40,
+        )[0]  # fmt: skip
+        np.testing.assert_array_equal(again.ablated, effect.ablated)
+        assert study.changes[key, "closing"] == again.change(seed=3)
+        assert study.share(key) == pytest.approx(
+            found.space(key).share(decoder_rows(found.saes[key]))[study.feature].item()
+        )
+    assert numbers["figure5b.mine.after.change"] == study.changes["after", "closing"].value
+    assert numbers["figure16.mine.change"] == study.changes["after", "opening"].value
+    strangers = [study.changes[key, "closing"].value for key in ("random 0", "random 1")]
+    assert numbers["figure5b.mine.random.change"] == over_seeds(strangers).value
+    assert numbers["figure5b.mine.random.lowest_change"] == min(strangers)
+    assert numbers["figure5b.mine.before.null_share_squared"] == study.share("before")
+
+
+def test_a_deactivation_feature_exists_by_its_size_and_beyond_chance(twins):
+    study = study_deactivation(twins[0])
+
+    def exists(value, high):
+        change = study.changes["before", "closing"]._replace(value=value, high=high)
+        return dataclasses.replace(study, changes={**study.changes, ("before", "closing"): change}).exists
+
+    assert exists(-0.06, -0.01) and not exists(-0.06, 0.01) and not exists(-0.04, -0.01)
+
+
+def test_every_number_that_a_claim_needs_is_there(twins):
+    claims = yaml.safe_load((ROOT / "book" / "published.yml").read_text(encoding="utf-8"))["claims"]
+    needed = {
+        id.replace("{pair}", "mine")
+        for claim in claims if claim["chapter"] == "functional_features" for id in claim["needs"].values()
+    }  # fmt: skip
+    numbers = study_entropy(twins[0]).numbers("mine") | study_deactivation(twins[0]).numbers("mine")
+    assert needed <= set(numbers)
+    assert all(isinstance(value, int | float) and np.isfinite(value) for value in numbers.values())
+
+
+def test_settings_that_make_no_sense():
+    assert functional_config("smoke", seed=4, smallest=0.1).smallest == 0.1
+    with pytest.raises(ValueError, match="random_stitches must be 2 or more: got 1"):
+        functional_config("smoke", random_stitches=1)
