@@ -285,22 +285,12 @@ def fit_adam(batches: Iterable[tuple[Tensor, Tensor]], *, d_a: int, d_b: int, al
     began = time.perf_counter()
     if n_steps < 1:
         raise ValueError(f"n_steps must be positive: got {n_steps}")
-    generator_state = torch.random.get_rng_state()
-    torch.manual_seed(seed)
-    layers = [torch.nn.Linear(d_a, d_b), torch.nn.Linear(d_b, d_a)]
-    torch.random.set_rng_state(generator_state)
-    for layer in layers:
+    up, down = linear_maps(d_a, d_b, seed=seed, device=device)
+    for layer in (up, down):
         torch.nn.init.zeros_(layer.bias)
-        layer.to(device)
-    up, down = layers
     parameters = [*up.parameters(), *down.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_steps)
-
-    def now() -> Stitch:
-        tensors = (up.weight.T, up.bias, down.weight.T, down.bias)
-        return Stitch(*(tensor.detach() for tensor in tensors))
-
     mse = torch.nn.functional.mse_loss
     losses = []
     for step, (x, y) in enumerate(tqdm(_repeat(batches, n_steps), total=n_steps, desc="Adam", leave=False), 1):
@@ -316,9 +306,30 @@ def fit_adam(batches: Iterable[tuple[Tensor, Tensor]], *, d_a: int, d_b: int, al
         schedule.step()
         losses.append(loss.detach())
         if on_step is not None:
-            on_step(step, now())
+            on_step(step, view_as_stitch(up, down))
     final = torch.stack(losses[-max(1, n_steps // 10) :]).mean().item()
     report = FitReport("adam", alpha, final, False, 0, n_steps, 0.0, time.perf_counter() - began)
+    return finished_stitch(up, down, report)
+
+
+def linear_maps(
+    d_a: int, d_b: int, *, seed: int, device: torch.device | str
+) -> tuple[torch.nn.Linear, torch.nn.Linear]:
+    """A map up and a map down as torch's Linear starts them, from `seed`; the global generator is left alone."""
+    generator_state = torch.random.get_rng_state()
+    torch.manual_seed(seed)
+    maps = torch.nn.Linear(d_a, d_b), torch.nn.Linear(d_b, d_a)
+    torch.random.set_rng_state(generator_state)
+    return tuple(layer.to(device) for layer in maps)
+
+
+def view_as_stitch(up: torch.nn.Linear, down: torch.nn.Linear) -> Stitch:
+    """The maps as they are; they go on being trained, so copy what is kept."""
+    return Stitch(*(tensor.detach() for tensor in (up.weight.T, up.bias, down.weight.T, down.bias)))
+
+
+def finished_stitch(up: torch.nn.Linear, down: torch.nn.Linear, report: FitReport) -> Stitch:
+    """A copy of the maps, on the CPU."""
     tensors = (up.weight.T, up.bias, down.weight.T, down.bias)
     return Stitch(*(tensor.detach().cpu().clone() for tensor in tensors), report=report)
 

@@ -28,7 +28,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .moments import PairMoments
-from .stitch import FitReport, Stitch, fit_exact
+from .stitch import FitReport, Stitch, finished_stitch, fit_exact, linear_maps, view_as_stitch
 
 SMALLEST = 1e-3  # share of the mean error below which an error counts as if it were so long
 DIRECTIONS = ("both", "up")
@@ -131,37 +131,28 @@ def fit_unsquared_adam(
         raise ValueError(f"unknown directions {directions!r}: expected {' or '.join(DIRECTIONS)}")
     if epochs < 1:
         raise ValueError(f"epochs must be positive: got {epochs}")
-    generator_state = torch.random.get_rng_state()
-    torch.manual_seed(seed)
-    up = torch.nn.Linear(d_a, d_b).to(device)
-    down = torch.nn.Linear(d_b, d_a).to(device) if directions == "both" else None
-    torch.random.set_rng_state(generator_state)
-    layers = [layer for layer in (up, down) if layer is not None]
+    up, down = linear_maps(d_a, d_b, seed=seed, device=device)
+    if directions == "up":
+        torch.nn.init.zeros_(down.weight)
+        torch.nn.init.zeros_(down.bias)
+    layers = (up, down) if directions == "both" else (up,)
     optimizer = torch.optim.AdamW([p for layer in layers for p in layer.parameters()], lr=lr, weight_decay=weight_decay)
-
-    def now() -> Stitch:
-        no_map = (torch.zeros(d_b, d_a, device=device), torch.zeros(d_a, device=device))
-        parts = no_map if down is None else (down.weight.T, down.bias)
-        return Stitch(*(part.detach() for part in (up.weight.T, up.bias, *parts)))
-
     losses: list[Tensor] = []
     for epoch in tqdm(range(epochs), desc="AdamW", leave=False):
         before = len(losses)
         for x, y in batches:
             x, y = x.to(device, torch.float32), y.to(device, torch.float32)
             loss = (up(x) - y).norm(dim=1).mean()
-            if down is not None:
+            if directions == "both":
                 loss = loss + (down(y) - x).norm(dim=1).mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             losses.append(loss.detach())
             if on_step is not None:
-                on_step(len(losses), now())
+                on_step(len(losses), view_as_stitch(up, down))
         if len(losses) == before:
             raise ValueError(f"batches gave nothing in epoch {epoch + 1}: expected some, the same in each")
     final = torch.stack(losses[-max(1, len(losses) // 10) :]).mean().item()
     report = FitReport("unsquared adam", 0.0, final, False, 0, len(losses), 0.0, time.perf_counter() - began)
-    found = now()
-    parts = (found.P_up, found.b_up, found.P_down, found.b_down)
-    return Stitch(*(part.cpu().clone() for part in parts), report=report)
+    return finished_stitch(up, down, report)
