@@ -23,7 +23,8 @@ from typing import Any, ClassVar
 
 import yaml
 
-SUMMARIES = ("claims", "index")  # they read the results of all pairs, so they come last, in this order
+# They read the results of all pairs, so they come last, in this order.
+SUMMARIES = ("claims", "reproducibility", "index")
 CHAT_CHAPTERS = ("instruction_following",)  # left out for models that have no chat template
 EMBEDDED_ONLY = "embedded-pair"  # tag of cells that are about the embedded pair and nothing else
 

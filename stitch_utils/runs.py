@@ -109,7 +109,7 @@ def plan(
     shared = {
         "package": tree_digest(Path(__file__).parent, "**/*"),
         "requirements": digest(root / "requirements.lock"),
-        "published": digest(root / "book" / "published.yml"),
+        "published": tree_digest(root, "book/published.yml", "book/departures.yml"),
     }
     runs = []
     for name in names:
