@@ -1,12 +1,13 @@
 # make report   executes every chapter on the embedded pair and builds the book: _build/html/index.html
 # make test     lints, runs the tests, and checks the reference notebooks
+# make compare  executes every chapter twice, from nothing, and compares all that the pages print
 # make reference  renews tests/reference/ from the chapters at scale smoke
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: report test reference clean
+.PHONY: report test reference compare clean
 
 report: $(STAMP)
 	$(BIN)/stitch-book run
@@ -19,6 +20,9 @@ test: $(STAMP)
 
 reference: $(STAMP)
 	$(BIN)/python tests/renew_reference.py
+
+compare: $(STAMP)
+	$(BIN)/python tests/compare_builds.py
 
 # The stamp is written last: an interrupted install is taken up again by the next call.
 $(STAMP): requirements.lock pyproject.toml

@@ -10,11 +10,12 @@ FLOPs are two for each multiply-add of a matrix product and none for anything el
 Bytes are those of live tensors; a GPU needs some more, for its context, its workspaces and what is lost between blocks.
 
 Offers `Architecture`, `architecture_of`, `forward_flops`, `activation_bytes`, `harvest_cost`, `stitch_adam_flops`,
-`measure`, `measured_forward`.
+`measure`, `measured_forward`, `power_of_ten`.
 """
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,6 +32,11 @@ from transformers import AutoConfig
 from .models import Model, load_config
 from .moments import ROWS_AT_ONCE
 from .pairs import DTYPES, ModelRef
+
+
+def power_of_ten(ratio: float) -> float:
+    """The nearest one, on a logarithmic scale: what a page can say of a measured time, which differs in every run."""
+    return 10.0 ** round(math.log10(ratio))
 
 
 class _Family(NamedTuple):

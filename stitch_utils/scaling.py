@@ -9,7 +9,7 @@ else a run costs, tokens or seconds, can be counted in their place. Fig. 1c:
 fitted as a line in log-log space to the frontier, the lowest loss that any width has reached within C FLOPs. The law
 has no irreducible loss, so it compares two ways of training on one range of C and must not be carried far beyond it.
 
-Offers `threshold_cost`, `saved`, `savings`, the costs `in_flops`, `in_tokens`, `in_seconds`; `frontier`,
+Offers `threshold_cost`, `saved`, `savings`, the costs `in_flops` and `in_tokens`; `frontier`,
 `fit_power_law`, `frontier_law`, `PowerLaw`, `crossing`.
 """
 
@@ -35,11 +35,6 @@ def in_flops(curve: Curve) -> np.ndarray:
 def in_tokens(curve: Curve) -> np.ndarray:
     """Activations read."""
     return _each_step(curve) * curve.tokens[-1] / curve.steps[-1]
-
-
-def in_seconds(curve: Curve) -> np.ndarray:
-    """Spent on steps, between two evaluations in equal parts."""
-    return np.interp(_each_step(curve), curve.steps, curve.seconds)
 
 
 def _each_step(curve: Curve) -> np.ndarray:

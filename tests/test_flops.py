@@ -13,6 +13,7 @@ from stitch_utils.flops import (
     harvest_cost,
     measure,
     measured_forward,
+    power_of_ten,
     stitch_adam_flops,
 )
 from stitch_utils.harvest import harvest_moments
@@ -197,3 +198,8 @@ def test_the_gemma_pair_in_bfloat16_fits_a_gpu_of_80_gb_where_a_store_is_large()
     # Two FLOPs a weight and token: the blocks before the layer, as shares of all that is not embedding.
     blocks = (2_614_341_888 - 256_000 * 2304) * 20 / 26 + (9_241_705_984 - 256_000 * 3584) * 33 / 42
     assert cost.flops_a + cost.flops_b == pytest.approx(2 * blocks * 23_040_000, rel=0.02)
+
+
+@pytest.mark.parametrize(("ratio", "said"), [(62.0, 100), (101, 100), (31, 10), (0.5, 1), (1, 1), (0.2, 0.1)])
+def test_times_are_told_by_their_order_of_magnitude(ratio, said):
+    assert power_of_ten(ratio) == pytest.approx(said)
