@@ -2,24 +2,19 @@
 
 import json
 import math
-import queue
 import re
-import shutil
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import nbformat
 import pytest
 import yaml
+from browser import needs_chromium, opened
 
 from stitch_utils.explorer import FeaturePoint, explorer
 
 ROOT = Path(__file__).parents[1]
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium, as `chromium` on the path")
 COLOURS = {"structural": "#123456", "semantic": "#abcdef"}
 CONTEXT = [("the", 0.0), (" <b>dog</b>", 4.0), (" & </script>", 1.0)]
 POINTS = [
@@ -84,37 +79,6 @@ watch();
 </script>"""
 
 
-def opened(page: Path, profile: Path, script: str) -> dict:
-    """What `script` reports from the page, as a file in headless Chromium without a network."""
-    reports: queue.Queue[bytes] = queue.Queue()
-
-    class Listener(BaseHTTPRequestHandler):
-        def do_POST(self):
-            reports.put(self.rfile.read(int(self.headers["Content-Length"])))
-            self.send_response(204)
-            self.end_headers()
-
-        def log_message(self, *_):
-            pass
-
-    with HTTPServer(("127.0.0.1", 0), Listener) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        watched = page.with_name("watched.html")
-        inside = script.replace("@REPORT@", f"http://127.0.0.1:{server.server_port}")
-        watched.write_text(page.read_text(encoding="utf-8").replace("<head>", f"<head>{inside}", 1), encoding="utf-8")
-        command = [
-            CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}",
-            "--remote-debugging-port=0",  # stays open
-            "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", "--window-size=1200,1600", watched.as_uri(),
-        ]  # fmt: skip
-        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as browser:
-            try:
-                return json.loads(reports.get(timeout=60))
-            finally:
-                browser.terminate()
-                server.shutdown()
-
-
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     """A book of one page, two folders deep, with the explorer of `POINTS`."""
@@ -137,8 +101,8 @@ def page(tmp_path_factory):
 
 
 @needs_chromium
-def test_the_explorer_draws_and_answers_the_mouse(page, tmp_path):
-    seen = opened(page, tmp_path, WATCH)
+def test_the_explorer_draws_and_answers_the_mouse(page):
+    seen = opened(page, WATCH)
     assert seen["errors"] == []
     assert seen["points"] == len(POINTS)
     assert "Point at a feature" in seen["before"]
@@ -161,6 +125,6 @@ const look = () => {
 look();
 </script>"""
     try:
-        assert "The features cannot be drawn" in opened(page, tmp_path / "profile", look)["shown"]
+        assert "The features cannot be drawn" in opened(page, look)["shown"]
     finally:
         kept.rename(library)

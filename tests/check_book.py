@@ -1,0 +1,94 @@
+"""Opens every page of a built book in headless Chromium, at the widths of a desktop and of a phone, and says what is
+broken: errors on the console, images that do not load, a page wider than its window, links inside the book to files or
+sections that do not exist.
+
+    python tests/check_book.py [_build/html]
+"""
+
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from browser import CHROMIUM, opened
+
+WIDTHS = {"desktop": 1400, "phone": 390}
+LOOK = """<script>
+window.seen = {errors: []};
+addEventListener("error", e => seen.errors.push(String(e.message || e.target.src || e.target.href)), true);
+addEventListener("unhandledrejection", e => seen.errors.push(String(e.reason)));
+const logged = console.error; console.error = (...all) => { seen.errors.push(all.join(" ")); logged(...all); };
+addEventListener("load", () => setTimeout(async () => {
+  for (const image of document.images) image.loading = "eager";
+  await Promise.allSettled([...document.images].map(image => image.decode()));
+  seen.broken = [...document.images].filter(image => !image.naturalWidth).map(image => image.getAttribute("src"));
+  seen.images = document.images.length;
+  seen.overflow = document.documentElement.scrollWidth - document.documentElement.clientWidth;
+  fetch("@REPORT@", {method: "POST", mode: "no-cors", body: JSON.stringify(seen)});
+}, 500));
+</script>"""
+
+
+class _Targets(HTMLParser):
+    """The links of a page, and the names that a link can point to in it."""
+
+    def __init__(self):
+        super().__init__()
+        self.links, self.names = [], {"", "top"}
+
+    def handle_starttag(self, tag, attrs):
+        found = dict(attrs)
+        self.names |= {found[key] for key in ("id", "name") if found.get(key)}
+        self.links += [found[key] for key in ("href", "src") if found.get(key) and tag != "base"]
+
+
+def broken_links(root: Path) -> list[str]:
+    """Links inside the book that lead nowhere, a line each."""
+    pages = {}
+    for page in sorted(root.rglob("*.html")):
+        pages[page.resolve()] = targets = _Targets()
+        targets.feed(page.read_text(encoding="utf-8"))
+    found = []
+    for page, targets in pages.items():
+        for link in dict.fromkeys(targets.links):
+            parts = urlsplit(link)
+            if parts.scheme or parts.netloc:
+                continue
+            target = (page.parent / unquote(parts.path)).resolve() if parts.path else page
+            if not target.exists():
+                found.append(f"{page.relative_to(root.resolve())}: {link}: no such file")
+            elif target in pages and unquote(parts.fragment) not in pages[target].names:
+                found.append(f"{page.relative_to(root.resolve())}: {link}: no such section")
+    return found
+
+
+def broken_pages(root: Path) -> list[str]:
+    """What goes wrong when a page is opened, a line each."""
+    found = []
+    for page in sorted(root.rglob("*.html")):
+        if "_static" in page.relative_to(root).parts:
+            continue
+        for device, width in WIDTHS.items():
+            seen = opened(page, LOOK, width=width)
+            said = [f"console: {error}" for error in seen["errors"]]
+            said += [f"image does not load: {source[:100]}" for source in seen["broken"]]
+            said += [f"{seen['overflow']} pixels wider than its window"] if seen["overflow"] > 1 else []
+            found += [f"{page.relative_to(root)} ({device}): {line}" for line in said]
+    return found
+
+
+def main(root: Path) -> int:
+    if not (root / "index.html").is_file():
+        print(f"{root} holds no index.html: expected a built book (make report)", file=sys.stderr)
+        return 2
+    found = broken_links(root)
+    if CHROMIUM is None:
+        print("pages are not opened: there is no Chromium", file=sys.stderr)
+    else:
+        found += broken_pages(root)
+    print("\n".join(found) if found else "every page opens, every image and link inside the book resolves")
+    return bool(found)
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1] if len(sys.argv) > 1 else "_build/html")))
