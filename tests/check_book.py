@@ -20,7 +20,8 @@ addEventListener("unhandledrejection", e => seen.errors.push(String(e.reason)));
 const logged = console.error; console.error = (...all) => { seen.errors.push(all.join(" ")); logged(...all); };
 addEventListener("load", () => setTimeout(async () => {
   for (const image of document.images) image.loading = "eager";
-  await Promise.allSettled([...document.images].map(image => image.decode()));
+  const late = new Promise(resolve => setTimeout(resolve, 10000));
+  await Promise.race([late, Promise.allSettled([...document.images].map(image => image.decode()))]);
   seen.broken = [...document.images].filter(image => !image.naturalWidth).map(image => image.getAttribute("src"));
   seen.images = document.images.length;
   seen.overflow = document.documentElement.scrollWidth - document.documentElement.clientWidth;
@@ -42,10 +43,15 @@ class _Targets(HTMLParser):
         self.links += [found[key] for key in ("href", "src") if found.get(key) and tag != "base"]
 
 
+def _pages(root: Path) -> list[Path]:
+    """Without the theme's templates."""
+    return [page for page in sorted(root.rglob("*.html")) if "_static" not in page.relative_to(root).parts]
+
+
 def broken_links(root: Path) -> list[str]:
     """Links inside the book that lead nowhere, a line each."""
     pages = {}
-    for page in sorted(root.rglob("*.html")):
+    for page in _pages(root):
         pages[page.resolve()] = targets = _Targets()
         targets.feed(page.read_text(encoding="utf-8"))
     found = []
@@ -65,8 +71,8 @@ def broken_links(root: Path) -> list[str]:
 def broken_pages(root: Path) -> list[str]:
     """What goes wrong when a page is opened, a line each."""
     found = []
-    for page in sorted(root.rglob("*.html")):
-        if "_static" in page.relative_to(root).parts:
+    for page in _pages(root):
+        if 'http-equiv="refresh"' in page.read_text(encoding="utf-8").lower():
             continue
         for device, width in WIDTHS.items():
             seen = opened(page, LOOK, width=width)

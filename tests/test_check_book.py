@@ -70,5 +70,12 @@ def test_a_page_too_wide_for_a_phone(book):
     ]
 
 
+@needs_chromium
+def test_a_page_that_leads_on_is_not_opened(book):
+    root = book(WHOLE)
+    (root / "index.html").write_text('<meta http-equiv="Refresh" content="0; url=sub/b%20c.html">')
+    assert broken_pages(root) == []
+
+
 def test_a_folder_without_a_book(tmp_path, capsys):
     assert main(tmp_path) == 2 and "expected a built book" in capsys.readouterr().err

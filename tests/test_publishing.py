@@ -71,7 +71,7 @@ def test_the_workflow_runs_the_two_commands_and_publishes_what_they_make():
     workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "book.yml").read_text())
     build, publish = workflow["jobs"]["build"], workflow["jobs"]["publish"]
     commands = [step["run"] for step in build["steps"] if "run" in step]
-    assert commands[-2:] == ["make test", "make report"]
+    assert commands[-3:] == ["make test", "make report", ".venv/bin/python tests/check_book.py"]
     upload = next(step for step in build["steps"] if "upload-pages-artifact" in step.get("uses", ""))
     assert upload["with"]["path"] == "_build/html" and publish["needs"] == "build"
     assert publish["permissions"] == {"pages": "write", "id-token": "write"}
