@@ -5,28 +5,27 @@ ids it needs and a predicate over them such as `a_to_b_to_a < 1.01 * a`. The sam
 of the papers' own, so that a threshold which the papers themselves would miss shows. Nothing that a predicate needs is
 ever filled in: if a number is missing, the claim counts as not run.
 
-Offers `published`, which reads the file into a `Published` of `Claim`s and `Figure`s, and `verdicts` and
-`figures_status`, which compare it with our results.
+A verdict compares the estimates. Where a number has a 95% interval, the predicate is asked again with this one number
+at either end of it and all others where they are: a verdict that changes has its threshold inside that interval.
+
+Offers `published`, which reads the file into a `Published` of `Claim`s and `Figure`s, `verdicts` and `figures_status`,
+which compare it with our results, and for whoever prints these `with_interval`, `named` and `said_of_turns`.
 """
 
-import ast
-import operator
+import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import NamedTuple
 
 import yaml
 
+from .pages import command_for, page_of, pair_argument
+from .predicates import compile_predicate
 from .results import project_root, read_results
 
 VERDICTS = ("holds", "partly", "does not hold", "not run")
-_OPERATORS = {
-    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
-    ast.Pow: operator.pow, ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt, ast.GtE: operator.ge,
-    ast.Eq: operator.eq, ast.NotEq: operator.ne, ast.USub: operator.neg, ast.Not: operator.not_,
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -47,6 +46,8 @@ class Claim:
     """Predicate over the short names: the claim holds."""
     partly: str = ""
     """Weaker predicate, asked when `holds` is false; empty if there is none."""
+    heading: str = ""
+    """Heading of the chapter's section that computes these numbers; empty for the page as a whole."""
 
     def __post_init__(self):
         for name, id in self.needs.items():
@@ -56,10 +57,7 @@ class Claim:
                 raise ValueError(f"claim '{self.id}': {name} needs '{id}', expected an id that contains {{pair}}")
         for predicate in (self.holds, self.partly) if self.partly else (self.holds,):
             try:
-                root = ast.parse(predicate, mode="eval").body
-                _compile(root, self.needs)
-                if not isinstance(root, ast.Compare | ast.BoolOp) and type(getattr(root, "op", None)) is not ast.Not:
-                    raise ValueError("expected a comparison, or several joined by and, or, not")
+                compile_predicate(predicate, self.needs)
             except (SyntaxError, ValueError) as error:
                 raise ValueError(f"claim '{self.id}': predicate {predicate!r}: {error}") from None
 
@@ -80,6 +78,8 @@ class Figure:
     """How the ids of its numbers begin; may contain `{pair}`."""
     schematic: bool = False
     """A drawing of the method: nothing to recompute, and no prefix."""
+    heading: str = ""
+    """Heading of the chapter's section that recomputes it; empty for the page as a whole."""
 
     def __post_init__(self):
         if self.schematic == bool(self.prefix):
@@ -105,7 +105,11 @@ class Published:
 
 class Verdict(NamedTuple):
     """What one pair's numbers say about a claim. `ours` and `published` are keyed by the claim's short names, with
-    `.low` and `.high` where there is an interval; `published_verdict` is "" unless all that it needs was published."""
+    `.low` and `.high` where there is an interval; `published_verdict` is "" unless all that it needs was published.
+    `turns` says which end of which of our intervals would change the verdict, and into what. `page` is the section that
+    computed our numbers, `command` what would compute those that are not there; one of the two is "". Where a run has
+    left out some of them, `missing` names their ids and `scale` its scale, and there is a command only if that was
+    smoke."""
 
     id: str
     text: str
@@ -115,16 +119,24 @@ class Verdict(NamedTuple):
     ours: dict[str, float]
     published: dict[str, float]
     published_verdict: str
+    turns: dict[str, str]
+    page: str
+    command: str
+    missing: tuple[str, ...]
+    scale: str
 
 
 class FigureStatus(NamedTuple):
-    """Whether a table or figure has been recomputed; `status` is "done", "not yet" or "schematic"."""
+    """Whether a table or figure has been recomputed; `status` is "done", "not run" or "schematic". `page` is the
+    section that did so, `command` what would; "" where that does not apply."""
 
     id: str
     title: str
     section: str
     chapter: str
     status: str
+    page: str
+    command: str
 
 
 def published() -> Published:
@@ -147,26 +159,75 @@ def published() -> Published:
     return Published(values, claims, _entries(Figure, document["figures"], path))
 
 
-def verdicts(pair: str, *, book: Published | None = None) -> list[Verdict]:
-    """One verdict for each claim of `book` (default: `published()`), from our results and the papers' on the pair."""
+def verdicts(pair: str, *, book: Published | None = None, file: str = "") -> list[Verdict]:
+    """One verdict for each claim of `book` (default: `published()`), from our results and the papers' on the pair.
+
+    `file` is that of a pair of one's own, for the commands; by default it is what its pages name.
+    """
     book, ours = book or published(), read_results(pair)
+    given = pair_argument(pair, file)
     rows = []
     for claim in book.claims:
         own, theirs = _needed(claim, pair, ours), _needed(claim, pair, book.numbers)
+        said, scale = _decide(claim, own), str(ours.get(f"run.{claim.chapter}.scale", ""))
+        page, command = page_of(pair, claim.chapter, claim.heading), ""
+        if said == "not run":
+            page, command = "", command_for(given, claim.chapter) if scale in ("", "smoke") else ""
+        missing = tuple(id.replace("{pair}", pair) for name, id in claim.needs.items() if name not in own and scale)
+        on_theirs = _decide(claim, theirs).replace("not run", "")
         about = (claim.id, claim.text, claim.source, claim.chapter)
-        rows.append(Verdict(*about, _decide(claim, own), own, theirs, _decide(claim, theirs).replace("not run", "")))
+        rows.append(Verdict(*about, said, own, theirs, on_theirs, _turns(claim, own), page, command, missing, scale))
     return rows
 
 
 def figures_status(pair: str) -> list[FigureStatus]:
     """Which tables and figures have numbers for the pair, in the order of `published.yml`."""
-    ids = tuple(read_results(pair))
+    ids, given = tuple(read_results(pair)), pair_argument(pair)
     rows = []
     for figure in published().figures:
         done = any(id.startswith(figure.prefix.replace("{pair}", pair)) for id in ids)
-        status = "schematic" if figure.schematic else "done" if done else "not yet"
-        rows.append(FigureStatus(figure.id, figure.title, figure.section, figure.chapter, status))
+        status = "schematic" if figure.schematic else "done" if done else "not run"
+        page = page_of(pair, figure.chapter, figure.heading) if status == "done" else ""
+        command = command_for(given, figure.chapter) if status == "not run" else ""
+        rows.append(FigureStatus(figure.id, figure.title, figure.section, figure.chapter, status, page, command))
     return rows
+
+
+def with_interval(values: Mapping[str, object], name: str) -> str:
+    """`value [low, high]`, from a number and its `.low` and `.high`, in digits that are worth printing."""
+    middle, low, high = (_printed(values, name, suffix) for suffix in ("", ".low", ".high"))
+    return f"{middle} [{low}, {high}]".strip() if low or high else middle
+
+
+def named(values: Mapping[str, float]) -> list[str]:
+    """`name = value [low, high]` for each name of a verdict's numbers."""
+    return [f"{name} = {with_interval(values, name)}" for name in dict.fromkeys(id.split(".")[0] for id in values)]
+
+
+def said_of_turns(verdict: Verdict) -> list[str]:
+    """What else the verdict could be inside the intervals, such as "partly if b were 2.31", a line for each."""
+    ends: dict[str, list[str]] = {}
+    for end, other in verdict.turns.items():
+        name, _, side = end.rpartition(".")
+        ends.setdefault(other, []).append(f"{name} were {_printed(verdict.ours, name, '.' + side)}")
+    return [f"{other} if {' or '.join(found)}" for other, found in ends.items()]
+
+
+def _printed(values: Mapping[str, object], name: str, suffix: str) -> str:
+    number = values.get(name + suffix)
+    if not isinstance(number, int | float):
+        return "" if number is None else str(number)
+    if name.endswith("increase"):
+        return f"{round(number, 3) + 0.0:+.1%}"  # + 0.0, since -0.0 would print its sign
+    return f"{round(number, _digits(values.get(f'{name}.low'), values.get(f'{name}.high'))) + 0.0:.4g}"
+
+
+def _digits(low: object, high: object) -> int:
+    """Decimals that are worth printing: two digits of the interval's width, if there is one."""
+    ends = isinstance(low, int | float) and isinstance(high, int | float)
+    if not ends or not math.isfinite(high - low) or low >= high:
+        return 15
+    return 1 - math.floor(math.log10(high - low))
 
 
 class _UniqueKeys(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # the same language, read nine times faster
@@ -195,36 +256,6 @@ def _entries(kind: type, entries: Iterable[Mapping], path: Path) -> tuple:
     return tuple(built.values())
 
 
-def _compile(node: ast.expr, names: Iterable[str]) -> Callable[[Mapping[str, float]], float | bool]:
-    """Turns a parsed predicate into a function of the values of `names`; whatever else it holds is a ValueError."""
-    match node:
-        case ast.Constant(value=int() | float() as value) if not isinstance(value, bool):
-            return lambda values: value
-        case ast.Name(id=name) if name in names:
-            return lambda values: values[name]
-        case ast.Name(id=name):
-            raise ValueError(f"{name} is not among its needs: {', '.join(names)}")
-        case ast.Compare(left=left, ops=ops, comparators=others) if all(type(op) in _OPERATORS for op in ops):
-            sides = [_compile(side, names) for side in (left, *others)]
-            steps = [(_OPERATORS[type(op)], x, y) for op, x, y in zip(ops, sides, sides[1:], strict=False)]
-            return lambda values: all(operation(x(values), y(values)) for operation, x, y in steps)
-        case ast.BoolOp(op=op, values=parts):
-            decide, sides = all if isinstance(op, ast.And) else any, [_compile(part, names) for part in parts]
-            return lambda values: decide(side(values) for side in sides)
-        case ast.UnaryOp(op=op, operand=part) if type(op) in _OPERATORS:
-            operation, parts = _OPERATORS[type(op)], [part]
-        case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
-            operation, parts = _OPERATORS[type(op)], [left, right]
-        case ast.Call(func=ast.Name(id="abs"), args=[_] as parts, keywords=[]):
-            operation = abs
-        case ast.Call(func=ast.Name(id="max" | "min" as name), args=[_, _, *_] as parts, keywords=[]):
-            operation = max if name == "max" else min
-        case _:
-            raise ValueError(f"'{ast.unparse(node)}' is not arithmetic, a comparison, and, or, not, abs, min or max")
-    operands = [_compile(part, names) for part in parts]
-    return lambda values: operation(*(operand(values) for operand in operands))
-
-
 def _needed(claim: Claim, pair: str, values: Mapping[str, float]) -> dict[str, float]:
     found = {}
     for name, id in claim.needs.items():
@@ -241,8 +272,25 @@ def _decide(claim: Claim, values: Mapping[str, float]) -> str:
         return "not run"
     for verdict, predicate in (("holds", claim.holds), ("partly", claim.partly)):
         try:
-            if predicate and _compile(ast.parse(predicate, mode="eval").body, claim.needs)(values):
+            if predicate and compile_predicate(predicate, claim.needs)(values):
                 return verdict
         except ArithmeticError as error:
             raise ValueError(f"claim '{claim.id}': {predicate!r} with {dict(values)}: {error}") from None
     return "does not hold"
+
+
+def _turns(claim: Claim, values: Mapping[str, float]) -> dict[str, str]:
+    """The verdict with one number at one end of its interval, wherever that differs from the verdict on the estimates.
+
+    One at a time, since numbers of one run err together: all at their worst ends at once would be too harsh.
+    """
+    said, turns = _decide(claim, values), {}
+    for name in claim.needs if said != "not run" else ():
+        for end in (".low", ".high"):
+            try:
+                other = _decide(claim, {**values, name: values.get(name + end, values[name])})
+            except ValueError:  # a division by zero there
+                other = "undefined"
+            if other != said:
+                turns[name + end] = other
+    return turns

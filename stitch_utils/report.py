@@ -40,7 +40,7 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from .chapters import CHAT_CHAPTERS, RequestError, one_line, toc_files
-from .claims import VERDICTS, verdicts
+from .claims import VERDICTS, named, said_of_turns, verdicts
 from .pairs import ModelPair, load_pair
 from .results import project_root
 from .runs import HOME_PAIR, RUNS, Run, WorkError, execute, find_pair, is_fresh, key_of, plain, plan, tree_digest
@@ -152,9 +152,10 @@ def build(root: Path) -> None:
 
 
 def print_claims(root: Path, pair: str, *, as_json: bool) -> None:
-    """Prints the verdict on each claim, with our numbers beside the published ones."""
+    """Prints the verdict on each claim, our numbers beside the published ones, and where or how they are computed."""
+    models = find_pair(root, pair)
     try:
-        found = verdicts(find_pair(root, pair).name)
+        found = verdicts(models.name, file=models.value)
     except (ValueError, TypeError, OSError, yaml.YAMLError) as error:
         raise RequestError(one_line(error)) from error
     if as_json:
@@ -165,10 +166,13 @@ def print_claims(root: Path, pair: str, *, as_json: bool) -> None:
     for verdict in found:
         print(f"{verdict.id:{columns[0]}}  {verdict.verdict:{columns[1]}}  {verdict.chapter}: {verdict.source}")
         print(textwrap.fill(verdict.text, width, initial_indent="    ", subsequent_indent="    "))
-        for side, values in (("ours", verdict.ours), ("published", verdict.published)):
-            if values:
-                said = f"{side}: " + ", ".join(f"{name} = {value:.4g}" for name, value in values.items())
-                print(textwrap.fill(said, width, initial_indent="    ", subsequent_indent="      "))
+        numbers = {"ours": verdict.ours, f"published ({verdict.published_verdict or 'incomplete'})": verdict.published}
+        lines = [f"{side}: {', '.join(named(values))}" for side, values in numbers.items() if values]
+        lines += said_of_turns(verdict) + [f"its run at scale {verdict.scale} gave no {id}" for id in verdict.missing]
+        for line in lines:
+            print(textwrap.fill(line, width, initial_indent="    ", subsequent_indent="      "))
+        for line in filter(None, (verdict.page and (HTML.parent / verdict.page).as_posix(), verdict.command)):
+            print(f"    {line}")  # not broken into lines, so that it can be copied
 
 
 class _Parser(argparse.ArgumentParser):

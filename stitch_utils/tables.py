@@ -8,8 +8,6 @@ Offers `beside`, a DataFrame, and in HTML `claims_table`, `verdict_counts`, `sta
 """
 
 import html
-import json
-import math
 import re
 from collections.abc import Mapping
 
@@ -17,7 +15,8 @@ import pandas as pd
 from IPython.display import HTML
 
 from .chapters import SUMMARIES
-from .claims import VERDICTS, figures_status, published, verdicts
+from .claims import VERDICTS, Claim, Verdict, figures_status, named, published, said_of_turns, verdicts, with_interval
+from .pages import anchor, command_for, page_of, pair_argument, pair_file
 from .pairs import known_pairs, load_pair
 from .results import pairs_with_results, project_root, read_results
 
@@ -40,7 +39,7 @@ def beside(pair: str, prefix: str, *, labels: Mapping[str, str] | None = None) -
     ours, theirs = columns[pair], {name: column for name, column in columns.items() if column and name != pair}
     rows = dict.fromkeys(re.sub(r"\.(low|high)$", "", id) for column in (*theirs.values(), ours) for id in column)
     rows = rows if labels is None else labels
-    cells = {name: [_with_interval(column, row) for row in rows] for name, column in {pair: ours, **theirs}.items()}
+    cells = {name: [with_interval(column, row) for row in rows] for name, column in {pair: ours, **theirs}.items()}
     index = pd.Index(list(rows) if labels is None else list(labels.values()), name=None if labels else prefix)
     return pd.DataFrame(cells, index=index, dtype=object)
 
@@ -48,59 +47,58 @@ def beside(pair: str, prefix: str, *, labels: Mapping[str, str] | None = None) -
 def claims_table(
     pair: str = "tiny", *, detail: bool = True, chapter: str | None = None, only_run: bool = False
 ) -> HTML:
-    """All claims with their verdicts for `pair` and then for every other pair that has results.
+    """All claims, each with the numbers and the verdict of `pair`, then of every other pair that has results, then of
+    the pairs that the papers report; with a link to the section that computed them, or the command that would.
 
-    With `detail`, also each predicate, the numbers that went into it, and what the papers' own numbers say. `chapter`
-    keeps the claims of one chapter, `only_run` those that some pair has run.
+    With `detail` a line for each pair, under the claim, its source and its predicates; else a line for each claim, its
+    numbers folded away. `chapter` keeps the claims of one chapter, whose page for `pair` is where the table stands;
+    `only_run` keeps those that some pair has run.
     """
     book = published()
-    ours = {name: verdicts(name, book=book) for name in (pair, *pairs_with_results())}
-    theirs = {name: verdicts(name, book=book) for name in book.pairs if detail}
+    run = list(dict.fromkeys((pair, *pairs_with_results())))
+    found = {name: verdicts(name, book=book) for name in dict.fromkeys((*run, *book.pairs))}
     rows = []
     for i, claim in enumerate(book.claims):
-        if chapter not in (None, claim.chapter) or (only_run and all(v[i].verdict == "not run" for v in ours.values())):
+        of = {name: of_pair[i] for name, of_pair in found.items()}
+        if chapter not in (None, claim.chapter) or (only_run and all(of[name].verdict == "not run" for name in run)):
             continue
-        about = f"{html.escape(claim.text)}<br><small>{html.escape(claim.source)}"
-        if detail:
-            about += f"<br>holds if <code>{html.escape(claim.holds)}</code>"
-            about += f"<br>partly if <code>{html.escape(claim.partly)}</code>" if claim.partly else ""
-        row = [about + "</small>", _link(pair, claim.chapter)]
-        row += [f"<b>{v[i].verdict}</b>" + (_listed(v[i].ours) if detail else "") for v in ours.values()]
-        known = [(name, v[i]) for name, v in theirs.items() if v[i].published]
-        said = [f"<b>{name}: {v.published_verdict or 'incomplete'}</b>{_listed(v.published)}" for name, v in known]
-        rows.append(row + (["<br>".join(said)] if detail else []))
-    return _table(["Claim", "Chapter", *ours, *(["Published"] if detail else [])], rows)
+        here = f"#{anchor(claim.heading)}" if chapter and claim.heading else ""
+        links = {name: _link(v.page, v.chapter, claim.heading, here * (name == pair)) for name, v in of.items()}
+        rows += _in_detail(claim, of, run, links) if detail else [_at_a_glance(claim, of, run, links)]
+    if detail:
+        return _table(["Pair", "Verdict", "Ours, with 95% intervals", "Published", "Computed in"], rows)
+    return _table(["Claim", *run, "Published"], rows)
 
 
 def verdict_counts(pair: str = "tiny") -> HTML:
-    """How many claims hold, hold partly, do not hold and were not run, for `pair` and every other pair with results."""
+    """How many claims hold, hold partly, do not hold and were not run, for `pair` and every other pair with results.
+
+    The last column: how many of these verdicts have their threshold inside an interval.
+    """
     rows = []
     for name in dict.fromkeys((pair, *pairs_with_results())):
-        words = [verdict.verdict for verdict in verdicts(name)]
+        found = verdicts(name)
+        words = [verdict.verdict for verdict in found]
         scales = {str(value) for id, value in read_results(name).items() if re.fullmatch(r"run\.\w+\.scale", id)}
-        rows.append([name, ", ".join(sorted(scales)), *(str(words.count(word)) for word in VERDICTS)])
-    return _table(["Pair", "Scale of the runs", *VERDICTS], rows)
+        turning = sum(bool(verdict.turns) for verdict in found)
+        rows.append([name, ", ".join(sorted(scales)), *(str(words.count(word)) for word in VERDICTS), str(turning)])
+    return _table(["Pair", "Scale of the runs", *VERDICTS, "threshold inside an interval"], rows)
 
 
 def runs_table(home: str = "tiny") -> HTML:
     """Every pair that is known or was run, with the chapters that were run on it, or the command that runs them."""
     executed: dict[str, list[str]] = {}
-    files: dict[str, str] = {}
     for page in sorted((project_root() / "book" / "runs").glob("*/[!.]*.ipynb")):
         if page.stem not in SUMMARIES:
             executed.setdefault(page.parent.name, []).append(page.stem)
-            note = json.loads(page.read_text(encoding="utf-8") or "{}").get("metadata", {}).get("stitch_book", {})
-            files[page.parent.name] = str(note.get("parameters", {}).get("pair", ""))
     rows = []
     for name in dict.fromkeys((home, *known_pairs(), *executed)):
-        own = f"a pair file of your own: {files.get(name) or 'unknown'}"
-        title = load_pair(name).title if name in known_pairs() else own
-        pages = ", ".join(_link(name, chapter) for chapter in executed.get(name, ()))
+        known = name in known_pairs()
+        title = load_pair(name).title if known else f"a pair file of your own: {pair_file(name) or 'unknown'}"
+        pages = ", ".join(_link(page_of(name, chapter), chapter) for chapter in executed.get(name, ()))
         if pages and name not in pairs_with_results():
             pages += " (random weights: no results)"
-        rows.append(
-            [name, html.escape(title), pages or f"not run: <code>.venv/bin/stitch-book run --pair {name}</code>"]
-        )
+        rows.append([name, html.escape(title), pages or f"not run: {_code(command_for(pair_argument(name)))}"])
     return _table(["Pair", "Models", "Chapters run"], rows)
 
 
@@ -116,49 +114,81 @@ def stand_in_notice(is_stand_in: bool) -> HTML | None:
 
 
 def status_table(pair: str = "tiny") -> HTML:
-    """Every table and figure of the papers, the chapter that recomputes it, and whether it is done for the pair."""
-    rows = [[s.id, html.escape(s.title), s.section, _link(pair, s.chapter), s.status] for s in figures_status(pair)]
-    return _table(["", "Shows", "Section", "Chapter", pair], rows)
+    """Every table and figure of the papers, with the section that recomputed it, or the command that would.
+
+    A column for `pair` and one for every other pair with results.
+    """
+    found = {name: figures_status(name) for name in dict.fromkeys((pair, *pairs_with_results()))}
+    rows = []
+    for i, figure in enumerate(published().figures):
+        cells = []
+        for row in (of_pair[i] for of_pair in found.values()):
+            how = f": {_code(row.command)}" if row.command else ""
+            cells.append(_link(row.page, row.chapter, figure.heading) if row.status == "done" else row.status + how)
+        rows.append([figure.id, html.escape(figure.title), figure.section, *cells])
+    return _table(["", "Shows", "Section", *found], rows)
 
 
-def _with_interval(values: Mapping[str, object], name: str) -> str:
-    ends = [values.get(name + suffix) for suffix in (".low", ".high")]
-    digits = _digits(*ends)
-
-    def said(number: object) -> str:
-        if not isinstance(number, int | float):
-            return "" if number is None else str(number)
-        return f"{number:+.1%}" if name.endswith("increase") else f"{round(number, digits):.4g}"
-
-    low, high = map(said, ends)
-    middle = said(values.get(name))
-    return f"{middle} [{low}, {high}]".strip() if low or high else middle
-
-
-def _digits(low: object, high: object) -> int:
-    """Decimals that are worth printing: two digits of the interval's width, if there is one."""
-    if not (
-        isinstance(low, int | float) and isinstance(high, int | float) and math.isfinite(high - low) and low < high
-    ):
-        return 15
-    return 1 - math.floor(math.log10(high - low))
+def _in_detail(claim: Claim, of: Mapping[str, Verdict], run: list[str], links: Mapping[str, str]) -> list[list[str]]:
+    """The claim, in a row of its own, and a row for each pair that was run or that the papers report."""
+    about = f"<br>{html.escape(claim.source)}<br>holds if {_code(claim.holds)}"
+    about += f"<br>partly if {_code(claim.partly)}" if claim.partly else ""
+    rows = [[f"<b>{html.escape(claim.text)}</b><small>{about}</small>"]]
+    for name, verdict in of.items():
+        if name in run or verdict.published:
+            where = _how_to_run(verdict) if verdict.verdict == "not run" else links[name]
+            theirs = f"<b>{verdict.published_verdict or 'incomplete'}</b><br>{_lines(verdict.published)}"
+            said = f"<b>{verdict.verdict}</b>{_turning(verdict)}"
+            rows.append([name, said, _lines(verdict.ours), theirs if verdict.published else "", where])
+    return rows
 
 
-def _listed(values: Mapping[str, float]) -> str:
-    names = dict.fromkeys(name.split(".")[0] for name in values)
-    return "".join(f"<br>{name} = {_with_interval(values, name)}" for name in names)
+def _at_a_glance(claim: Claim, of: Mapping[str, Verdict], run: list[str], links: Mapping[str, str]) -> list[str]:
+    """One row: the claim, a cell for each pair that was run, and one for all that the papers report."""
+    cells = [html.escape(claim.text)]
+    for verdict in (of[name] for name in run):
+        where = _how_to_run(verdict) if verdict.verdict == "not run" else links[run[len(cells) - 1]]
+        cells.append(f"<b>{verdict.verdict}</b>{_turning(verdict)}<br>{where}{_folded(_lines(verdict.ours))}")
+    theirs = {name: verdict for name, verdict in of.items() if verdict.published}
+    said = "<br>".join(f"{name}: <b>{v.published_verdict or 'incomplete'}</b>" for name, v in theirs.items())
+    return [*cells, said + _folded("<br>".join(f"{name}:<br>{_lines(v.published)}" for name, v in theirs.items()))]
 
 
-def _link(pair: str, chapter: str) -> str:
-    """The chapter's name, as a link to its page once it has been executed."""
-    executed = project_root() / "book" / "runs" / pair / f"{chapter}.ipynb"
-    return f'<a href="../{pair}/{chapter}.html">{chapter}</a>' if executed.is_file() else chapter
+def _turning(verdict: Verdict) -> str:
+    """What else the verdict could be inside the intervals."""
+    return "".join(f"<br><small>{html.escape(line)}</small>" for line in said_of_turns(verdict))
+
+
+def _how_to_run(verdict: Verdict) -> str:
+    lacks = f"the run at scale {verdict.scale} gave no {', '.join(verdict.missing)}" if verdict.scale else ""
+    return "<br>".join(part for part in (html.escape(lacks), verdict.command and _code(verdict.command)) if part)
+
+
+def _lines(numbers: Mapping[str, float]) -> str:
+    return "<br>".join(named(numbers))
+
+
+def _folded(numbers: str) -> str:
+    return f"<details><summary>numbers</summary><small>{numbers}</small></details>" if numbers else ""
+
+
+def _code(text: str) -> str:
+    return f"<code>{html.escape(text)}</code>"
+
+
+def _link(page: str, chapter: str, heading: str = "", here: str = "") -> str:
+    """The chapter and its section, as a link to the page, seen from another one, or to `here`, on this one."""
+    name = html.escape(f"{chapter}: {heading}" if heading else chapter)
+    target = here or page.replace("book/runs", "..", 1)
+    return f'<a href="{html.escape(target)}">{name}</a>' if target else name
 
 
 def _table(header: list[str], rows: list[list[str]]) -> HTML:
-    """The one place that decides how a table looks. Cells are HTML."""
+    """The one place that decides how a table looks. Cells are HTML; a row of one cell is as wide as the table."""
     # The book's theme aligns tables of cell outputs to the right, which suits numbers but not sentences.
     style = 'style="text-align: left; vertical-align: top"'
     head = "".join(f"<th {style}>{cell}</th>" for cell in header)
-    body = "\n".join("<tr>" + "".join(f"<td {style}>{cell}</td>" for cell in row) + "</tr>" for row in rows)
+    wide = f'colspan="{len(header)}" {style}'
+    cells = [[f"<td {wide if len(row) == 1 < len(header) else style}>{cell}</td>" for cell in row] for row in rows]
+    body = "\n".join(f"<tr>{''.join(row)}</tr>" for row in cells)
     return HTML(f'<table class="dataframe"><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table>')

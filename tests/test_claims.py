@@ -2,7 +2,16 @@
 
 import pytest
 
-from stitch_utils.claims import Claim, Published, figures_status, published, verdicts
+from stitch_utils.claims import (
+    Claim,
+    Published,
+    figures_status,
+    named,
+    published,
+    said_of_turns,
+    verdicts,
+    with_interval,
+)
 from stitch_utils.results import write_results
 
 
@@ -135,8 +144,101 @@ def test_figures_are_done_once_their_numbers_exist(project):
     def status():
         return {figure.id: figure.status for figure in figures_status("tiny")}
 
-    assert status() == {"t1": "not yet", "f1": "not yet", "f2": "schematic"}
+    assert status() == {"t1": "not run", "f1": "not run", "f2": "schematic"}
     write_results("tiny", "first", {"table10.tiny.a": 1.0, "map.tiny.other": 1.0}, parameters={"table1.": 1})
-    assert status()["t1"] == "not yet" and status()["f1"] == "not yet"
+    assert status()["t1"] == "not run" and status()["f1"] == "not run"
     write_results("tiny", "second", {"table1.tiny.a": 1.0, "map.tiny.loss": 1.0})
     assert status() == {"t1": "done", "f1": "done", "f2": "schematic"}
+
+
+def _turned(project, predicate, partly="", **numbers):
+    """What `verdicts` says of the claim that is `predicate` over numbers `a`, `b`, ...: its verdict, and its turns."""
+    names = [name for name in numbers if "_" not in name]
+    book = Published({}, (_claim(predicate, names, partly),), ())
+    write_results("tiny", "chapter", {f"t.tiny.{name.replace('_', '.')}": value for name, value in numbers.items()})
+    verdict = verdicts("tiny", book=book)[0]
+    return verdict.verdict, verdict.turns
+
+
+def test_a_threshold_inside_an_interval_shows_at_which_end(project):
+    assert _turned(project, "a < 1", a=0.9, a_low=0.8, a_high=1.1) == ("holds", {"a.high": "does not hold"})
+    assert _turned(project, "a < 1", a=0.9, a_low=0.8, a_high=0.99) == ("holds", {})
+    assert _turned(project, "a < 1", a=1.2, a_low=0.8, a_high=1.3) == ("does not hold", {"a.low": "holds"})
+    ends = {"a_low": 0.8, "a_high": 3.0}
+    assert _turned(project, "a < 1", "a < 2", a=1.5, **ends) == (
+        "partly",
+        {"a.low": "holds", "a.high": "does not hold"},
+    )
+    assert _turned(project, "a < 1", a=0.9) == ("holds", {})
+
+
+def test_numbers_go_to_their_ends_one_at_a_time(project):
+    """Intervals that overlap, but neither of which holds the other estimate: only both at once would turn it."""
+    apart = {"a": 1.0, "a_low": 0.5, "a_high": 1.6, "b": 2.0, "b_low": 1.4, "b_high": 2.5}
+    assert _turned(project, "a < b", **apart) == ("holds", {})
+    assert _turned(project, "a < b", **{**apart, "a_high": 2.1})[1] == {"a.high": "does not hold"}
+
+
+def test_an_end_where_the_predicate_is_undefined_is_no_error(project):
+    found = _turned(project, "a / b > 1", a=2.0, b=1.0, b_low=0.0, b_high=1.5)
+    assert found == ("holds", {"b.low": "undefined"})
+
+
+def test_what_an_interval_could_turn_is_said_in_its_digits(project):
+    numbers = {"a": 1.0, "a.low": 0.91, "a.high": 1.1, "b": 1.05, "b.low": 0.98, "b.high": 1.2, "c": 3}
+    write_results("tiny", "first", {f"t.tiny.{name}": value for name, value in numbers.items()})
+    book = Published({}, (_claim("a < b"),), ())
+    verdict = verdicts("tiny", book=book)[0]
+    assert said_of_turns(verdict) == ["does not hold if a were 1.1 or b were 0.98"]
+    assert named(verdict.ours) == ["a = 1 [0.91, 1.1]", "b = 1.05 [0.98, 1.2]", "c = 3"]
+
+
+def test_a_verdict_leads_to_its_section_or_to_the_command(project):
+    path = project / "book" / "published.yml"
+    path.write_text(path.read_text().replace("    holds: a < b\n", "    holds: a < b\n    heading: What it is\n"))
+    order, ratio = verdicts("tiny")
+    assert (order.page, order.command) == ("", ".venv/bin/stitch-book run --pair tiny --chapter first")
+    assert (order.missing, order.scale) == ((), "")
+    write_results("tiny", "first", {"table1.tiny.a": 1.0, "table1.tiny.b": 2.0})
+    assert verdicts("tiny")[0].page == ""  # no page
+    (project / "book" / "runs" / "tiny").mkdir(parents=True)
+    (project / "book" / "runs" / "tiny" / "first.ipynb").touch()
+    order, ratio = verdicts("tiny")
+    assert (order.page, order.command) == ("book/runs/tiny/first.html#what-it-is", "")
+    assert ratio.page == "book/runs/tiny/first.html"
+    t1, f1, f2 = figures_status("tiny")
+    assert (t1.page, t1.command) == ("book/runs/tiny/first.html", "")
+    assert (f1.page, f1.command) == ("", ".venv/bin/stitch-book run --pair tiny --chapter second")
+    assert (f2.page, f2.command) == ("", "")
+
+
+@pytest.mark.parametrize(("scale", "another_run_may_help"), [("smoke", True), ("default", False)])
+def test_a_run_that_left_a_number_out_says_which(project, scale, another_run_may_help):
+    write_results("tiny", "first", {"table1.tiny.a": 1.0}, parameters={"scale": scale})
+    order = verdicts("tiny")[0]
+    assert (order.verdict, order.missing, order.scale) == ("not run", ("table1.tiny.b",), scale)
+    assert bool(order.command) == another_run_may_help
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "said"),
+    [
+        (0.86912, 0.7871, 0.9402, "0.87 [0.79, 0.94]"),
+        (0.84113, 0.83331, 0.84881, "0.841 [0.833, 0.849]"),
+        (4.37e-5, 4.29e-5, 4.44e-5, "4.37e-05 [4.29e-05, 4.44e-05]"),
+        (8.2e16, 8.11e16, 8.34e16, "8.2e+16 [8.11e+16, 8.34e+16]"),
+        (0.12345678, 0.12345678, 0.12345678, "0.1235 [0.1235, 0.1235]"),
+        (0.0, 0.0, 0.03622, "0 [0, 0.036]"),
+        (-0.0001, -0.02, 0.03, "0 [-0.02, 0.03]"),
+        (0.01, -0.0004, 0.03, "0.01 [0, 0.03]"),
+        (-0.2, -0.3, -0.1, "-0.2 [-0.3, -0.1]"),
+        (-0.0, -0.0, -0.0, "0 [0, 0]"),
+    ],
+)
+def test_an_interval_says_how_many_digits_are_worth_printing(value, low, high, said):
+    assert with_interval({"x": value, "x.low": low, "x.high": high}, "x") == said
+
+
+def test_an_increase_is_a_percentage_and_never_minus_zero():
+    values = {"increase": -0.0003, "increase.low": -0.02, "increase.high": 0.0171}
+    assert with_interval(values, "increase") == "+0.0% [-2.0%, +1.7%]"

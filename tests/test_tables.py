@@ -7,9 +7,9 @@ from pathlib import Path
 import jupytext
 import pytest
 
+from stitch_utils.claims import VERDICTS
 from stitch_utils.results import write_results
 from stitch_utils.tables import (
-    _with_interval,
     beside,
     claims_table,
     runs_table,
@@ -25,8 +25,12 @@ ANOTHER_CLAIM = """
 
 
 def _claims(table):
-    """First line of each row, without its markup."""
-    return re.findall(r"<tr><td [^>]*>(.*?)<br>", table.data)
+    """The claims of a detailed table, each in a row as wide as the table."""
+    return re.findall(r'<tr><td colspan="5"[^>]*><b>(.*?)</b>', table.data)
+
+
+def _cells(row):
+    return re.findall(r"<td [^>]*>(.*?)</td>", row)
 
 
 def test_beside_puts_ours_first_and_keeps_the_papers_order(project):
@@ -42,21 +46,43 @@ def test_beside_puts_ours_first_and_keeps_the_papers_order(project):
     assert beside("tiny", "table99").empty
 
 
-def test_claims_table_shows_each_pair_with_results_and_the_papers(project):
-    write_results("tiny", "first", {"table1.tiny.a": 1.0, "table1.tiny.b": 2.0, "table1.tiny.b.low": 1.5})
+def test_claims_table_has_ours_published_interval_and_verdict_of_each_pair(project):
+    path = project / "book" / "published.yml"
+    path.write_text(path.read_text().replace("    holds: a < b\n", "    holds: a < b\n    heading: The b\n"))
+    write_results("tiny", "first", {"table1.tiny.a": 1.0, "table1.tiny.b": 2.0, "table1.tiny.b.low": 0.95})
     write_results("other", "first", {"table1.other.a": 2.0, "table1.other.b": 1.0})
-    (project / "book" / "runs" / "tiny").mkdir(parents=True)
     assert "<a href" not in claims_table().data
-    (project / "book" / "runs" / "tiny" / "first.ipynb").touch()
+    for pair in ("tiny", "other"):
+        (project / "book" / "runs" / pair).mkdir(parents=True)
+        (project / "book" / "runs" / pair / "first.ipynb").touch()
     full = claims_table("tiny").data
-    assert full.index(">tiny</th>") < full.index(">other</th>") < full.index(">Published</th>")
-    assert "A is &lt; B" in full and "A is < B" not in full
-    assert "<code>a &lt; 1.1 * b</code>" in full and "b = 2 [1.5, ]" in full
-    assert "<b>holds</b>" in full and "<b>does not hold</b>" in full and "<b>big: does not hold</b>" in full
-    assert '<a href="../tiny/first.html">first</a>' in full
-    short = claims_table("tiny", detail=False).data
-    assert "<b>holds</b>" in short and "<code>" not in short and "Published" not in short
+    about, tiny, other, big = (_cells(row) for row in full.splitlines()[1:5])
+    assert about[0].startswith("<b>A is &lt; B</b>") and "<code>a &lt; 1.1 * b</code>" in about[0]
+    assert tiny[0] == "tiny" and tiny[1].startswith("<b>holds</b>") and "partly if b were 0.95" in tiny[1]
+    assert tiny[2:] == ["a = 1<br>b = 2 [0.95, ]", "", '<a href="../tiny/first.html#the-b">first: The b</a>']
+    assert other[:2] == ["other", "<b>does not hold</b>"] and 'href="../other/first.html#the-b"' in other[4]
+    command = "<code>.venv/bin/stitch-book run --pair big.yml --chapter first</code>"
+    assert big == ["big", "<b>not run</b>", "", "<b>does not hold</b><br>a = 3<br>b = 2 [1.9, 2.1]", command]
     assert full == claims_table("tiny").data
+    here = claims_table("tiny", chapter="first").data
+    assert '<a href="#the-b">' in here and '<a href="../other/first.html#the-b">' in here
+
+
+def test_claims_at_a_glance_have_a_row_each(project):
+    write_results("tiny", "first", {"table1.tiny.a": 1.0, "table1.tiny.b": 1.5})
+    write_results("other", "second", {"map.other.loss": 1.0})
+    short = claims_table("tiny", detail=False).data
+    assert re.findall(r"<th [^>]*>(.*?)</th>", short) == ["Claim", "tiny", "other", "Published"]
+    order, _ = (_cells(row) for row in short.splitlines()[1:3])
+    assert order[0] == "A is &lt; B" and order[1].startswith("<b>holds</b>") and "a = 1<br>b = 1.5" in order[1]
+    assert order[2].startswith("<b>not run</b><br><code>.venv/bin/stitch-book run --pair other.yml --chapter first</")
+    assert order[3].startswith("big: <b>does not hold</b>") and "b = 2 [1.9, 2.1]" in order[3]
+
+
+def test_a_run_without_a_number_says_which_it_lacks(project):
+    write_results("tiny", "first", {"table1.tiny.a": 1.0}, parameters={"scale": "default"})
+    row = _cells(claims_table("tiny").data.splitlines()[2])
+    assert row[1] == "<b>not run</b>" and row[4] == "the run at scale default gave no table1.tiny.b"
 
 
 def test_claims_table_keeps_the_claims_of_one_chapter(project):
@@ -83,22 +109,33 @@ def test_claims_table_keeps_what_some_pair_has_run(project):
 
 
 def test_counts_and_status_tables(project):
-    write_results("tiny", "first", {"table1.tiny.a": 1.0, "table1.tiny.b": 1.5}, parameters={"scale": "smoke"})
-    counts = verdict_counts("tiny").data
-    assert [cell.split("<")[0] for cell in counts.split('top">')[1:]][6:] == ["tiny", "smoke", "1", "0", "1", "0"]
-    status = status_table("tiny").data
-    assert "a &lt; b &amp; c" in status and status.count(">done<") == 1 and status.count(">not yet<") == 1
+    numbers = {"table1.tiny.a": 1.0, "table1.tiny.b": 1.5, "table1.tiny.b.low": 0.9, "table1.tiny.b.high": 1.9}
+    write_results("tiny", "first", numbers, parameters={"scale": "smoke"})
+    counts = _cells(verdict_counts("tiny").data)
+    assert counts == ["tiny", "smoke", "1", "0", "1", "0", "1"]
+    status = [_cells(row) for row in status_table("tiny").data.splitlines()[1:]]
+    assert status[0] == ["t1", "a &lt; b &amp; c", "2", "first"]
+    assert status[1][3] == "not run: <code>.venv/bin/stitch-book run --pair tiny --chapter second</code>"
+    assert status[2][3] == "schematic"
 
 
-def test_the_claims_page_runs(project):
+@pytest.mark.parametrize("page", ["claims", "index"])
+def test_the_summaries_run_on_the_reference_results(project, page):
     shutil.copy(REPOSITORY / "book" / "published.yml", project / "book" / "published.yml")
-    notebook = jupytext.read(REPOSITORY / "book" / "claims.md")
+    shutil.copytree(REPOSITORY / "tests" / "reference" / "results", project / "results")
+    notebook = jupytext.read(REPOSITORY / "book" / f"{page}.md")
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert "parameters" in cells[0].metadata["tags"]
     assert all("hide-input" in cell.metadata["tags"] for cell in cells)
-    space = {}
+    space, shown = {}, ""
     for cell in cells:
         exec(cell.source, space)
+        if cell is not cells[0]:
+            shown += eval(cell.source.splitlines()[-1], space).data
+    assert all(f">{verdict}<" in shown for verdict in VERDICTS)
+    assert (page == "claims") == (
+        "gave no figure2a.tiny.highest.saved, figure2a.tiny.highest.explained_variance<br><code>.venv/" in shown
+    )
     assert (space["pair"], space["scale"], space["seed"]) == ("tiny", "default", 0)
     assert notebook.metadata["kernelspec"]["name"] == "python3"
 
@@ -126,18 +163,3 @@ def test_every_pair_with_its_pages_or_the_command_that_makes_them(project):
 def test_a_notice_only_where_weights_are_random():
     assert stand_in_notice(False) is None
     assert "untrained stand-ins" in stand_in_notice(True).data
-
-
-@pytest.mark.parametrize(
-    ("value", "low", "high", "said"),
-    [
-        (0.86912, 0.7871, 0.9402, "0.87 [0.79, 0.94]"),
-        (0.84113, 0.83331, 0.84881, "0.841 [0.833, 0.849]"),
-        (4.37e-5, 4.29e-5, 4.44e-5, "4.37e-05 [4.29e-05, 4.44e-05]"),
-        (8.2e16, 8.11e16, 8.34e16, "8.2e+16 [8.11e+16, 8.34e+16]"),
-        (0.12345678, 0.12345678, 0.12345678, "0.1235 [0.1235, 0.1235]"),
-        (0.0, 0.0, 0.03622, "0 [0, 0.036]"),
-    ],
-)
-def test_an_interval_says_how_many_digits_are_worth_printing(value, low, high, said):
-    assert _with_interval({"x": value, "x.low": low, "x.high": high}, "x") == said
