@@ -122,6 +122,25 @@ def test_every_claim_and_figure_leads_to_a_section_of_its_chapter(papers, chapte
                 assert anchor(entry.heading) in sections[entry.heading], entry.id
 
 
+# Decimals and percentages that prose may hold: settings, and what the papers say. What is measured belongs in cells.
+SETTINGS = {
+    "pairs": {"0.5", "4%", "90%"}, "stitching": {"0.0001"}, "sae_training": {"50%"}, "functional_features": {"2%"},
+}  # fmt: skip
+REFERENCES = r"(App\.|Appendi(x|ces)|[Ss]ections?|Figs?\.|Eqs?\.|arXiv) [A-Z]?[\d.]+((, | and | to )[A-Z]?[\d.]+)*"
+FINDINGS = r"we (find|found|saw|observed?)|as expected|turns? out|confirm(s|ed)?|reproduces?|far (better|worse)"
+
+
+@pytest.mark.parametrize("chapter", [*CHAPTERS, "claims", "index"])
+def test_prose_states_no_result_that_a_cell_did_not_compute(chapter):
+    for cell in jupytext.read(REPOSITORY / "book" / f"{chapter}.md").cells:
+        caption = cell.metadata.get("mystnb", {}).get("figure", {}).get("caption", "")
+        prose = cell.source if cell.cell_type == "markdown" else caption
+        prose = re.sub(r"```.*?```|\$\$.*?\$\$|\$[^$]*\$|`[^`]*`", "", prose, flags=re.S)
+        numbers = set(re.findall(r"\d+\.\d+%?|\d+%", re.sub(REFERENCES, "", prose)))
+        assert numbers <= {"95%"} | SETTINGS.get(chapter, set()), prose
+        assert not (found := re.search(FINDINGS, prose)), f"{found[0]!r} in {prose}"
+
+
 def test_every_claim_needs_numbers_that_a_chapter_writes(papers, project):
     shutil.copytree(REPOSITORY / "tests" / "reference" / "results", project / "results")
     ours = read_results("tiny")
