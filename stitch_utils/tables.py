@@ -66,7 +66,7 @@ def claims_table(
         links = {name: _link(v.page, v.chapter, claim.heading, here * (name == pair)) for name, v in of.items()}
         rows += _in_detail(claim, of, run, links) if detail else [_at_a_glance(claim, of, run, links)]
     if detail:
-        return _table(["Pair", "Verdict", "Ours, with 95% intervals", "Published", "Computed in"], rows)
+        return _table(["Pair", "Verdict", "Ours, with 95% intervals", "Published"], rows)
     return _table(["Claim", *run, "Published"], rows)
 
 
@@ -131,37 +131,33 @@ def status_table(pair: str = "tiny") -> HTML:
 
 def _in_detail(claim: Claim, of: Mapping[str, Verdict], run: list[str], links: Mapping[str, str]) -> list[list[str]]:
     """The claim, in a row of its own, and a row for each pair that was run or that the papers report."""
-    about = f"<br>{html.escape(claim.source)}<br>holds if {_code(claim.holds)}"
+    about = f"<br>{_code(claim.id)}, {html.escape(claim.source)}<br>holds if {_code(claim.holds)}"
     about += f"<br>partly if {_code(claim.partly)}" if claim.partly else ""
     rows = [[f"<b>{html.escape(claim.text)}</b><small>{about}</small>"]]
     for name, verdict in of.items():
         if name in run or verdict.published:
-            where = _how_to_run(verdict) if verdict.verdict == "not run" else links[name]
             theirs = f"<b>{verdict.published_verdict or 'incomplete'}</b><br>{_lines(verdict.published)}"
-            said = f"<b>{verdict.verdict}</b>{_turning(verdict)}"
-            rows.append([name, said, _lines(verdict.ours), theirs if verdict.published else "", where])
+            said = _said_and_where(verdict, links[name])
+            rows.append([name, said, _lines(verdict.ours), theirs if verdict.published else ""])
     return rows
 
 
 def _at_a_glance(claim: Claim, of: Mapping[str, Verdict], run: list[str], links: Mapping[str, str]) -> list[str]:
     """One row: the claim, a cell for each pair that was run, and one for all that the papers report."""
-    cells = [html.escape(claim.text)]
-    for verdict in (of[name] for name in run):
-        where = _how_to_run(verdict) if verdict.verdict == "not run" else links[run[len(cells) - 1]]
-        cells.append(f"<b>{verdict.verdict}</b>{_turning(verdict)}<br>{where}{_folded(_lines(verdict.ours))}")
+    cells = [_said_and_where(of[name], links[name]) + _folded(_lines(of[name].ours)) for name in run]
     theirs = {name: verdict for name, verdict in of.items() if verdict.published}
     said = "<br>".join(f"{name}: <b>{v.published_verdict or 'incomplete'}</b>" for name, v in theirs.items())
-    return [*cells, said + _folded("<br>".join(f"{name}:<br>{_lines(v.published)}" for name, v in theirs.items()))]
+    numbers = "<br>".join(f"{name}:<br>{_lines(verdict.published)}" for name, verdict in theirs.items())
+    return [html.escape(claim.text), *cells, said + _folded(numbers)]
 
 
-def _turning(verdict: Verdict) -> str:
-    """What else the verdict could be inside the intervals."""
-    return "".join(f"<br><small>{html.escape(line)}</small>" for line in said_of_turns(verdict))
-
-
-def _how_to_run(verdict: Verdict) -> str:
-    lacks = f"the run at scale {verdict.scale} gave no {', '.join(verdict.missing)}" if verdict.scale else ""
-    return "<br>".join(part for part in (html.escape(lacks), verdict.command and _code(verdict.command)) if part)
+def _said_and_where(verdict: Verdict, link: str) -> str:
+    """The verdict, what else it could be inside the intervals, and what computed it or would."""
+    lines = [f"<b>{verdict.verdict}</b>", *(f"<small>{html.escape(line)}</small>" for line in said_of_turns(verdict))]
+    if verdict.verdict != "not run":
+        return "<br>".join((*lines, link))
+    lines += [f"the run at scale {verdict.scale} gave no {_code(id)}" for id in verdict.missing]
+    return "<br>".join((*lines, _code(verdict.command)) if verdict.command else lines)
 
 
 def _lines(numbers: Mapping[str, float]) -> str:
@@ -173,7 +169,7 @@ def _folded(numbers: str) -> str:
 
 
 def _code(text: str) -> str:
-    return f"<code>{html.escape(text)}</code>"
+    return f'<code style="overflow-wrap: anywhere">{html.escape(text)}</code>'
 
 
 def _link(page: str, chapter: str, heading: str = "", here: str = "") -> str:

@@ -1,5 +1,7 @@
 """Claims: what predicates decide, which files are refused, how our numbers and the papers' are compared."""
 
+import json
+
 import pytest
 
 from stitch_utils.claims import (
@@ -12,6 +14,7 @@ from stitch_utils.claims import (
     verdicts,
     with_interval,
 )
+from stitch_utils.report import main
 from stitch_utils.results import write_results
 
 
@@ -210,6 +213,24 @@ def test_a_verdict_leads_to_its_section_or_to_the_command(project):
     assert (t1.page, t1.command) == ("book/runs/tiny/first.html", "")
     assert (f1.page, f1.command) == ("", ".venv/bin/stitch-book run --pair tiny --chapter second")
     assert (f2.page, f2.command) == ("", "")
+
+
+def test_the_command_says_what_the_page_says(project, capsys):
+    numbers = {"table1.tiny.a": 1.0, "table1.tiny.b": 2.0, "table1.tiny.b.low": 0.95, "table1.tiny.b.high": 3.0}
+    write_results("tiny", "first", numbers)
+    (project / "book" / "runs" / "tiny").mkdir(parents=True)
+    (project / "book" / "runs" / "tiny" / "first.ipynb").touch()
+    assert main(["claims"]) == 0
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert lines[:2] == ["order  holds          first: Table 1", "A is < B"]
+    said = ["ours: a = 1, b = 2 [0.9, 3]", "partly if b were 0.9", "_build/html/book/runs/tiny/first.html"]
+    assert lines[2:5] == said
+    assert main(["claims", "--pair", "gpt2"]) == 0
+    assert capsys.readouterr().out.splitlines()[2] == "    .venv/bin/stitch-book run --pair gpt2 --chapter first"
+    assert main(["claims", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == [
+        {**verdict._asdict(), "missing": list(verdict.missing)} for verdict in verdicts("tiny")
+    ]
 
 
 @pytest.mark.parametrize(("scale", "another_run_may_help"), [("smoke", True), ("default", False)])
