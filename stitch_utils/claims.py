@@ -48,6 +48,8 @@ class Claim:
     """Weaker predicate, asked when `holds` is false; empty if there is none."""
     heading: str = ""
     """Heading of the chapter's section that computes these numbers; empty for the page as a whole."""
+    timed: bool = False
+    """Its numbers are times, which differ from run to run: pages show the verdict on them and not the numbers."""
 
     def __post_init__(self):
         for name, id in self.needs.items():
@@ -124,6 +126,7 @@ class Verdict(NamedTuple):
     command: str
     missing: tuple[str, ...]
     scale: str
+    timed: bool
 
 
 class FigureStatus(NamedTuple):
@@ -176,7 +179,8 @@ def verdicts(pair: str, *, book: Published | None = None, file: str = "") -> lis
         missing = tuple(id.replace("{pair}", pair) for name, id in claim.needs.items() if name not in own and scale)
         on_theirs = _decide(claim, theirs).replace("not run", "")
         about = (claim.id, claim.text, claim.source, claim.chapter)
-        rows.append(Verdict(*about, said, own, theirs, on_theirs, _turns(claim, own), page, command, missing, scale))
+        where = (page, command, missing, scale)
+        rows.append(Verdict(*about, said, own, theirs, on_theirs, _turns(claim, own), *where, claim.timed))
     return rows
 
 

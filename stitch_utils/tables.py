@@ -138,13 +138,13 @@ def _in_detail(claim: Claim, of: Mapping[str, Verdict], run: list[str], links: M
         if name in run or verdict.published:
             theirs = f"<b>{verdict.published_verdict or 'incomplete'}</b><br>{_lines(verdict.published)}"
             said = _said_and_where(verdict, links[name])
-            rows.append([name, said, _lines(verdict.ours), theirs if verdict.published else ""])
+            rows.append([name, said, _ours(verdict), theirs if verdict.published else ""])
     return rows
 
 
 def _at_a_glance(claim: Claim, of: Mapping[str, Verdict], run: list[str], links: Mapping[str, str]) -> list[str]:
     """One row: the claim, a cell for each pair that was run, and one for all that the papers report."""
-    cells = [_said_and_where(of[name], links[name]) + _folded(_lines(of[name].ours)) for name in run]
+    cells = [_said_and_where(of[name], links[name]) + _folded(_ours(of[name])) for name in run]
     theirs = {name: verdict for name, verdict in of.items() if verdict.published}
     said = "<br>".join(f"{name}: <b>{v.published_verdict or 'incomplete'}</b>" for name, v in theirs.items())
     numbers = "<br>".join(f"{name}:<br>{_lines(verdict.published)}" for name, verdict in theirs.items())
@@ -158,6 +158,11 @@ def _said_and_where(verdict: Verdict, link: str) -> str:
         return "<br>".join((*lines, link))
     lines += [f"the run at scale {verdict.scale} gave no {_code(id)}" for id in verdict.missing]
     return "<br>".join((*lines, _code(verdict.command)) if verdict.command else lines)
+
+
+def _ours(verdict: Verdict) -> str:
+    # two builds of the book can then be compared, digit by digit
+    return "times, in <code>results</code>" if verdict.timed and verdict.ours else _lines(verdict.ours)
 
 
 def _lines(numbers: Mapping[str, float]) -> str:

@@ -86,6 +86,16 @@ def test_claims_at_a_glance_have_a_row_each(project):
     assert order[3].startswith("big: <b>does not hold</b>") and "b = 2 [1.9, 2.1]" in order[3]
 
 
+def test_times_decide_but_are_not_shown(project):
+    path = project / "book" / "published.yml"
+    path.write_text(path.read_text().replace("    holds: a < b\n", "    holds: a < b\n    timed: true\n"))
+    write_results("tiny", "first", {"table1.tiny.a": 1.234, "table1.tiny.b": 2.345})
+    timed, plain = (_cells(claims_table("tiny").data.splitlines()[row]) for row in (2, 5))
+    assert timed[1].startswith("<b>holds</b>") and _plain(timed[2]) == "times, in results"
+    assert _plain(plain[2]) == "a = 1.234|b = 2.345"
+    assert "1.234" not in _cells(claims_table("tiny", detail=False).data.splitlines()[1])[1]
+
+
 def test_a_run_without_a_number_says_which_it_lacks(project):
     write_results("tiny", "first", {"table1.tiny.a": 1.0}, parameters={"scale": "default"})
     row = _cells(claims_table("tiny").data.splitlines()[2])
