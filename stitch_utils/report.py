@@ -41,6 +41,7 @@ from tqdm import tqdm
 
 from .chapters import CHAT_CHAPTERS, RequestError, one_line, toc_files
 from .claims import VERDICTS, named, said_of_turns, verdicts
+from .files import damage, sweep_up, tidy
 from .pairs import ModelPair, load_pair
 from .results import project_root
 from .runs import HOME_PAIR, RUNS, Run, WorkError, execute, find_pair, is_fresh, key_of, plain, plan, tree_digest
@@ -55,6 +56,9 @@ def run_chapters(root: Path, runs: list[Run]) -> None:
         logging.getLogger("papermill").setLevel(logging.CRITICAL)
         for leftover in (root / RUNS).glob("*/.*.partial.ipynb"):
             leftover.unlink()
+        for folder in (RUNS, "results"):
+            sweep_up(root / folder)
+        tidied = False
         sound: dict[str, ModelPair | None] = {HOME_PAIR: None}
         for run in bar:
             bar.set_description(run.chapter)
@@ -65,6 +69,10 @@ def run_chapters(root: Path, runs: list[Run]) -> None:
             if not fresh and run.chapter in CHAT_CHAPTERS and (silent := _without_chat(sound[run.pair])):
                 bar.write(f"{run.label}: left out, since the tokenizer of {silent!r} has no chat template")
                 continue
+            if not fresh and not tidied:  # artifacts are read by what is executed
+                for damaged in tidy(root):
+                    bar.write(f"stitch-book: {damage(damaged.relative_to(root))}", file=sys.stderr)
+                tidied = True
             bar.write(f"{run.label}: " + ("unchanged" if fresh else f"{execute(root, run, key):.0f} s"))
 
 
@@ -230,7 +238,8 @@ def main(argv: list[str] | None = None) -> int:
         elif command == "fit":
             fit(root, **options)
         elif command == "build":
-            build(root)
+            with _lock(root):  # nobody renders what another is writing
+                build(root)
         else:
             print_claims(root, **options)
         sys.stdout.flush()

@@ -2,7 +2,8 @@
 
 A chapter measures and never decides. It writes flat numbers, each under an id like `table1.tiny.a_to_b`, which begins
 with the table or figure and names the pair; `claims.py` compares them with the published ones, whose ids are of the
-same form. A file is replaced whole, so a run that was killed leaves the numbers of the one before.
+same form. A file is replaced whole, so a run that was killed leaves the numbers of the one before. One that
+has changed since it was written is refused.
 
 Offers `write_results`, `read_results`, `pairs_with_results`, and `project_root`, which says where all of this lies.
 """
@@ -15,6 +16,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
+
+from .files import is_sealed, is_sound, put
 
 
 def project_root() -> Path:
@@ -52,13 +55,8 @@ def write_results(
             raise ValueError(f"parameter '{name}' is of type {type(value).__name__}: expected a JSON scalar")
         rows[f"run.{name}"] = _storable(f"parameter '{name}'", value)
     path = project_root() / "results" / pair / f"{chapter}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{chapter}.{os.getpid()}.tmp")
-    try:
-        scratch.write_text(json.dumps(rows, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)
+    said = json.dumps(rows, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    put(path, lambda place: place.write_text(said, encoding="utf-8"))
     return path
 
 
@@ -69,11 +67,15 @@ def read_results(pair: str, *, stand_ins: bool = False) -> dict[str, object]:
     for: they are no results.
 
     Where two chapters hold the same id, one of them was run before the number moved to the other: what was written last
-    counts. ValueError if a file is not what `write_results` writes.
+    counts. ValueError if a file is not what `write_results` writes, or no longer what it wrote; one that has been put
+    there by hand, without its seal, is read.
     """
     merged: dict[str, object] = {}
     files = (project_root() / "results" / pair).glob("[!.]*.json")
     for path in sorted(files, key=lambda file: (file.stat().st_mtime_ns, file.name)):
+        if is_sealed(path) and not is_sound(path):
+            again = f"stitch-book run --pair {pair} --chapter {path.stem}"
+            raise ValueError(f"{path} is not as its run wrote it: make it again with `{again}`")
         try:
             rows = dict(json.loads(path.read_text(encoding="utf-8")))
         except (TypeError, ValueError) as error:

@@ -1,12 +1,12 @@
 """How the page of a chapter is made for a pair of models, and when it is out of date (no section of its own).
 
 A page is a chapter executed for one pair, `book/runs/<pair>/<chapter>.ipynb`. Pages are expensive, so each carries the
-key of all that made it (its source, its parameters, this package, the published numbers, the lock file) and the digest
-of the results that it wrote. A page whose key and results still agree is left alone; a page is replaced whole, at the
-end of a run that worked, or not at all.
+key of all that made it (its source, its parameters, this package, the published numbers, the lock file) and the digests
+of the results that it wrote and of itself. A page whose key, results and contents still agree is left alone; a page is
+replaced whole, at the end of a run that worked, or not at all.
 
 Offers `plan`, which turns a request into `Run`s; `key_of` and `is_fresh`, which tell whether a page is up to date;
-`execute`, which makes it, or raises `WorkError`; and beside them `find_pair`, `digest`, `tree_digest`, `plain`.
+`execute`, which makes it, or raises `WorkError`; and beside them `find_pair`, `plain`.
 """
 
 from __future__ import annotations
@@ -27,10 +27,12 @@ from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 
 from .chapters import SUMMARIES, RequestError, chapter_names, for_pair, one_line, parse_value, read_chapter
+from .files import digest, put, tree_digest
 from .pairs import SCALES, known_pairs, load_pair
 
 HOME_PAIR = "tiny"
 RUNS = Path("book", "runs")
+EXPLAINED = ("HubError", "NotWritten")  # errors of the surroundings, which no line of a traceback helps with
 
 
 class WorkError(Exception):
@@ -135,20 +137,6 @@ def plan(
     return runs
 
 
-def digest(path: Path) -> str | None:
-    """SHA-256 of a file, None where there is none."""
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
-
-
-def tree_digest(folder: Path, *patterns: str) -> str:
-    """One SHA-256 over the names and contents of the files below `folder` that match; hidden files and caches aside."""
-    names = {
-        path.relative_to(folder).as_posix() for pattern in patterns for path in folder.glob(pattern) if path.is_file()
-    }
-    names = sorted(name for name in names if not re.search(r"(^|/)(\.|__pycache__/)", name))
-    return hashlib.sha256("".join(f"{digest(folder / name)}  {name}\n" for name in names).encode()).hexdigest()
-
-
 def key_of(root: Path, run: Run) -> str:
     """The digest of all that determines a page."""
     ingredients = {**run.ingredients, "parameters": run.parameters}
@@ -161,14 +149,22 @@ def key_of(root: Path, run: Run) -> str:
 
 
 def is_fresh(root: Path, run: Run, key: str) -> bool:
-    """Whether the page was made by `key`, shows no error, and its results are still those that it left."""
+    """Whether the page was made by `key`, shows no error, and it and its results are still as they were left."""
     try:
         page = json.loads((root / run.page).read_text(encoding="utf-8"))
         note = page["metadata"]["stitch_book"]
         kinds = {output["output_type"] for cell in page["cells"] for output in cell.get("outputs", ())}
-        return "error" not in kinds and (note["key"], note["results"]) == (key, digest(root / run.results))
-    except (OSError, ValueError, KeyError, TypeError):
+        agrees = (note["key"], note["results"]) == (key, digest(root / run.results))
+        return agrees and "error" not in kinds and note["page"] == _page_digest(page)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
+
+
+def _page_digest(page: dict[str, Any]) -> str:
+    """Of all in a page but this digest itself."""
+    note = {name: value for name, value in page["metadata"]["stitch_book"].items() if name != "page"}
+    rest = page | {"metadata": page["metadata"] | {"stitch_book": note}}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def execute(root: Path, run: Run, key: str) -> float:
@@ -209,16 +205,17 @@ def execute(root: Path, run: Run, key: str) -> float:
                 "parameters": run.parameters,
                 "seconds": seconds,
             }
-            nbformat.write(page, partial)
-            os.replace(partial, run.page)
+            page.metadata.stitch_book["page"] = _page_digest(json.loads(nbformat.writes(page)))
+            put(run.page, lambda place: nbformat.write(page, place), sealed=False)
             failed.unlink(missing_ok=True)
             return seconds
         except (papermill.PapermillExecutionError, RuntimeError, TimeoutError) as error:
             os.replace(partial, failed)
             raise WorkError(
-                f"{run.label} failed {_failure(nbformat.read(failed, 4), error)}\n"
-                f"The partial notebook is {failed.as_posix()}"
+                f"{run.label} failed {_failure(failed, error)}\nThe partial notebook is {failed.as_posix()}"
             ) from error
+        except OSError as error:  # a disk that is full, mostly
+            raise WorkError(f"{run.label} could not be kept: {one_line(error)}") from error
         finally:
             partial.unlink(missing_ok=True)
 
@@ -250,14 +247,22 @@ class _Kernel(AsyncKernelManager):
         )
 
 
-def _failure(notebook: Any, error: Exception) -> str:
+def _failure(partial: Path, error: Exception) -> str:
+    """In which cell it was, and the traceback; of what is explained in its message, the message alone."""
+    try:
+        notebook = json.loads(partial.read_text(encoding="utf-8"))["cells"]
+    except (OSError, ValueError, KeyError):  # the disk was too full for it
+        notebook = []
     # a kernel that dies leaves no error output, so the cell is the last that started
-    cells = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
-    begun = [number for number, cell in enumerate(cells) if cell.metadata.get("papermill", {}).get("start_time")]
+    sources = [
+        ("".join(cell["source"]).strip(), cell["metadata"].get("papermill", {}).get("start_time"))
+        for cell in notebook
+        if cell["cell_type"] == "code"
+    ]
+    sources = [source for source in sources if source[0]]
+    begun = [number for number, (_, start) in enumerate(sources) if start]
     trace = "\n".join(getattr(error, "traceback", ())) or str(error)
-    where = (
-        f"in cell {begun[-1] + 1}: {cells[begun[-1]].source.strip().splitlines()[0]}"
-        if begun
-        else "before its first cell"
-    )
+    if (name := getattr(error, "ename", None)) in EXPLAINED:
+        trace = f"{name}: {error.evalue}"
+    where = f"in cell {begun[-1] + 1}: {sources[begun[-1]][0].splitlines()[0]}" if begun else "before its first cell"
     return f"{where}\n\n{plain(trace).strip()}\n"

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -28,18 +27,22 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from filelock import FileLock
 from jaxtyping import Float
 from sae_lens import SAE, TopKTrainingSAE
 from sae_lens.saes.sae import SAEMetadata, TrainStepInput
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
+from .files import damaged, discard, is_sound, put
 from .sae_start import SAETrainingConfig, starting_sae
 
 MAX_GRAD_NORM = 1.0  # as SAELens' trainer clips gradients
-CHECKPOINT = "sweep.pt"
+CHECKPOINT = "sweep.safetensors"
 CHUNK = 512  # tokens encoded at once, so that their pre-activations stay in a CPU's cache
 GROUP = 8  # latents that `_top` looks at together
 
@@ -181,8 +184,8 @@ class _Run:
         self.silent = torch.zeros(config.d_sae, device=device)  # steps since each latent fired
         self.flops = {dead: config.batch_tokens * training_flops(self.sae, dead=dead) for dead in (False, True)}
         self.spent, self.seconds = 0, 0.0
-        self.points: list[tuple[float, ...]] = []  # steps, flops, mse, explained variance, seconds
-        self.log: list[tuple[float, float]] = []  # flops, explained variance of each step
+        self.points: list[Sequence[float]] = []  # steps, flops, mse, explained variance, seconds
+        self.log: list[Sequence[float]] = []  # flops, explained variance of each step
         self.dead: Tensor | None = None
 
     def start(self, batch: Tensor) -> None:
@@ -225,15 +228,27 @@ class _Run:
         point = (len(self.log), self.spent, squared / held_out.numel(), 1 - squared / variance, self.seconds)
         self.points.append(point)
 
-    def state(self) -> dict:
-        plain = {name: getattr(self, name) for name in ("silent", "spent", "seconds", "points", "log", "dead")}
-        return {"sae": self.sae.state_dict(), "optimizer": self.optimizer.state_dict(), **plain}
+    def state(self) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """Tensors and plain numbers from which `load` goes on."""
+        tensors = {f"sae.{name}": tensor for name, tensor in self.sae.state_dict().items()}
+        for number, moments in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"adam.{number}.{name}": tensor for name, tensor in moments.items()}
+        tensors |= {name: torch.tensor(getattr(self, name), dtype=torch.float64) for name in ("points", "log")}
+        tensors |= {"silent": self.silent, "dead": self.dead}
+        return tensors, {"spent": self.spent, "seconds": self.seconds}
 
-    def load(self, state: dict) -> None:
-        self.sae.load_state_dict(state.pop("sae"))
-        self.optimizer.load_state_dict(state.pop("optimizer"))
-        for name, value in state.items():
-            setattr(self, name, value.to(self.silent.device) if isinstance(value, Tensor) else value)
+    def load(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, float]) -> None:
+        device = self.silent.device
+        self.sae.load_state_dict({name: tensors[f"sae.{name}"] for name in self.sae.state_dict()})
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name in tensors:
+            if name.startswith("adam."):
+                _, number, kind = name.split(".")
+                moments.setdefault(int(number), {})[kind] = tensors[name]
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": moments})
+        self.points, self.log = (tensors[name].tolist() for name in ("points", "log"))
+        self.silent, self.dead = (tensors[name].to(device) for name in ("silent", "dead"))
+        self.spent, self.seconds = numbers["spent"], numbers["seconds"]
 
     def curve(self) -> Curve:
         steps, flops, mse, explained, seconds = np.array(self.points, dtype=float).T
@@ -260,7 +275,8 @@ def train_saes(
     `folder` holds the state of the sweep, written every `checkpoint_every` steps and put in place at once: a sweep
     that was cut off goes on from there and gives the same curves as one that was not, and one that is finished is read
     back. A sweep of other configs, initial SAEs, held-out activations or another `key`, which stands for the stream,
-    starts anew. Trained SAEs are there too: `load_trained`.
+    starts anew, and so does one whose state or SAEs are damaged. Trained SAEs are there too: `load_trained`. Of two
+    processes that train one sweep the second waits for the first.
 
     ValueError for configs of one name or of different batches, an SAE that does not fit, or a stream that is too short.
     """
@@ -275,54 +291,99 @@ def train_saes(
     folder, metadata = Path(folder), dict(metadata or {})
     folder.mkdir(parents=True, exist_ok=True)
     digest = _digest(configs, held_out, key, given, evaluate_every, metadata)
+    with FileLock(folder / ".lock"):
+        curves = _finished(folder, digest, names)
+        if curves is not None:
+            return curves
+        sweep = _Sweep(configs, held_out, given, metadata, folder, digest)
+        return sweep.train(stream, evaluate_every, checkpoint_every)
+
+
+class _Sweep:
+    """All runs of `train_saes`, between two steps."""
+
+    def __init__(self, configs, held_out: Tensor, given: Mapping[str, SAE], metadata, folder: Path, digest: str):
+        self.folder, self.digest = folder, digest
+        self.held_out = held_out.float()
+        self.d_in, self.device = held_out.shape[1], held_out.device
+        self.variance = _squared_deviations(self.held_out)
+        self.runs = [_Run(config, self.d_in, given.get(config.name), metadata, self.device) for config in configs]
+        self.done = 0
+        saved = _read(folder / CHECKPOINT, digest)
+        if saved is None:
+            shutil.rmtree(folder / "saes", ignore_errors=True)
+            return
+        tensors, facts = saved
+        self.done = facts["step"]
+        for run in self.runs:
+            start = f"{run.config.name}/"
+            own = {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
+            run.load(own, facts["numbers"][run.config.name])
+
+    def train(self, stream: Iterable[Tensor], evaluate_every: int, checkpoint_every: int) -> dict[str, Curve]:
+        n_steps = max(run.config.n_steps for run in self.runs)
+        batches = _batches(stream, self.runs[0].config.batch_tokens, self.done)
+        steps = range(self.done + 1, n_steps + 1)
+        for step in tqdm(steps, initial=self.done, total=n_steps, desc="SAEs", leave=False):
+            batch = next(batches).to(self.device, torch.float32)
+            if batch.shape[1] != self.d_in:
+                raise ValueError(
+                    f"the stream gives activations of width {batch.shape[1]}: expected held_out's {self.d_in}"
+                )
+            batch_variance = _squared_deviations(batch)
+            for run in self.runs:
+                if step == 1:
+                    run.start(batch)
+                    run.evaluate(self.held_out, self.variance)
+                if step <= run.config.n_steps:
+                    run.step(batch, batch_variance)
+                    if step % evaluate_every == 0 or step == run.config.n_steps:
+                        run.evaluate(self.held_out, self.variance)
+            if step % checkpoint_every == 0 and step < n_steps:
+                self._save(step)
+        curves = {run.config.name: run.curve() for run in self.runs}
+        for run in self.runs:
+            put(_sae_folder(self.folder, run.config), run.sae.save_inference_model)
+        tensors = {
+            f"{name}/{field}": torch.from_numpy(array)
+            for name, curve in curves.items()
+            for field, array in curve._asdict().items()
+        }
+        _write(self.folder / CHECKPOINT, tensors, {"digest": self.digest, "finished": True})
+        return curves
+
+    def _save(self, step: int) -> None:
+        tensors, numbers = {}, {}
+        for run in self.runs:
+            own, numbers[run.config.name] = run.state()
+            tensors |= {f"{run.config.name}/{name}": tensor for name, tensor in own.items()}
+        _write(self.folder / CHECKPOINT, tensors, {"digest": self.digest, "step": step, "numbers": numbers})
+
+
+def _finished(folder: Path, digest: str, names: Sequence[str]) -> dict[str, Curve] | None:
+    """The curves of a finished sweep; None where it is not, or where a trained SAE has been lost."""
     saved = _read(folder / CHECKPOINT, digest)
-    if saved is not None and "curves" in saved:
-        return {name: Curve(*(tensor.numpy() for tensor in saved["curves"][name])) for name in names}
-
-    held_out = held_out.float()
-    d_in, device = held_out.shape[1], held_out.device
-    variance = _squared_deviations(held_out)
-    runs = [_Run(config, d_in, given.get(config.name), metadata, device) for config in configs]
-    done, n_steps = 0, max(config.n_steps for config in configs)
-    if saved is None:
-        shutil.rmtree(folder / "saes", ignore_errors=True)
-    else:
-        done = saved["step"]
-        for run in runs:
-            run.load(saved["runs"][run.config.name])
-
-    batches = _batches(stream, configs[0].batch_tokens, done)
-    for step in tqdm(range(done + 1, n_steps + 1), initial=done, total=n_steps, desc="SAEs", leave=False):
-        batch = next(batches).to(device, torch.float32)
-        if batch.shape[1] != d_in:
-            raise ValueError(f"the stream gives activations of width {batch.shape[1]}: expected held_out's {d_in}")
-        batch_variance = _squared_deviations(batch)
-        for run in runs:
-            if step == 1:
-                run.start(batch)
-                run.evaluate(held_out, variance)
-            if step <= run.config.n_steps:
-                run.step(batch, batch_variance)
-                if step % evaluate_every == 0 or step == run.config.n_steps:
-                    run.evaluate(held_out, variance)
-        if step % checkpoint_every == 0 and step < n_steps:
-            state = {run.config.name: run.state() for run in runs}
-            _write(folder / CHECKPOINT, {"digest": digest, "step": step, "runs": state})
-
-    curves = {run.config.name: run.curve() for run in runs}
-    for run in runs:
-        run.sae.save_inference_model(folder / "saes" / run.config.name)
-    tensors = {name: [torch.from_numpy(array) for array in curve] for name, curve in curves.items()}
-    _write(folder / CHECKPOINT, {"digest": digest, "curves": tensors})
-    return curves
+    if saved is None or "finished" not in saved[1]:
+        return None
+    if any([damaged(folder / "saes" / name) for name in names]):  # all of them are looked at
+        discard(folder / CHECKPOINT)
+        return None
+    tensors = saved[0]
+    return {name: Curve(*(tensors[f"{name}/{field}"].numpy() for field in Curve._fields)) for name in names}
 
 
 def load_trained(folder: str | Path, config: SAETrainingConfig, device: str = "cpu") -> SAE:
-    """The inference SAE that a finished sweep has left; ValueError if there is none."""
-    path = Path(folder) / "saes" / config.name
+    """The inference SAE that a finished sweep has left; ValueError if there is none, or none that can be trusted."""
+    path = _sae_folder(Path(folder), config)
     if not path.is_dir():
         raise ValueError(f"{folder} holds no trained SAE {config.name!r}: expected a finished sweep with this run")
+    if not is_sound(path):
+        raise ValueError(f"{path} is not as it was written: train the sweep again, which makes it anew")
     return SAE.load_from_disk(path, device=device)
+
+
+def _sae_folder(folder: Path, config: SAETrainingConfig) -> Path:
+    return folder / "saes" / config.name
 
 
 def _squared_deviations(x: Tensor) -> float:
@@ -361,16 +422,16 @@ def _digest(configs, held_out: Tensor, key: str, given: Mapping[str, SAE], evalu
     return made.hexdigest()
 
 
-def _read(path: Path, digest: str) -> dict | None:
-    """What `_write` left there, if it belongs to this sweep."""
-    if not path.exists():
+def _read(path: Path, digest: str) -> tuple[dict[str, Tensor], dict] | None:
+    """What `_write` left there, tensors and facts, if it belongs to this sweep and is as it was written."""
+    if not path.exists() or damaged(path):
         return None
-    saved = torch.load(path, map_location="cpu", weights_only=True)
-    return saved if saved["digest"] == digest else None
+    with safe_open(path, framework="pt") as file:
+        facts = json.loads(file.metadata()["facts"])
+    return (load_file(path), facts) if facts["digest"] == digest else None
 
 
-def _write(path: Path, state: dict) -> None:
+def _write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, object]) -> None:
     """In place at once: a process that dies while it writes leaves the state before."""
-    waiting = path.with_suffix(".tmp")
-    torch.save(state, waiting)
-    os.replace(waiting, path)
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    put(path, lambda place: save_file(plain, place, metadata={"facts": json.dumps(facts)}))

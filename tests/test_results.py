@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from stitch_utils import results
+from stitch_utils import files, results
 from stitch_utils.claims import verdicts
 from stitch_utils.results import pairs_with_results, read_results, write_results
 
@@ -39,7 +39,7 @@ def test_a_second_run_replaces_the_first_and_leaves_nothing_else(project):
     write_results("tiny", "first", {"table1.tiny.a": 1.0, "table1.tiny.old": 1.0})
     path = write_results("tiny", "first", {"table1.tiny.a": 2.0})
     assert read_results("tiny") == {"table1.tiny.a": 2.0}
-    assert list(path.parent.iterdir()) == [path]
+    assert sorted(file.name for file in path.parent.iterdir()) == [".first.json.sha256", "first.json"]
 
 
 def test_a_run_that_was_killed_while_writing_is_ignored(project):
@@ -103,11 +103,22 @@ def test_a_broken_results_file_is_named(project, text):
         read_results("tiny")
 
 
+@pytest.mark.parametrize("damage", [lambda text: text.replace("0.25", "0.35"), lambda text: text[:-20]])
+def test_a_results_file_that_changed_since_its_run_is_refused(project, damage):
+    path = write_results("tiny", "first", {"table1.tiny.a": 0.25})
+    path.write_text(damage(path.read_text()))
+    with pytest.raises(ValueError, match=r"not as its run wrote it: .* `stitch-book run --pair tiny --chapter first`"):
+        read_results("tiny")
+    write_results("tiny", "first", {"table1.tiny.a": 0.5})
+    assert read_results("tiny") == {"table1.tiny.a": 0.5}
+
+
 def test_the_root_is_the_checkout_or_else_the_current_folder(tmp_path):
     package = tmp_path / "checkout" / "stitch_utils"
     package.mkdir(parents=True)
     (package / "__init__.py").touch()
-    shutil.copy(results.__file__, package / "results.py")
+    for module in (results, files):
+        shutil.copy(module.__file__, package / Path(module.__file__).name)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     environment = {name: value for name, value in os.environ.items() if name != "STITCH_ROOT"}

@@ -1,10 +1,12 @@
 """Our steps against SAELens' trainer; sweeps cut off and taken up."""
 
 import dataclasses
+import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from itertools import islice
 from pathlib import Path
@@ -15,6 +17,7 @@ import torch
 from sae_lens import SAE, StandardSAE, StandardSAEConfig, TopKSAE, TopKTrainingSAE, TopKTrainingSAEConfig
 from sae_lens.config import SAETrainerConfig
 from sae_lens.training.sae_trainer import SAETrainer
+from safetensors import safe_open
 from toy_sweep import BATCH, D, K, M, Stream, activations, config, transferred
 
 from stitch_utils import sae_training
@@ -230,26 +233,92 @@ def test_an_interrupted_sweep_goes_on_where_it_was(tmp_path, held_out):
 
     with pytest.raises(KeyboardInterrupt):
         run_sweep(tmp_path / "broken", held_out, Broken())
-    saved = torch.load(tmp_path / "broken" / "sweep.pt", weights_only=True)
-    assert saved["step"] == 16
+    assert facts(tmp_path / "broken")["step"] == 16
     assert_same_curves(run_sweep(tmp_path / "broken", held_out)[1], undisturbed)
     for chosen in sweep_of_three()[0]:
         ours, theirs = (load_trained(tmp_path / name, chosen) for name in ("broken", "undisturbed"))
         assert all(torch.equal(ours.state_dict()[key], value) for key, value in theirs.state_dict().items())
 
 
-def test_a_state_is_whole_or_the_one_before(tmp_path, monkeypatch):
-    path = tmp_path / "sweep.pt"
-    sae_training._write(path, {"digest": "x", "step": 1})
+def facts(folder):
+    """What is noted in the state of a sweep beside its tensors."""
+    with safe_open(folder / "sweep.safetensors", framework="pt") as file:
+        return json.loads(file.metadata()["facts"])
 
-    def dies(state, target):
+
+def test_a_state_is_whole_or_the_one_before(tmp_path, monkeypatch):
+    path, tensors = tmp_path / "sweep.safetensors", {"w": torch.arange(3.0)}
+    sae_training._write(path, tensors, {"digest": "x", "step": 1})
+
+    def dies(state, target, **more):
         Path(target).write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(torch, "save", dies)
+    monkeypatch.setattr(sae_training, "save_file", dies)
     with pytest.raises(KeyboardInterrupt):
-        sae_training._write(path, {"digest": "x", "step": 2})
-    assert sae_training._read(path, "x") == {"digest": "x", "step": 1} and sae_training._read(path, "y") is None
+        sae_training._write(path, tensors, {"digest": "x", "step": 2})
+    found, said = sae_training._read(path, "x")
+    assert said == {"digest": "x", "step": 1} and torch.equal(found["w"], tensors["w"])
+    assert sae_training._read(path, "y") is None
+
+
+def spoil(path):
+    """Turns one bit over."""
+    content = bytearray(path.read_bytes())
+    content[-9] ^= 16
+    path.write_bytes(content)
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+@pytest.mark.parametrize("damage", [spoil, truncate])
+@pytest.mark.parametrize("name", ["sweep.safetensors", "saes/{0}/sae_weights.safetensors", "saes/{0}/cfg.json"])
+def test_a_damaged_sweep_is_trained_again(tmp_path, held_out, name, damage):
+    (chosen, *_), expected = run_sweep(tmp_path, held_out)
+    damage(tmp_path / name.format(chosen.name))
+    if "saes" in name:
+        with pytest.raises(ValueError, match="is not as it was written: train the sweep again"):
+            load_trained(tmp_path, chosen)
+    stream = Stream()
+    with pytest.warns(UserWarning, match="is not as it was written .truncated, or changed on the disk.: it is made"):
+        again = run_sweep(tmp_path, held_out, stream)[1]
+    assert stream.begun == 1
+    assert_same_curves(again, expected)
+    load_trained(tmp_path, chosen)
+
+
+def test_a_damaged_state_of_an_unfinished_sweep_is_not_gone_on_from(tmp_path, held_out):
+    """One bit of Adam's moments: nothing would tell the curves that come of it from right ones."""
+    _, undisturbed = run_sweep(tmp_path / "undisturbed", held_out)
+
+    class Broken(Stream):
+        def __iter__(self):
+            yield from self.parts[:24]
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(tmp_path / "broken", held_out, Broken())
+    spoil(tmp_path / "broken" / "sweep.safetensors")
+    with pytest.warns(UserWarning, match="is not as it was written"):
+        assert_same_curves(run_sweep(tmp_path / "broken", held_out)[1], undisturbed)
+
+
+def test_of_two_processes_the_second_waits_and_finds_a_finished_sweep(tmp_path, held_out):
+    """Threads stand in for them: the lock is on an open file, and so between the two as between processes."""
+    found, streams = {}, [Stream(), Stream()]
+
+    def train(number):
+        found[number] = run_sweep(tmp_path, held_out, streams[number])[1]
+
+    threads = [threading.Thread(target=train, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert sorted(stream.begun for stream in streams) == [0, 1]
+    assert_same_curves(found[0], found[1])
 
 
 CHILD = """
@@ -276,15 +345,14 @@ def test_a_killed_process_leaves_a_sweep_that_can_be_taken_up(tmp_path, held_out
     child = subprocess.Popen([sys.executable, "-c", source], env=os.environ, start_new_session=True)
     try:
         limit = time.monotonic() + 120
-        while not (folder / "sweep.pt").exists() and child.poll() is None and time.monotonic() < limit:
+        while not (folder / "sweep.safetensors").exists() and child.poll() is None and time.monotonic() < limit:
             time.sleep(0.02)
         time.sleep(0.3)  # some steps on, wherever it is
         assert child.poll() is None, "the child ended before it was killed"
     finally:
         child.send_signal(signal.SIGKILL)
         child.wait()
-    saved = torch.load(folder / "sweep.pt", weights_only=True)
-    assert 0 < saved["step"] < 30
+    assert 0 < facts(folder)["step"] < 30
     stream = Stream()
     assert_same_curves(run_sweep(folder, held_out, stream, checkpoint_every=1)[1], undisturbed)
 
@@ -300,7 +368,7 @@ def test_a_finished_sweep_is_read_back(tmp_path, held_out):
     for name, curve in curves.items():
         assert isinstance(again[name], Curve)
         np.testing.assert_array_equal(again[name].seconds, curve.seconds)
-    assert (tmp_path / "sweep.pt").stat().st_size < 100_000, "weights and Adam's moments are not kept"
+    assert (tmp_path / "sweep.safetensors").stat().st_size < 100_000, "weights and Adam's moments are not kept"
 
 
 def test_whatever_is_new_starts_anew(tmp_path, held_out):
@@ -316,12 +384,12 @@ def test_whatever_is_new_starts_anew(tmp_path, held_out):
         lambda stream: train_saes(stream, configs[::2], held_out=held_out, folder=tmp_path, evaluate_every=7),
         lambda stream: train_saes(stream, [longer], held_out=held_out, folder=tmp_path, evaluate_every=7),
     ]
-    digests = [torch.load(tmp_path / "sweep.pt", weights_only=True)["digest"]]
+    digests = [facts(tmp_path)["digest"]]
     for change in changes:
         stream = Stream()
         change(stream)
         assert stream.begun == 1
-        digests.append(torch.load(tmp_path / "sweep.pt", weights_only=True)["digest"])
+        digests.append(facts(tmp_path)["digest"])
     assert len(set(digests)) == len(digests)
     with pytest.raises(ValueError, match=f"holds no trained SAE '{configs[1].name}'"):
         load_trained(tmp_path, configs[1])
