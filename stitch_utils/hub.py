@@ -2,9 +2,10 @@
 
 No section of the paper. The Hub's clients say what went wrong in many words and classes; a user needs to know what was
 asked for and what to do. Models are kept in the Hub's own cache; streamed data sets are not, so what is taken of their
-rows is remembered beside it, and a run that was made once can be made again without a network.
+rows is remembered beside it, and a run that was made once can be made again without a network. A Hub that is busy is
+asked again for a while; of a connection that is cut for good, what had come before is kept.
 
-Offers `HubError`, `reaching`, `model_is_there`, `dataset_rows`, `dataset_texts`.
+Offers `HubError`, `reaching`, `fetched`, `model_is_there`, `dataset_rows`, `dataset_texts`.
 """
 
 from __future__ import annotations
@@ -12,17 +13,28 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import httpx
 from filelock import FileLock, Timeout
 from huggingface_hub import HfApi, constants, errors, hf_hub_download
+from safetensors import SafetensorError
+
+from .files import NotWritten
+
+T = TypeVar("T")
+WAITS = (1, 2, 4, 8)  # seconds before a busy Hub is asked again
 
 
 class HubError(ValueError):
     """Something on the Hub could not be had; the message says what, and what to do."""
+
+
+class HubBusy(HubError):
+    """It may be had a little later."""
 
 
 @contextlib.contextmanager
@@ -34,18 +46,57 @@ def reaching(kind: str, name: str, revision: str | None = None):
         raise
     except Exception as error:  # clients wrap what went wrong in classes of their own; what is not the Hub's goes on
         if said := _meaning(error, kind, name, revision):
-            raise HubError(f"{kind} {name!r} {said}") from error
+            # what is to be known of a file has been asked for several times when this comes of it
+            asked = isinstance(error, errors.LocalEntryNotFoundError)
+            passing = not asked and any(map(_busy_status, _chain(error)))
+            raise (HubBusy if passing else HubError)(f"{kind} {name!r} {said}") from error
         raise
 
 
-def _meaning(error: BaseException | None, kind: str, name: str, revision: str | None) -> str | None:
+def fetched(kind: str, name: str, fetch: Callable[[], T], *, revision: str | None = None) -> T:
+    """What `fetch` gives; a Hub that is busy is asked again, and HubError says what goes wrong in the end.
+
+    Its client asks again for what it wants to know of a file, and not for the file.
+    """
+    for wait in WAITS:
+        try:
+            with reaching(kind, name, revision):
+                return fetch()
+        except HubBusy:
+            time.sleep(wait)
+    with reaching(kind, name, revision):
+        return fetch()
+
+
+def _chain(error: BaseException | None) -> list[BaseException]:
+    """An error and what it came from."""
+    found: list[BaseException] = []
+    while error is not None and all(error is not one for one in found):
+        found.append(error)
+        error = error.__cause__ or error.__context__
+    return found
+
+
+def _busy_status(error: BaseException) -> int | None:
+    """The status of an answer that asks to come back later."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return status if isinstance(status, int) and (status == 429 or status >= 500) else None
+
+
+def _is_transport(error: BaseException) -> bool:
+    """Whether a connection failed. By name: the Hub's client has changed the library that it speaks through."""
+    kinds = {(kind.__module__.split(".")[0], kind.__name__) for kind in type(error).__mro__}
+    return isinstance(error, ConnectionError) or not kinds.isdisjoint(
+        {("httpx", "TransportError"), ("httpx2", "TransportError")}
+    )
+
+
+def _meaning(raised: BaseException, kind: str, name: str, revision: str | None) -> str | None:
     """What an error, or one that it came from, means; None if the Hub had no part in it."""
     from datasets.exceptions import DatasetNotFoundError  # slow to import
 
     page = f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{name}"
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
+    for error in _chain(raised):
         gated_data = isinstance(error, DatasetNotFoundError) and "is a gated dataset" in str(error)
         # The clients' classes overlap: the more special come first.
         if gated_data or isinstance(error, errors.GatedRepoError):
@@ -64,18 +115,21 @@ def _meaning(error: BaseException | None, kind: str, name: str, revision: str | 
             return f"lacks a file that is needed: {page}/tree/{revision or 'main'} shows what it has"
         if isinstance(error, errors.OfflineModeIsEnabled) or (constants.HF_HUB_OFFLINE and isinstance(error, OSError)):
             return f"is not in {constants.HF_HOME}: unset HF_HUB_OFFLINE once to fetch it"
-        if isinstance(error, errors.LocalEntryNotFoundError | httpx.TransportError | ConnectionError):
-            return f"is not in {constants.HF_HOME}, and {constants.ENDPOINT} cannot be reached: check the network"
+        if busy := next(filter(None, map(_busy_status, _chain(error))), None):
+            return f"could not be had: {constants.ENDPOINT} is busy (status {busy}). Nothing is lost: try again later"
+        if isinstance(error, errors.LocalEntryNotFoundError) or _is_transport(error):
+            return f"is not whole in {constants.HF_HOME}, and {constants.ENDPOINT} cannot be reached: check the network"
+        if isinstance(error, SafetensorError):
+            folder = Path(constants.HF_HUB_CACHE, f"{kind}s--{name.replace('/', '--')}")
+            return f"has weights that are damaged ({error}): remove {folder} and run again, to fetch them anew"
         if isinstance(error, RuntimeError) and "Dataset scripts are no longer supported" in str(error):
             return "has a loading script, which `datasets` no longer runs: its files must be named instead"
-        error = error.__cause__ or error.__context__
     return None
 
 
 def model_is_there(name: str, revision: str | None = None) -> None:
     """Fetches a model's config.json, or finds it in the cache; HubError says why not."""
-    with reaching("model", name, revision):
-        hf_hub_download(name, "config.json", revision=revision)
+    fetched("model", name, lambda: hf_hub_download(name, "config.json", revision=revision), revision=revision)
 
 
 def dataset_rows(
@@ -135,20 +189,37 @@ def dataset_texts(
 def remembered(path: Path, stream: Callable[[int], Iterator[Any]]) -> Iterator[Any]:
     """The values of `stream(0)`: first those that `path` already holds, then `stream(n)`, written down as they come.
 
-    A line of the file is a value in JSON; `null` ends a stream that is exhausted. Whoever finds the file in use by
-    another process reads on without writing.
+    A line of the file is a value in JSON, after a digest of it and all values before it; `null` ends a stream that is
+    exhausted. From a line that is cut off or damaged on, values are fetched anew. Whoever finds the file in use by
+    another process reads on without writing. NotWritten where the disk is full; what it holds is kept.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
-    count = 0
+    count, chain, end = 0, b"", 0
     with open(path, "r+b") as file, contextlib.ExitStack() as stack:
 
         def known() -> Iterator[Any]:
-            nonlocal count
-            while (line := file.readline()).endswith(b"\n"):
-                count += 1
-                yield json.loads(line)
-            file.seek(-len(line), 1)  # the end of the last whole line: an interrupted write leaves a part of one
+            nonlocal count, chain
+            while line := file.readline():
+                digest, _, said = line.partition(b" ")
+                if not said.endswith(b"\n") or digest != (following := _link(chain, said)):
+                    file.seek(-len(line), 1)
+                    return
+                count, chain = count + 1, following
+                yield json.loads(said)
+
+        def write(value: Any) -> None:
+            nonlocal chain, end
+            said = json.dumps(value, ensure_ascii=False).encode() + b"\n"
+            following = _link(chain, said)
+            line = following + b" " + said
+            try:  # not through the file's buffer, which would try again when it is closed
+                while line:
+                    written = os.pwrite(file.fileno(), line, end)
+                    line, end = line[written:], end + written
+            except OSError as error:
+                raise NotWritten(f"{path} could not be written ({error.strerror}): what it holds is kept") from error
+            chain = following
 
         for value in known():
             if value is None:
@@ -160,14 +231,18 @@ def remembered(path: Path, stream: Callable[[int], Iterator[Any]]) -> Iterator[A
                 if value is None:
                     return
                 yield value
-            file.truncate()
+            end = file.truncate()
             writing = True
         except Timeout:
             writing = False
         for value in stream(count):
             if writing:
-                file.write(json.dumps(value, ensure_ascii=False).encode() + b"\n")
-                file.flush()
+                write(value)
             yield value
         if writing:
-            file.write(b"null\n")
+            write(None)
+
+
+def _link(chain: bytes, said: bytes) -> bytes:
+    """The digest of a line that comes after those whose last digest is `chain`."""
+    return hashlib.sha256(chain + said).hexdigest()[:16].encode()

@@ -23,7 +23,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
-from .hub import model_is_there, reaching
+from .hub import fetched, model_is_there
 from .pairs import DTYPES, ModelPair, blaming
 
 PACKAGE = Path(__file__).parent
@@ -201,8 +201,7 @@ def _from_anywhere(load, ref: str, revision: str | None, **options):
     if Path(path).is_dir():
         return load(path, **options)
     model_is_there(path, revision)
-    with reaching("model", path, revision):
-        return load(path, revision=revision, **options)
+    return fetched("model", path, lambda: load(path, revision=revision, **options), revision=revision)
 
 
 def load_config(ref: str, *, revision: str | None = None):

@@ -8,6 +8,7 @@ Offers `load_sae`, and `built`, an SAE from a configuration and weights.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import re
 from collections.abc import Mapping
@@ -23,7 +24,7 @@ from sae_lens.saes.sae import SAEMetadata
 from safetensors.torch import load_file
 from torch import Tensor
 
-from .hub import reaching
+from .hub import fetched
 from .models import embedded_folder
 from .pairs import SAERef
 
@@ -47,11 +48,14 @@ def load_sae(ref: str | SAERef, *, device: str = "cpu") -> SAE:
     if ref.format == "sae_lens":
         return _from_sae_lens(ref, device)
     if ref.format == "sparsify":
-        with reaching("model", ref.release, ref.revision):
-            files = [
-                hf_hub_download(ref.release, f"{ref.id}/{file}", revision=ref.revision)
-                for file in ("cfg.json", "sae.safetensors")
-            ]
+
+        def download(file: str) -> str:
+            return hf_hub_download(ref.release, f"{ref.id}/{file}", revision=ref.revision)
+
+        files = [
+            fetched("model", ref.release, functools.partial(download, file), revision=ref.revision)
+            for file in ("cfg.json", "sae.safetensors")
+        ]
         return _from_sparsify(*map(Path, files), ref.id, f"sparsify:{ref.release}/{ref.id}", device)
     raise ValueError(f"unknown SAE format {ref.format!r}: expected {' or '.join(FORMATS)}")
 
@@ -100,8 +104,10 @@ def _from_sae_lens(ref: SAERef, device: str) -> SAE:
             config["d_in"], config["d_sae"] = tensors["W_enc"].shape
         return config, tensors, sparsity
 
-    with reaching("model", known.repo_id if known else ref.release):
-        return SAE.from_pretrained(ref.release, ref.id, device=device, converter=as_stored)
+    return fetched(
+        "model", known.repo_id if known else ref.release,
+        lambda: SAE.from_pretrained(ref.release, ref.id, device=device, converter=as_stored),
+    )  # fmt: skip
 
 
 def _from_sparsify(config_file: Path, weights_file: Path, hookpoint: str, source: str, device: str) -> SAE:

@@ -149,7 +149,7 @@ def test_a_model_writes_versions_of_each_sentence(pair, writer):
 def test_a_run_that_was_stopped_goes_on_where_it_was(pair, writer, tmp_path):
     expected = augmented_groups(pair, 8, 2, config=CONFIG)
     (path,) = (tmp_path / "artifacts" / "mine").glob("augmented-*.jsonl")
-    assert [json.loads(line) for line in path.read_text().splitlines()] == expected.groups
+    assert [json.loads(line.split(" ", 1)[1]) for line in path.read_text().splitlines()] == expected.groups
     asked = writer.asked.copy()
     assert augmented_groups(pair, 8, 2, config=CONFIG) == expected and writer.asked == asked, "nothing is written twice"
     assert augmented_groups(pair, 5, 2, config=CONFIG).groups == expected.groups[:5] and writer.asked == asked

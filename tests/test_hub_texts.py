@@ -1,11 +1,13 @@
 """Texts that are fetched once: what is written down, taken up again after an interruption, and never fetched twice."""
 
+import errno
 import json
 
 import pytest
 from filelock import FileLock
 
 from stitch_utils import hub
+from stitch_utils.files import NotWritten
 from stitch_utils.hub import dataset_rows, dataset_texts, remembered
 
 TEXTS = ["one", "zwei\nlines", "", "ça va", "five"]
@@ -38,11 +40,52 @@ def test_each_text_is_fetched_once(tmp_path):
     assert list(remembered(path, source)) == TEXTS and source.taken == TEXTS, "the end is remembered too"
 
 
+def values(path):
+    return [json.loads(line.partition(" ")[2]) for line in path.read_text().splitlines()]
+
+
 def test_a_line_that_was_cut_off_is_fetched_again(tmp_path):
     path, source = tmp_path / "x.jsonl", Source()
-    path.write_text(json.dumps("one") + "\n" + '"zwei')
+    first(path, Source(), 2)
+    path.write_bytes(path.read_bytes()[:-4])
     assert list(remembered(path, source)) == TEXTS and source.taken == TEXTS[1:]
-    assert [json.loads(line) for line in path.read_text().splitlines()] == [*TEXTS, None]
+    assert values(path) == [*TEXTS, None]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda lines: [lines[0], lines[1].replace("zwei", "zwej"), *lines[2:]],  # one bit, and still JSON
+        lambda lines: [lines[0], *lines[2:]],
+        lambda lines: [lines[0], lines[2], lines[1], *lines[3:]],
+        lambda lines: [lines[0], "\0" * 40, *lines[2:]],  # blocks that never reached the disk
+        lambda lines: [lines[0], lines[1].partition(" ")[2], *lines[2:]],
+    ],
+)
+def test_from_a_damaged_line_on_texts_are_fetched_again(tmp_path, damage):
+    path, source = tmp_path / "x.jsonl", Source()
+    assert list(remembered(path, Source())) == TEXTS
+    path.write_text("".join(damage(path.read_text().splitlines(keepends=True))))
+    assert list(remembered(path, source)) == TEXTS and source.taken == TEXTS[1:]
+    assert list(remembered(path, source)) == TEXTS and source.taken == TEXTS[1:]
+
+
+def test_a_full_disk_is_one_line_and_keeps_what_came_before(tmp_path, monkeypatch):
+    path, write = tmp_path / "x.jsonl", hub.os.pwrite
+
+    def full(number, content, offset):
+        if offset > 40:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(number, content[:9], offset)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(hub.os, "pwrite", full)
+        with pytest.raises(
+            NotWritten, match=r"x.jsonl could not be written \(No space left on device\): what it"
+        ):
+            list(remembered(path, Source()))
+    source = Source()
+    assert list(remembered(path, source)) == TEXTS and source.taken == TEXTS[1:]
 
 
 def test_a_stream_that_fails_leaves_what_it_gave(tmp_path):

@@ -12,9 +12,10 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from .answers import Answer, Refusal, as_json, byte_range, is_true
@@ -28,11 +29,18 @@ TREE = re.compile(rf"{API}/tree/(?P<revision>[^/]+)(?:/(?P<path>.+))?")
 PATHS = re.compile(rf"{API}/paths-info/(?P<revision>[^/]+)")
 
 
+class Cut(NamedTuple):
+    """The connection ends after so many bytes of the content."""
+
+    after: int
+
+
 class Hub(ThreadingHTTPServer):
     """Serves `root/models/<owner>/<name>/` and `root/datasets/<owner>/<name>/` while it is entered.
 
     `gated`: the tokens that have access to a repository; others get 403, and 401 without a token. `revisions`: names of
     branches and tags beside `main`. Both by id, with `datasets/` before that of a dataset, as in the Hub's addresses.
+    `trouble` is asked before each answer, with the method and path, for an error status to give instead, or a `Cut`.
     """
 
     daemon_threads = True
@@ -43,8 +51,10 @@ class Hub(ThreadingHTTPServer):
         *,
         gated: Mapping[str, Collection[str]] | None = None,
         revisions: Mapping[str, Collection[str]] | None = None,
+        trouble: Callable[[str, str], int | Cut | None] | None = None,
     ):
         self.root, self.gated, self.revisions = Path(root), dict(gated or {}), dict(revisions or {})
+        self.trouble = trouble or (lambda method, path: None)
         self.requests: list[tuple[str, str, int]] = []
         """(method, path, status) of each answer so far, the path without its query."""
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -107,7 +117,10 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         url = urlsplit(self.path)
+        trouble = self.server.trouble(self.command, url.path)
         try:
+            if isinstance(trouble, int):
+                raise Refusal(trouble, None, "The server is overloaded")
             answer = self._answer(url.path, parse_qs(url.query), body)
         except Refusal as refusal:
             answer = refusal.answer()
@@ -117,7 +130,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(answer.body)
+            self.wfile.write(answer.body[: trouble.after] if isinstance(trouble, Cut) else answer.body)
+        if isinstance(trouble, Cut):
+            self.close_connection = True
 
     do_HEAD = do_POST = do_GET
 
