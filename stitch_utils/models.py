@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Bool, Float, Int
+from safetensors import SafetensorError
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
@@ -196,10 +197,18 @@ def embedded_folder(ref: str, kind: str, file: str) -> Path:
 
 
 def _from_anywhere(load, ref: str, revision: str | None, **options):
-    """What transformers loads from a folder or the Hub; HubError where the Hub does not give it."""
+    """What transformers loads from a folder or the Hub; HubError where the Hub does not give it, ValueError for weights
+    in a folder that are damaged or no safetensors."""
     path = resolve(ref)
     if Path(path).is_dir():
-        return load(path, **options)
+        try:
+            return load(path, **options)
+        except SafetensorError as error:
+            raise ValueError(f"the weights in {path!r} are damaged ({error}): put them there again") from error
+        except OSError as error:
+            if "model.safetensors" in str(error):
+                raise ValueError(f"{path!r} has no model.safetensors: pickled weights are not loaded") from error
+            raise
     model_is_there(path, revision)
     return fetched("model", path, lambda: load(path, revision=revision, **options), revision=revision)
 
@@ -229,8 +238,9 @@ def load_model(ref: str, device: str | None = None, *, dtype: str = "float32", r
     with _quiet(local=Path(resolve(ref)).is_dir()):
         # Eager attention, as the bridge uses, so that its hooks see patterns.
         hf_model = _from_anywhere(
-            AutoModelForCausalLM.from_pretrained, ref, revision, dtype=torch_dtype, attn_implementation="eager"
-        ).to(device)
+            AutoModelForCausalLM.from_pretrained, ref, revision, dtype=torch_dtype, attn_implementation="eager",
+            use_safetensors=True,
+        ).to(device)  # fmt: skip
     n_parameters = sum(p.numel() for p in hf_model.parameters())  # the bridge adds split copies of some
     bridge = TransformerBridge.boot_transformers(
         resolve(ref), hf_model=hf_model.eval(), tokenizer=tokenizer, device=device, dtype=torch_dtype

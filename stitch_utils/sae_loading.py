@@ -29,6 +29,8 @@ from .models import embedded_folder
 from .pairs import SAERef
 
 FORMATS = ("sae_lens", "sparsify")
+# SAELens reads these with `torch.load`: pickles, which are programs, and nothing here runs those of others.
+PICKLED = {"connor_rob_hook_z", "deepseek_r1", "dictionary_learning_1", "goodfire", "qwen_scope"}
 SPARSIFY_TENSORS = {"encoder.weight", "encoder.bias", "W_dec", "b_dec"}
 
 
@@ -95,7 +97,10 @@ def _from_sae_lens(ref: SAERef, device: str) -> SAE:
     if ref.revision is not None:
         raise ValueError(f"SAELens reads the main branch alone: got revision {ref.revision!r} for {ref.release!r}")
     known = get_pretrained_saes_directory().get(ref.release)
-    load = NAMED_PRETRAINED_SAE_LOADERS[get_conversion_loader_name(ref.release)]
+    format = get_conversion_loader_name(ref.release)
+    if format in PICKLED:
+        raise ValueError(f"the SAEs of {ref.release!r} are pickles ({format}): expected safetensors or NumPy arrays")
+    load = NAMED_PRETRAINED_SAE_LOADERS[format]
 
     def as_stored(**options):
         # Widths are those of the weights: for Gemma Scope, SAELens infers them from the names of folders.

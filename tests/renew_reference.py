@@ -59,7 +59,7 @@ def renew() -> None:
         for path in sorted((target / "book" / "runs" / "tiny").glob("[!.]*.ipynb")):
             nbformat.write(without_images(nbformat.read(path, 4)), REFERENCE / path.name)
         shutil.rmtree(REFERENCE / "results", ignore_errors=True)
-        shutil.copytree(target / "results", REFERENCE / "results")
+        shutil.copytree(target / "results", REFERENCE / "results", ignore=shutil.ignore_patterns(".*"))
 
 
 if __name__ == "__main__":

@@ -80,9 +80,7 @@ def test_a_full_disk_is_one_line_and_keeps_what_came_before(tmp_path, monkeypatc
 
     with monkeypatch.context() as patched:
         patched.setattr(hub.os, "pwrite", full)
-        with pytest.raises(
-            NotWritten, match=r"x.jsonl could not be written \(No space left on device\): what it"
-        ):
+        with pytest.raises(NotWritten, match=r"x.jsonl could not be written \(No space left on device\): what it"):
             list(remembered(path, Source()))
     source = Source()
     assert list(remembered(path, source)) == TEXTS and source.taken == TEXTS[1:]
