@@ -3,8 +3,8 @@
 A file's name holds a digest of its ingredients: the pair, the sizes, the models' own files where they are on this
 disk (else the commit of the Hub that was fetched), the modules that did the work with all that they import of this
 package, and the versions of the libraries that compute. Whatever changes among these makes another name, so nothing
-stale is ever read. Not among them are the processor and the number of threads, which move the last bits of a sum and
-no digit that is printed: an artifact may be carried to another machine.
+stale is ever read. Not among them are the processor, the device and the number of threads, so that an artifact may be
+carried from one machine to another: they move the last bits of a sum, as they would if it were made anew.
 
 A file appears under its name only once it is whole, and is read only if it is still what was written (`files.py`).
 

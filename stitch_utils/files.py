@@ -89,11 +89,13 @@ def sweep_up(folder: Path) -> None:
 
 
 def damaged(path: Path) -> bool:
-    """Whether a file or folder is not what was written there; then it is removed, and a warning says so."""
+    """Whether a file or folder is not what was written there; then it is removed, and a warning says so. What has been
+    removed already is said no more."""
     if is_sound(path):
         return False
+    if path.exists():
+        warnings.warn(damage(path), stacklevel=3)
     discard(path)
-    warnings.warn(damage(path), stacklevel=3)
     return True
 
 

@@ -19,7 +19,8 @@ from .harvest import ActivationStream, evaluation_batches, paired_residuals, tra
 from .models import Model
 from .pairs import ModelPair
 from .sae_start import SAETrainingConfig
-from .sae_training import OneSide, load_trained, train_saes
+from .sae_state import load_trained
+from .sae_training import OneSide, train_saes
 from .saes import load_sae
 
 SOURCES = (*ACTIVATION_SOURCES, "sae_*.py")

@@ -20,7 +20,8 @@ from .models import Model
 from .pair_saes import SOURCES, paired_activations
 from .pairs import ModelPair
 from .sae_start import INITIALS, SAETrainingConfig
-from .sae_training import Curve, OneSide, load_trained, train_saes
+from .sae_state import load_trained
+from .sae_training import Curve, OneSide, train_saes
 from .saes import transfer_sae
 from .stitch import Stitch
 

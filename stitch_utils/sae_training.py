@@ -11,7 +11,9 @@ SAELens gives the classes, the initial weights and the losses. On a CPU the same
 that fire, which leaves one dense product of five, and those of the auxiliary loss from the dead latents alone; FLOPs
 count all products, as the paper's do.
 
-Offers `train_saes`, `Curve`, `load_trained`, `training_flops`, `OneSide`.
+What a sweep leaves in its folder is `sae_state`'s matter.
+
+Offers `train_saes`, `Curve`, `training_flops`, `OneSide`.
 """
 
 from __future__ import annotations
@@ -31,18 +33,16 @@ from filelock import FileLock
 from jaxtyping import Float
 from sae_lens import SAE, TopKTrainingSAE
 from sae_lens.saes.sae import SAEMetadata, TrainStepInput
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from .files import damaged, discard, is_sound, put
+from .files import damaged, discard, put
 from .sae_start import SAETrainingConfig, starting_sae
+from .sae_state import CHECKPOINT, read_state, sae_folder, write_state
 
 MAX_GRAD_NORM = 1.0  # as SAELens' trainer clips gradients
-CHECKPOINT = "sweep.safetensors"
 CHUNK = 512  # tokens encoded at once, so that their pre-activations stay in a CPU's cache
 GROUP = 8  # latents that `_top` looks at together
 
@@ -309,7 +309,7 @@ class _Sweep:
         self.variance = _squared_deviations(self.held_out)
         self.runs = [_Run(config, self.d_in, given.get(config.name), metadata, self.device) for config in configs]
         self.done = 0
-        saved = _read(folder / CHECKPOINT, digest)
+        saved = read_state(folder / CHECKPOINT, digest)
         if saved is None:
             shutil.rmtree(folder / "saes", ignore_errors=True)
             return
@@ -343,13 +343,13 @@ class _Sweep:
                 self._save(step)
         curves = {run.config.name: run.curve() for run in self.runs}
         for run in self.runs:
-            put(_sae_folder(self.folder, run.config), run.sae.save_inference_model)
+            put(sae_folder(self.folder, run.config.name), run.sae.save_inference_model)
         tensors = {
             f"{name}/{field}": torch.from_numpy(array)
             for name, curve in curves.items()
             for field, array in curve._asdict().items()
         }
-        _write(self.folder / CHECKPOINT, tensors, {"digest": self.digest, "finished": True})
+        write_state(self.folder / CHECKPOINT, tensors, {"digest": self.digest, "finished": True})
         return curves
 
     def _save(self, step: int) -> None:
@@ -357,33 +357,19 @@ class _Sweep:
         for run in self.runs:
             own, numbers[run.config.name] = run.state()
             tensors |= {f"{run.config.name}/{name}": tensor for name, tensor in own.items()}
-        _write(self.folder / CHECKPOINT, tensors, {"digest": self.digest, "step": step, "numbers": numbers})
+        write_state(self.folder / CHECKPOINT, tensors, {"digest": self.digest, "step": step, "numbers": numbers})
 
 
 def _finished(folder: Path, digest: str, names: Sequence[str]) -> dict[str, Curve] | None:
     """The curves of a finished sweep; None where it is not, or where a trained SAE has been lost."""
-    saved = _read(folder / CHECKPOINT, digest)
+    saved = read_state(folder / CHECKPOINT, digest)
     if saved is None or "finished" not in saved[1]:
         return None
-    if any([damaged(folder / "saes" / name) for name in names]):  # all of them are looked at
+    if any([damaged(sae_folder(folder, name)) for name in names]):  # all of them are looked at
         discard(folder / CHECKPOINT)
         return None
     tensors = saved[0]
     return {name: Curve(*(tensors[f"{name}/{field}"].numpy() for field in Curve._fields)) for name in names}
-
-
-def load_trained(folder: str | Path, config: SAETrainingConfig, device: str = "cpu") -> SAE:
-    """The inference SAE that a finished sweep has left; ValueError if there is none, or none that can be trusted."""
-    path = _sae_folder(Path(folder), config)
-    if not path.is_dir():
-        raise ValueError(f"{folder} holds no trained SAE {config.name!r}: expected a finished sweep with this run")
-    if not is_sound(path):
-        raise ValueError(f"{path} is not as it was written: train the sweep again, which makes it anew")
-    return SAE.load_from_disk(path, device=device)
-
-
-def _sae_folder(folder: Path, config: SAETrainingConfig) -> Path:
-    return folder / "saes" / config.name
 
 
 def _squared_deviations(x: Tensor) -> float:
@@ -420,18 +406,3 @@ def _digest(configs, held_out: Tensor, key: str, given: Mapping[str, SAE], evalu
     for tensor in tensors:
         made.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
     return made.hexdigest()
-
-
-def _read(path: Path, digest: str) -> tuple[dict[str, Tensor], dict] | None:
-    """What `_write` left there, tensors and facts, if it belongs to this sweep and is as it was written."""
-    if not path.exists() or damaged(path):
-        return None
-    with safe_open(path, framework="pt") as file:
-        facts = json.loads(file.metadata()["facts"])
-    return (load_file(path), facts) if facts["digest"] == digest else None
-
-
-def _write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, object]) -> None:
-    """In place at once: a process that dies while it writes leaves the state before."""
-    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    put(path, lambda place: save_file(plain, place, metadata={"facts": json.dumps(facts)}))

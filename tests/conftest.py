@@ -23,6 +23,7 @@ SHAPED = [
     "saes",
     "sae_loading",
     "sae_start",
+    "sae_state",
     "sae_training",
     "scaling",
     "generation",

@@ -361,6 +361,28 @@ def test_different_numbers_are_told_apart_and_timings_are_not(tmp_path):
     assert kill_report.differences({}, a).keys() == a.keys() and kill_report.differences(a, {}).keys() == a.keys()
 
 
+@pytest.mark.parametrize(
+    ("found", "code", "said"),
+    [
+        (kill_report.Comparison(3, 5, {}), 0, ["after 3 kills all 5 numbers are those of a clean run"]),
+        (
+            kill_report.Comparison(3, 5, {"tiny/x a": (1, None)}),
+            1,
+            ["tiny/x a: 1 after kills, None in a clean run", "1 of 5 numbers differ after 3 kills"],
+        ),
+        (kill_report.Comparison(3, 0, {}), 1, ["0 of 0 numbers differ after 3 kills"]),
+    ],
+)
+def test_the_script_says_in_its_exit_code_whether_they_are_equal(monkeypatch, capsys, found, code, said):
+    asked = []
+    monkeypatch.setattr(kill_report, "compare", lambda *given, **more: asked.append((given[2], more)) or found)
+    assert kill_report.main(["--kills", "3", "--scale", "default", "--seed", "4", "--longest", "9"]) == code
+    assert capsys.readouterr().out.splitlines() == said
+    ((arguments, options),) = asked
+    assert arguments == ["--scale", "default"] and (options["kills"], options["seed"]) == (3, 4)
+    assert options["delays"] == (kill_report.SHORTEST, 9)
+
+
 def test_a_run_that_fails_is_no_clean_one(tmp_path):
     root = tmp_path / "book"
     root.mkdir()

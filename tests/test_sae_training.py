@@ -20,9 +20,11 @@ from sae_lens.training.sae_trainer import SAETrainer
 from safetensors import safe_open
 from toy_sweep import BATCH, D, K, M, Stream, activations, config, transferred
 
-from stitch_utils import sae_training
+from stitch_utils import sae_state, sae_training
+from stitch_utils.files import discard
 from stitch_utils.sae_start import starting_sae
-from stitch_utils.sae_training import Curve, OneSide, load_trained, train_saes, training_flops
+from stitch_utils.sae_state import load_trained
+from stitch_utils.sae_training import Curve, OneSide, train_saes, training_flops
 
 # Steps
 
@@ -248,18 +250,18 @@ def facts(folder):
 
 def test_a_state_is_whole_or_the_one_before(tmp_path, monkeypatch):
     path, tensors = tmp_path / "sweep.safetensors", {"w": torch.arange(3.0)}
-    sae_training._write(path, tensors, {"digest": "x", "step": 1})
+    sae_state.write_state(path, tensors, {"digest": "x", "step": 1})
 
     def dies(state, target, **more):
         Path(target).write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sae_training, "save_file", dies)
+    monkeypatch.setattr(sae_state, "save_file", dies)
     with pytest.raises(KeyboardInterrupt):
-        sae_training._write(path, tensors, {"digest": "x", "step": 2})
-    found, said = sae_training._read(path, "x")
+        sae_state.write_state(path, tensors, {"digest": "x", "step": 2})
+    found, said = sae_state.read_state(path, "x")
     assert said == {"digest": "x", "step": 1} and torch.equal(found["w"], tensors["w"])
-    assert sae_training._read(path, "y") is None
+    assert sae_state.read_state(path, "y") is None
 
 
 def spoil(path):
@@ -287,6 +289,14 @@ def test_a_damaged_sweep_is_trained_again(tmp_path, held_out, name, damage):
     assert stream.begun == 1
     assert_same_curves(again, expected)
     load_trained(tmp_path, chosen)
+
+
+def test_a_sweep_whose_sae_was_tidied_away_is_trained_again_without_a_word(tmp_path, held_out):
+    (chosen, *_), expected = run_sweep(tmp_path, held_out)
+    discard(tmp_path / "saes" / chosen.name)
+    stream = Stream()
+    assert_same_curves(run_sweep(tmp_path, held_out, stream)[1], expected)
+    assert stream.begun == 1 and load_trained(tmp_path, chosen).cfg.d_sae == M
 
 
 def test_a_damaged_state_of_an_unfinished_sweep_is_not_gone_on_from(tmp_path, held_out):
