@@ -202,7 +202,7 @@ def remembered(path: Path, stream: Callable[[int], Iterator[Any]]) -> Iterator[A
             nonlocal count, chain
             while line := file.readline():
                 digest, _, said = line.partition(b" ")
-                if not said.endswith(b"\n") or digest != (following := _link(chain, said)):
+                if digest != (following := _link(chain, said)):
                     file.seek(-len(line), 1)
                     return
                 count, chain = count + 1, following
