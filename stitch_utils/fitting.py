@@ -4,13 +4,14 @@ Section 2 and App. A, as the chapter on stitching does it: one pass over the tra
 its loss on text that it was not fitted on. The moments of a pass are kept in `artifacts/`, so that other chapters, and
 other values of alpha, do without another.
 
-Offers `pair_moments`, `fit_pair`, `FittedPair`, and `preflight`, which finds what would stop them before anything heavy
-is loaded.
+Offers `pair_moments`, `fit_pair`, `FittedPair`, `stitch_file`, where a pair's stitch lies, and `preflight`, which finds
+what would stop them before anything heavy is loaded.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 from .artifacts import ACTIVATION_SOURCES, artifact, kept, of_activations
@@ -18,6 +19,7 @@ from .harvest import evaluation_batches, harvest_moments, training_batches
 from .models import Model, check_pair, load_models, load_tokenizer
 from .moments import PairMoments
 from .pairs import ModelPair
+from .results import project_root
 from .stitch import Stitch, StitchLoss, fit_exact, stitch_loss
 from .svcca import stitched_layers
 
@@ -38,6 +40,11 @@ class FittedPair(NamedTuple):
     """Share of the variance of y, and of x, that the maps leave unexplained on the evaluation text."""
     is_stand_in: bool
     """Whether a model has random weights under another's name."""
+
+
+def stitch_file(pair: str) -> Path:
+    """Where `stitch-book fit` puts the stitch of the pair of this name, and other commands look for it."""
+    return project_root() / "artifacts" / pair / "stitch.safetensors"
 
 
 def preflight(pair: ModelPair, *, scale: str = "smoke") -> None:
@@ -75,12 +82,18 @@ def fit_pair(pair: ModelPair, *, scale: str = "default", alpha: float = 1.0, rid
     layers = stitched_layers(pair, *models, sizes)
     moments = pair_moments(pair, models, layers, scale=scale)
     held_out = harvest_moments(*models, evaluation_batches(pair, sizes, models[0].tokenizer), [layers])[layers]
-    about = {"pair": pair.name, "a": pair.a.model, "layer_a": layers[0], "b": pair.b.model, "layer_b": layers[1],
-             "text": pair.train.name, "tokens": moments.count}  # fmt: skip
-    stitch = replace(fit_exact(moments, alpha=alpha, ridge=ridge), about=about)
-    loss = stitch_loss(stitch, held_out, alpha=alpha)
+    stitch = fit_exact(moments, alpha=alpha, ridge=ridge)
+    losses = [stitch_loss(stitch, part, alpha=alpha) for part in (moments, held_out)]
     variances = [covariance.diagonal().mean().item() for covariance in (held_out.cyy, held_out.cxx)]
-    return FittedPair(
-        stitch, layers, moments.count, stitch_loss(stitch, moments, alpha=alpha), loss,
-        (loss.up / variances[0], loss.down / variances[1]), any(model.is_stand_in for model in models),
-    )  # fmt: skip
+    unexplained = losses[1].up / variances[0], losses[1].down / variances[1]
+    is_stand_in = any(model.is_stand_in for model in models)
+    # What a stitch file says of itself, so that whoever is handed it need not ask.
+    about = {
+        "pair": pair.name, "a": pair.a.model, "layer_a": layers[0], "b": pair.b.model, "layer_b": layers[1],
+        "text": pair.train.name, "text_source": pair.train.source, "held_out_text": pair.evaluation.name,
+        "tokens": moments.count, "loss_fitted": losses[0]._asdict(), "loss_held_out": losses[1]._asdict(),
+        "unexplained": unexplained, "is_stand_in": is_stand_in,
+    }  # fmt: skip
+    revisions = {"revision_a": pair.a.revision, "revision_b": pair.b.revision, "text_revision": pair.train.revision}
+    about |= {name: revision for name, revision in revisions.items() if revision}
+    return FittedPair(replace(stitch, about=about), layers, moments.count, *losses, unexplained, is_stand_in)

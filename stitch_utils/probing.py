@@ -10,8 +10,8 @@ SAE of A that is carried to B by Eq. 6 computes f(down(y)), so features and prob
 are ("transferred"), or the probe alone be fitted anew there ("retrained"). A dense probe w, b of A needs no SAE: on
 down(y) it is the probe w P_down^T, b + b_down . w of y, and since all of it is affine, so it is on means.
 
-Offers `mean_activations`, `choose_features`, `Probe`, `fit_probe`, `transfer_probe`, `probe_curves`, `ProbeCurves`,
-`probe_numbers`.
+Offers `mean_activations`, `choose_features`, `Probe`, `fit_probe`, `transfer_probe`, `carried_weights`,
+`probe_curves`, `ProbeCurves`, `probe_numbers`.
 """
 
 from __future__ import annotations
@@ -134,10 +134,29 @@ def fit_probe(
 
 def transfer_probe(weight: Float[np.ndarray, " d_a"], bias: float, stitch: Stitch) -> Probe:
     """The probe of y that says what this probe of A says of down(y); ValueError for another width."""
-    matrix, offset = (part.detach().cpu().double().numpy() for part in (stitch.P_down, stitch.b_down))
-    if len(weight) != len(offset):
-        raise ValueError(f"the probe reads {len(weight)} dimensions: expected {len(offset)}, the width of model a")
-    return Probe(matrix @ weight, float(bias + offset @ weight))
+    moved, intercept = carried_weights(weight, bias, stitch)
+    return Probe(moved, float(intercept))
+
+
+def carried_weights(
+    weight: Float[np.ndarray, "*classes d_from"], bias: Float[np.ndarray, "*classes"] | float, stitch: Stitch, *,
+    towards: str = "b",
+) -> tuple[Float[np.ndarray, "*classes d_to"], Float[np.ndarray, "*classes"] | float]:  # fmt: skip
+    """Weights and biases on y (`towards="b"`; on x, `"a"`) of linear probes of the other model, in float64: what they
+    say of the stitched stream.
+
+    ValueError for another `towards` or width.
+    """
+    if towards not in ("a", "b"):
+        raise ValueError(f"towards={towards!r}: expected 'a' or 'b', the model in which the probe is wanted")
+    maps = (stitch.P_down, stitch.b_down) if towards == "b" else (stitch.P_up, stitch.b_up)
+    matrix, offset = (part.detach().cpu().double().numpy() for part in maps)
+    if weight.shape[-1] != len(offset):
+        source = "a" if towards == "b" else "b"
+        raise ValueError(
+            f"the probe reads {weight.shape[-1]} dimensions: expected {len(offset)}, the width of model {source}"
+        )
+    return weight @ matrix.T, bias + weight @ offset
 
 
 class ProbeCurves(NamedTuple):

@@ -1,7 +1,8 @@
 """The console script `stitch-book`: executes the chapters, renders the book, prints the claims.
 
 No section of the paper. `chapters.py` knows which chapters there are, `runs.py` how the page of one is made and when
-it is out of date; here are the commands over all of them, and what they say.
+it is out of date; here are the commands over all of them, and what they say. `commands.py` has those for a pair of
+one's own: fit, transfer-sae, transfer-vector, transfer-probe, push.
 
     stitch-book run                                           every chapter for the embedded pair, then the summaries
     stitch-book run --pair my-pair.yml --chapter stitching -p alpha 0.1
@@ -41,8 +42,9 @@ from tqdm import tqdm
 
 from .chapters import CHAT_CHAPTERS, RequestError, one_line, toc_files
 from .claims import VERDICTS, named, said_of_turns, verdicts
+from .commands import COMMANDS, add_parsers, look_ahead
 from .files import damage, sweep_up, tidy
-from .pairs import ModelPair, load_pair
+from .pairs import ModelPair
 from .results import project_root
 from .runs import HOME_PAIR, RUNS, Run, WorkError, execute, find_pair, is_fresh, key_of, plain, plan, tree_digest
 
@@ -65,7 +67,7 @@ def run_chapters(root: Path, runs: list[Run]) -> None:
             key = key_of(root, run)
             fresh = not run.force and is_fresh(root, run, key)
             if not fresh and run.pair not in sound:
-                sound[run.pair] = _look_ahead(root, str(run.parameters["pair"]))
+                sound[run.pair] = look_ahead(root, str(run.parameters["pair"]))
             if not fresh and run.chapter in CHAT_CHAPTERS and (silent := _without_chat(sound[run.pair])):
                 bar.write(f"{run.label}: left out, since the tokenizer of {silent!r} has no chat template")
                 continue
@@ -76,18 +78,6 @@ def run_chapters(root: Path, runs: list[Run]) -> None:
             bar.write(f"{run.label}: " + ("unchanged" if fresh else f"{execute(root, run, key):.0f} s"))
 
 
-def _look_ahead(root: Path, pair: str) -> ModelPair:
-    """What would end a run after minutes of loading is said at once, in one line and not from within a notebook."""
-    from .fitting import preflight  # takes seconds to import, which unchanged pages can do without
-
-    try:
-        models = load_pair(root / pair if pair.endswith((".yml", ".yaml")) else pair)
-        preflight(models)
-    except ValueError as error:
-        raise RequestError(one_line(error)) from error
-    return models
-
-
 def _without_chat(models: ModelPair | None) -> str | None:
     """The model of the pair whose tokenizer has no chat template, if there is one."""
     from .models import load_tokenizer
@@ -95,30 +85,6 @@ def _without_chat(models: ModelPair | None) -> str | None:
     refs = () if models is None else (models.a, models.b)
     tokenizers = ((ref.model, load_tokenizer(ref.model, revision=ref.revision)) for ref in refs)
     return next((name for name, tokenizer in tokenizers if not getattr(tokenizer, "chat_template", None)), None)
-
-
-def fit(root: Path, pair: str, scale: str, alpha: float, out: str | None) -> None:
-    """Fits the stitch of a pair, prints its losses and saves it, by default in `artifacts/<pair>/`."""
-    from .fitting import fit_pair
-
-    models = _look_ahead(root, find_pair(root, pair).value)
-    try:
-        fitted = fit_pair(models, scale=scale, alpha=alpha)
-    except ValueError as error:
-        raise RequestError(one_line(error)) from error
-    path = Path(out) if out else root / "artifacts" / models.name / "stitch.safetensors"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fitted.stitch.save(path)
-    explained = [f"{1 - share:.1%}" for share in fitted.unexplained]
-    print(f"A: {models.a.model}, before layer {fitted.layers[0]}")
-    print(f"B: {models.b.model}, before layer {fitted.layers[1]}{'' if models.b.layer is not None else ', by SVCCA'}")
-    if fitted.is_stand_in:
-        print("These are random weights under the names of real models: the losses mean nothing.")
-    print(f"{f'Eq. 3, alpha {alpha:g}':16}" + "".join(f"{name:>12}" for name in fitted.fitted._fields))
-    for name, loss in {"text fitted on": fitted.fitted, "held-out text": fitted.held_out}.items():
-        print(f"{name:16}" + "".join(f"{value:12.4g}" for value in loss))
-    print(f"variance explained on held-out text: up {explained[0]}, down {explained[1]}")
-    print(f"fitted on {fitted.tokens:,} tokens; the stitch is in {path.as_posix()}")
 
 
 def _lock(root: Path) -> AbstractContextManager:
@@ -213,11 +179,7 @@ def _parser() -> argparse.ArgumentParser:
         help="set a parameter of the chapters; repeatable",
     )
     run.add_argument("--force", action="store_true", help="execute even where nothing has changed")
-    fit = commands.add_parser("fit", help="fit the stitch of a pair and save it")
-    fit.add_argument("--pair", required=True, help="a name in stitch_utils/pairs or a .yml file")
-    fit.add_argument("--scale", default="default", help="smoke, default or paper (default: default)")
-    fit.add_argument("--alpha", type=float, default=1.0, help="weight of the inversion terms (default 1)")
-    fit.add_argument("--out", help="file to write (default: artifacts/<pair>/stitch.safetensors)")
+    add_parsers(commands)
     commands.add_parser("build", help="render the pages into _build/html")
     claims = commands.add_parser("claims", help="print the verdict on each claim")
     claims.add_argument(
@@ -235,8 +197,8 @@ def main(argv: list[str] | None = None) -> int:
         root = project_root().resolve()
         if command == "run":
             run_chapters(root, plan(root, **options))
-        elif command == "fit":
-            fit(root, **options)
+        elif command in COMMANDS:
+            COMMANDS[command](root, **options)
         elif command == "build":
             with _lock(root):  # nobody renders what another is writing
                 build(root)

@@ -149,12 +149,13 @@ def add(direction: Float[Tensor, " d_model"], length: float) -> Edit:
 
 
 def transfer_direction(
-    direction: Float[Tensor, " d_from"], stitch: Stitch, *, towards: str, with_bias: bool = False
-) -> Float[Tensor, " d_to"]:
+    direction: Float[Tensor, " d_from"], stitch: Stitch, *, towards: str, with_bias: bool = False,
+    keep_norm: bool = False,
+) -> Float[Tensor, " d_to"]:  # fmt: skip
     """v P at unit length: a direction of A as one of B (`towards="b"`), or of B as one of A (`"a"`).
 
     `with_bias` adds the map's bias first, as Bello et al. do (arXiv 2506.00653): the image of v as if it were a point,
-    which depends on how long v is.
+    which depends on how long v is. `keep_norm` leaves the image as long as the map makes it.
     ValueError for another `towards`, a direction of another width, or one that the map takes to zero.
     """
     if towards not in ("a", "b"):
@@ -163,7 +164,8 @@ def transfer_direction(
     if len(direction) != len(matrix):
         raise ValueError(f"a direction of width {len(direction)}: the map towards {towards} takes {len(matrix)}")
     image = direction.to(matrix) @ matrix + (bias if with_bias else 0)
-    return _unit(image, "the image of the direction")
+    unit = _unit(image, "the image of the direction")
+    return image.detach().cpu().float() if keep_norm else unit
 
 
 def random_direction(d: int, seed: int) -> Float[Tensor, " d_model"]:

@@ -16,16 +16,17 @@ Offers `Stitch`, `StitchLoss`, `FitReport`, `stitch_loss`, `fit_exact`, `fit_ada
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
@@ -78,10 +79,13 @@ class Stitch:
     b_down: Float[Tensor, d_a]
     report: FitReport | None = None
     """How it was fitted, where it was."""
-    about: Mapping[str, str | int] = field(default_factory=dict)
-    """What it is for: names of the models, layers, text. Kept in the file, of no effect."""
+    about: Mapping[str, Any] = field(default_factory=dict)
+    """What it is for: names of the models, layers, text, losses; anything JSON holds. Kept in the file, of no effect.
+    """
 
     def __post_init__(self):
+        if self.P_up.dim() != 2:
+            raise ValueError(f"P_up has shape {tuple(self.P_up.shape)}: expected (d_a, d_b)")
         d_a, d_b = self.P_up.shape
         for name, shape in (("b_up", (d_b,)), ("P_down", (d_b, d_a)), ("b_down", (d_a,))):
             if getattr(self, name).shape != shape:
@@ -109,22 +113,38 @@ class Stitch:
         return cls(torch.eye(d), torch.zeros(d), torch.eye(d), torch.zeros(d))
 
     def save(self, path: str | Path) -> None:
-        """Write a safetensors file, the fit's report in its header."""
+        """Write a safetensors file, the fit's report and a digest of the maps in its header."""
         report = self.report._asdict() if self.report else None
-        meta = {"kind": "Stitch", "report": json.dumps(report), "about": json.dumps(dict(self.about))}
-        tensors = {name: getattr(self, name).cpu().contiguous() for name in TENSORS}
+        tensors = {name: getattr(self, name).detach().cpu().contiguous() for name in TENSORS}
+        meta = {"kind": "Stitch", "report": json.dumps(report), "about": json.dumps(dict(self.about)),
+                "sha256": _digest(tensors)}  # fmt: skip
         save_file(tensors, str(path), metadata=meta)
 
     @classmethod
     def load(cls, path: str | Path) -> Stitch:
-        """Read what `save` wrote."""
-        with safe_open(str(path), framework="pt") as file:
-            meta = file.metadata() or {}
-            if meta.get("kind") != "Stitch":
-                raise ValueError(f"{path} holds {meta.get('kind', 'no')} data: expected a Stitch")
-            tensors = [file.get_tensor(name) for name in TENSORS]
-        report = json.loads(meta["report"])
-        return cls(*tensors, report=FitReport(**report) if report else None, about=json.loads(meta.get("about", "{}")))
+        """Read what `save` wrote; ValueError for a file that is another, or damaged."""
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                meta = file.metadata() or {}
+                if meta.get("kind") != "Stitch":
+                    raise ValueError(f"{path} holds {meta.get('kind', 'no')} data: expected a Stitch")
+                tensors = {name: file.get_tensor(name) for name in TENSORS}
+            report, about = (json.loads(meta.get(name, "null")) for name in ("report", "about"))
+            report = FitReport(**report) if report else None
+        except (SafetensorError, json.JSONDecodeError, TypeError) as error:
+            raise ValueError(f"{path} is no whole stitch file, as `Stitch.save` writes it ({error})") from error
+        if meta.get("sha256", _digest(tensors)) != _digest(tensors):
+            raise ValueError(f"{path} is damaged: its maps are not those that were saved. Fit or fetch it again.")
+        for name, tensor in tensors.items():
+            if not tensor.isfinite().all():
+                raise ValueError(f"{name} of {path} holds values that are not finite (NaN or infinity)")
+        return cls(**tensors, report=report, about=about or {})
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """Of the bytes of the maps, whatever their dtype."""
+    raw = (tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() for name in TENSORS)
+    return hashlib.sha256(b"".join(raw)).hexdigest()
 
 
 def _check_width(x: Tensor, matrix: Tensor, name: str) -> None:

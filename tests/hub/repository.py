@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+import yaml
 
 LARGE = {".safetensors", ".parquet", ".bin", ".npz", ".pt", ".arrow", ".gz"}
 DATE = "2024-01-01T00:00:00.000Z"
@@ -35,6 +38,12 @@ class StoredFile:
 
 def git_blob(content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def front_matter(content: str) -> dict | None:
+    """The metadata at the head of a card."""
+    found = re.match(r"---\n(.*?)\n---\n", content, re.DOTALL)
+    return yaml.safe_load(found[1]) if found else None
 
 
 @functools.lru_cache(maxsize=4096)
@@ -92,10 +101,13 @@ class Repository:
                     entry["lfs"] = {"sha256": file.sha256, "size": file.size, "pointerSize": file.pointer_size}
             siblings.append(entry)
         gated = False if self.friends is None else "manual"
+        card = self.folder / "README.md"
+        metadata = front_matter(card.read_text(encoding="utf-8")) if card.is_file() else None
         return {
             "_id": git_blob(self.id.encode())[:24], "id": self.id, "author": self.id.split("/")[0],
             "sha": self.commit(), "createdAt": DATE, "lastModified": DATE, "private": False, "disabled": False,
             "gated": gated, "downloads": 0, "likes": 0, "tags": [], "siblings": siblings,
+            **({"cardData": metadata} if metadata else {}),
         } | ({"modelId": self.id} if self.kind == "models" else {})  # fmt: skip
 
     def tree(self, path: str, *, recursive: bool, expand: bool) -> list[dict] | None:

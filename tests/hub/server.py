@@ -1,4 +1,4 @@
-"""The Hub's HTTP interface, for reading, on loopback.
+"""The Hub's HTTP interface on loopback; `writing.py` has the part for writing.
 
 Stands in for huggingface.co: clients reach it through `HF_ENDPOINT` and notice no difference. Files are sent whole or
 in ranges, without redirections and without Xet. Of a gated repository everybody sees what it holds, and only those
@@ -20,6 +20,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from .answers import Answer, Refusal, as_json, byte_range, is_true
 from .repository import Repository
+from .writing import Desk
 
 ID = r"(?P<id>[^/]+(?:/[^/]+)?)"
 FILE = re.compile(rf"/(?P<kind>datasets/|)(?!api/){ID}/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
@@ -41,6 +42,7 @@ class Hub(ThreadingHTTPServer):
     `gated`: the tokens that have access to a repository; others get 403, and 401 without a token. `revisions`: names of
     branches and tags beside `main`. Both by id, with `datasets/` before that of a dataset, as in the Hub's addresses.
     `trouble` is asked before each answer, with the method and path, for an error status to give instead, or a `Cut`.
+    `writers`: the tokens that may make and change any model.
     """
 
     daemon_threads = True
@@ -52,9 +54,11 @@ class Hub(ThreadingHTTPServer):
         gated: Mapping[str, Collection[str]] | None = None,
         revisions: Mapping[str, Collection[str]] | None = None,
         trouble: Callable[[str, str], int | Cut | None] | None = None,
+        writers: Collection[str] = (),
     ):
         self.root, self.gated, self.revisions = Path(root), dict(gated or {}), dict(revisions or {})
         self.trouble = trouble or (lambda method, path: None)
+        self.desk = Desk(self.root, writers)
         self.requests: list[tuple[str, str, int]] = []
         """(method, path, status) of each answer so far, the path without its query."""
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -115,7 +119,7 @@ class _Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True  # headers and body are two writes: the second would wait for the first's receipt
 
     def do_GET(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = self._body()
         url = urlsplit(self.path)
         trouble = self.server.trouble(self.command, url.path)
         try:
@@ -134,7 +138,17 @@ class _Handler(BaseHTTPRequestHandler):
         if isinstance(trouble, Cut):
             self.close_connection = True
 
-    do_HEAD = do_POST = do_GET
+    do_HEAD = do_POST = do_PUT = do_GET
+
+    def _body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        parts = []
+        while size := int(self.rfile.readline(), 16):
+            parts.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(parts)
 
     def log_message(self, format, *arguments) -> None:
         """`Hub.requests` is the log."""
@@ -144,6 +158,8 @@ class _Handler(BaseHTTPRequestHandler):
         token = token if scheme == "Bearer" and token else None
         if path == "/api/whoami-v2":
             return self._whoami(token)
+        if written := self.server.desk.answer(self.command, path, body, token, self.server.url):
+            return written
         method = "GET" if self.command == "HEAD" else self.command
         for allowed, pattern in (("GET", FILE), ("GET", TREE), ("POST", PATHS), ("GET", INFO)):
             found = pattern.fullmatch(path)
