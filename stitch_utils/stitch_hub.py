@@ -59,7 +59,7 @@ def push_stitch(stitch: Stitch, repository: str, *, licence: str | None = None, 
         try:
             api.create_repo(repository, private=private or None, exist_ok=True)
             commit = api.create_commit(repository, files, commit_message="Upload a stitch")
-        except (HTTP_ERROR, errors.OfflineModeIsEnabled, OSError) as error:
+        except (HTTP_ERROR, errors.OfflineModeIsEnabled, OSError, ValueError) as error:  # ValueError: of the metadata
             raise HubError(f"model {repository!r} cannot be written: {_why(error)}") from error
     return commit.commit_url
 
@@ -67,9 +67,9 @@ def push_stitch(stitch: Stitch, repository: str, *, licence: str | None = None, 
 def _why(error: Exception) -> str:
     if isinstance(error, errors.OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE is set"
-    if not isinstance(error, errors.HfHubHTTPError):
+    if isinstance(error, HTTP_ERROR | ConnectionError) and not isinstance(error, errors.HfHubHTTPError):
         return f"{constants.ENDPOINT} cannot be reached, or its answer was cut off: check the network ({error})"
-    if error.response.status_code in (401, 403):
+    if isinstance(error, errors.HfHubHTTPError) and error.response.status_code in (401, 403):
         return "log in with `hf auth login`, with a token that may write there"
     return " ".join(str(error).split())
 

@@ -58,10 +58,11 @@ class Desk:
 
     def _create(self, asked: dict, url: str) -> Answer:
         id = f"{asked['organization'] or 'reader'}/{asked['name']}"
-        if (folder := self.root / "models" / id).is_dir():
-            raise Refusal(409, None, "You already created this model repo")
+        folder, said = self.root / "models" / id, {"url": f"{url}/{id}", "name": id}
+        if folder.is_dir():
+            return as_json(said | {"error": "You already created this model repo"}, 409)
         folder.mkdir(parents=True)
-        return as_json({"url": f"{url}/{id}", "name": id, "private": asked.get("visibility") == "private"})
+        return as_json(said)
 
     def _batch(self, repository: Repository, body: bytes, url: str) -> Answer:
         objects = [{"oid": asked["oid"], "size": asked["size"]} for asked in json.loads(body)["objects"]]
@@ -111,5 +112,7 @@ def _validated(content: str) -> Answer:
         errors.append("there is no metadata")
     elif not isinstance(metadata.get("tags", []), list):
         errors.append('"tags" must be an array')
+    elif not re.fullmatch(r"[a-z0-9.-]+", metadata.get("license", "other")):
+        errors.append('"license" must be one of [apache-2.0, mit, ...]')
     said = {"errors": [{"message": error} for error in errors], "warnings": []}
     return as_json(said, 400 if errors else 200)
