@@ -54,6 +54,7 @@ SHAPED = [
     "decoder_regression",
     "map_recipes",
     "functional_study",
+    "carry",
 ]
 install_import_hook([f"stitch_utils.{module}" for module in SHAPED], "typechecker.check")
 

@@ -1,0 +1,52 @@
+"""The lines of the README's section on one's own SAEs, vectors and probes, as a reader would copy them."""
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+from toy_book import call_here
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+SECTION = README.split("\n## Carry your own across\n")[1].split("\n## ")[0]
+BLOCKS = re.findall(r"```(bash|python)\n(.*?)```", SECTION, re.DOTALL)
+
+
+def commands(block):
+    """The words of each line of a shell block; what stands between <<'END' and END is written to the file before it."""
+    for name, content in re.findall(r"^cat > (\S+) <<'END'\n(.*?)^END$", block, re.DOTALL | re.MULTILINE):
+        Path(name).write_text(content)
+    block = re.sub(r"^cat > .*?^END$", "", block, flags=re.DOTALL | re.MULTILINE)
+    return [words for line in block.splitlines() if (words := shlex.split(line, comments=True))]
+
+
+def test_the_lines_work_from_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("STITCH_ROOT", str(tmp_path))  # in the place of the checkout
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    seen, names = [], {}
+    for language, block in BLOCKS:
+        if language == "python":
+            names = {}
+            exec(block, names)
+            continue
+        for program, *arguments in commands(block):
+            assert program == "stitch-book"
+            code, lines, err = call_here(tmp_path, *arguments)
+            assert (code, err) == (0, ""), arguments
+            seen.append((arguments[0], "\n".join(lines)))
+        if "transfer-sae" in block:
+            assert sorted(path.name for path in Path("sae-in-b").iterdir()) == ["cfg.json", "sae_weights.safetensors"]
+    printed = dict(seen)
+    assert list(printed) == ["fit", "transfer-vector", "transfer-probe", "transfer-sae"]
+    explained = [
+        words for cell in re.findall(r"^\| (`[^|]+) \| ", SECTION, re.MULTILINE) for words in cell[1:-1].split("`, `")
+    ]
+    assert len(explained) == 6 and all(words in "\n".join(printed.values()) for words in explained)
+    # There and back again: of A's direction most is left, and the probe still tells its own texts apart.
+    v, w = np.load("v.npy"), names["w"]
+    assert v @ w / np.linalg.norm(v) / np.linalg.norm(w) == pytest.approx(1, abs=0.1)
+    with np.load("p.npz") as p, np.load("p-in-a.npz") as q:
+        assert p["classes_"].tolist() == q["classes_"].tolist() == ["glad", "sad"]
+        assert (p["coef_"] @ q["coef_"].T).item() > 0
