@@ -156,6 +156,9 @@ def transfer_sae(root: Path, *, pair: str, sae: str, out: str, towards: str, sti
     layer = at_hand.layers["ab".index(source)]
     if elsewhere := reads_elsewhere(original, layer):
         print(f"Beware: the SAE says that it reads {elsewhere}, and the stitch the stream before layer {layer}.")
+    model = (at_hand.pair.a, at_hand.pair.b)["ab".index(source)].model
+    if (said := original.cfg.metadata.model_name) and Path(said).name != Path(model).name:
+        print(f"Beware: the SAE says that it is of {said!r}, and the pair has {model!r} as {source}.")
     models, batches = at_hand.models_and_text(scale)
     _say_stand_ins(models)
     device = str(models["ab".index(source)].device)

@@ -432,11 +432,13 @@ def test_a_stitch_of_other_layers_or_damaged(fitted, bare_book):
 
 def test_an_sae_of_another_layer_is_carried_with_a_warning(fitted, bare_book):
     sae = TopKSAE(TopKSAEConfig(32, 24, k=3))
-    sae.cfg.metadata.hook_name = "blocks.1.hook_resid_post"
+    sae.cfg.metadata.hook_name, sae.cfg.metadata.model_name = "blocks.1.hook_resid_post", "lab/other"
     sae.save_model(bare_book / "sae")
     code, lines, _ = call_here(bare_book, "transfer-sae", str(bare_book / "sae"), "--pair", str(fitted), "--out",
                                str(bare_book / "carried"), "--scale", "smoke")  # fmt: skip
-    assert code == 0 and any("Beware: the SAE says that it reads blocks.1.hook_resid_post" in line for line in lines)
+    assert code == 0
+    assert any("Beware: the SAE says that it reads blocks.1.hook_resid_post" in line for line in lines)
+    assert any("Beware: the SAE says that it is of 'lab/other', and the pair has" in line for line in lines)
 
 
 SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
