@@ -348,6 +348,19 @@ def test_kills_leave_the_numbers_of_a_clean_run(tmp_path):
     assert sum(line.startswith("kill ") for line in said) == 3
 
 
+def test_numbers_that_are_not_those_of_a_clean_run_are_told(tmp_path):
+    """Here the second book has another parameter; in the real one, a file that was trusted half-written."""
+
+    def prepare(root):
+        write_toy(root)
+        source = root / "book" / "numbers.md"
+        if root.name == "killed":
+            source.write_text(source.read_text().replace("alpha = 0.5", "alpha = 0.25"))
+
+    found = kill_report.compare(prepare, tmp_path, [], kills=0)
+    assert found.different == {"tiny/numbers numbers.tiny.inverse": (4.0, 2.0)}
+
+
 def test_different_numbers_are_told_apart_and_timings_are_not(tmp_path):
     for name, value in (("a", 1.0), ("b", 1.0000001)):
         folder = tmp_path / name / "results" / "tiny"
