@@ -8,7 +8,8 @@ a random one, and measures on text that the stitch has not seen. Files hold arra
 run code when they are opened, are not read.
 
 Offers `read_vectors`, `carry_vectors`, `read_probe`, `save_probe`, `carry_probe`, `LinearProbe`, `survival`,
-`Survival`, `judge_probe`, `ProbeTrust`, `judge_sae`, `SAETrust`, `reads_elsewhere`, `save_sae`, `write_whole`.
+`Survival`, `judge_probe`, `ProbeTrust`, `read_sae`, `save_sae`, `judge_sae`, `SAETrust`, `reads_elsewhere`,
+`write_whole`.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from .fidelity import measure_fidelity
 from .harvest import paired_residuals
 from .models import Model
 from .probing import carried_weights
-from .saes import SAEMetrics, evaluate_saes
+from .saes import SAEMetrics, evaluate_saes, load_sae
 from .steering import transfer_direction
 from .stitch import Stitch
 from .text import TokenBatch
@@ -242,6 +243,18 @@ def judge_sae(
         evaluate_saes({"original": sae}, models[source], layers[source], batches)["original"],
         evaluate_saes({"carried": carried}, models[target], layers[target], batches)["carried"],
     )
+
+
+def read_sae(ref: str) -> SAE:
+    """What `load_sae` reads; ValueError also for a folder whose files are damaged, and weights that are not finite."""
+    try:
+        sae = load_sae(ref)
+    except (SafetensorError, KeyError, TypeError, RuntimeError, OSError) as error:
+        raise ValueError(f"the SAE {ref} cannot be read, as if its files were damaged ({error})") from error
+    for name, tensor in sae.state_dict().items():
+        if not tensor.isfinite().all():
+            raise ValueError(f"{name} of the SAE {ref} holds values that are not finite (NaN or infinity)")
+    return sae
 
 
 def reads_elsewhere(sae: SAE, layer: int) -> str | None:

@@ -140,15 +140,14 @@ def _other_than(given: str, out: str, ending: str) -> Path:
 
 def transfer_sae(root: Path, *, pair: str, sae: str, out: str, towards: str, stitch: str | None, scale: str) -> None:
     """Eq. 6 from an SAE that `load_sae` reads to a folder of SAELens, and both on held-out text."""
-    from .carry import judge_sae, reads_elsewhere, save_sae
-    from .saes import load_sae
+    from .carry import judge_sae, read_sae, reads_elsewhere, save_sae
     from .saes import transfer_sae as transfer
 
     path, at_hand = _other_than(sae, out, ""), _at_hand(root, pair, stitch)
     source = "a" if towards == "b" else "b"
     with _in_one_line():
         at_hand.pair.scale(scale)
-        original = load_sae(sae)
+        original = read_sae(sae)
         carried = transfer(original, at_hand.stitch, direction="up" if towards == "b" else "down")
         look_ahead(root, at_hand.given)
         save_sae(carried, path)

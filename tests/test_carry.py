@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from sae_lens import SAE, TopKSAE, TopKSAEConfig
 from safetensors.torch import save_file
@@ -15,11 +16,13 @@ from sklearn.linear_model import LogisticRegression
 from toy_book import call_here
 
 from stitch_utils.carry import (
+    LinearProbe,
     carry_probe,
     carry_vectors,
     judge_probe,
     judge_sae,
     read_probe,
+    read_sae,
     read_vectors,
     reads_elsewhere,
     save_probe,
@@ -152,7 +155,8 @@ def test_a_probe_is_judged_token_by_token(small, towards, classes, tmp_path):
     ]
     own, other = residuals if towards == "b" else residuals[::-1]
     fitted = fitted_probe(classes, own.shape[1])
-    fitted.intercept_ = -(own.numpy() @ fitted.coef_.T).mean(0)  # so that each answer is given
+    scores = own.numpy() @ fitted.coef_.T
+    fitted.intercept_ = 0.3 * scores.std(0) - scores.mean(0)  # so that each answer is given, and no mean is zero
     probe = read_probe(as_file(fitted, tmp_path / "p.npz"))
     carried = carry_probe(probe, stitch, towards=towards)
     trust = judge_probe(probe, carried, stitch, models, (1, 2), batches, towards=towards)
@@ -209,6 +213,22 @@ def test_folders_that_hold_something_else_are_left_alone(tmp_path):
         save_sae(sae, tmp_path / "new" / "sae")
         assert torch.equal(SAE.load_from_disk(tmp_path / "new" / "sae").W_enc, sae.W_enc)
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["sae"]
+
+
+def test_saes_that_are_damaged(tmp_path):
+    TopKSAE(TopKSAEConfig(4, 8, k=2)).save_model(tmp_path)
+    weights = tmp_path / "sae_weights.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-10])
+    with pytest.raises(ValueError, match=r"the SAE .* cannot be read, as if its files were damaged"):
+        read_sae(str(tmp_path))
+    tensors = safetensors.torch.load(whole)
+    save_file(tensors | {"b_dec": torch.full((4,), torch.nan)}, weights)
+    with pytest.raises(ValueError, match=r"b_dec of the SAE .* holds values that are not finite"):
+        read_sae(str(tmp_path))
+    save_file(tensors | {"b_dec": torch.zeros(5)}, weights)
+    with pytest.raises(ValueError, match="cannot be read"):
+        read_sae(str(tmp_path))
 
 
 class Bomb:
@@ -305,16 +325,14 @@ def test_a_damaged_probe(tmp_path):
 def test_widths_that_do_not_match(stitch):
     with pytest.raises(ValueError, match="row 0: a direction of width 9: the map towards b takes 6"):
         carry_vectors(np.ones((2, D_B)), stitch)
-    probe = read_probe_of(np.ones((2, D_A)))
+    probe = probe_of(np.ones((2, D_A)))
     with pytest.raises(ValueError, match="reads 6 dimensions: expected 9, the width of model b"):
         carry_probe(probe, stitch, towards="a")
     with pytest.raises(ValueError, match="towards='c': expected 'a' or 'b'"):
         carry_probe(probe, stitch, towards="c")
 
 
-def read_probe_of(coef):
-    from stitch_utils.carry import LinearProbe
-
+def probe_of(coef):
     return LinearProbe(coef, np.zeros(len(coef)), np.arange(max(2, len(coef))))
 
 
