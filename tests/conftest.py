@@ -55,6 +55,7 @@ SHAPED = [
     "map_recipes",
     "functional_study",
     "carry",
+    "carry_files",
 ]
 install_import_hook([f"stitch_utils.{module}" for module in SHAPED], "typechecker.check")
 
