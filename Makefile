@@ -1,4 +1,5 @@
 # make report   executes every chapter on the embedded pair and builds the book: _build/html/index.html
+# make install  sets up .venv, as the others do when it is missing
 # make test     lints, runs the tests, and checks the reference notebooks
 # make compare  executes every chapter twice, from nothing, and compares all that the pages print
 # make reference  renews tests/reference/ from the chapters at scale smoke
@@ -7,7 +8,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: report test reference compare clean
+.PHONY: install report test reference compare clean
+
+install: $(STAMP)
 
 report: $(STAMP)
 	$(BIN)/stitch-book run
