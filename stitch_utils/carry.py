@@ -21,7 +21,7 @@ import torch
 from sae_lens import SAE
 from torch import Tensor
 
-from .carry_files import LinearProbe, read_probe, read_sae, read_vectors, save_probe, save_sae, write_whole
+from .carry_files import LinearProbe, read_probe, read_sae, read_vectors, save_probe, save_sae
 from .fidelity import measure_fidelity
 from .harvest import paired_residuals
 from .models import Model
@@ -33,7 +33,7 @@ from .text import TokenBatch
 
 __all__ = [
     "LinearProbe", "ProbeTrust", "SAETrust", "Survival", "carry_probe", "carry_vectors", "judge_probe", "judge_sae",
-    "read_probe", "read_sae", "read_vectors", "reads_elsewhere", "save_probe", "save_sae", "survival", "write_whole",
+    "read_probe", "read_sae", "read_vectors", "reads_elsewhere", "save_probe", "save_sae", "survival",
 ]  # fmt: skip
 RANDOM_DIRECTIONS = 1000
 

@@ -3,7 +3,7 @@
 No section of the papers. Files hold arrays and nothing else: .npy and .npz without pickles, which can run code when
 they are opened, and safetensors. What is damaged, or is not what was expected, is said in one line that names the file.
 
-Offers `read_vectors`, `read_probe`, `save_probe`, `LinearProbe`, `read_sae`, `save_sae`, `write_whole`.
+Offers `read_vectors`, `read_probe`, `save_probe`, `LinearProbe`, `read_sae`, `save_sae`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import os
 import shutil
 import zipfile
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from .files import put
 from .saes import load_sae
 
 
@@ -90,7 +90,7 @@ def save_probe(probe: LinearProbe, path: str | Path) -> None:
         with open(scratch, "wb") as file:  # given a name, NumPy would add an ending to it
             np.savez(file, allow_pickle=False, coef_=probe.coef, intercept_=probe.intercept, classes_=probe.classes)
 
-    write_whole(path, write)
+    put(path, write, sealed=False)
 
 
 def read_sae(ref: str) -> SAE:
@@ -119,20 +119,6 @@ def save_sae(sae: SAE, folder: str | Path) -> None:
             os.replace(file, folder / file.name)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-
-
-def write_whole(path: str | Path, write: Callable[[Path], None]) -> None:
-    """Calls `write` with a file beside `path`, which takes its place once it is whole."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        write(scratch)
-        os.replace(scratch, path)
-    except SafetensorError as error:  # its name for a disk that is full
-        raise OSError(f"{path} cannot be written: {error}") from error
-    finally:
-        scratch.unlink(missing_ok=True)
 
 
 def _arrays(path: str | Path, kinds: tuple[str, str]) -> dict[str, np.ndarray]:

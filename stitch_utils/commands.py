@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from .chapters import RequestError, one_line
+from .files import put
 from .pairs import ModelPair, load_pair
 from .runs import find_pair
 
@@ -52,14 +53,13 @@ def _in_one_line() -> Iterator[None]:
 
 def fit(root: Path, *, pair: str, scale: str, alpha: float, out: str | None) -> None:
     """Fits the stitch of a pair, prints its losses and saves it, by default in `artifacts/<pair>/`."""
-    from .carry import write_whole
     from .fitting import fit_pair, stitch_file
 
     models = look_ahead(root, find_pair(root, pair).value)
     with _in_one_line():
         fitted = fit_pair(models, scale=scale, alpha=alpha)
     path = Path(out) if out else stitch_file(models.name)
-    write_whole(path, fitted.stitch.save)
+    put(path, fitted.stitch.save, sealed=False)
     explained = [f"{1 - share:.1%}" for share in fitted.unexplained]
     print(f"A: {models.a.model}, before layer {fitted.layers[0]}")
     print(f"B: {models.b.model}, before layer {fitted.layers[1]}{'' if models.b.layer is not None else ', by SVCCA'}")
@@ -190,7 +190,7 @@ def transfer_vector(
     """Directions v to v P, and what the stitch leaves of them."""
     import numpy as np
 
-    from .carry import carry_vectors, read_vectors, survival, write_whole
+    from .carry import carry_vectors, read_vectors, survival
 
     path = _other_than(vector, out, ".npy")
     with _in_one_line():
@@ -202,7 +202,7 @@ def transfer_vector(
         with open(scratch, "wb") as file:
             np.save(file, carried, allow_pickle=False)
 
-    write_whole(path, write)
+    put(path, write, sealed=False)
     length = "as long as the stitch makes them" if keep_norm else "of unit length"
     print(f"directions of {at_hand.name(towards)}, {length}, of shape {carried.shape}, are in {path.as_posix()}")
     _say_survival(survival(vectors, at_hand.stitch, towards=towards))
