@@ -9,6 +9,7 @@ Offers `languages`, `parallel_pairs`, `steering_prompts`, `training_frequencies`
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import json
@@ -114,8 +115,9 @@ def steering_prompts(pair: ModelPair, count: int, *, tokenizer, split: str = "ev
     return [tokenizer.apply_chat_template(one, tokenize=False, add_generation_prompt=True) for one in messages]
 
 
-def _of_world() -> Iterator[str]:
-    return (request.prompt for request in requests("steering", WORLD_PROMPTS))
+@functools.cache
+def _of_world() -> tuple[str, ...]:
+    return tuple(request.prompt for request in requests("steering", WORLD_PROMPTS))
 
 
 def _is_for_choosing(text: str) -> bool:
