@@ -18,7 +18,7 @@ report: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 	$(BIN)/python -m pytest -q --nbval-lax --nbval-current-env -o addopts= tests/reference
 
 reference: $(STAMP)

@@ -34,7 +34,7 @@ class HubError(ValueError):
 
 
 class HubBusy(HubError):
-    """It may be had a little later."""
+    """It may be had a little later: the Hub is busy, or a connection was lost."""
 
 
 @contextlib.contextmanager
@@ -48,7 +48,7 @@ def reaching(kind: str, name: str, revision: str | None = None):
         if said := _meaning(error, kind, name, revision):
             # what is to be known of a file has been asked for several times when this comes of it
             asked = isinstance(error, errors.LocalEntryNotFoundError)
-            passing = not asked and any(map(_busy_status, _chain(error)))
+            passing = not asked and any(_busy_status(one) or _is_reset(one) for one in _chain(error))
             raise (HubBusy if passing else HubError)(f"{kind} {name!r} {said}") from error
         raise
 
@@ -84,11 +84,19 @@ def _busy_status(error: BaseException) -> int | None:
 
 
 def _is_transport(error: BaseException) -> bool:
-    """Whether a connection failed. By name: the Hub's client has changed the library that it speaks through."""
+    """Whether a connection failed."""
+    return isinstance(error, ConnectionError) or _is_a(error, "TransportError")
+
+
+def _is_reset(error: BaseException) -> bool:
+    """Whether a connection that had been made was reset, which the Hub's client takes for the end."""
+    return _is_a(error, "ReadError")
+
+
+def _is_a(error: BaseException, name: str) -> bool:
+    """By name: the Hub's client has changed the library that it speaks through."""
     kinds = {(kind.__module__.split(".")[0], kind.__name__) for kind in type(error).__mro__}
-    return isinstance(error, ConnectionError) or not kinds.isdisjoint(
-        {("httpx", "TransportError"), ("httpx2", "TransportError")}
-    )
+    return not kinds.isdisjoint({("httpx", name), ("httpx2", name)})
 
 
 def _meaning(raised: BaseException, kind: str, name: str, revision: str | None) -> str | None:

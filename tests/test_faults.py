@@ -73,8 +73,8 @@ def fetch(server, home):
 
 @pytest.mark.parametrize(
     "trouble",
-    [first(2, 503), first(2, 503, "HEAD"), first(1, 429), first(2, Cut(100_000))],
-    ids=["503 for a file", "503 for its size", "too many requests", "a cut in the middle"],
+    [first(2, 503), first(2, 503, "HEAD"), first(1, 429), first(2, Cut(100_000)), first(2, Cut(100_000, reset=True))],
+    ids=["503 for a file", "503 for its size", "too many requests", "a cut in the middle", "a reset in the middle"],
 )
 def test_what_passes_is_waited_for(repository, tmp_path, trouble):
     root, digest = repository

@@ -10,8 +10,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
+import struct
 import sys
 import threading
+import time
 from collections.abc import Callable, Collection, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -34,6 +37,8 @@ class Cut(NamedTuple):
     """The connection ends after so many bytes of the content."""
 
     after: int
+    reset: bool = False
+    """Not closed in an orderly way, but reset."""
 
 
 class Hub(ThreadingHTTPServer):
@@ -137,6 +142,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(answer.body[: trouble.after] if isinstance(trouble, Cut) else answer.body)
         if isinstance(trouble, Cut):
             self.close_connection = True
+            if trouble.reset:
+                time.sleep(0.2)  # a reset also takes what is on its way
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                self.connection.close()
 
     do_HEAD = do_POST = do_PUT = do_GET
 
