@@ -35,8 +35,9 @@ from .pairs import DTYPES, ModelRef
 
 
 def power_of_ten(ratio: float) -> float:
-    """The nearest one, on a logarithmic scale: what a page can say of a measured time, which differs in every run."""
-    return 10.0 ** round(math.log10(ratio))
+    """The nearest one, on a logarithmic scale, and 0 for 0: what a page can say of a measured time or of a rounding
+    error, which are others in every run or on every machine."""
+    return 10.0 ** round(math.log10(ratio)) if ratio else 0.0
 
 
 class _Family(NamedTuple):
