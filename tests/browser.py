@@ -28,8 +28,12 @@ def opened(page: Path, script: str, *, width: int = 1200) -> dict:
         def log_message(self, *_):
             pass
 
+    page = page.resolve()
     watched, frame = page.with_name(f"watched-{page.name}"), page.with_name(f"frame-{page.name}")
-    with HTTPServer(("127.0.0.1", 0), Listener) as server, tempfile.TemporaryDirectory() as profile:
+    with (
+        HTTPServer(("127.0.0.1", 0), Listener) as server,
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile,
+    ):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         inside = script.replace("@REPORT@", f"http://127.0.0.1:{server.server_port}")
         watched.write_text(page.read_text(encoding="utf-8").replace("<head>", f"<head>{inside}", 1), encoding="utf-8")

@@ -84,6 +84,7 @@ def broken_pages(root: Path) -> list[str]:
 
 
 def main(root: Path) -> int:
+    root = root.resolve()
     if not (root / "index.html").is_file():
         print(f"{root} holds no index.html: expected a built book (make report)", file=sys.stderr)
         return 2
