@@ -47,7 +47,7 @@ def opened(page: Path, script: str, *, width: int = 1200) -> dict:
         ]  # fmt: skip
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as browser:
             try:
-                return json.loads(reports.get(timeout=60))
+                return json.loads(reports.get(timeout=120))
             finally:
                 browser.terminate()
                 browser.wait()
