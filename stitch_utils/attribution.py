@@ -31,12 +31,12 @@ import torch
 from jaxtyping import Bool, Float
 from sae_lens import SAE
 from torch import Tensor
-from tqdm import tqdm
 
 from .harvest import as_fits
 from .intervals import RESAMPLES, Estimate, from_draws
 from .logit_weights import LogitWeights
 from .models import Model
+from .progress import progress
 from .saes import random_stitch, transfer_sae
 from .stitch import Stitch
 from .text import TokenBatch
@@ -192,7 +192,7 @@ def attribution_correlations(
         return found
 
     total: dict[tuple[str, str], tuple] = {}
-    for found in tqdm(as_fits(batches, read), desc="attributions", leave=False):
+    for found in progress(as_fits(batches, read), "attributions"):
         for key, parts in found.items():
             _merge(total, key, parts)
     if not total:

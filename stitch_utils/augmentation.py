@@ -24,11 +24,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from sae_lens import SAE
 from torch import Tensor
-from tqdm import tqdm
 
 from .harvest import as_fits
 from .intervals import RESAMPLES, Estimate, from_draws
 from .models import Model
+from .progress import progress
 from .text import TokenBatch, text_rows
 
 CONTEXT = 128  # App. H.1
@@ -60,7 +60,7 @@ def feature_presence(
             present[owners[token].numpy(), feature.numpy()] = True
 
     batches = text_rows(texts, model.tokenizer, context=context, batch_size=batch_size)
-    for _ in tqdm(as_fits(batches, read), desc="sentences", leave=False):
+    for _ in progress(as_fits(batches, read), "sentences"):
         pass
     return present.reshape(len(groups), -1, sae.cfg.d_sae)
 

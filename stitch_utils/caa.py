@@ -28,7 +28,6 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 
 from .behaviours import Choice
 from .generation import encoded
@@ -36,6 +35,7 @@ from .harvest import as_fits
 from .instructions import instruction_means
 from .intervals import Estimate, clopper_pearson, from_draws, resampled_counts
 from .models import Edit, Model
+from .progress import progress
 from .steering import add
 from .text import TokenBatch, begin_and_end, padded_rows
 
@@ -118,7 +118,7 @@ def dose_responses(
     """`logit_differences` with each direction added at each length; without any, at alpha = 0, once for all."""
     own = logit_differences(model, asked, batch_size=batch_size) if 0 in alphas else None
     found = {}
-    for name, direction in tqdm(directions.items(), desc="doses", leave=False):
+    for name, direction in progress(directions.items(), "doses"):
         found[name] = np.stack([
             own if alpha == 0 else
             logit_differences(model, asked, layer=layer, edit=add(direction, alpha), batch_size=batch_size)

@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 
 from .behaviours import Behaviour
 from .caa import (
@@ -33,6 +32,7 @@ from .caa import (
 from .intervals import Estimate, stratified_mean
 from .models import Model
 from .moments import PairMoments
+from .progress import progress
 from .steering import random_direction, transfer_direction
 from .stitch import Stitch
 
@@ -61,7 +61,7 @@ class ChoiceConfig:
 
 
 _SIZES = {
-    "smoke": dict(contrasts=8, choices=6, behaviours=4, doses=(-0.4, 0.0, 0.4)),
+    "smoke": dict(contrasts=8, choices=4, behaviours=3, doses=(-0.4, 0.0, 0.4)),
     "default": dict(contrasts=100, choices=24),
     "paper": dict(contrasts=200, choices=100, doses=tuple(dose / 10 for dose in range(-8, 9))),
 }
@@ -81,7 +81,7 @@ def contrast_vectors(
     model: Model, layer: int, contrasts: Mapping[str, Sequence[tuple[str, str]]], *, batch_size: int = 64
 ) -> dict[str, Float[Tensor, " d_model"]]:
     """`caa.contrast_vector` for each name."""
-    rows = tqdm(contrasts.items(), desc="vectors", leave=False)
+    rows = progress(contrasts.items(), "vectors")
     return {name: contrast_vector(model, layer, pairs, batch_size=batch_size) for name, pairs in rows}
 
 
@@ -179,7 +179,7 @@ def steer_choices(
     if missing := sorted({one.name for one in some} - set(directions)):
         raise ValueError(f"no directions for behaviour {missing[0]!r}: known are {', '.join(directions)}")
     responses = {}
-    for one in tqdm(some, desc="behaviours", leave=False):
+    for one in progress(some, "behaviours"):
         found = dose_responses(
             model, layer, questions(model, one.choices), directions[one.name],
             [dose * unit for dose in config.doses], batch_size=config.batch_size,

@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from sae_lens import SAE
 from torch import Tensor
-from tqdm import tqdm
 
 from .harvest import as_fits
 from .models import Model
+from .progress import progress
 from .text import TokenBatch
 
 TOKENS_AT_ONCE = 4096
@@ -102,7 +102,7 @@ def top_contexts(
         return _joined(parts).best(n)
 
     found = _nothing(len(reach))
-    for new in tqdm(as_fits(batches, read), desc="contexts", leave=False):
+    for new in progress(as_fits(batches, read), "contexts"):
         found = _joined([found, new]).best(n)
         full, place = np.unique(found.feature, return_index=True)
         counts = np.diff([*place, len(found.feature)])

@@ -27,13 +27,13 @@ import torch
 from jaxtyping import Float
 from sae_lens import SAE
 from torch import Tensor
-from tqdm import tqdm
 
 from .functional import TOKENS_AT_ONCE, ActivationSummary, decoder_rows
 from .harvest import as_fits
 from .heads import Head, first_streams, heads_of
 from .intervals import Estimate, from_draws, resampled_counts
 from .models import Model
+from .progress import progress
 from .text import TokenBatch
 
 QUERIES_AT_ONCE = 512  # bounds the keys that are gathered for them: 0.1 GB at 512 positions and 128 dimensions
@@ -137,7 +137,7 @@ def path_ablation(
         return found
 
     parts: list[list] = [[] for _ in paths]
-    for found in tqdm(as_fits(batches, read), desc="path ablation", leave=False):
+    for found in progress(as_fits(batches, read), "path ablation"):
         for index, *values in found:
             parts[index].append(values)
             room[index] -= len(values[0])

@@ -29,9 +29,9 @@ import torch
 from jaxtyping import Float, Int
 from sae_lens import SAE
 from torch import Tensor
-from tqdm import tqdm
 
 from .intervals import Estimate, from_draws
+from .progress import progress
 
 
 class DecoderRegression(NamedTuple):
@@ -113,7 +113,7 @@ def match_latents(saes: tuple[SAE, SAE], batches: Iterable[tuple[Tensor, Tensor]
     count, cross = 0, 0
     sums: list = [0, 0]
     squares: list = [0, 0]
-    for streams in tqdm(batches, desc="latents", leave=False):
+    for streams in progress(batches, "latents"):
         codes = [sae.encode(stream.to(sae.W_enc)) for sae, stream in zip(saes, streams)]
         wide = torch.promote_types(codes[0].dtype, torch.float32)
         codes = [code.to(codes[0].device, wide) for code in codes]

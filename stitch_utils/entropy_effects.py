@@ -18,11 +18,11 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from tqdm import tqdm
 
 from .fidelity import splice
 from .harvest import as_fits
 from .models import Model
+from .progress import progress
 from .text import TokenBatch
 
 
@@ -68,7 +68,7 @@ def entropy_effects(
     def read(batch: TokenBatch) -> tuple[int, Tensor]:
         entropy, rank = predictions(batch)
         sums = []
-        for direction in tqdm(directions, desc="directions", leave=False):
+        for direction in progress(directions, "directions"):
             new_entropy, new_rank = predictions(batch, direction)
             change = new_entropy - entropy
             sums.append(torch.stack([change.sum(), change.abs().sum(), (new_rank - rank).abs().sum()]).cpu())

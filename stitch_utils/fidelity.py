@@ -17,11 +17,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from .harvest import as_fits
 from .intervals import RESAMPLES, Estimate, from_draws, resampled_counts
 from .models import Model
+from .progress import progress
 from .stitch import Stitch
 from .text import TokenBatch
 
@@ -100,7 +100,7 @@ def measure_fidelity(model_a: Model, model_b: Model, layer_a: int, layer_b: int,
             found[name, "b_to_a_to_b"] = spliced("b", stitch.up(down_y))
         return batch, found
 
-    for batch, found in tqdm(as_fits(batches, losses), desc="cross-entropy", leave=False):
+    for batch, found in progress(as_fits(batches, losses), "cross-entropy"):
         _add(tokens, torch.ones(batch.tokens[:, 1:].shape), batch)
         for key, values in found.items():
             _add(sums.setdefault(key, {}), values, batch)

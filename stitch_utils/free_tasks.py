@@ -20,13 +20,13 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 
 from .behaviours import world_behaviour
 from .embedded.grammar import load_concepts, load_lexicon
 from .generation import Response
 from .intervals import Estimate, clopper_pearson, crossed_mean
 from .pairs import ModelPair
+from .progress import progress
 from .responses import Respondent, added
 from .steering_data import parallel_pairs
 from .steering_sweep import chosen_strength
@@ -117,7 +117,7 @@ class FreeConfig:
 
 
 _SIZES = {
-    "smoke": dict(prompts=3, choosing_prompts=2, strengths=(0.8,), max_new_tokens=8),
+    "smoke": dict(prompts=3, choosing_prompts=2, strengths=(0.8,), max_new_tokens=4),
     "default": dict(prompts=40, choosing_prompts=20, strengths=(0.4, 0.6, 0.8, 1.0), max_new_tokens=24),
     "paper": dict(prompts=100, choosing_prompts=40, strengths=(0.125, 0.25, 0.375, 0.5, 0.75, 1.0), max_new_tokens=64),
 }
@@ -200,7 +200,7 @@ def steer_freely(
 
     unsteered = {split: answering.answer(asked, title="no steering").responses for split, asked in prompts.items()}
     responses, done, chosen = {}, {}, {}
-    for task in tqdm(tasks, desc="tasks", leave=False):
+    for task in progress(tasks, "tasks"):
         found = directions[task.name]
 
         def judged(texts: Sequence[Response], task: FreeTask = task) -> np.ndarray:

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from tqdm import tqdm
 
 from .models import Edit, Model
+from .progress import progress
 from .text import begin_and_end
 
 
@@ -57,7 +57,7 @@ def generate_texts(
     ids = [encoded(model, prompt, max_new_tokens) for prompt in prompts]
     order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
     found: dict[int, Response] = {}
-    for start in tqdm(range(0, len(order), batch_size), desc=title, leave=False):
+    for start in progress(range(0, len(order), batch_size), title):
         chosen = order[start : start + batch_size]
         tokens, mask = _padded([ids[index] for index in chosen], model.tokenizer)
         new = model.generate(

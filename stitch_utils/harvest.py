@@ -16,11 +16,11 @@ from typing import TypeVar
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 
 from .models import Model
 from .moments import PairMoments
 from .pairs import ModelPair, Scale, TextRef, blaming
+from .progress import progress
 from .text import TokenBatch, token_batches
 
 T = TypeVar("T")
@@ -97,7 +97,7 @@ def harvest_moments(model_a: Model, model_b: Model, batches: Iterable[TokenBatch
     moments = {pair: PairMoments(model_a.d_model, model_b.d_model) for pair in layer_pairs}
     layers_a, layers_b = (sorted(set(side)) for side in zip(*layer_pairs))
     stream = paired_residuals(model_a, model_b, batches, layers_a, layers_b)
-    for xs, ys in tqdm(stream, desc="harvest", leave=False):
+    for xs, ys in progress(stream, "harvest"):
         for (layer_a, layer_b), accumulator in moments.items():
             accumulator.update(xs[layer_a], ys[layer_b].to(xs[layer_a].device))
     return moments

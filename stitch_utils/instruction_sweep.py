@@ -18,7 +18,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from tqdm import tqdm
 
 from .generation import Response
 from .instructions import (
@@ -32,6 +31,7 @@ from .instructions import (
 from .intervals import Estimate, clopper_pearson, stratified_mean
 from .models import Model
 from .pairs import ModelPair, blaming
+from .progress import progress
 from .responses import clamped, respondents
 from .steering import LanguageMeans, SteeringVector, random_direction, steering_vector, transfer_direction
 from .steering_sweep import chosen_strength
@@ -275,7 +275,7 @@ def sweep_instructions(
             return answering[side].answer(asked, move, title=f"{side}, {condition}").responses
 
     def fill(keys: Sequence[tuple], title: str) -> None:
-        for key in tqdm(dict.fromkeys(keys), desc=title, leave=False):
+        for key in progress(dict.fromkeys(keys), title):
             split, _, _, kind, _ = key
             responses[key] = run(*key)
             pairs = zip(prompts[split, kind], responses[key])

@@ -20,13 +20,13 @@ from jaxtyping import Bool, Float, Int
 from sae_lens import SAE
 from scipy.stats import rankdata
 from torch import Tensor
-from tqdm import tqdm
 
 from .augmentation import CONTEXT, MIN_GROUPS, SHARE, FeatureClasses, classify, sentence_latents
 from .embedded.marked import MarkedSentence
 from .harvest import as_fits
 from .intervals import RESAMPLES, Estimate, from_draws
 from .models import Model
+from .progress import progress
 from .text import TokenBatch, text_rows
 
 
@@ -73,7 +73,7 @@ def known_words(
         return mass, on_content, fires, int(inside.sum()), start
 
     batches = text_rows(texts, model.tokenizer, context=context, batch_size=batch_size)
-    parts = list(tqdm(as_fits(batches, read), desc="known words", leave=False))
+    parts = list(progress(as_fits(batches, read), "known words"))
     mass, on_content, fires, inside, tokens = (sum(column) for column in zip(*parts))
     share = torch.where(mass > 0, on_content / mass, torch.nan)
     return KnownWords(share.numpy(), fires.numpy(), inside / tokens)

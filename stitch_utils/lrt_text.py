@@ -51,7 +51,7 @@ class MapConfig:
 
 # Outside of scale `paper` there are fewer steps, so they are smaller and go further.
 _SIZES = {
-    "smoke": dict(tokens=8_000, step_tokens=512, lr=1e-2),
+    "smoke": dict(tokens=6_000, step_tokens=512, lr=1e-2),
     "default": dict(tokens=100_000, step_tokens=1_024, lr=3e-3),
     "paper": dict(tokens=10_000_000, step_tokens=32 * 512, lr=1e-4, context=512),
 }

@@ -16,11 +16,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from .harvest import as_fits
 from .intervals import Estimate, from_draws, resampled_counts
 from .models import Model
+from .progress import progress
 from .stitch import Stitch
 from .text import TokenBatch
 
@@ -89,7 +89,7 @@ def map_errors(
         sums = torch.zeros(len(owners), values.shape[1], dtype=torch.float64)
         return owners.tolist(), sums.index_add_(0, place, values).numpy()
 
-    for owners, sums in tqdm(as_fits(batches, read), desc="errors", leave=False):
+    for owners, sums in progress(as_fits(batches, read), "errors"):
         for document, total in zip(owners, sums):
             documents[document] = documents.get(document, 0) + total
     if not documents:

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor
-from tqdm import tqdm
 
 from .behaviours import Behaviour
 from .choice_sweep import ChoiceConfig, ChoiceSweep, contrast_vectors, spread, steer_choices, steering_directions
@@ -27,6 +26,7 @@ from .map_errors import MapErrors, Prediction, down, map_errors, up
 from .models import Model
 from .moments import PairMoments
 from .pairs import ModelPair
+from .progress import progress
 from .stitch import Stitch, fit_exact
 from .unsquared import UnsquaredFit, fit_unsquared, fit_unsquared_adam, moments_of
 
@@ -106,7 +106,7 @@ def fit_recipes(
 
     stitches = {
         name: fitted(one.fit, one.alpha if one.fit == "exact" else 0.0, one.same_layers, one.less_text)
-        for name, one in tqdm(RECIPES.items(), desc="maps", leave=False)
+        for name, one in progress(RECIPES.items(), "maps")
     }
     return FittedRecipes(config, layers, streams, moments, stitches, reweighted[False])
 

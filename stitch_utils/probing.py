@@ -25,12 +25,12 @@ from jaxtyping import Bool, Float, Int
 from sae_lens import SAE
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
-from tqdm import tqdm
 
 from .harvest import as_fits
 from .intervals import Estimate, from_draws, resampled_counts
 from .models import Model
 from .probing_tasks import ProbingTask
+from .progress import progress
 from .saes import transfer_sae
 from .stitch import Stitch
 from .text import TokenBatch, text_rows
@@ -248,7 +248,7 @@ def probe_curves(
         groups.setdefault(task.dataset, []).append(task)
     correct: dict[tuple[str, int | None], list[np.ndarray]] = {}
     draws: dict[tuple[str, int | None], dict[str, np.ndarray]] = {}
-    for dataset, group in tqdm(groups.items(), desc="probes", leave=False):
+    for dataset, group in progress(groups.items(), "probes"):
         texts = list(dict.fromkeys(text for task in group for text in (*task.train_texts, *task.test_texts)))
         places = {text: place for place, text in enumerate(texts)}
         read = {"context": context, "batch_size": batch_size}

@@ -38,13 +38,13 @@ from typing import Any
 
 import yaml
 from filelock import FileLock, Timeout
-from tqdm import tqdm
 
 from .chapters import CHAT_CHAPTERS, RequestError, one_line, toc_files
 from .claims import VERDICTS, named, said_of_turns, verdicts
 from .commands import COMMANDS, add_parsers, look_ahead
 from .files import damage, sweep_up, tidy
 from .pairs import ModelPair
+from .progress import progress
 from .results import project_root
 from .runs import HOME_PAIR, RUNS, Run, WorkError, execute, find_pair, is_fresh, key_of, plain, plan, tree_digest
 
@@ -53,7 +53,7 @@ HTML = Path("_build", "html", "index.html")
 
 def run_chapters(root: Path, runs: list[Run]) -> None:
     """Executes the runs that are not fresh, a line for each, while no other command does so in this checkout."""
-    with _lock(root), warnings.catch_warnings(), tqdm(runs, unit="chapter", leave=False, disable=None) as bar:
+    with _lock(root), warnings.catch_warnings(), progress(runs, "chapters") as bar:
         warnings.simplefilter("ignore")
         logging.getLogger("papermill").setLevel(logging.CRITICAL)
         for leftover in (root / RUNS).glob("*/.*.partial.ipynb"):

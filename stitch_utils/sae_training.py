@@ -36,9 +36,9 @@ from sae_lens.saes.sae import SAEMetadata, TrainStepInput
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 from torch.utils.flop_counter import FlopCounterMode
-from tqdm import tqdm
 
 from .files import damaged, discard, put
+from .progress import progress
 from .sae_start import SAETrainingConfig, starting_sae
 from .sae_state import CHECKPOINT, read_state, sae_folder, write_state
 
@@ -324,7 +324,7 @@ class _Sweep:
         n_steps = max(run.config.n_steps for run in self.runs)
         batches = _batches(stream, self.runs[0].config.batch_tokens, self.done)
         steps = range(self.done + 1, n_steps + 1)
-        for step in tqdm(steps, initial=self.done, total=n_steps, desc="SAEs", leave=False):
+        for step in progress(steps, "SAEs", initial=self.done, total=n_steps):
             batch = next(batches).to(self.device, torch.float32)
             if batch.shape[1] != self.d_in:
                 raise ValueError(

@@ -29,12 +29,12 @@ from jaxtyping import Float
 from sae_lens import SAE, SAEConfig, TopKSAEConfig, TrainingSAE
 from sae_lens.saes.sae import SAEMetadata
 from torch import Tensor
-from tqdm import tqdm
 
 from .fidelity import splice
 from .harvest import as_fits
 from .intervals import Estimate, from_draws, resampled_counts
 from .models import Model
+from .progress import progress
 from .sae_loading import built, load_sae
 from .stitch import Stitch
 from .text import TokenBatch
@@ -235,7 +235,7 @@ def evaluate_saes(saes: Mapping[str, SAE], model: Model, layer: int, batches: It
         sums = torch.zeros(len(owners), values.shape[1], dtype=torch.float64, device=y.device)
         return owners.tolist(), sums.index_add_(0, place.to(y.device), values).cpu().numpy(), active
 
-    for owners, sums, active in tqdm(as_fits(batches, read), desc="SAEs", leave=False):
+    for owners, sums, active in progress(as_fits(batches, read), "SAEs"):
         for document, total in zip(owners, sums):
             documents[document] = documents.get(document, 0) + total
         for name, some in active.items():

@@ -27,12 +27,12 @@ import torch
 from jaxtyping import Float
 from scipy.stats import rankdata
 from torch import Tensor
-from tqdm import tqdm
 
 from .harvest import as_fits
 from .intervals import RESAMPLES, Estimate, from_draws
 from .language import detect_language
 from .models import Edit, Model
+from .progress import progress
 from .stitch import Stitch
 from .text import TokenBatch, text_rows
 
@@ -199,7 +199,7 @@ def language_frequencies(documents: Iterable[str]) -> dict[str, int]:
     nothing.
     """
     counts: Counter[str] = Counter()
-    for document in tqdm(documents, desc="languages", leave=False):
+    for document in progress(documents, "languages"):
         counts.update(detect_language(sentence) for sentence in SENTENCE_END.split(document) if sentence)
     del counts["unknown"]
     return dict(counts.most_common())

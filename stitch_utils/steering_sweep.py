@@ -16,12 +16,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from tqdm import tqdm
 
 from .intervals import Estimate, clopper_pearson, crossed_mean
 from .language import detect_language
 from .models import Model
 from .pairs import ModelPair, blaming
+from .progress import progress
 from .responses import Answers, clamped, respondents
 from .steering import (
     LanguageMeans,
@@ -218,7 +218,7 @@ def sweep_steering(
             return answering[side].answer(prompts[split], move, title=f"{side}, {condition}")
 
     def fill(keys: Sequence[tuple], title: str) -> None:
-        for key in tqdm(dict.fromkeys(keys), desc=title, leave=False):
+        for key in progress(dict.fromkeys(keys), title):
             cells[key] = run(*key)
 
     unsteered = [(split, side, "none", "", 0.0) for split in prompts for side in answering]

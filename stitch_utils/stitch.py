@@ -29,9 +29,9 @@ from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm import tqdm
 
 from .moments import PairMoments
+from .progress import progress
 
 TENSORS = ("P_up", "b_up", "P_down", "b_down")
 
@@ -313,7 +313,7 @@ def fit_adam(batches: Iterable[tuple[Tensor, Tensor]], *, d_a: int, d_b: int, al
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_steps)
     mse = torch.nn.functional.mse_loss
     losses = []
-    for step, (x, y) in enumerate(tqdm(_repeat(batches, n_steps), total=n_steps, desc="Adam", leave=False), 1):
+    for step, (x, y) in enumerate(progress(_repeat(batches, n_steps), "Adam", total=n_steps), 1):
         x, y = x.to(device, torch.float32), y.to(device, torch.float32)
         up_x, down_y = up(x), down(y)
         loss = mse(up_x, y) + mse(down_y, x)

@@ -25,9 +25,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from .moments import PairMoments
+from .progress import progress
 from .stitch import FitReport, Stitch, finished_stitch, fit_exact, linear_maps, view_as_stitch
 
 SMALLEST = 1e-3  # share of the mean error below which an error counts as if it were so long
@@ -68,7 +68,7 @@ def fit_unsquared(
     losses: dict[str, list[float]] = {name: [] for name in maps}
     at = dict.fromkeys(maps, 0.0)  # the present mean length, which makes the weights about 1
     converged = False
-    for _ in tqdm(range(max_passes), desc="reweighting", leave=False):
+    for _ in progress(range(max_passes), "reweighting"):
         gathered = {name: PairMoments(moments.d_a, moments.d_b) for name in maps}
         totals, count = dict.fromkeys(maps, 0.0), 0
         for x, y in batches:
@@ -98,7 +98,7 @@ def fit_unsquared(
 def moments_of(batches: Iterable[tuple[Tensor, Tensor]]) -> PairMoments:
     """Moments of all pairs (x, y); ValueError for none."""
     moments = None
-    for x, y in tqdm(batches, desc="moments", leave=False):
+    for x, y in progress(batches, "moments"):
         moments = moments or PairMoments(x.shape[1], y.shape[1])
         moments.update(x, y)
     if moments is None:
@@ -138,7 +138,7 @@ def fit_unsquared_adam(
     layers = (up, down) if directions == "both" else (up,)
     optimizer = torch.optim.AdamW([p for layer in layers for p in layer.parameters()], lr=lr, weight_decay=weight_decay)
     losses: list[Tensor] = []
-    for epoch in tqdm(range(epochs), desc="AdamW", leave=False):
+    for epoch in progress(range(epochs), "AdamW"):
         before = len(losses)
         for x, y in batches:
             x, y = x.to(device, torch.float32), y.to(device, torch.float32)
