@@ -107,7 +107,7 @@ def of_activations(pair: ModelPair, layers: tuple[int, int], *, scale: str) -> d
     return {
         "models": [_model(ref) for ref in (pair.a, pair.b)], "layers": layers, "dtype": pair.dtype,
         "texts": [_text(text) for text in (pair.train, pair.evaluation)], "context": pair.context, "rows": pair.rows,
-        "tokens": sizes.train_tokens, "documents": sizes.eval_documents,
+        "tokens": sizes.train_tokens, "documents": sizes.eval_documents, "threads": pair.threads,
     }  # fmt: skip
 
 

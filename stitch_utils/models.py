@@ -283,7 +283,9 @@ def check_pair(pair: ModelPair) -> None:
 
 
 def load_models(pair: ModelPair, device: str | None = None) -> tuple[Model, Model]:
-    """Models A and B of a pair, after `check_pair`."""
+    """Models A and B of a pair, after `check_pair`; a pair that fixes the CPU's threads does so from here on."""
     check_pair(pair)
+    if pair.threads:
+        torch.set_num_threads(pair.threads)
     with blaming(pair, "models"):
         return tuple(load_model(ref.model, device, dtype=pair.dtype, revision=ref.revision) for ref in (pair.a, pair.b))

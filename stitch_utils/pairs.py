@@ -186,6 +186,9 @@ class ModelPair:
     dtype: str = "float32"
     rows: str = "document"
     """`document`: one row a document, cut at the context; `packed`: documents one after another."""
+    threads: int = 0
+    """CPU threads that PyTorch gets, whatever the machine has, since sums are rounded otherwise with another number
+    and training makes much of it; 0: as many as it takes by itself."""
     saes: Mapping[str, SAERef | str] = field(default_factory=dict)
     """SAEs of `a` and `b` that exist, as `saes.load_sae` takes them; the chapters train what is missing."""
     sae_recipe: SAERecipe = SAERecipe()
@@ -205,6 +208,8 @@ class ModelPair:
             raise ValueError(f"unknown dtype {self.dtype!r}: expected one of {', '.join(DTYPES)}")
         if self.rows not in ("document", "packed"):
             raise ValueError(f"unknown rows {self.rows!r}: expected document or packed")
+        if type(self.threads) is not int or self.threads < 0:
+            raise ValueError(f"threads must be a number of threads, or 0: got {self.threads!r}")
         if self.context < 2:
             raise ValueError(f"context must be at least 2: got {self.context}")
         if self.train == self.evaluation:

@@ -1,5 +1,9 @@
 """The adapter against transformers itself, and the identities that splicing must keep."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPTNeoXForCausalLM
@@ -133,3 +137,31 @@ def test_every_architecture_of_the_paper_equals_transformers(hub_root, id):
         reference.config.final_logit_softcapping = None
         with torch.no_grad():
             assert (reference(tokens).logits - expected.logits).abs().max() > 0.1
+
+
+THREADED = """
+import torch
+from stitch_utils.models import load_models
+from stitch_utils.pairs import load_pair
+
+load_models(load_pair("tiny"))
+generator = torch.Generator().manual_seed(0)
+x, w = (torch.randn(*shape, generator=generator) for shape in ((1024, 96), (96, 1024)))
+for _ in range(50):
+    w -= 1e-6 * x.T @ (x @ w)
+print(torch.get_num_threads(), w.double().sum().item().hex())
+"""
+
+
+def test_the_embedded_pair_is_rounded_alike_whatever_the_threads():
+    said = [
+        subprocess.run(
+            [sys.executable, "-c", THREADED],
+            env=os.environ | {"OMP_NUM_THREADS": threads},
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+        for threads in ("1", "3")
+    ]
+    assert said[0] == said[1] and said[0].startswith("2 ")
