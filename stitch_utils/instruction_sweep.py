@@ -18,6 +18,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from jaxtyping import Float
+from torch import Tensor
 
 from .generation import Response
 from .instructions import (
@@ -25,8 +27,9 @@ from .instructions import (
     chat,
     family,
     instruction_kinds,
-    instruction_means,
     instruction_prompts,
+    last_token_residuals,
+    means_of,
 )
 from .intervals import Estimate, clopper_pearson, stratified_mean
 from .models import Model
@@ -81,7 +84,7 @@ class InstructionConfig:
 
 
 _SIZES = {
-    "smoke": dict(kinds=2, prompts=6, choosing_prompts=4, fit_prompts=16, strengths=(1.0, 2.0), max_new_tokens=16),
+    "smoke": dict(kinds=2, prompts=6, choosing_prompts=4, fit_prompts=20, strengths=(1.0, 2.0), max_new_tokens=16),
     "default": dict(kinds=None, prompts=64, choosing_prompts=12, strengths=(1.0, 1.5, 2.5), max_new_tokens=48),
     "paper": dict(kinds=None, prompts=163, choosing_prompts=64, max_new_tokens=256),
 }  # fmt: skip
@@ -111,6 +114,8 @@ class InstructionSweep:
     """The same keys: which of the responses follow the instruction."""
     cosines: Mapping[tuple[str, str, str], float]
     """By side, kind and condition: between the native direction and the one carried across."""
+    shifts: Mapping[tuple[str, str], Float[Tensor, "pairs d_model"]]
+    """By side and kind: what the instruction adds to the stream at the last token, for each prompt of the vector."""
 
     def key(self, side: str, condition: str, kind: str, strength: float | None = None,
             split: str = "evaluate") -> tuple[str, str, str, str, float]:  # fmt: skip
@@ -181,11 +186,18 @@ class InstructionSweep:
             for condition in AT_THE_MEAN:
                 for kind in self.config.kinds:
                     found[f"{start}.{kind}.strength.{condition}"] = self.chosen[side, kind, condition]
-            ahead = [self._value(side, "transferred", k) - self._value(side, "native", k) for k in self.config.kinds]
-            found[f"{start}.largest_advantage"] = max(ahead)
-            found[f"{start}.improved"] = sum(
-                self.share(side, "transferred", kind).low > self._value(side, "none", kind)
-                for kind in self.config.kinds
+            shares = {c: [self.share(side, c, kind) for kind in self.config.kinds] for c in ("none", *AT_THE_MEAN)}
+            shares |= {f"{c}_at_1": [self.share(side, c, kind, 1.0) for kind in self.config.kinds] for c in AT_THE_MEAN}
+
+            def ahead(first: str, second: str) -> list[bool]:
+                return [one.low > other.high for one, other in zip(shares[first], shares[second])]  # noqa: B023
+
+            found[f"{start}.won"] = sum(ahead("transferred", "native"))
+            found[f"{start}.won_at_1"] = sum(ahead("transferred_at_1", "native_at_1"))
+            found[f"{start}.improved"] = sum(ahead("transferred", "none"))
+            found[f"{start}.matched"] = sum(
+                works and carried.value >= own.value
+                for works, own, carried in zip(ahead("native", "none"), shares["native"], shares["transferred"])
             )
             gains = {"casing": self.gain(side, casing=True), "other": self.gain(side, casing=False)}
             found |= {f"{start}.{name}.gain": value for name, value in gains.items() if value is not None}
@@ -257,14 +269,16 @@ def sweep_instructions(
             (side, *key, given): chat(one.model, [prompt.given if given else prompt.without for prompt in found])
             for side, one in answering.items() for key, found in prompts.items() for given in (False, True)
         }  # fmt: skip
-        means = {
-            (side, kind): instruction_means(
-                one.model, one.layer, chats[side, "fit", kind, True], chats[side, "fit", kind, False],
-                batch_size=config.batch_size,
-            )
+        streams = {
+            (side, kind): [
+                last_token_residuals(
+                    one.model, one.layer, chats[side, "fit", kind, given], batch_size=config.batch_size
+                )
+                for given in (False, True)
+            ]
             for side, one in answering.items() for kind in config.kinds
         }  # fmt: skip
-    vectors = instruction_vectors(means, stitches, config.seed)
+    vectors = instruction_vectors({key: means_of(*found) for key, found in streams.items()}, stitches, config.seed)
     responses: dict[tuple, Sequence[Response]] = {}
     followed: dict[tuple, np.ndarray] = {}
 
@@ -292,7 +306,8 @@ def sweep_instructions(
         (*key, condition): (found["native"].direction @ found[condition].direction).item()
         for key, found in vectors.items() for condition in CARRIED
     }  # fmt: skip
-    sweep = InstructionSweep(config, prompts, {}, responses, followed, cosines)
+    shifts = {key: given - without for key, (without, given) in streams.items()}
+    sweep = InstructionSweep(config, prompts, {}, responses, followed, cosines, shifts)
     chosen = {(*key, on): config.strength or _choose(sweep, *key, on) for key in both for on in AT_THE_MEAN}
     sweep = replace(sweep, chosen=chosen)
     fill([

@@ -11,7 +11,7 @@ Prompts come in three parts that share none: one for the vector, one on which a 
 evaluated.
 
 Offers `InstructionPrompt`, `instruction_kinds`, `instruction_prompts`, `chat`, `last_token_residuals`,
-`instruction_means`, `instruction_vector`.
+`instruction_means`, `means_of`, `instruction_vector`.
 """
 
 from __future__ import annotations
@@ -190,8 +190,12 @@ def instruction_means(
 ) -> LanguageMeans:
     """Mean streams at the last token of prompts without (`source`) and with (`target`) the instruction, which give the
     components along any direction."""
-    sides = (last_token_residuals(model, layer, prompts, batch_size=batch_size) for prompts in (without, given))
-    return LanguageMeans(*(stream.double().mean(0) for stream in sides))
+    return means_of(*(last_token_residuals(model, layer, texts, batch_size=batch_size) for texts in (without, given)))
+
+
+def means_of(without: Float[Tensor, "prompts d_model"], given: Float[Tensor, "prompts d_model"]) -> LanguageMeans:
+    """The means of `instruction_means`, of streams that have been read."""
+    return LanguageMeans(*(stream.double().mean(0) for stream in (without, given)))
 
 
 def instruction_vector(

@@ -203,7 +203,9 @@ class ProbeCurves(NamedTuple):
 def probe_numbers(curves: ProbeCurves, pair: str) -> dict[str, float]:
     """The entries of a results file: Fig. 3a, each panel of Fig. 9, and how far the sets fall short without retraining.
 
-    A gap is B's own SAE minus a curve, over all ks; `other` are the sets that are neither code nor language.
+    A gap is B's own SAE minus a curve, over all ks; `other` are the sets that are neither code nor language. `sets` are
+    shares of the data sets: where reused probes are better than random ones beyond doubt, and where retrained ones come
+    within .03 of B's own.
     """
     numbers: dict[str, float] = {}
     panels: dict[str, list[str]] = {f"figure3a.{pair}": []}
@@ -221,6 +223,10 @@ def probe_numbers(curves: ProbeCurves, pair: str) -> dict[str, float]:
         for curve in ("transferred", "retrained") if datasets else ():
             gap = curves.difference("native", curve, datasets=datasets)
             numbers |= gap.numbers(f"figure9.{pair}.gap.{group}.{curve}")
+    over = [curves.difference("transferred", "random", datasets=[name]).low > 0 for name in curves.datasets]
+    short = [curves.difference("native", "retrained", datasets=[name]).value <= 0.03 for name in curves.datasets]
+    for quantity, found in (("reused_beat_random", over), ("retrained_recover", short)):
+        numbers[f"figure9.{pair}.sets.{quantity}"] = sum(found) / len(found)
     return numbers
 
 

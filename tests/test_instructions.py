@@ -313,7 +313,9 @@ def test_every_cell_is_what_its_name_says(swept, context_40, config, monkeypatch
             both = [[getattr(p, part) for p in fitted] for part in ("given", "without")]
             own = instruction_vector(model, layer, *(chat(model, texts) for texts in both))
             theirs = instruction_vector(other, LAYERS[side == "a"], *(chat(other, texts) for texts in both))
-            high, low = (naive_last(model, layer, chat(model, texts)).mean(0) for texts in both)
+            given, without = (naive_last(model, layer, chat(model, texts)) for texts in both)
+            torch.testing.assert_close(sweep.shifts[side, kind], given - without, rtol=1e-4, atol=1e-4)
+            high, low = given.mean(0), without.mean(0)
             for condition in CONDITIONS[:-1]:
                 direction = own.direction
                 strength = sweep.chosen[side, kind, "transferred" if condition in CARRIED else "native"]
@@ -360,8 +362,6 @@ def test_numbers_are_means_over_the_instructions(swept, config):
         shares = {c: [sweep.share(side, c, kind).value for kind in config.kinds] for c in CONDITIONS}
         for condition in CONDITIONS:
             assert numbers[f"{figure}.mine.mean.{condition}"] == pytest.approx(np.mean(shares[condition]))
-        gaps = np.subtract(shares["transferred"], shares["native"])
-        assert numbers[f"{figure}.mine.largest_advantage"] == pytest.approx(gaps.max())
         gains = np.subtract(shares["transferred"], shares["none"])
         assert numbers[f"{figure}.mine.casing.gain"] == pytest.approx(gains[0])
         assert numbers[f"{figure}.mine.other.gain"] == pytest.approx(gains[1])
@@ -373,6 +373,35 @@ def test_numbers_are_means_over_the_instructions(swept, config):
         assert rise == pytest.approx(losses["native"] - losses["none"], abs=1e-6)
         assert f"{figure}.mine.nll_rise.none" not in numbers
     assert all(isinstance(value, int | float) and np.isfinite(value) for value in numbers.values())
+
+
+@pytest.mark.parametrize(
+    ("native", "transferred", "counted"),
+    [
+        ("11111", "11111", {"improved", "matched"}),
+        ("11111", "11110", {"improved"}),
+        ("11110", "11111", {"improved", "matched"}),
+        ("00000", "11111", {"improved", "won"}),
+        ("00000", "00000", set()),
+    ],
+)
+def test_instructions_are_counted_where_intervals_do_not_overlap(swept, native, transferred, counted):
+    _, _, sweep, _ = swept
+    followed = {key: np.zeros(40, dtype=bool) for key in sweep.followed}
+    for condition, digits in (("native", native), ("transferred", transferred)):
+        followed[sweep.key("b", condition, "upper", 4.0)] = np.repeat([digit == "1" for digit in digits], 8)
+    chosen = dict.fromkeys(sweep.chosen, 4.0)
+    numbers = dataclasses.replace(sweep, followed=followed, chosen=chosen).numbers("mine")
+    for quantity in ("won", "won_at_1", "improved", "matched"):
+        assert numbers[f"figure13.mine.{quantity}"] == (quantity in counted), quantity
+        assert numbers[f"figure12.mine.{quantity}"] == 0
+
+
+def test_a_single_response_is_no_improvement(swept):
+    _, _, sweep, _ = swept
+    followed = {key: np.zeros(64, dtype=bool) for key in sweep.followed}
+    followed[sweep.key("b", "transferred", "upper")][0] = True
+    assert dataclasses.replace(sweep, followed=followed).numbers("mine")["figure13.mine.improved"] == 0
 
 
 def test_sizes(pair):

@@ -14,11 +14,13 @@ from stitch_utils.probing import (
     DENSE,
     SPARSE,
     Probe,
+    ProbeCurves,
     _resample,
     choose_features,
     fit_probe,
     mean_activations,
     probe_curves,
+    probe_numbers,
     transfer_probe,
 )
 from stitch_utils.probing_tasks import ProbingTask
@@ -217,6 +219,28 @@ def test_accuracies_are_means_over_tasks_then_sets_then_ks(random_models, tasks)
         curves.accuracy("native", 1, datasets=["none"])
     with pytest.raises(ValueError, match="there is no curve 'native' at k=2"):
         curves.accuracy("native", 2)
+
+
+def test_data_sets_are_counted_in_which_carried_probes_do_well():
+    """Three sets: the reused probe is better than random beyond doubt in the first, perhaps in the second, and worse in
+    the third; the retrained one comes near in two."""
+    tasks = tuple(make_task(name, ["! day", "? day"] * 20, name) for name in ("sure", "perhaps", "no"))
+    values = {
+        "transferred": (0.8, 0.7, 0.5),
+        "random": (0.6, 0.6, 0.6),
+        "native": (0.9, 0.9, 0.9),
+        "retrained": (0.88, 0.95, 0.8),
+    }
+
+    def drawn(curve, index, spread=(-0.15, 0.15)):
+        value = values.get(curve, (0.5,) * 3)[index]
+        return np.array([value, *(value + np.array(spread) * (curve == "transferred" and index == 1))])
+
+    keys = [(curve, k) for curve in SPARSE for k in (1, 2)] + [(curve, None) for curve in (*DENSE, "one_token")]
+    draws = {key: {task.dataset: drawn(key[0], index) for index, task in enumerate(tasks)} for key in keys}
+    numbers = probe_numbers(ProbeCurves(tasks, (1, 2), {}, draws), "mine")
+    assert numbers["figure9.mine.sets.reused_beat_random"] == pytest.approx(1 / 3)
+    assert numbers["figure9.mine.sets.retrained_recover"] == pytest.approx(2 / 3)
 
 
 def test_a_single_token_tells_some_concepts(random_models, tasks):
