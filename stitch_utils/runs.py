@@ -28,7 +28,7 @@ from jupyter_client.manager import AsyncKernelManager
 
 from .chapters import SUMMARIES, RequestError, chapter_names, for_pair, one_line, parse_value, read_chapter
 from .files import digest, put, tree_digest
-from .pairs import SCALES, known_pairs, load_pair
+from .pairs import SCALES, ModelPair, SAERef, known_pairs, load_pair
 
 HOME_PAIR = "tiny"
 RUNS = Path("book", "runs")
@@ -40,7 +40,8 @@ class WorkError(Exception):
 
 
 class Pair(NamedTuple):
-    """A pair of models: its name, the value that chapters are given, the digest of its file if it is the user's own."""
+    """A pair of models: its name, the value that chapters are given, and for the user's own a digest of its file and of
+    what lies on this disk of all that it names."""
 
     name: str
     value: str
@@ -79,15 +80,32 @@ def find_pair(root: Path, given: str) -> Pair:
         return Pair(given, given, None)
     path = Path(given).resolve()
     try:
-        name = load_pair(path if path.suffix in (".yml", ".yaml") else given).name
+        pair = load_pair(path if path.suffix in (".yml", ".yaml") else given)
     except (ValueError, TypeError, KeyError, OSError, yaml.YAMLError) as error:
         raise RequestError(one_line(error)) from error
+    name = pair.name
     if name in known or not re.fullmatch(r"\w[\w.-]*", name):
         raise RequestError(
             f"pair file {given}: the name {name!r} must be fit for a folder and not one of {', '.join(known)}"
         )
     value = path.relative_to(root) if path.is_relative_to(root) else path
-    return Pair(name, value.as_posix(), digest(path))
+    said = json.dumps([digest(path), _local_files(pair)])
+    return Pair(name, value.as_posix(), hashlib.sha256(said.encode()).hexdigest())
+
+
+def _local_files(pair: ModelPair) -> list[tuple[str, int, int]]:
+    """Name, size and time of change of each file on this disk that a pair names, alone or as one of a folder; models
+    are too large to be read before every run."""
+    saes = (sae.release if isinstance(sae, SAERef) else sae for sae in pair.saes.values())
+    models = (ref.model for ref in (pair.a, pair.b, pair.augmenter) if ref)
+    texts = (ref.name for ref in (pair.train, pair.evaluation, *pair.datasets.values()))
+    found = []
+    for place in (Path(name).expanduser() for name in sorted({*saes, *models, *texts})):
+        for file in sorted(place.rglob("*")) if place.is_dir() else [place]:
+            name = file.relative_to(place).as_posix()  # the place is in the pair's file, and may move with it
+            if file.is_file() and not re.search(r"(^|/)\.\w", name):  # hidden files aside
+                found.append((name, file.stat().st_size, file.stat().st_mtime_ns))
+    return found
 
 
 def plan(

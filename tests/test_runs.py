@@ -1,6 +1,7 @@
 """Runs on the toy book: which are planned, what is in their keys, and when a page is fresh."""
 
 import json
+import os
 
 import pytest
 import yaml
@@ -91,3 +92,30 @@ def test_a_pair_file_is_a_pair_whose_content_counts(bare_book):
     path.write_text("name: mine\n")
     with pytest.raises(RequestError, match=r"mine\.yml"):
         find_pair(bare_book, str(path))
+
+
+NAMED = ["models/a/model.safetensors", "text.jsonl", "rows.jsonl", "sae/layer/sae_weights.safetensors"]
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_what_a_pair_file_names_on_this_disk_is_in_its_key(bare_book, name):
+    description = yaml.safe_load((PACKAGE / "pairs" / "tiny.yml").read_text())
+    for file in (*NAMED, "other.txt"):
+        (bare_book / file).parent.mkdir(parents=True, exist_ok=True)
+        (bare_book / file).write_text("1")
+    own = {
+        "name": "mine", "a": {"model": "models/a", "layer": 2}, "text": "text.jsonl", "saes": {"a": "sae"},
+        "datasets": {"behaviours": {"name": "rows.jsonl"}},
+    }  # fmt: skip
+    (bare_book / "mine.yml").write_text(yaml.safe_dump(description | own))
+
+    def key():
+        return key_of(bare_book, runs(bare_book, pair=str(bare_book / "mine.yml"), chapter="words")["words"])
+
+    before = key()
+    (bare_book / "other.txt").write_text("22")
+    assert key() == before
+    (bare_book / name).write_text("22")
+    larger = key()
+    os.utime(bare_book / name, ns=(0, 0))
+    assert len({before, larger, key()}) == 3
