@@ -224,11 +224,17 @@ class ModelPair:
 
 @contextlib.contextmanager
 def blaming(pair: ModelPair, part: str):
-    """What is wrong within is told with the pair, its file and the part of it that is concerned."""
+    """What is wrong within is told with the pair, its file and the part of it that is concerned.
+
+    What the Hub does not give stays an error of its kind, so that nobody looks for it in the code.
+    """
     try:
         yield
     except ValueError as error:
-        raise ValueError(f"pair {pair.name!r} ({pair.file}), {part}: {error}") from error
+        from .hub import HubError  # its clients are slow to import
+
+        kind = type(error) if isinstance(error, HubError) else ValueError
+        raise kind(f"pair {pair.name!r} ({pair.file}), {part}: {error}") from error
 
 
 def known_pairs() -> list[str]:

@@ -32,7 +32,7 @@ from .pairs import SCALES, ModelPair, SAERef, known_pairs, load_pair
 
 HOME_PAIR = "tiny"
 RUNS = Path("book", "runs")
-EXPLAINED = ("HubError", "NotWritten")  # errors of the surroundings, which no line of a traceback helps with
+EXPLAINED = ("HubError", "HubBusy", "NotWritten")  # errors of the surroundings, which no line of a traceback helps with
 
 
 class WorkError(Exception):

@@ -5,8 +5,9 @@ import shutil
 import pytest
 import yaml
 
+from stitch_utils.hub import HubBusy, HubError
 from stitch_utils.models import check_pair, load_models
-from stitch_utils.pairs import PAIRS_FOLDER, SCALES, AugmenterRef, load_pair
+from stitch_utils.pairs import PAIRS_FOLDER, SCALES, AugmenterRef, blaming, load_pair
 from stitch_utils.text import read_documents
 
 
@@ -119,6 +120,14 @@ def test_what_a_model_lacks_names_the_pair_and_its_file(own):
     own.write_text(MINIMAL.replace("models/b", "models/nowhere/c") + "context: 32\n")
     with pytest.raises(ValueError, match=r"pair 'mine' .*, model b: 'models/nowhere/c' is no folder .* and no Hub id"):
         check_pair(load_pair(own))
+
+
+@pytest.mark.parametrize("kind", [HubError, HubBusy])
+def test_what_the_hub_does_not_give_is_told_with_the_pair_and_stays_of_its_kind(kind):
+    with pytest.raises(ValueError) as error, blaming(load_pair("gpt2"), "text"):
+        raise kind("dataset 'a/b' could not be had")
+    assert type(error.value) is kind
+    assert str(error.value) == "pair 'gpt2' (stitch_utils/pairs/gpt2.yml), text: dataset 'a/b' could not be had"
 
 
 def test_an_augmenter_is_a_model_beside_the_file_or_on_the_hub(own):

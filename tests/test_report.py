@@ -8,7 +8,7 @@ import time
 
 import pytest
 from filelock import FileLock
-from toy_book import call, call_here, outcomes, printed, runs, start
+from toy_book import call, call_here, chapter, outcomes, printed, runs, start
 
 from stitch_utils.runs import is_fresh, key_of
 
@@ -80,6 +80,15 @@ def test_a_failing_cell_is_told_and_leaves_the_old_page(book):
     assert "book/runs/tiny/.numbers.failed.ipynb" in err
     assert "ZeroDivisionError" in failed.read_text()
     assert page.read_bytes() == before
+
+
+@pytest.mark.parametrize("kind", ["HubError", "HubBusy"])
+def test_what_the_hub_does_not_give_is_told_without_a_traceback(bare_book, kind):
+    code = f"from stitch_utils.hub import {kind}\nraise {kind}('dataset a/b is not to be had')"
+    (bare_book / "book" / "words.md").write_text(chapter('pair = "tiny"\nscale = "default"', code))
+    code, lines, err = call(bare_book, "run", "--chapter", "words")
+    assert (code, lines) == (1, [])
+    assert f"{kind}: dataset a/b is not to be had" in err and "Traceback" not in err and "----" not in err
 
 
 def test_a_kernel_that_dies_is_a_failed_cell(book):
