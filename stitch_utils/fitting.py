@@ -47,10 +47,11 @@ def stitch_file(pair: str) -> Path:
     return project_root() / "artifacts" / pair / "stitch.safetensors"
 
 
-def preflight(pair: ModelPair, *, scale: str = "smoke") -> None:
+def preflight(pair: ModelPair) -> None:
     """Fetches configurations, tokenizers and the first texts; ValueError names the pair, its file and what to do."""
     check_pair(pair)
-    sizes, tokenizer = pair.scale(scale), load_tokenizer(pair.a.model, revision=pair.a.revision)
+    # any scale will do: no more than the first batch of its texts is read
+    sizes, tokenizer = next(iter(pair.scales.values())), load_tokenizer(pair.a.model, revision=pair.a.revision)
     for batches in (training_batches(pair, sizes, tokenizer, pair.context), evaluation_batches(pair, sizes, tokenizer)):
         next(batches)
 

@@ -202,6 +202,8 @@ class ModelPair:
     def __post_init__(self):
         if self.a.layer is None:
             raise ValueError("model a has no layer: expected the number of the block before which it is stitched")
+        if not self.scales:
+            raise ValueError(f"scales is empty: expected at least one, of {', '.join(SCALES)}")
         if unknown := sorted(set(self.saes) - {"a", "b"}):
             raise ValueError(f"saes of unknown side {', '.join(unknown)}: expected a or b")
         if self.dtype not in DTYPES:

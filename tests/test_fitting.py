@@ -10,7 +10,7 @@ import yaml
 from toy_book import call_here, project_root_at
 
 from stitch_utils import fitting
-from stitch_utils.fitting import fit_pair
+from stitch_utils.fitting import fit_pair, preflight
 from stitch_utils.harvest import evaluation_batches, harvest_moments, sample_residuals, training_batches
 from stitch_utils.models import load_models
 from stitch_utils.pairs import load_pair
@@ -97,6 +97,11 @@ def test_what_is_wrong_is_one_line(file, bare_book, change, message):
     assert code == 2 and not lines
     assert err.count("\n") == 1
     assert re.search(message, err), err
+
+
+def test_what_is_checked_before_a_run_needs_no_scale_of_a_certain_name(small_pair):
+    scales = yaml.safe_load(small_pair().read_text())["scales"]
+    preflight(load_pair(small_pair(scales={"default": scales["default"]})))
 
 
 SHARED = Path(__file__).parent.parent.parent / "shared" / "data"

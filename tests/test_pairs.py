@@ -70,6 +70,7 @@ def test_a_file_of_ones_own(tmp_path, random_folders):
         ),
         ({"augmenter": {"id": "x"}}, "AugmenterRef: unknown id; missing model; expected model, revision, dtype"),
         ({"saes": {"c": {"format": "sparsify", "release": "x", "id": "y"}}}, "saes of unknown side c: expected a or b"),
+        ({"scales": {}}, "scales is empty: expected at least one, of smoke, default, paper"),
         ({"scales": {"smoke": {"train_tokens": 0}}}, "missing adam_steps, batch_size"),
         ({"text": {"train": {"source": "world", "name": "x"}}}, "the entry 'evaluation' is missing"),
         ({"text": {key: {"source": "world", "name": "x"} for key in ("train", "evaluation")}}, "text are the same"),
