@@ -30,7 +30,7 @@ from .embedded.world import augmented_sentences
 from .generation import generate_texts
 from .hub import remembered
 from .instructions import chat
-from .models import Model, load_model
+from .models import Model, load_config, load_model
 from .pairs import ModelPair, ModelRef, blaming
 from .text import read_documents
 
@@ -200,6 +200,7 @@ def sentences(pair: ModelPair, config: RewritingConfig) -> Iterator[str]:
 def _rewritten(pair: ModelPair, k: int, config: RewritingConfig) -> Iterator[list[str]]:
     """Each sentence with its versions, from the file that remembers them or from the pair's augmenter."""
     augmenter = pair.augmenter
+    load_config(augmenter.model, revision=augmenter.revision)  # from then on it is known which commit the Hub gives
     in_place_of_a = dataclasses.replace(pair, a=ModelRef(augmenter.model, layer=0, revision=augmenter.revision))
     known = of_activations(in_place_of_a, (0, 0), scale=next(iter(pair.scales)))
     made_of = {

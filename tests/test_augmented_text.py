@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import pytest
+from hub import child
 
 from stitch_utils import augmented_text
 from stitch_utils.augmented_text import (
@@ -215,6 +216,35 @@ def test_a_chat_template_is_used_where_there_is_one(pair, hub_root, monkeypatch)
     found = augmented_groups(by(pair, hub_root / "models" / "google/gemma-2-2b-it"), 1, 1, config=CONFIG)
     assert asked[0].startswith("<bos><start_of_turn>user\nRewrite a sentence")
     assert f'Input: "{found.groups[0][0]}"\nOutput:<end_of_turn>\n<start_of_turn>model' in asked[0]
+
+
+TWICE = """
+import json
+from dataclasses import replace
+from stitch_utils import augmented_text
+from stitch_utils.generation import Response
+from stitch_utils.pairs import AugmenterRef, load_pair
+from stitch_utils.results import project_root
+
+asked = []
+
+def write(model, prompts, **options):
+    asked.append(len(prompts))
+    return [Response("Some words.", 0.0, 0.0, 1) for _ in prompts]
+
+augmented_text.generate_texts = write
+pair = replace(load_pair("tiny"), augmenter=AugmenterRef("openai-community/gpt2", dtype="float32"))
+for _ in range(2):
+    augmented_text.augmented_groups(pair, 2, 1)
+files = sorted(path.name for path in project_root().rglob("augmented-*.jsonl"))
+print(json.dumps({"asked": asked, "files": files}))
+"""
+
+
+def test_what_a_model_of_the_hub_wrote_is_found_again_after_it_was_fetched(hub, home, tmp_path):
+    """Its commit is in the name of the file, and is unknown until something of it was fetched."""
+    found = child(hub.environment(home) | {"STITCH_ROOT": str(tmp_path)}, "-c", TWICE)
+    assert len(found["asked"]) == len(found["files"]) == 1
 
 
 def test_a_model_that_is_not_there_is_named_with_the_pair(pair):
