@@ -41,7 +41,10 @@ def pair_argument(pair: str, file: str = "") -> str:
 def pair_file(pair: str) -> str:
     """The pair file that the pages of a pair were made from, as they name it; "" if there is none."""
     for page in sorted((project_root() / "book" / "runs" / pair).glob("[!.]*.ipynb")):
-        note = json.loads(page.read_text(encoding="utf-8") or "{}").get("metadata", {}).get("stitch_book", {})
-        if file := note.get("parameters", {}).get("pair"):
+        try:
+            file = json.loads(page.read_text(encoding="utf-8"))["metadata"]["stitch_book"]["parameters"]["pair"]
+        except (OSError, ValueError, KeyError, TypeError):  # half a page, or none of ours: another may know
+            continue
+        if file:
             return str(file)
     return ""

@@ -74,7 +74,9 @@ def read_results(pair: str, *, stand_ins: bool = False) -> dict[str, object]:
     files = (project_root() / "results" / pair).glob("[!.]*.json")
     for path in sorted(files, key=lambda file: (file.stat().st_mtime_ns, file.name)):
         if is_sealed(path) and not is_sound(path):
-            again = f"stitch-book run --pair {pair} --chapter {path.stem}"
+            from .pages import command_for, pair_argument  # which import this module
+
+            again = command_for(pair_argument(pair), path.stem)
             raise ValueError(f"{path} is not as its run wrote it: make it again with `{again}`")
         try:
             rows = dict(json.loads(path.read_text(encoding="utf-8")))

@@ -32,6 +32,8 @@ def test_an_own_pair_is_named_by_its_file_as_its_pages_do(project):
     folder.mkdir(parents=True)
     (folder / "a.ipynb").touch()
     (folder / "b.ipynb").write_text(json.dumps({"cells": [], "metadata": {}}))
+    (folder / "b-half.ipynb").write_text('{"cells": [], "metadata": {"stitch_')
+    (folder / "b-other.ipynb").write_text("[]")
     assert pair_argument("mine") == "mine.yml"
     note = {"stitch_book": {"parameters": {"pair": "my pairs/mine.yml"}}}
     (folder / "c.ipynb").write_text(json.dumps({"cells": [], "metadata": note}))

@@ -107,10 +107,22 @@ def test_a_broken_results_file_is_named(project, text):
 def test_a_results_file_that_changed_since_its_run_is_refused(project, damage):
     path = write_results("tiny", "first", {"table1.tiny.a": 0.25})
     path.write_text(damage(path.read_text()))
-    with pytest.raises(ValueError, match=r"not as its run wrote it: .* `stitch-book run --pair tiny --chapter first`"):
+    with pytest.raises(
+        ValueError, match=r"not as its run wrote it: .* `.*stitch-book run --pair tiny --chapter first`"
+    ):
         read_results("tiny")
     write_results("tiny", "first", {"table1.tiny.a": 0.5})
     assert read_results("tiny") == {"table1.tiny.a": 0.5}
+
+
+def test_how_to_make_results_of_an_own_pair_again_names_its_file(project):
+    path = write_results("mine", "first", {"table1.mine.a": 0.25})
+    path.write_text("{}")
+    page = project / "book" / "runs" / "mine" / "first.ipynb"
+    page.parent.mkdir(parents=True)
+    page.write_text(json.dumps({"metadata": {"stitch_book": {"parameters": {"pair": "my pairs/mine.yml"}}}}))
+    with pytest.raises(ValueError, match=r"again with `.*stitch-book run --pair 'my pairs/mine.yml' --chapter first`"):
+        read_results("mine")
 
 
 def test_the_root_is_the_checkout_or_else_the_current_folder(tmp_path):
