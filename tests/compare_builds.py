@@ -42,7 +42,8 @@ def printed(page: Path) -> list[str]:
     for cell in json.loads(page.read_text(encoding="utf-8"))["cells"]:
         for output in cell.get("outputs", ()):
             data = output.get("data", {})
-            told = data.get("text/html") or data.get("text/plain") or output.get("text") or ""
+            kinds = ("text/html", "text/markdown", "text/plain")
+            told = next(filter(None, map(data.get, kinds)), output.get("text", ""))
             if output.get("name") == "stderr" or any(kind.startswith("image/") for kind in data):
                 continue
             text = re.sub(r"<(style|script)\b.*?</\1>", "", "".join(told), flags=re.S)
@@ -53,7 +54,7 @@ def printed(page: Path) -> list[str]:
 
 def differences(first: Path, second: Path, *, numbers: bool = True) -> list[str]:
     """What two folders' results and pages do not share, a line each."""
-    found = []
+    found, pages = [], 0
     for folder, ending in (("results", "json"), ("book/runs", "ipynb")):
         sides = [{file.relative_to(side / folder) for file in (side / folder).glob(f"*/[!.]*.{ending}")}
                  for side in (first, second)]  # fmt: skip
@@ -61,6 +62,7 @@ def differences(first: Path, second: Path, *, numbers: bool = True) -> list[str]
         for name in sorted(sides[0] & sides[1]):
             both = first / folder / name, second / folder / name
             if ending == "ipynb":
+                pages += 1
                 lines = difflib.unified_diff(*map(printed, both), "first", "second", lineterm="", n=0)
                 found += [f"{folder}/{name}: {line}" for line in lines if not line.startswith(("---", "+++", "@@"))]
             elif numbers:
@@ -70,8 +72,8 @@ def differences(first: Path, second: Path, *, numbers: bool = True) -> list[str]
                     for id in sorted(ours.keys() | theirs.keys())
                     if ours.get(id) != theirs.get(id) and not any(word in id for word in TIMES)
                 ]
-    if not any(folder.is_dir() for folder in (first / "book" / "runs", second / "book" / "runs")):
-        found.append("there is nothing to compare")
+    if not pages:
+        found.append("there is nothing to compare: the two have no page in common")
     return found
 
 

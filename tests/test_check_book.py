@@ -51,6 +51,14 @@ def test_a_whole_book(book, capsys, monkeypatch):
     assert capsys.readouterr().out.startswith("every page opens")
 
 
+def test_without_a_browser_only_links_are_said_to_be_whole(book, capsys, monkeypatch):
+    monkeypatch.setattr("check_book.CHROMIUM", None)
+    assert main(book(WHOLE)) == 0
+    out, err = capsys.readouterr()
+    assert out == "every link inside the book resolves\n" and "no Chromium" in err
+    assert main(book('<a href="none.html">')) == 1 and "none.html: no such file" in capsys.readouterr().out
+
+
 @needs_chromium
 @pytest.mark.parametrize(
     ("body", "said"),

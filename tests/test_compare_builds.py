@@ -57,6 +57,19 @@ def test_nothing_is_not_the_same_as_nothing(tmp_path, capsys):
     assert main([str(tmp_path), str(tmp_path)]) == 1 and "nothing to compare" in capsys.readouterr().out
 
 
+def test_folders_without_pages_are_nothing_to_compare(two, capsys):
+    for side in two:
+        (side / "book/runs/tiny/words.ipynb").unlink()
+    assert main(list(map(str, two))) == 1 and "nothing to compare" in capsys.readouterr().out
+
+
+def test_a_text_in_markdown_is_read(two):
+    path = two[0] / "book/runs/tiny/words.ipynb"
+    shown = new_output("display_data", {"text/markdown": "**2** of 3", "text/plain": "<Markdown object>"})
+    nbformat.write(new_notebook(cells=[new_code_cell("x", outputs=[shown])]), path)
+    assert printed(path) == ["**2** of 3"]
+
+
 def test_runs_are_made_where_they_are_wanted(tmp_path, monkeypatch):
     called = []
     monkeypatch.setattr("subprocess.run", lambda command, **options: called.append((command, options)))
