@@ -200,6 +200,8 @@ class ModelPair:
     """Where all this was said, for messages."""
 
     def __post_init__(self):
+        if not isinstance(self.name, str):  # as YAML reads 160, 1e5, no or a date
+            raise ValueError(f"name is no text but {self.name!r}: expected it in quotation marks")
         if self.a.layer is None:
             raise ValueError("model a has no layer: expected the number of the block before which it is stitched")
         if not self.scales:

@@ -88,6 +88,7 @@ def verdict_counts(pair: str = "tiny") -> HTML:
 def runs_table(home: str = "tiny") -> HTML:
     """Every pair that is known or was run, with the chapters that were run on it, or the command that runs them."""
     executed: dict[str, list[str]] = {}
+    with_results = pairs_with_results()
     for page in sorted((project_root() / "book" / "runs").glob("*/[!.]*.ipynb")):
         if page.stem not in SUMMARIES:
             executed.setdefault(page.parent.name, []).append(page.stem)
@@ -96,7 +97,7 @@ def runs_table(home: str = "tiny") -> HTML:
         known = name in known_pairs()
         title = load_pair(name).title if known else f"a pair file of your own: {pair_file(name) or 'unknown'}"
         pages = ", ".join(_link(page_of(name, chapter), chapter) for chapter in executed.get(name, ()))
-        if pages and name not in pairs_with_results():
+        if pages and name not in with_results and read_results(name, stand_ins=True):
             pages += " (random weights: no results)"
         rows.append([name, html.escape(title), pages or f"not run: {_code(command_for(pair_argument(name)))}"])
     return _table(["Pair", "Models", "Chapters run"], rows)

@@ -89,6 +89,9 @@ def test_a_pair_file_is_a_pair_whose_content_counts(bare_book):
     path.write_text(yaml.safe_dump(description))
     with pytest.raises(RequestError, match="'tiny'"):  # its pages would replace those of the embedded pair
         find_pair(bare_book, str(path))
+    path.write_text(yaml.safe_dump(description | {"name": 160}))
+    with pytest.raises(RequestError, match=r"mine\.yml: name is no text but 160"):
+        find_pair(bare_book, str(path))
     path.write_text("name: mine\n")
     with pytest.raises(RequestError, match=r"mine\.yml"):
         find_pair(bare_book, str(path))

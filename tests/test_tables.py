@@ -171,7 +171,10 @@ def test_every_pair_with_its_pages_or_the_command_that_makes_them(project):
         (project / "book" / "runs" / pair).mkdir(parents=True)
         (project / "book" / "runs" / pair / "first.ipynb").touch()
         write_results(pair, "first", {f"table1.{pair}.a": 1.0}, parameters={"stand_in": stand_in})
+    (project / "book" / "runs" / "gpt2").mkdir()
+    (project / "book" / "runs" / "gpt2" / "carry.ipynb").touch()  # which writes no results
     table = runs_table().data
+    assert '<a href="../gpt2/carry.html">carry</a></td>' in table
     assert '<a href="../mine/first.html">first</a></td>' in table
     assert '<a href="../pythia/first.html">first</a> (random weights: no results)' in table
 
