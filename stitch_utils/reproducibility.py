@@ -11,6 +11,7 @@ Offers `versions`, `machine`, `settings`, `text_splits`, `departures`, `open_poi
 from __future__ import annotations
 
 import html
+import itertools
 import os
 import platform
 import re
@@ -22,6 +23,7 @@ import pandas as pd
 import torch
 import yaml
 
+from .harvest import evaluation_batches, training_batches
 from .models import load_tokenizer
 from .pairs import ModelPair
 from .results import project_root, read_results
@@ -106,25 +108,25 @@ def settings(pair: str) -> pd.DataFrame:
 
 
 def text_splits(pair: ModelPair, scale: str) -> pd.DataFrame:
-    """The text that things are fitted on and the text that they are measured on: documents and tokens at a scale, and
-    how many documents of the second are, word for word, among the first."""
+    """The text that things are fitted on and the text that they are measured on: how many documents a scale reads of
+    each, how many tokens count of them (special ones do not), and how many documents of the second are, word for word,
+    among the first."""
     sizes, tokenizer = pair.scale(scale), load_tokenizer(pair.a.model, revision=pair.a.revision)
     rows, seen = [], set()
-    for part, text, tokens, documents in (
-        ("fitted on", pair.train, sizes.train_tokens, None),
-        ("measured on", pair.evaluation, None, sizes.eval_documents),
+    for part, text, batches in (
+        ("fitted on", pair.train, training_batches(pair, sizes, tokenizer, sizes.train_tokens)),
+        ("measured on", pair.evaluation, evaluation_batches(pair, sizes, tokenizer)),
     ):
-        read, shared, count = 0, 0, 0
-        for document in read_documents(text):
-            if read == documents or (tokens is not None and count >= tokens):
-                break
-            length = len(tokenizer(document, add_special_tokens=False)["input_ids"]) + 1
-            count += length if pair.rows == "packed" else min(length, pair.context)
-            read, shared = read + 1, shared + (part == "measured on" and document in seen)
-            if part == "fitted on":
-                seen.add(document)
+        read, count = 0, 0
+        for batch in batches:
+            read, count = int(batch.documents.max()) + 1, count + int(batch.mask.sum())
+        documents = itertools.islice(read_documents(text), read)
+        if part == "fitted on":
+            seen, shared = set(documents), ""
+        else:
+            shared = f"{sum(document in seen for document in documents):,}"
         source = f"{text.source}: {Path(text.name).name if text.source == 'files' else text.name}"
-        rows.append([part, source, f"{read:,}", f"{count:,}", f"{shared:,}" if part == "measured on" else ""])
+        rows.append([part, source, f"{read:,}", f"{count:,}", shared])
     return pd.DataFrame(rows, columns=["text", "source", "documents", "tokens", "documents also fitted on"])
 
 

@@ -1,5 +1,6 @@
 """The card's evidence: versions, settings, shared documents, effects written from results."""
 
+import itertools
 import json
 from importlib import metadata
 from pathlib import Path
@@ -10,9 +11,12 @@ import yaml
 
 from stitch_utils import reproducibility
 from stitch_utils.chapters import chapter_names
+from stitch_utils.fitting import fit_pair
+from stitch_utils.models import load_tokenizer
 from stitch_utils.pairs import load_pair
 from stitch_utils.reproducibility import departures, locked, machine, open_points, settings, text_splits, versions
 from stitch_utils.results import write_results
+from stitch_utils.text import read_documents
 
 ROOT = Path(__file__).parent.parent
 DEPARTURES = """
@@ -118,10 +122,20 @@ def test_shared_documents_are_counted(small_pair, tmp_path):
     assert found["source"].tolist() == ["files: train.jsonl", "files: held.jsonl"]
 
 
-def test_a_text_is_read_as_far_as_the_scale_says(pair):
+@pytest.mark.parametrize("rows", ["document", "packed"])
+def test_as_much_is_counted_as_a_stitch_is_fitted_on(small_pair, tmp_path, rows):
+    """Documents of 1 to 16 words, which leave most of a row empty where each has its own."""
+    texts = ["The cook sees a cat." + " The cat sees a dog." * (number % 4) for number in range(300)]
+    (tmp_path / "text.txt").write_text("\n\n".join(texts))
+    path = small_pair(text="text.txt", rows=rows, context=32)
+    pair, fitted = load_pair(path), fit_pair(load_pair(path), scale="smoke")
     found = text_splits(pair, "smoke")
-    tokens = int(found["tokens"][0].replace(",", ""))
-    assert 1600 <= tokens < 1600 + pair.context and found["documents"][1] == "9"
+    assert found["tokens"][0] == f"{fitted.tokens:,}" and found["documents"][1] == "9"
+    # 1600 positions are 50 rows: of a document each, or of 31 tokens one after another, each document with its end
+    tokenizer = load_tokenizer(pair.a.model)
+    ends = itertools.accumulate(len(tokenizer(text)["input_ids"]) + 1 for text in read_documents(pair.train))
+    whole = sum(end < 50 * 31 for end in ends)
+    assert found["documents"][0] == ("50" if rows == "document" else str(whole + 1))
 
 
 def test_the_machine_is_described():
