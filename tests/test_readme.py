@@ -1,4 +1,4 @@
-"""The lines of the README's section on one's own SAEs, vectors and probes, as a reader would copy them."""
+"""The README's lines, as a reader would copy them: run where they are of one's own SAEs, vectors and probes."""
 
 import re
 import shlex
@@ -50,3 +50,14 @@ def test_the_lines_work_from_an_empty_folder(tmp_path, monkeypatch):
     with np.load("p.npz") as p, np.load("p-in-a.npz") as q:
         assert p["classes_"].tolist() == q["classes_"].tolist() == ["glad", "sad"]
         assert (p["coef_"] @ q["coef_"].T).item() > 0
+
+
+def test_scripts_are_called_with_the_environment_that_make_sets_up():
+    called = re.findall(r"`(\S*python) \S+\.py`", README)
+    assert len(called) >= 2 and set(called) == {".venv/bin/python"}
+
+
+def test_plain_papermill_finds_the_folder_that_it_writes_into():
+    lines = README.split("With plain papermill:\n\n```bash\n")[1].split("```")[0].splitlines()
+    folder = Path(next(line.split()[2] for line in lines if "/papermill " in line)).parent
+    assert lines[0] == f"mkdir -p {folder.as_posix()}"
