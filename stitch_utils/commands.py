@@ -55,10 +55,11 @@ def fit(root: Path, *, pair: str, scale: str, alpha: float, out: str | None) -> 
     """Fits the stitch of a pair, prints its losses and saves it, by default in `artifacts/<pair>/`."""
     from .fitting import fit_pair, stitch_file
 
-    models = look_ahead(root, find_pair(root, pair).value)
+    found = find_pair(root, pair)
+    path = _file(out) if out else stitch_file(found.name)
+    models = look_ahead(root, found.value)
     with _in_one_line():
         fitted = fit_pair(models, scale=scale, alpha=alpha)
-    path = Path(out) if out else stitch_file(models.name)
     put(path, fitted.stitch.save, sealed=False)
     explained = [f"{1 - share:.1%}" for share in fitted.unexplained]
     print(f"A: {models.a.model}, before layer {fitted.layers[0]}")
@@ -128,9 +129,17 @@ def _at_hand(root: Path, pair: str, stitch: str | None) -> _AtHand:
     return _AtHand(root, found.value, models, loaded, tuple(layers))
 
 
+def _file(out: str) -> Path:
+    """Where to write a file: whatever is in a folder would be lost."""
+    path = Path(out).expanduser()
+    if path.name in ("", "..") or path.is_dir():
+        raise RequestError(f"--out {out}: expected the name of a file, and this is a folder")
+    return path
+
+
 def _other_than(given: str, out: str, ending: str) -> Path:
     """Where to write, which must not be what is read."""
-    path = Path(out).expanduser()
+    path = _file(out) if ending else Path(out).expanduser()
     if ending and path.suffix != ending:
         raise RequestError(f"--out {out}: expected a name that ends in {ending}")
     if os.path.realpath(path) == os.path.realpath(Path(given).expanduser()):

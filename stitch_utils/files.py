@@ -13,6 +13,7 @@ Offers `put`, `is_sound`, `is_sealed`, `damaged`, `sweep_up`, `tidy`, `NotWritte
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import re
@@ -34,20 +35,25 @@ class NotWritten(OSError):
 def put(path: str | Path, write: Callable[[Path], object], *, sealed: bool = True) -> None:
     """`path` becomes what `write` leaves at the place that it is given, a file or a folder; in one step, or not at all.
 
-    NotWritten, naming `path` and the cause, where the disk does not take it.
+    NotWritten, naming `path` and the cause, where the disk does not take it, or a file would replace a folder.
     """
     path = Path(path)
+    if path.name in ("", ".."):
+        raise NotWritten(f"{path} could not be written: expected the name of a file or folder")
     scratch, seal = _scratch_of(path), _seal_of(path)
+    aside = _scratch_of(scratch)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(scratch)
         replaces = path.exists()
+        if path.is_dir() and not scratch.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder, and a file was to be written")
         if sealed:
             known = "".join(f"{line}\n" for line in _known(seal, _content(scratch)))
             _scratch_of(seal).write_text(known, encoding="ascii")
             _move(_scratch_of(seal), seal, through=replaces)
         if path.is_dir():
-            shutil.rmtree(path)  # one folder cannot take the place of another
+            os.replace(path, aside)  # one folder cannot take the place of another
         _move(scratch, path, through=replaces)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error)
@@ -55,7 +61,9 @@ def put(path: str | Path, write: Callable[[Path], object], *, sealed: bool = Tru
             f"{path} could not be written ({reason}): what was finished before is kept, so mend that and run again"
         ) from error
     finally:
-        for leftover in (scratch, _scratch_of(seal)):
+        if aside.exists() and not path.exists():
+            os.replace(aside, path)
+        for leftover in (scratch, _scratch_of(seal), aside):
             _remove(leftover)
 
 

@@ -91,6 +91,41 @@ def test_a_folder_is_kept_and_checked_as_a_whole(tmp_path):
     assert not folder.exists() and not is_sealed(folder)
 
 
+@pytest.mark.parametrize("sealed", [True, False])
+def test_a_file_never_takes_the_place_of_a_folder(tmp_path, monkeypatch, sealed):
+    monkeypatch.chdir(tmp_path)
+    Path("mine").mkdir()
+    Path("mine", "thesis.tex").write_text("years of work")
+    for place in ("mine", tmp_path / "mine", "mine/.", ".", "mine/.."):
+        with pytest.raises(NotWritten, match=r"could not be written\b.*folder") as raised:
+            put(place, write_json(1), sealed=sealed)
+        assert "\n" not in str(raised.value)
+    assert names(tmp_path) == ["mine"] and names(tmp_path / "mine") == ["thesis.tex"]
+
+
+def test_a_folder_that_cannot_be_replaced_stays(tmp_path, monkeypatch):
+    def write(folder):
+        folder.mkdir()
+        (folder / "new").write_text("2")
+
+    folder, move = tmp_path / "sae", os.replace
+    folder.mkdir()
+    (folder / "old").write_text("1")
+
+    def refuses(source, target):
+        if (Path(source) / "new").exists():
+            raise OSError(errno.EBUSY, "Device or resource busy")
+        move(source, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(files.os, "replace", refuses)
+        with pytest.raises(NotWritten, match=r"sae could not be written \(Device or resource busy\)"):
+            put(folder, write, sealed=False)
+    assert names(tmp_path) == ["sae"] and names(folder) == ["old"]
+    put(folder, write, sealed=False)
+    assert names(tmp_path) == ["sae"] and names(folder) == ["new"]
+
+
 @pytest.mark.parametrize("moment", ["before the seal", "after the seal"])
 def test_who_dies_while_writing_leaves_what_was_there(tmp_path, monkeypatch, moment):
     """The process is gone at once: nothing is cleaned up, as after SIGKILL."""

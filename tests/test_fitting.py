@@ -76,6 +76,19 @@ def test_the_command_ends_in_a_file_and_prints_its_losses(file, bare_book):
     assert lines[-1].endswith(path.as_posix())
 
 
+@pytest.mark.parametrize("out", [".", "folder", "folder/..", "none/.."])
+def test_a_folder_is_no_place_for_a_stitch_and_that_is_said_before_the_work(file, bare_book, monkeypatch, out):
+    monkeypatch.setattr(fitting, "fit_pair", lambda *given, **options: pytest.fail("the work began"))
+    monkeypatch.setenv("HOME", str(bare_book))
+    monkeypatch.chdir(bare_book)
+    (bare_book / "folder").mkdir()
+    (bare_book / "folder" / "thesis.tex").write_text("years of work")
+    for given in (out, f"~/{out}"):
+        code, lines, err = call_here(bare_book, "fit", "--pair", str(file), "--scale", "smoke", "--out", given)
+        assert (code, lines, err.count("\n")) == (2, [], 1) and f"--out {given}: expected the name of a file" in err
+    assert (bare_book / "folder" / "thesis.tex").read_text() == "years of work"
+
+
 def test_a_name_of_the_package_is_not_for_others(file, bare_book):
     file.write_text(file.read_text().replace("name: mine", "name: tiny"))
     code, _, err = call_here(bare_book, "fit", "--pair", str(file), "--scale", "smoke")
