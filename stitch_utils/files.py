@@ -7,7 +7,8 @@ hidden file next to it, its seal. What does not agree with its seal is not read:
 A seal keeps the digests of the last few contents. A process that dies between seal and move leaves what was there
 before, which is then as good as it was; of two processes that write at once, either may be the last.
 
-Offers `put`, `is_sound`, `is_sealed`, `damaged`, `sweep_up`, `tidy`, `NotWritten`, and `digest`, `tree_digest`.
+Offers `put`, `check_ours`, `is_sound`, `is_sealed`, `damaged`, `sweep_up`, `tidy`, `NotWritten`, and `digest`,
+`tree_digest`.
 """
 
 from __future__ import annotations
@@ -65,6 +66,21 @@ def put(path: str | Path, write: Callable[[Path], object], *, sealed: bool = Tru
             os.replace(aside, path)
         for leftover in (scratch, _scratch_of(seal), aside):
             _remove(leftover)
+
+
+def check_ours(folder: Path, mark: str, *others: str) -> None:
+    """ValueError unless the folder is new, empty, or holds `mark` and at most those others: it is to be replaced."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is there and is no folder")
+    found, known = {path.name for path in folder.iterdir()}, {mark, *others}
+    if found and (mark not in found or found - known):
+        first, *more = sorted(found - known or found)
+        raise ValueError(
+            f"{folder} is there and holds {first}{f' and {len(more)} more' if more else ''}: expected a new folder, an "
+            f"empty one, or one with {mark} and nothing beside it but {' and '.join(others)}"
+        )
 
 
 def is_sealed(path: str | Path) -> bool:

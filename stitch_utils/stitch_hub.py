@@ -20,6 +20,7 @@ from typing import Any
 import yaml
 from huggingface_hub import CommitOperationAdd, HfApi, constants, errors, hf_hub_download
 
+from .files import check_ours, put
 from .hub import HubError, reaching
 from .stitch import Stitch
 
@@ -75,15 +76,15 @@ def _why(error: Exception) -> str:
 
 
 def write_repository(stitch: Stitch, folder: str | Path, repository: str, *, licence: str | None = None) -> None:
-    """The same as a folder, which `hf upload OWNER/NAME FOLDER` publishes."""
+    """The same as a folder, which `hf upload OWNER/NAME FOLDER` publishes; ValueError for one of other things."""
     if not re.fullmatch(REPOSITORY, repository):
         raise ValueError(f"{repository!r} is no name of a repository: expected owner/name")
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = Path(folder).expanduser()
+    check_ours(folder, WEIGHTS, CARD)
     public = replace(stitch, about=_without_paths(stitch.about))
     card = model_card(public, repository, licence=licence, licences=_licences(public.about))
-    public.save(folder / WEIGHTS)
-    (folder / CARD).write_text(card, encoding="utf-8")
+    put(folder / WEIGHTS, public.save, sealed=False)
+    put(folder / CARD, lambda place: place.write_text(card, encoding="utf-8"), sealed=False)
 
 
 def model_card(stitch: Stitch, repository: str, *, licence: str | None, licences: Mapping[str, str]) -> str:

@@ -1,5 +1,6 @@
 """Stitches published on the Hub and read from it, by the client that thinks it talks to the Hub."""
 
+import errno
 import json
 import os
 from dataclasses import replace
@@ -12,6 +13,7 @@ from hub import Hub, child
 from hub.repository import front_matter
 from toy_book import call_here
 
+from stitch_utils.files import NotWritten
 from stitch_utils.fitting import fit_pair
 from stitch_utils.hub import HubError
 from stitch_utils.pairs import load_pair
@@ -168,6 +170,38 @@ def test_the_cards_lines_load_the_stitch(small_pair, tmp_path):
     exec(code.replace("path/of/model-a", pair.a.model).replace("me/mine", str(file)), names)
     assert torch.equal(names["y"], fitted.up(names["x"])) and names["x"].shape[-1] == 32
     assert load_stitch(file).about["a"] == "a"
+
+
+@pytest.mark.parametrize("there", [["README.md"], ["README.md", "stitch.safetensors", "model.py"], ["notes.txt"]])
+def test_a_folder_of_something_else_is_left_alone(stitch, tmp_path, there):
+    for name in there:
+        (tmp_path / name).write_text("years of work")
+    with pytest.raises(ValueError, match=r"holds \S+: expected a new folder, an empty one, or one with") as told:
+        write_repository(stitch, tmp_path, "me/mine")
+    assert "\n" not in str(told.value)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys(there, "years of work")
+    with pytest.raises(ValueError, match=r"is no folder"):
+        write_repository(stitch, tmp_path / there[0], "me/mine")
+
+
+def test_a_repository_is_written_again_file_by_whole_file(stitch, tmp_path, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    for folder in (tmp_path / "empty", tmp_path / "new" / "one"):
+        for licence in ("mit", "cc0-1.0"):
+            write_repository(stitch, folder, "me/mine", licence=licence)
+        assert sorted(os.listdir(folder)) == ["README.md", "stitch.safetensors"]
+        assert front_matter((folder / "README.md").read_text())["license"] == "cc0-1.0"
+
+    def full(path, text, **options):
+        with open(path, "w") as file:
+            file.write(text[:9])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_text", full)
+    with pytest.raises(NotWritten, match=r"README.md could not be written \(No space left"):
+        write_repository(stitch, folder, "me/mine")
+    assert sorted(os.listdir(folder)) == ["README.md", "stitch.safetensors"]
+    assert front_matter((folder / "README.md").read_text())["license"] == "cc0-1.0"
 
 
 def test_licences_are_those_that_the_sources_state(published):
