@@ -8,8 +8,6 @@ Offers `read_vectors`, `read_probe`, `save_probe`, `LinearProbe`, `read_sae`, `s
 
 from __future__ import annotations
 
-import os
-import shutil
 import zipfile
 import zlib
 from pathlib import Path
@@ -23,8 +21,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from .files import put
+from .files import check_ours, put
 from .saes import load_sae
+
+SAE_FILES = ("cfg.json", "sae_weights.safetensors", "sparsity.safetensors")  # those of SAELens, the first in any
 
 
 class LinearProbe(NamedTuple):
@@ -106,19 +106,10 @@ def read_sae(ref: str) -> SAE:
 
 
 def save_sae(sae: SAE, folder: str | Path) -> None:
-    """A folder as SAELens writes and reads it; ValueError if there is one that holds something else."""
-    folder = Path(folder)
-    if folder.exists() and not (folder / "cfg.json").is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} is there and holds no SAE: expected a new folder, an empty one, or an SAE's")
-    scratch = folder.with_name(f".{os.getpid()}.{folder.name}")
-    try:
-        scratch.mkdir(parents=True)
-        sae.save_model(scratch)
-        folder.mkdir(exist_ok=True)
-        for file in scratch.iterdir():
-            os.replace(file, folder / file.name)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    """A folder as SAELens writes and reads it, replaced as a whole; ValueError if there is one that holds something
+    else, such as weights in another format, which would be read in place of these."""
+    check_ours(Path(folder), *SAE_FILES)
+    put(folder, sae.save_model, sealed=False)
 
 
 def _arrays(path: str | Path, kinds: tuple[str, str]) -> dict[str, np.ndarray]:

@@ -30,6 +30,7 @@ from stitch_utils.carry import (
     survival,
 )
 from stitch_utils.fidelity import measure_fidelity
+from stitch_utils.files import SCRATCH
 from stitch_utils.fitting import fit_pair, stitch_file
 from stitch_utils.harvest import evaluation_batches, harvest_moments
 from stitch_utils.models import load_models
@@ -207,12 +208,47 @@ def test_folders_that_hold_something_else_are_left_alone(tmp_path):
     sae = TopKSAE(TopKSAEConfig(4, 8, k=2))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("years of work")
-    with pytest.raises(ValueError, match="mine is there and holds no SAE"):
+    with pytest.raises(ValueError, match=r"mine is there and holds thesis\.tex: expected"):
         save_sae(sae, tmp_path / "mine")
+    for foreign in (("cfg.json", "sae.safetensors"), ("sae_weights.safetensors", "cfg.json", "notes"), (".git",)):
+        folder = tmp_path / foreign[-1]
+        folder.mkdir()
+        for name in foreign:
+            (folder / name).write_text("{}")
+        with pytest.raises(ValueError, match=f"is there and holds .*{foreign[-1]}.*: expected a new folder, an empty"):
+            save_sae(sae, folder)
+        assert {path.name: path.read_text() for path in folder.iterdir()} == dict.fromkeys(foreign, "{}")
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="is there and is no folder"):
+        save_sae(sae, tmp_path / "file")
     for _ in range(2):
         save_sae(sae, tmp_path / "new" / "sae")
         assert torch.equal(SAE.load_from_disk(tmp_path / "new" / "sae").W_enc, sae.W_enc)
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["sae"]
+
+
+def test_an_sae_takes_the_place_of_another_as_a_whole(tmp_path, monkeypatch):
+    """Of what was there nothing stays that the new one would be read with, and a kill leaves no mixture."""
+    first, second = (TopKSAE(TopKSAEConfig(4, 8, k=2)) for _ in range(2))
+    folder = tmp_path / "sae"
+    save_sae(first, folder)
+    save_file({"sparsity": torch.zeros(8)}, folder / "sparsity.safetensors")
+    save_sae(second, folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["cfg.json", "sae_weights.safetensors"]
+
+    def killed(*given):
+        raise KeyboardInterrupt
+
+    save_file({"sparsity": torch.zeros(8)}, folder / "sparsity.safetensors")
+    with monkeypatch.context() as patched:
+        patched.setattr("os.replace", killed)
+        patched.setattr("shutil.rmtree", lambda *given, **options: None)
+        with pytest.raises(KeyboardInterrupt):
+            save_sae(first, folder)
+    assert sorted(path.name for path in folder.iterdir())[-1] == "sparsity.safetensors"
+    assert torch.equal(SAE.load_from_disk(folder).W_enc, second.W_enc)
+    (scratch,) = (path.name for path in tmp_path.iterdir() if path != folder)
+    assert SCRATCH.fullmatch(scratch)
 
 
 def test_saes_that_are_damaged(tmp_path):
