@@ -113,11 +113,10 @@ class Stitch:
         return cls(torch.eye(d), torch.zeros(d), torch.eye(d), torch.zeros(d))
 
     def save(self, path: str | Path) -> None:
-        """Write a safetensors file, the fit's report and a digest of the maps in its header."""
-        report = self.report._asdict() if self.report else None
+        """Write a safetensors file; in its header `report`, `about`, and a digest of them and of the maps."""
         tensors = {name: getattr(self, name).detach().cpu().contiguous() for name in TENSORS}
-        meta = {"kind": "Stitch", "report": json.dumps(report), "about": json.dumps(dict(self.about)),
-                "sha256": _digest(tensors)}  # fmt: skip
+        said = [json.dumps(self.report and self.report._asdict()), json.dumps(dict(self.about))]
+        meta = {"kind": "Stitch", "report": said[0], "about": said[1], "digest": _digest(tensors, *said)}
         save_file(tensors, str(path), metadata=meta)
 
     @classmethod
@@ -129,22 +128,24 @@ class Stitch:
                 if meta.get("kind") != "Stitch":
                     raise ValueError(f"{path} holds {meta.get('kind', 'no')} data: expected a Stitch")
                 tensors = {name: file.get_tensor(name) for name in TENSORS}
-            report, about = (json.loads(meta.get(name, "null")) for name in ("report", "about"))
+            said = [meta.get(name, "null") for name in ("report", "about")]
+            report, about = map(json.loads, said)
             report = FitReport(**report) if report else None
         except (SafetensorError, json.JSONDecodeError, TypeError) as error:
             raise ValueError(f"{path} is no whole stitch file, as `Stitch.save` writes it ({error})") from error
-        if meta.get("sha256", _digest(tensors)) != _digest(tensors):
-            raise ValueError(f"{path} is damaged: its maps are not those that were saved. Fit or fetch it again.")
+        # Older files have a digest of the maps alone.
+        if meta.get("digest", meta.get("sha256")) != _digest(tensors, *(said if "digest" in meta else ())):
+            raise ValueError(f"{path} is damaged: it does not hold what was saved. Fit or fetch it again.")
         for name, tensor in tensors.items():
             if not tensor.isfinite().all():
                 raise ValueError(f"{name} of {path} holds values that are not finite (NaN or infinity)")
         return cls(**tensors, report=report, about=about or {})
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    """Of the bytes of the maps, whatever their dtype."""
+def _digest(tensors: Mapping[str, Tensor], *said: str) -> str:
+    """Of the bytes of the maps, whatever their dtype, and of what is said of them."""
     raw = (tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() for name in TENSORS)
-    return hashlib.sha256(b"".join(raw)).hexdigest()
+    return hashlib.sha256(b"".join([*raw, "\0".join(said).encode()])).hexdigest()
 
 
 def _check_width(x: Tensor, matrix: Tensor, name: str) -> None:
@@ -159,9 +160,8 @@ def stitch_loss(stitch: Stitch, moments: PairMoments, *, alpha: float = 1.0) -> 
     cxx, cxy, cyy = moments.cxx, moments.cxy, moments.cyy
     mean_x, mean_y = moments.mean_x, moments.mean_y
 
-    def mse(
-        c_in, c_out, c_in_out, matrix, offset
-    ):  # E|u M + b - v|^2 / d for u ~ c_in, v ~ c_out, offset = E[u M + b - v]
+    def mse(c_in, c_out, c_in_out, matrix, offset):
+        # E|u M + b - v|^2 / d for u ~ c_in, v ~ c_out, offset = E[u M + b - v]
         spread = (matrix * (c_in @ matrix)).sum() - 2 * (matrix * c_in_out).sum() + c_out.trace()
         return ((spread + offset @ offset) / len(c_out)).item()
 

@@ -1,10 +1,13 @@
 """Both fitters against naive arithmetic, against each other and against long numerical optimisation."""
 
+import hashlib
+
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from stitch_utils.moments import PairMoments
-from stitch_utils.stitch import Stitch, best_given_other, fit_adam, fit_exact, stitch_loss
+from stitch_utils.stitch import TENSORS, FitReport, Stitch, best_given_other, fit_adam, fit_exact, stitch_loss
 
 
 def gaussian_pair(seed, condition, d_a=96, d_b=160, n=4000, shared=70):
@@ -213,6 +216,51 @@ def test_save_and_load(tmp_path):
     loaded = Stitch.load(tmp_path / "stitch.safetensors")
     assert torch.equal(loaded.P_down, stitch.P_down) and torch.equal(loaded.b_up, stitch.b_up)
     assert loaded.report == stitch.report
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A stitch with a report and losses, and its file."""
+    maps = (torch.arange(6.0).reshape(2, 3), torch.ones(3), torch.ones(3, 2), torch.zeros(2))
+    report = FitReport("exact", 0.5, 0.125, True, 3, 40, 1e-8, 2.5)
+    stitch = Stitch(*maps, report=report, about={"a": "lab/small", "layer_a": 1, "loss_held_out": {"up": 0.25}})
+    stitch.save(tmp_path / "stitch.safetensors")
+    return stitch, tmp_path / "stitch.safetensors"
+
+
+def test_no_bit_of_a_file_can_turn_over_unseen(saved):
+    """In any byte, the header's with the report and the losses in it too; what is read all the same is as it was."""
+    stitch, path = saved
+    whole = path.read_bytes()
+    unseen = []
+    for at in range(len(whole)):
+        flipped = bytearray(whole)
+        flipped[at] ^= 1 << at % 7
+        path.write_bytes(bytes(flipped))
+        try:
+            loaded = Stitch.load(path)
+        except ValueError as error:
+            assert "\n" not in str(error)
+            continue
+        same = all(torch.equal(getattr(loaded, name), getattr(stitch, name)) for name in TENSORS)
+        if not same or (loaded.report, loaded.about) != (stitch.report, stitch.about):
+            unseen.append((at, bytes(flipped[at - 20 : at + 20])))
+    assert not unseen
+    path.write_bytes(whole)
+    assert Stitch.load(path).about == stitch.about
+
+
+def test_files_from_before_the_digest_had_the_report_in_it(saved):
+    stitch, path = saved
+    tensors = {name: getattr(stitch, name) for name in TENSORS}
+    raw = b"".join(tensors[name].numpy().tobytes() for name in TENSORS)
+    meta = {"kind": "Stitch", "report": "null", "about": '{"layer_a": 2}'}
+    save_file(tensors, path, metadata=meta | {"sha256": hashlib.sha256(raw).hexdigest()})
+    assert Stitch.load(path).about == {"layer_a": 2}
+    for digest in ({"sha256": hashlib.sha256(raw[1:]).hexdigest()}, {}):
+        save_file(tensors, path, metadata=meta | digest)
+        with pytest.raises(ValueError, match="is damaged"):
+            Stitch.load(path)
 
 
 def test_maps_keep_the_dtype_and_shape_of_their_input():
