@@ -18,13 +18,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .chapters import RequestError, one_line
 from .files import put
-from .pairs import ModelPair, load_pair
+from .pairs import ModelPair, ModelRef, load_pair
 from .runs import find_pair
 
 if TYPE_CHECKING:  # what takes seconds to import is imported where it is used
@@ -98,7 +98,7 @@ class _AtHand(NamedTuple):
 
 
 def _at_hand(root: Path, pair: str, stitch: str | None) -> _AtHand:
-    """Pair and stitch, which must agree in their layers."""
+    """Pair and stitch, which must agree in their layers, and where no `stitch` is named, in their models too."""
     from .fitting import stitch_file
     from .stitch_hub import load_stitch
 
@@ -117,16 +117,30 @@ def _at_hand(root: Path, pair: str, stitch: str | None) -> _AtHand:
         fitted = loaded.about.get(f"layer_{side}", ref.layer)
         if fitted is None:
             raise RequestError(f"neither the stitch {where} nor the pair's file says which layer of {side} it is for")
-        if ref.layer not in (None, fitted):
-            raise RequestError(
-                f"the stitch {where} is for {side} before layer {fitted}, and the pair {found.name!r} says layer "
-                f"{ref.layer}: fit it again with `stitch-book fit --pair {pair}`"
-            )
         layers.append(fitted)
-        known = Path(str(loaded.about.get(side, ref.model))).name
-        if known != Path(ref.model).name:
-            print(f"Note: the stitch was fitted for {known!r} as {side}, and the pair has {ref.model!r}.")
+        differs = [(f"before layer {fitted}", f"layer {ref.layer}")] if ref.layer not in (None, fitted) else []
+        others = _other_model(loaded.about, side, ref, whole=not stitch)
+        if refused := differs + ([] if stitch else others):
+            is_for, says = refused[0]
+            raise RequestError(
+                f"the stitch {where} is for {side} {is_for}, and the pair {found.name!r} says {says}: fit it again "
+                f"with `stitch-book fit --pair {pair}`"
+            )
+        for is_for, says in others:
+            print(f"Note: the stitch is for {side} {is_for}, and the pair {found.name!r} says {says}.")
     return _AtHand(root, found.value, models, loaded, tuple(layers))
+
+
+def _other_model(about: Mapping[str, Any], side: str, ref: ModelRef, *, whole: bool) -> list[tuple[str, str]]:
+    """What a stitch says of its model and what the pair says, where they differ; of paths, unless `whole`, the last
+    names, which are all that a published stitch has of them."""
+    if side not in about:
+        return []
+    models = str(about[side]), ref.model
+    revisions = about.get(f"revision_{side}") or "main", ref.revision or "main"
+    differs = models[0] != models[1] if whole else Path(models[0]).name != Path(models[1]).name
+    found = [(f"of {models[0]!r}", repr(models[1]))] if differs else []
+    return found + ([(f"at revision {revisions[0]}", revisions[1])] if revisions[0] != revisions[1] else [])
 
 
 def _file(out: str) -> Path:

@@ -485,6 +485,45 @@ def test_a_stitch_of_other_layers_or_damaged(fitted, bare_book):
         assert code == 2 and message in err and err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("a", "b", "said"),
+    [
+        ({}, {}, None),
+        ({"revision": "main"}, {"revision": "v1"}, None),
+        ({"revision": "step9"}, {}, "is for a at revision main, and the pair 'mine' says step9"),
+        ({}, {"revision": None}, "is for b at revision v1, and the pair 'mine' says main"),
+        ({"model": "/elsewhere/a"}, {}, "is for a of '{models}/a', and the pair 'mine' says '/elsewhere/a'"),
+        ({}, {"model": "lab/other"}, "is for b of 'lab/large', and the pair 'mine' says 'lab/other'"),
+        ({"layer": 0}, {}, "is for a before layer 1, and the pair 'mine' says layer 0"),
+    ],
+)
+def test_a_stitch_of_another_model_or_revision_is_not_taken_for_the_pairs(
+    small_pair, random_folders, bare_book, a, b, said
+):
+    """Of the name that `fit` gives a stitch: one that is named by --stitch is whoever names it's own choice."""
+    generator = torch.Generator().manual_seed(0)
+    about = {"a": str(random_folders / "a"), "layer_a": 1, "b": "lab/large", "layer_b": 2, "revision_b": "v1"}
+    made = Stitch(*(torch.randn(shape, generator=generator) for shape in ((6, 9), (9,), (9, 6), (6,))), about=about)
+    stitch_file("mine").parent.mkdir(parents=True)
+    made.save(stitch_file("mine"))
+    pair = small_pair(
+        a={"model": about["a"], "layer": 1} | a, b={"model": "lab/large", "layer": 2, "revision": "v1"} | b
+    )
+    np.save(bare_book / "v.npy", np.ones(6))
+    given = ("transfer-vector", str(bare_book / "v.npy"), "--pair", str(pair), "--out", str(bare_book / "w.npy"))
+    code, lines, err = call_here(bare_book, *given)
+    assert code == (2 if said else 0) and (bare_book / "w.npy").exists() == (said is None)
+    if said is None:
+        assert err == "" and not any("Note" in line for line in lines)
+    else:
+        again = f"{said.format(models=random_folders)}: fit it again with `stitch-book fit --pair {pair}`"
+        assert err.count("\n") == 1 and again in err
+        code, lines, _ = call_here(bare_book, *given, "--stitch", str(stitch_file("mine")))
+        assert code == (2 if "layer" in said else 0)
+        told = any(line.startswith("Note: the stitch") for line in lines)
+        assert told == ("revision" in said or "lab/other" in said), "folders move"
+
+
 def test_an_sae_of_another_layer_is_carried_with_a_warning(fitted, bare_book):
     sae = TopKSAE(TopKSAEConfig(32, 24, k=3))
     sae.cfg.metadata.hook_name, sae.cfg.metadata.model_name = "blocks.1.hook_resid_post", "lab/other"
