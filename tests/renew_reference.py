@@ -13,7 +13,7 @@ import nbformat
 
 ROOT = Path(__file__).parent.parent
 REFERENCE = ROOT / "tests" / "reference"
-LONGEST = 100_000  # characters of an output that is kept
+LONGEST = 200_000  # characters of an output that is kept
 
 
 def copy_sources(target: Path) -> None:
