@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from .plots import BLUE, GREY, ORANGE, PURPLE, legend_below
+from .plots import BLUE, GREY, ORANGE, PURPLE, legend_below, whiskers
 
 OF_TWIN = {"transferred": BLUE, "random": GREY}
 OF_KIND = {"structural": PURPLE, "semantic": ORANGE}
@@ -85,7 +85,7 @@ def recovery_by_versions(panels: Mapping[str, Mapping[str, Sequence[tuple]]]) ->
     for axis, (title, measures) in zip(axes[0], panels.items()):
         for (measure, estimates), color in zip(measures.items(), (PURPLE, BLUE)):
             middle, low, high = (np.array(part) for part in zip(*estimates))
-            axis.errorbar(range(1, len(middle) + 1), middle, yerr=[middle - low, high - middle], fmt="o-", ms=4,
+            axis.errorbar(range(1, len(middle) + 1), middle, yerr=whiskers(middle, low, high), fmt="o-", ms=4,
                           capsize=2, color=color, label=measure)  # fmt: skip
         axis.axhline(0.5, color=GREY, lw=1, ls="--")
         axis.set(title=title, xlabel="versions of a sentence, k")

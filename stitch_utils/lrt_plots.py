@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from .plots import BLUE, GREY, OF_MODEL, ORANGE
+from .plots import BLUE, GREY, OF_MODEL, ORANGE, whiskers
 
 OF_CONDITION = {"native": OF_MODEL["b"], "main": BLUE, "bias": ORANGE, "unbiased": BLUE, "transferred": ORANGE,
                 "random": GREY, "none": "#222222"}  # fmt: skip
@@ -21,7 +21,7 @@ OF_CONDITION = {"native": OF_MODEL["b"], "main": BLUE, "bias": ORANGE, "unbiased
 def _dots(axes, values: Mapping[str, tuple], *, color: str) -> None:
     """One row a name: (value, low, high)."""
     for y, (value, low, high) in enumerate(values.values()):
-        axes.errorbar(value, y, xerr=[[value - low], [high - value]], fmt="o", ms=5, color=color, capsize=3)
+        axes.errorbar(value, y, xerr=whiskers(value, low, high), fmt="o", ms=5, color=color, capsize=3)
     axes.grid(axis="y", visible=False)
 
 
@@ -83,7 +83,7 @@ def free_shares(shares: Mapping[str, Mapping[str, Mapping[float, tuple]]], *, ti
     for axes, (task, curves) in zip(panels, shares.items()):
         for condition, values in curves.items():
             middle, low, high = (np.array(part) for part in zip(*values.values()))
-            axes.errorbar(list(values), middle, yerr=[middle - low, high - middle], fmt="o-", ms=4, capsize=2,
+            axes.errorbar(list(values), middle, yerr=whiskers(middle, low, high), fmt="o-", ms=4, capsize=2,
                           color=OF_CONDITION[condition], label=titles[condition])  # fmt: skip
         axes.set(title=task, xlabel="strength", ylim=(-0.03, 1.03))
         axes.yaxis.set_major_formatter("{x:.0%}")
@@ -96,7 +96,7 @@ def code_errors(fuv: Mapping[str, tuple], *, of_x: Sequence[str]) -> Figure:
     """Fraction of B's variance that each prediction leaves: {title: (value, low, high)}; blue: read off A's stream."""
     figure, axes = plt.subplots(figsize=(7, 2.8), layout="constrained")
     for y, (title, (value, low, high)) in enumerate(fuv.items()):
-        axes.errorbar(value, y, xerr=[[value - low], [high - value]], fmt="o", ms=5, capsize=3,
+        axes.errorbar(value, y, xerr=whiskers(value, low, high), fmt="o", ms=5, capsize=3,
                       color=OF_MODEL["a" if title in of_x else "b"])  # fmt: skip
     _rows(axes, list(fuv))
     axes.grid(axis="y", visible=False)
@@ -111,7 +111,7 @@ def decoder_residuals(residuals: Mapping[str, float], chance: Mapping[str, tuple
     for y, (title, norm) in enumerate(residuals.items()):
         closed, (value, low, high) = chance[title]
         axes.plot([closed, closed], [y - 0.3, y + 0.3], color="#222222", lw=1.5, label="chance, closed form")
-        axes.errorbar(value, y, xerr=[[value - low], [high - value]], fmt="s", ms=5, color=GREY, capsize=3,
+        axes.errorbar(value, y, xerr=whiskers(value, low, high), fmt="s", ms=5, color=GREY, capsize=3,
                       label="rows shuffled")  # fmt: skip
         axes.plot(norm, y, "o", ms=7, color=ORANGE, label="residual norm")
     _rows(axes, list(residuals))

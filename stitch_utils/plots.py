@@ -36,6 +36,12 @@ def legend_below(figure: Figure, axes, *, columns: int = 3) -> None:
     figure.legend(handles, labels, frameon=False, loc="outside lower center", ncols=columns)
 
 
+def whiskers(value, low, high) -> np.ndarray:
+    """(2, n): how far intervals reach below and above. A bootstrap's may leave its estimate out, of few samples or by
+    rounding, and then reaches to it on that side."""
+    return np.maximum(0, [np.atleast_1d(value - low), np.atleast_1d(high - value)])
+
+
 def svcca_heatmap(scores: np.ndarray, *, chosen: tuple[int, int], name_a: str, name_b: str) -> Figure:
     """Fig. 6: mean canonical correlation of every layer of A (rows) with every layer of B (columns)."""
     rows, columns = scores.shape
@@ -98,7 +104,7 @@ def cross_entropies(own: Mapping[str, tuple], stitched: Mapping[str, tuple], yar
                       ha="center", color=GREY)  # fmt: skip
     for y, (name, (value, low, high)) in enumerate(stitched.items()):
         color = OF_MODEL[CONDITIONS[name]]
-        axes.errorbar(value, y, xerr=[[value - low], [high - value]], fmt="o", color=color, capsize=3)
+        axes.errorbar(value, y, xerr=whiskers(value, low, high), fmt="o", color=color, capsize=3)
     axes.set_yticks(range(len(stitched)), [CONDITION_LABELS[name] for name in stitched])
     axes.set(xlabel="next-token cross-entropy (nats)")
     axes.invert_yaxis()
@@ -115,7 +121,7 @@ def alpha_sweep(alphas: Sequence[float], losses: Mapping[str, Sequence[tuple]], 
     styles = {"a_to_b": "o-", "b_to_a": "o-", "a_to_b_to_a": "s--", "b_to_a_to_b": "s--"}
     for name, values in losses.items():
         middle, low, high = (np.array(part) for part in zip(*values))
-        axes.errorbar(positions, middle, yerr=[middle - low, high - middle], fmt=styles[name], ms=5, capsize=3,
+        axes.errorbar(positions, middle, yerr=whiskers(middle, low, high), fmt=styles[name], ms=5, capsize=3,
                       color=OF_MODEL[CONDITIONS[name]], label=CONDITION_LABELS[name])  # fmt: skip
     for model, value in own.items():
         axes.axhline(value, color=OF_MODEL[model], lw=1, ls=":", label=f"{model.upper()} itself")
@@ -146,7 +152,7 @@ def language_shares(languages: Sequence[str], shares: Sequence[float], detected:
     left.barh(places, np.array(shares) * 100, color=GREY)
     left.set(xlabel="share of the documents (%)", yticks=places, yticklabels=languages)
     middle, low, high = (np.array(part) * 100 for part in zip(*detected))
-    right.errorbar(middle, places, xerr=[middle - low, high - middle], fmt="o", color=PURPLE, capsize=3)
+    right.errorbar(middle, places, xerr=whiskers(middle, low, high), fmt="o", color=PURPLE, capsize=3)
     right.axvline(90, color=ORANGE, lw=1, ls="--")
     right.set(xlabel="continuations of B in the right language (%)", xlim=(None, 101))
     left.invert_yaxis()
@@ -162,7 +168,7 @@ def sae_metrics(metrics: Mapping[str, tuple[tuple, tuple]], *, on_a: Sequence[st
     for axes, title, column in zip(panels, titles, zip(*metrics.values())):
         for y, (name, (value, low, high)) in enumerate(zip(metrics, column)):
             color = OF_MODEL["a" if name in on_a else "b"]
-            axes.errorbar(value, y, xerr=[[value - low], [high - value]], fmt="o", color=color, capsize=3)
+            axes.errorbar(value, y, xerr=whiskers(value, low, high), fmt="o", color=color, capsize=3)
         axes.set(xlabel=title, xlim=(0, None))
         axes.grid(axis="y", visible=False)
     panels[0].axvline(1, color=GREY, lw=1, ls="--")
@@ -176,7 +182,7 @@ def sae_alpha_sweep(alphas: Sequence[float], delta_losses: Sequence[tuple]) -> F
     figure, axes = plt.subplots(figsize=(5.5, 3.2), layout="constrained")
     middle, low, high = (np.array(part) for part in zip(*delta_losses))
     positions = range(len(alphas))
-    axes.errorbar(positions, middle, yerr=[middle - low, high - middle], fmt="o-", ms=5, capsize=3, color=OF_MODEL["b"])
+    axes.errorbar(positions, middle, yerr=whiskers(middle, low, high), fmt="o-", ms=5, capsize=3, color=OF_MODEL["b"])
     axes.set_xticks(positions, [f"{alpha:g}" for alpha in alphas])
     axes.set(xlabel="α, weight of the inversion terms", ylabel="delta loss on B (nats)")
     return figure
@@ -208,7 +214,7 @@ def flops_saved(savings: Mapping[int, Mapping[float, tuple]]) -> Figure:
     for color, (width, values) in zip(shades, savings.items()):
         if values:
             middle, low, high = (np.array(part) for part in zip(*values.values()))
-            axes.errorbar(list(values), middle, yerr=[middle - low, high - middle], fmt="o-", ms=4, capsize=3,
+            axes.errorbar(list(values), middle, yerr=whiskers(middle, low, high), fmt="o-", ms=4, capsize=3,
                           color=color, label=f"{width} latents")  # fmt: skip
     axes.axhline(0, color=GREY, lw=1, ls="--")
     axes.set(xlabel="explained variance to reach", ylabel="FLOPs saved")

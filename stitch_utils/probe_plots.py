@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from .plots import BLUE, GREY, ORANGE, PURPLE, legend_below
+from .plots import BLUE, GREY, ORANGE, PURPLE, legend_below, whiskers
 
 OF_PROBE = {"native": PURPLE, "transferred": BLUE, "retrained": ORANGE, "random": GREY}
 PROBE_LABELS = {
@@ -54,7 +54,7 @@ def _probe_lines(axes, sparse: Mapping[str, Mapping[int, tuple]], dense: Mapping
     ks = list(next(iter(sparse.values())))
     for curve, values in sparse.items():
         middle, low, high = (np.array(part) for part in zip(*values.values()))
-        axes.errorbar(range(len(ks)), middle, yerr=[middle - low, high - middle], fmt="o-", ms=4, capsize=2,
+        axes.errorbar(range(len(ks)), middle, yerr=whiskers(middle, low, high), fmt="o-", ms=4, capsize=2,
                       color=OF_PROBE[curve], label=PROBE_LABELS[curve])  # fmt: skip
     for curve, style in (("dense.native", "--"), ("dense.transferred", ":")):
         axes.axhline(dense[curve][0], color=PURPLE if style == "--" else BLUE, lw=1.2, ls=style,

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from .plots import GREY, OF_MODEL, OF_START, ORANGE, legend_below
+from .plots import GREY, OF_MODEL, OF_START, ORANGE, legend_below, whiskers
 
 
 def dose_response(strengths: Sequence[float], doses: Mapping[tuple[str, str], Sequence[tuple]], *,
@@ -24,7 +24,7 @@ def dose_response(strengths: Sequence[float], doses: Mapping[tuple[str, str], Se
         style = {"fmt": "o-" if condition == "native" else "s--", "color": OF_MODEL[side], "ms": 4, "capsize": 3}
         for axes, values in zip(panels, zip(*row)):
             middle, low, high = (np.array(part) for part in zip(*values))
-            axes.errorbar(strengths, middle, yerr=[middle - low, high - middle],
+            axes.errorbar(strengths, middle, yerr=whiskers(middle, low, high),
                           label=f"{side.upper()}, {condition}", **style)  # fmt: skip
     for axes, title in zip(panels, titles):
         for side, strength in chosen.items():
@@ -41,7 +41,7 @@ def steering_shares(shares: Mapping[str, Mapping[str, tuple]], at_mean: Mapping[
     for axes, (side, values) in zip(panels, shares.items()):
         places = {condition: place for place, condition in enumerate(values)}
         middle, low, high = (np.array(part) for part in zip(*values.values()))
-        axes.barh(list(places.values()), middle, xerr=[middle - low, high - middle], color=OF_MODEL[side], alpha=0.75,
+        axes.barh(list(places.values()), middle, xerr=whiskers(middle, low, high), color=OF_MODEL[side], alpha=0.75,
                   capsize=3)  # fmt: skip
         for condition, (value, *_) in at_mean[side].items():
             axes.plot(value, places[condition], "o", ms=7, mfc="white", mec=ORANGE, mew=2, zorder=3)
@@ -87,7 +87,7 @@ def _of_conditions(axes, shares, titles, colours) -> None:
     for index, condition in enumerate(conditions):
         middle, low, high = (np.array(part) for part in zip(*(row[condition] for row in shares.values())))
         places = np.arange(len(shares)) + (index - (len(conditions) - 1) / 2) * 0.7 / len(conditions)
-        axes.errorbar(places, middle, yerr=[middle - low, high - middle], fmt="o", ms=4.5, capsize=2,
+        axes.errorbar(places, middle, yerr=whiskers(middle, low, high), fmt="o", ms=4.5, capsize=2,
                       color=colours[condition], label=titles[condition])  # fmt: skip
     names = [kind.replace("_", " ") for kind in shares]
     long = max(map(len, names)) > 10

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from stitch_utils.embedded.world import ASSISTANT, END, USER
-from stitch_utils.generation import generate_texts
+from stitch_utils.generation import Response, generate_texts
 from stitch_utils.harvest import evaluation_batches, training_batches
 from stitch_utils.instruction_sweep import (
     CARRIED,
@@ -375,33 +375,23 @@ def test_numbers_are_means_over_the_instructions(swept, config):
     assert all(isinstance(value, int | float) and np.isfinite(value) for value in numbers.values())
 
 
-@pytest.mark.parametrize(
-    ("native", "transferred", "counted"),
-    [
-        ("11111", "11111", {"improved", "matched"}),
-        ("11111", "11110", {"improved"}),
-        ("11110", "11111", {"improved", "matched"}),
-        ("00000", "11111", {"improved", "won"}),
-        ("00000", "00000", set()),
-    ],
-)
-def test_instructions_are_counted_where_intervals_do_not_overlap(swept, native, transferred, counted):
+def test_instructions_are_counted_where_intervals_do_not_overlap(swept, config):
     _, _, sweep, _ = swept
-    followed = {key: np.zeros(40, dtype=bool) for key in sweep.followed}
-    for condition, digits in (("native", native), ("transferred", transferred)):
-        followed[sweep.key("b", condition, "upper", 4.0)] = np.repeat([digit == "1" for digit in digits], 8)
-    chosen = dict.fromkeys(sweep.chosen, 4.0)
-    numbers = dataclasses.replace(sweep, followed=followed, chosen=chosen).numbers("mine")
-    for quantity in ("won", "won_at_1", "improved", "matched"):
-        assert numbers[f"figure13.mine.{quantity}"] == (quantity in counted), quantity
-        assert numbers[f"figure12.mine.{quantity}"] == 0
-
-
-def test_a_single_response_is_no_improvement(swept):
-    _, _, sweep, _ = swept
-    followed = {key: np.zeros(64, dtype=bool) for key in sweep.followed}
-    followed[sweep.key("b", "transferred", "upper")][0] = True
-    assert dataclasses.replace(sweep, followed=followed).numbers("mine")["figure13.mine.improved"] == 0
+    planned = dataclasses.replace(sweep, chosen=dict.fromkeys(sweep.chosen, 4.0))
+    keys = [planned.key(side, condition, kind, strength) for side in "ab" for condition in CONDITIONS
+            for kind in config.kinds for strength in (None, 1.0)]  # fmt: skip
+    responses = dict.fromkeys(keys, [Response("", 0.0, 0.0, 0)] * 20)
+    for native, transferred, counted in (
+        (20, 20, {"improved", "matched"}), (20, 16, {"improved"}), (16, 20, {"improved", "matched"}),
+        (0, 20, {"improved", "won"}), (0, 1, set()), (0, 0, set()),
+    ):  # fmt: skip
+        followed = {key: np.zeros(20, dtype=bool) for key in keys}
+        followed[planned.key("b", "native", "upper")][:native] = True
+        followed[planned.key("b", "transferred", "upper")][:transferred] = True
+        numbers = dataclasses.replace(planned, followed=followed, responses=responses).numbers("mine")
+        for quantity in ("won", "won_at_1", "improved", "matched"):
+            assert numbers[f"figure13.mine.{quantity}"] == (quantity in counted), (quantity, native, transferred)
+            assert numbers[f"figure12.mine.{quantity}"] == 0
 
 
 def test_sizes(pair):
