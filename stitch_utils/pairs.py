@@ -312,9 +312,10 @@ def _texts(data: str | dict, folder: Path) -> tuple[TextRef, TextRef]:
 
 
 def _text(data: str | dict, folder: Path) -> TextRef:
-    """A mapping of `TextRef`, or the name alone: of a file if it ends as one, else of a Hub dataset."""
+    """A mapping of `TextRef`, or the name alone: of a file if it ends as one or is one, else of a Hub dataset."""
     if isinstance(data, str):
-        data = {"source": "files" if data.endswith(FILE_KINDS) else "hub", "name": data}
+        of_file = data.endswith(FILE_KINDS) or (folder / Path(data).expanduser()).is_file()
+        data = {"source": "files" if of_file else "hub", "name": data}
     ref = _build(TextRef, data)
     return dataclasses.replace(ref, name=_beside(folder, ref.name)) if ref.source == "files" else ref
 

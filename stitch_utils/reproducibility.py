@@ -25,6 +25,7 @@ import yaml
 
 from .harvest import evaluation_batches, training_batches
 from .models import load_tokenizer
+from .pages import command_for, pair_argument
 from .pairs import ModelPair
 from .results import project_root, read_results
 from .text import read_documents
@@ -156,7 +157,7 @@ def _effect(entry: Mapping, pair: str, numbers: Mapping[str, object]) -> str:
         return f"not measured: {entry['because']}"
     found = {name: numbers.get(id.replace("{pair}", pair)) for name, id in entry["effect"]["needs"].items()}
     if None in found.values():
-        return f"not run: stitch-book run --pair {pair} --chapter {entry['chapter']}"
+        return f"not run: {command_for(pair_argument(pair), entry['chapter'])}"
     return entry["effect"]["text"].format(**found)
 
 

@@ -21,7 +21,7 @@ import yaml
 from huggingface_hub import CommitOperationAdd, HfApi, constants, errors, hf_hub_download
 
 from .files import check_ours, put
-from .hub import HubError, reaching
+from .hub import HubError, fetched
 from .stitch import Stitch
 
 WEIGHTS, CARD = "stitch.safetensors", "README.md"
@@ -42,9 +42,9 @@ def load_stitch(ref: str | Path, *, revision: str | None = None) -> Stitch:
     if not re.fullmatch(REPOSITORY, name) or name.endswith(".safetensors"):
         raise ValueError(f"{str(ref)!r} is no file, and no repository of the Hub, such as owner/name")
     revision = revision or pinned or None
-    with reaching("model", name, revision):
-        path = hf_hub_download(name, WEIGHTS, revision=revision)
-    return Stitch.load(path)
+    return Stitch.load(
+        fetched("model", name, lambda: hf_hub_download(name, WEIGHTS, revision=revision), revision=revision)
+    )
 
 
 def push_stitch(stitch: Stitch, repository: str, *, licence: str | None = None, private: bool = False) -> str:

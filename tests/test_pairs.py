@@ -110,6 +110,13 @@ def test_a_hub_dataset_by_its_name_alone(own):
     assert (pair.train.source, pair.train.name, pair.train.held_out) == ("hub", "someone/stories", False)
 
 
+def test_a_file_of_another_kind_is_not_sought_on_the_hub(own):
+    (own.parent / "story.json").write_text('["Once upon a time."]')
+    own.write_text(MINIMAL.replace("story.txt", "story.json"))
+    with pytest.raises(ValueError, match=r"story\.json' is not of a known kind: expected \.txt, \.jsonl or \.parquet"):
+        list(read_documents(load_pair(own).train))
+
+
 def test_text_of_too_few_documents(own):
     (own.parent / "story.txt").write_text("One.\n\nTwo.")
     with pytest.raises(ValueError, match="has 2 documents that are not empty: every tenth is kept for evaluation"):

@@ -38,7 +38,7 @@ def book(project):
 
 def test_effects_are_written_from_the_results(book):
     assert departures("mine")["what that does"].tolist() == [
-        "not run: stitch-book run --pair mine --chapter words",
+        "not run: .venv/bin/stitch-book run --pair mine.yml --chapter words",
         "not measured: none: the same",
     ]
     write_results("mine", "words", {"w.mine.a": 2.345, "w.mine.b": 7})

@@ -15,7 +15,7 @@ from toy_book import call_here
 
 from stitch_utils.files import NotWritten
 from stitch_utils.fitting import fit_pair
-from stitch_utils.hub import HubError
+from stitch_utils.hub import HubBusy, HubError
 from stitch_utils.pairs import load_pair
 from stitch_utils.stitch import Stitch
 from stitch_utils.stitch_hub import load_stitch, model_card, push_stitch, write_repository
@@ -210,6 +210,20 @@ def test_licences_are_those_that_the_sources_state(published):
     assert front_matter(published.card)["license"] == "mit"
     second = (published.folder / "README.md").read_text()
     assert "lab/small" not in second and "| unknown | not stated |" in second, "it says nothing of what it is for"
+
+
+def test_a_hub_that_is_busy_is_asked_again(stitch, tmp_path, monkeypatch):
+    stitch.save(tmp_path / "stitch.safetensors")
+    busy = [HubBusy("model 'me/mine' is busy"), HubBusy("and still")]
+
+    def download(name, file, *, revision):
+        if busy:
+            raise busy.pop()
+        return str(tmp_path / file)
+
+    monkeypatch.setattr("stitch_utils.hub.WAITS", (0, 0))
+    monkeypatch.setattr("stitch_utils.stitch_hub.hf_hub_download", download)
+    assert torch.equal(load_stitch("me/mine").P_up, stitch.P_up) and not busy
 
 
 def test_names_that_are_neither_file_nor_repository(tmp_path):
