@@ -73,6 +73,25 @@ def savings(stitch: Sequence[Curve], scratch: Sequence[Curve], thresholds: Itera
     return found
 
 
+def at_common_threshold(
+    of_widths: Mapping[int, Mapping[float, Estimate]],
+) -> tuple[float | None, dict[int, Estimate]]:
+    """The highest threshold that all widths reach, with what each saves on the way there; None and nothing where they
+    share none. `of_widths` are `savings` by width."""
+    common = set.intersection(*map(set, of_widths.values()))
+    if not common:
+        return None, {}
+    return max(common), {width: values[max(common)] for width, values in of_widths.items()}
+
+
+def share_that_saves(found: Iterable[Estimate]) -> float:
+    """Of some savings, those above zero; ValueError for none."""
+    values = [one.value for one in found]
+    if not values:
+        raise ValueError("no savings given: expected at least one")
+    return sum(value > 0 for value in values) / len(values)
+
+
 def frontier(curves: Iterable[Curve], flops: Sequence[float] | np.ndarray, *, extra_flops: float = 0.0) -> np.ndarray:
     """For each of `flops` the lowest held-out MSE that any of the runs has reached within it; nan where none has begun.
 

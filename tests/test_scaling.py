@@ -8,6 +8,7 @@ from stitch_utils.intervals import Estimate, over_seeds
 from stitch_utils.sae_training import Curve
 from stitch_utils.scaling import (
     PowerLaw,
+    at_common_threshold,
     crossing,
     fit_power_law,
     frontier,
@@ -15,6 +16,7 @@ from stitch_utils.scaling import (
     in_tokens,
     saved,
     savings,
+    share_that_saves,
     threshold_cost,
 )
 
@@ -164,3 +166,16 @@ def test_errors():
         fit_power_law([1, 2], [1, np.nan])
     with pytest.raises(ValueError, match="two different FLOPs: got 1"):
         fit_power_law([2, 2], [1, 2])
+
+
+def test_widths_are_compared_where_all_of_them_come():
+    small, middle, large = ({at: Estimate(at + width, 0, 1) for at in reached} for width, reached in
+                            ((-0.6, (0.5, 0.6, 0.7)), (0.1, (0.6, 0.7, 0.8)), (0.2, (0.6, 0.7, 0.9))))  # fmt: skip
+    threshold, found = at_common_threshold({64: small, 128: middle, 256: large})
+    assert threshold == 0.7 and list(found) == [64, 128, 256]
+    assert [one.value for one in found.values()] == pytest.approx([0.1, 0.8, 0.9])
+    assert at_common_threshold({64: small, 128: {0.9: small[0.5]}}) == (None, {})
+    assert at_common_threshold({64: {}, 128: middle}) == (None, {})
+    assert share_that_saves(small.values()) == pytest.approx(1 / 3), "nothing saved is no saving"
+    with pytest.raises(ValueError, match="no savings given"):
+        share_that_saves([])
