@@ -7,7 +7,8 @@ they come or many times over (`template_tokens`); and `random`, a direction draw
 moved as far as the native vector moves it. The paper clamps to the mean over prompts with the instruction, s = 1; small
 models need more, so all are run at a strength that is chosen, for each model and instruction, on prompts which are not
 evaluated, and the native and transferred vectors at s = 1 as well. What is carried across has its own strength, the
-best for `transferred`, so that it does not fail for want of one.
+best for `transferred`, among larger ones: its two components lie as close together as its direction is far from the
+model's own, and it is not to fail for want of strength.
 
 Offers `InstructionConfig`, `instruction_config`, `evaluated_chats`, `sweep_instructions`, `InstructionSweep`.
 """
@@ -64,7 +65,9 @@ class InstructionConfig:
     fit_prompts: int = 100
     """Pairs of prompts that a vector comes from."""
     strengths: tuple[float, ...] = (1.0, 1.5, 2.0, 3.0)
-    """Among which one is chosen."""
+    """Among which one is chosen for the model's own vector."""
+    carried_strengths: tuple[float, ...] = (1.0, 1.5, 2.0, 3.0, 6.0)
+    """Among which one is chosen for what is carried across."""
     strength: float = 0.0
     """At which all conditions are run; 0 leaves it to `chosen_strength`: for each model and instruction, and apart for
     its own vector and for those carried across."""
@@ -79,24 +82,34 @@ class InstructionConfig:
     def __post_init__(self):
         if min(self.prompts, self.choosing_prompts, self.fit_prompts, len(self.kinds)) < 1:
             raise ValueError("at least one instruction and one prompt are needed, to fit, to choose and to evaluate")
-        if not self.strengths or min(self.strengths) <= 0 or self.strength < 0:
-            raise ValueError(f"strengths must be positive: got {self.strengths} and {self.strength}")
+        for strengths in (self.strengths, self.carried_strengths):
+            if not strengths or min(strengths) <= 0 or self.strength < 0:
+                raise ValueError(f"strengths must be positive: got {strengths} and {self.strength}")
+
+    def candidates(self, condition: str) -> tuple[float, ...]:
+        """The strengths of which one is chosen for a condition."""
+        return self.carried_strengths if condition in CARRIED else self.strengths
 
 
 _SIZES = {
-    "smoke": dict(kinds=2, prompts=6, choosing_prompts=4, fit_prompts=20, strengths=(1.0, 2.0), max_new_tokens=16),
-    "default": dict(kinds=None, prompts=64, choosing_prompts=12, strengths=(1.0, 1.5, 2.5), max_new_tokens=48),
+    "smoke": dict(kinds=2, prompts=6, choosing_prompts=4, fit_prompts=20, strengths=(1.0, 2.0),
+                  carried_strengths=(1.0, 4.0), max_new_tokens=16),
+    "default": dict(kinds=None, prompts=64, choosing_prompts=12, strengths=(1.0, 1.5, 2.5),
+                    carried_strengths=(1.0, 2.5, 6.0), max_new_tokens=48),
     "paper": dict(kinds=None, prompts=163, choosing_prompts=64, max_new_tokens=256),
 }  # fmt: skip
 
 
 def instruction_config(pair: ModelPair, scale: str, *, strength: float = 0.0, seed: int = 0) -> InstructionConfig:
-    """The sizes of a scale; where there is no time for all instructions, some that lie far apart in their list."""
+    """The sizes of a scale; where there is no time for all instructions, some that lie far apart in their list.
+
+    Without a strength, that of the pair's file.
+    """
     pair.scale(scale)  # says which there are
     sizes, kinds = dict(_SIZES.get(scale, _SIZES["default"])), instruction_kinds(pair)
     count = min(sizes.pop("kinds") or len(kinds), len(kinds))
     some = np.linspace(0, len(kinds) - 1, count).round().astype(int)
-    return InstructionConfig(tuple(kinds[i] for i in some), strength=strength, seed=seed, **sizes)
+    return InstructionConfig(tuple(kinds[i] for i in some), strength=strength or pair.strength, seed=seed, **sizes)
 
 
 @dataclass(frozen=True)
@@ -136,13 +149,15 @@ class InstructionSweep:
         """Mean of the shares of all kinds, with a bootstrap interval over the prompts of each."""
         return self._mean(lambda kind: self.followed[self.key(side, condition, kind, strength)])
 
-    def advantage(self, side: str, condition: str, over: str) -> Estimate:
-        """Mean difference of the shares under two conditions, prompt by prompt; interval as in `mean_share`."""
-        return self._mean(
-            lambda kind: (
-                self.followed[self.key(side, condition, kind)].astype(float) - self.followed[self.key(side, over, kind)]
-            )
-        )
+    def advantage(self, side: str, condition: str, over: str, kinds: Sequence[str] = ()) -> Estimate:
+        """Mean difference of the shares under two conditions, prompt by prompt, over `kinds`, by default all; interval
+        as in `mean_share`."""
+
+        def differences(kind: str) -> np.ndarray:
+            here, there = (self.followed[self.key(side, which, kind)] for which in (condition, over))
+            return here.astype(float) - there
+
+        return self._mean(differences, kinds)
 
     def nll_rise(self, side: str, condition: str, strength: float | None = None, *, kinds: Sequence[str] = (),
                  alone: bool = False) -> Estimate:  # fmt: skip
@@ -158,11 +173,15 @@ class InstructionSweep:
 
         return self._mean(lambda kind: losses(condition, kind) - losses("none", kind), kinds)
 
-    def gain(self, side: str, *, casing: bool) -> float | None:
-        """Mean of transferred - none over the instructions about letter case, or over all others; None without any."""
+    def gain(self, side: str, *, casing: bool) -> Estimate | None:
+        """`advantage` of transferred over none in the instructions about letter case, or in all others; None without
+        any."""
         some = [kind for kind in self.config.kinds if (self.family(kind) == "casing") == casing]
-        differences = [self._value(side, "transferred", kind) - self._value(side, "none", kind) for kind in some]
-        return float(np.mean(differences)) if some else None
+        return self.advantage(side, "transferred", "none", some) if some else None
+
+    def followed_anyway(self) -> list[str]:
+        """Instructions that every response to a bare prompt follows, in both models: they tell nothing."""
+        return [k for k in self.config.kinds if all(self.share(side, "none", k).value == 1 for side in FIGURES)]
 
     def family(self, kind: str) -> str:
         """What sort of instruction a kind is."""
@@ -176,6 +195,9 @@ class InstructionSweep:
             for condition in CONDITIONS:
                 for kind in self.config.kinds:
                     found |= self.share(side, condition, kind).numbers(f"{start}.{kind}.{condition}")
+                    if condition != "none":
+                        rise = self.nll_rise(side, condition, kinds=(kind,))
+                        found |= rise.numbers(f"{start}.{kind}.{condition}.nll_rise")
                 found |= self.mean_share(side, condition).numbers(f"{start}.mean.{condition}")
                 if condition != "none":
                     found |= self.nll_rise(side, condition).numbers(f"{start}.nll_rise.{condition}")
@@ -183,6 +205,9 @@ class InstructionSweep:
                     found |= alone.numbers(f"{start}.nll_rise_alone.{condition}")
             for condition in AT_THE_MEAN:
                 found |= self.mean_share(side, condition, 1.0).numbers(f"{start}.mean.{condition}_at_1")
+                found |= self.nll_rise(side, condition, 1.0).numbers(f"{start}.nll_rise.{condition}_at_1")
+                alone = self.nll_rise(side, condition, 1.0, alone=True)
+                found |= alone.numbers(f"{start}.nll_rise_alone.{condition}_at_1")
             for condition in AT_THE_MEAN:
                 for kind in self.config.kinds:
                     found[f"{start}.{kind}.strength.{condition}"] = self.chosen[side, kind, condition]
@@ -200,16 +225,14 @@ class InstructionSweep:
                 for works, own, carried in zip(ahead("native", "none"), shares["native"], shares["transferred"])
             )
             gains = {"casing": self.gain(side, casing=True), "other": self.gain(side, casing=False)}
-            found |= {f"{start}.{name}.gain": value for name, value in gains.items() if value is not None}
+            for name, gain in gains.items():
+                found |= gain.numbers(f"{start}.{name}.gain") if gain else {}
             for condition in ("template", "often"):
                 found |= self.advantage(side, condition, "transferred").numbers(f"{start}.{condition}_gain")
             for condition in CARRIED:
                 angles = [self.cosines[side, kind, condition] for kind in self.config.kinds]
                 found[f"{start}.cosine.{condition}"] = float(np.mean(angles))
         return found
-
-    def _value(self, side: str, condition: str, kind: str) -> float:
-        return float(self.followed[self.key(side, condition, kind)].mean())
 
     def _mean(self, of_kind: Callable[[str], np.ndarray], kinds: Sequence[str] = ()) -> Estimate:
         rows = [np.asarray(of_kind(kind), dtype=float) for kind in kinds or self.config.kinds]
@@ -260,8 +283,10 @@ def sweep_instructions(
         pair, models, layers, scale=scale, max_new_tokens=config.max_new_tokens, batch_size=config.batch_size
     )
     counts = {"fit": config.fit_prompts, "choose": config.choosing_prompts, "evaluate": config.prompts}
+    if config.strength:
+        del counts["choose"]
     prompts = {
-        (split, kind): instruction_prompts(pair, kind, count, split)
+        (split, kind): instruction_prompts(pair, kind, count, split, choosing=not config.strength)
         for split, count in counts.items() for kind in config.kinds
     }  # fmt: skip
     with blaming(pair, "instructions"):
@@ -296,12 +321,13 @@ def sweep_instructions(
             followed[key] = np.array([prompt.is_followed(response.text) for prompt, response in pairs])
 
     both = [(side, kind) for side in answering for kind in config.kinds]
-    bare = [(split, side, "none", kind, 0.0) for split in ("choose", "evaluate") for side, kind in both]
-    doses = [
-        ("choose", side, condition, kind, strength)
-        for side, kind in both for condition in AT_THE_MEAN for strength in config.strengths
-    ]  # fmt: skip
-    fill([*bare, *([] if config.strength else doses)], "strengths")
+    if not config.strength:
+        bare = [("choose", side, "none", kind, 0.0) for side, kind in both]
+        doses = [
+            ("choose", side, condition, kind, strength)
+            for side, kind in both for condition in AT_THE_MEAN for strength in config.candidates(condition)
+        ]  # fmt: skip
+        fill([*bare, *doses], "strengths")
     cosines = {
         (*key, condition): (found["native"].direction @ found[condition].direction).item()
         for key, found in vectors.items() for condition in CARRIED
@@ -320,7 +346,7 @@ def sweep_instructions(
 def _choose(sweep: InstructionSweep, side: str, kind: str, condition: str) -> float:
     shares, rises = {}, {}
     before = [response.nll for response in sweep.responses["choose", side, "none", kind, 0.0]]
-    for strength in sweep.config.strengths:
+    for strength in sweep.config.candidates(condition):
         key = sweep.key(side, condition, kind, strength, "choose")
         shares[strength] = float(sweep.followed[key].mean())
         rises[strength] = float(np.mean([response.nll for response in sweep.responses[key]]) - np.mean(before))

@@ -7,8 +7,8 @@ component along it is clamped (`steering.clamp`, Eqs. 8 and 9) at every position
 prompts with the instruction, while the prompt itself asks for nothing; `verifiers` then says whether the response
 follows.
 
-Prompts come in three parts that share none: one for the vector, one on which a strength may be chosen, one that is
-evaluated.
+Prompts come in three parts that share none: one for the vector, one on which a strength is chosen, which also goes to
+the vector where none is to be chosen, and one that is evaluated.
 
 Offers `InstructionPrompt`, `instruction_kinds`, `instruction_prompts`, `chat`, `last_token_residuals`,
 `instruction_means`, `means_of`, `instruction_vector`.
@@ -85,8 +85,11 @@ def family(instruction_id: str) -> str:
     return FAMILIES.get(instruction_id, FAMILIES.get(instruction_id.split(":")[0], "format"))
 
 
-def instruction_prompts(pair: ModelPair, kind: str, count: int, split: str) -> list[InstructionPrompt]:
+def instruction_prompts(
+    pair: ModelPair, kind: str, count: int, split: str, *, choosing: bool = True
+) -> list[InstructionPrompt]:
     """At most `count` different prompts for one instruction, of the part that `split` names: fit, choose or evaluate.
+    Unless `choosing`, those of choose belong to fit.
 
     From the world, whose prompts are the same for every instruction; or from the data set `instructions` of the pair's
     file, a Hub id or the path or URL of a .jsonl file, with the columns of Stolfo et al.'s
@@ -97,11 +100,12 @@ def instruction_prompts(pair: ModelPair, kind: str, count: int, split: str) -> l
         raise ValueError(f"unknown split {split!r}: expected {', '.join(SPLITS)}")
     if kind not in (known := instruction_kinds(pair)):
         raise ValueError(f"unknown instruction {kind!r} for pair {pair.name!r}: known are {', '.join(known)}")
+    parts = (split, "choose") if split == "fit" and not choosing else (split,)
     if "instructions" not in pair.datasets:
-        return [prompt for prompt in _of_world(kind) if _part_of(prompt.without) == split][:count]
+        return [prompt for prompt in _of_world(kind) if _part_of(prompt.without) in parts][:count]
     with blaming(pair, "datasets: instructions"):
         rows = _by_kind(pair.datasets["instructions"])[kind]
-    return [prompt for index, prompt in enumerate(rows) if ROW_PARTS[index % len(ROW_PARTS)] == split][:count]
+    return [prompt for index, prompt in enumerate(rows) if ROW_PARTS[index % len(ROW_PARTS)] in parts][:count]
 
 
 def _part_of(prompt: str) -> str:

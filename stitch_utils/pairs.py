@@ -194,6 +194,8 @@ class ModelPair:
     sae_recipe: SAERecipe = SAERecipe()
     datasets: Mapping[str, DatasetRef] = field(default_factory=dict)
     """What the experiments beyond plain text read, by its role; without one, the embedded world stands in."""
+    strength: float = 0.0
+    """At which vectors steer, where a run names none; 1 is the paper's. 0: chosen on prompts that are not evaluated."""
     augmenter: AugmenterRef | None = None
     """Writes versions of sentences with other words; without one, the sentences are the embedded world's."""
     file: str = ""
@@ -214,6 +216,8 @@ class ModelPair:
             raise ValueError(f"unknown rows {self.rows!r}: expected document or packed")
         if type(self.threads) is not int or self.threads < 0:
             raise ValueError(f"threads must be a number of threads, or 0: got {self.threads!r}")
+        if isinstance(self.strength, bool) or not isinstance(self.strength, int | float) or self.strength < 0:
+            raise ValueError(f"strength must be a positive number, or 0 to choose one: got {self.strength!r}")
         if self.context < 2:
             raise ValueError(f"context must be at least 2: got {self.context}")
         if self.train == self.evaluation:

@@ -43,8 +43,9 @@ def steering_shares(shares: Mapping[str, Mapping[str, tuple]], at_mean: Mapping[
         middle, low, high = (np.array(part) for part in zip(*values.values()))
         axes.barh(list(places.values()), middle, xerr=whiskers(middle, low, high), color=OF_MODEL[side], alpha=0.75,
                   capsize=3)  # fmt: skip
-        for condition, (value, *_) in at_mean[side].items():
-            axes.plot(value, places[condition], "o", ms=7, mfc="white", mec=ORANGE, mew=2, zorder=3)
+        for condition, (value, low, high) in at_mean[side].items():
+            axes.errorbar(value, places[condition], xerr=whiskers(value, low, high), fmt="o", ms=7, capsize=3, zorder=3,
+                          mfc="white", mec=ORANGE, mew=2, ecolor=ORANGE)  # fmt: skip
         axes.set(xlabel=f"share in the target language, {side.upper()} steered", xlim=(0, 1))
         axes.set_yticks(list(places.values()), list(places))
         axes.grid(axis="y", visible=False)
@@ -66,13 +67,17 @@ def clipped_gaps(gaps: Mapping[str, Sequence[float]]) -> Figure:
 def gaps_by_frequency(counts: Mapping[str, int], gaps: Mapping[str, Mapping[str, float]]) -> Figure:
     """Fig. 11: {language: sentences} against {side: {language: gap}}; a language never counted stands at one half."""
     figure, axes = plt.subplots(figsize=(6.5, 3.4), layout="constrained")
-    for language, count in counts.items():
-        values = [of[language] for of in gaps.values()]
-        axes.plot([max(count, 0.5)] * len(values), values, color=GREY, lw=1, zorder=1)
+    before = 0.0
+    for language, count in sorted(counts.items(), key=lambda item: item[1]):
+        place, values = max(count, 0.5), [of[language] for of in gaps.values()]
+        axes.plot([place] * len(values), values, color=GREY, lw=1, zorder=1)
         for side, value in zip(gaps, values):
-            axes.plot(max(count, 0.5), value, "o", ms=5, color=OF_MODEL[side])
-        axes.annotate(language, (max(count, 0.5), sum(values) / len(values)), xytext=(5, 0),
-                      textcoords="offset points", va="center", color=GREY)  # fmt: skip
+            axes.plot(place, value, "o", ms=5, color=OF_MODEL[side])
+        left = place < 1.05 * before  # two names side by side, not one upon the other
+        axes.annotate(language, (place, sum(values) / len(values)), xytext=(-5 if left else 5, 0),
+                      ha="right" if left else "left", textcoords="offset points", va="center", color=GREY)  # fmt: skip
+        before = 0.0 if left else place
+    axes.margins(x=0.08)
     axes.set(xlabel="sentences of the training text", ylabel="clipped relative transfer gap", xscale="log",
              ylim=(-0.05, 1.05))  # fmt: skip
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

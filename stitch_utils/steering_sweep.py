@@ -82,18 +82,25 @@ _SIZES = {
                   max_new_tokens=16, frequency_documents=20),
     "default": dict(languages=None, prompts=100, choosing_languages=None, choosing_prompts=12, batch_size=128),
     "paper": dict(languages=None, prompts=163, choosing_languages=None, choosing_prompts=41, max_new_tokens=100,
-                  frequency_documents=20_000),
+                  frequency_documents=100_000),
 }  # fmt: skip
 
 
 def steering_config(pair: ModelPair, scale: str, *, strength: float = 0.0, seed: int = 0) -> SteeringConfig:
-    """The sizes of a scale; the languages to choose on are spread over all, from frequent to rare."""
+    """The sizes of a scale; the languages to choose on are spread over all, from frequent to rare.
+
+    Without a strength, that of the pair's file.
+    """
     pair.scale(scale)  # says which there are
     sizes = dict(_SIZES.get(scale, _SIZES["default"]))
     chosen = languages(pair)[: sizes.pop("languages")]
     spread = np.linspace(0, len(chosen) - 1, sizes.pop("choosing_languages") or len(chosen)).round().astype(int)
     return SteeringConfig(
-        chosen, choosing_languages=tuple(chosen[i] for i in spread), strength=strength, seed=seed, **sizes
+        chosen,
+        choosing_languages=tuple(chosen[i] for i in spread),
+        strength=strength or pair.strength,
+        seed=seed,
+        **sizes,
     )
 
 
@@ -131,13 +138,16 @@ class SteeringSweep:
             found == language for found in self.cell(side, condition, language, strength, split).judged])  # fmt: skip
 
     def nll_rise(self, side: str, condition: str, strength: float | None = None, split: str = "evaluated", *,
-                 alone: bool = False) -> Estimate:  # fmt: skip
+                 languages: Sequence[str] = (), alone: bool = False) -> Estimate:  # fmt: skip
         """Nats a token by which the steered model's responses cost the unsteered model more than its own to the same
-        prompts; means and intervals as in `mean_share`. `alone`: without the prompt before them."""
+        prompts; means over `languages`, by default all, and intervals as in `mean_share`. `alone`: without the prompt
+        before them."""
         before = _losses(self.cell(side, "none", "", split=split), alone)
-        return self._mean(
-            split, lambda language: _losses(self.cell(side, condition, language, strength, split), alone) - before
-        )
+
+        def rises(language: str) -> np.ndarray:
+            return _losses(self.cell(side, condition, language, strength, split), alone) - before
+
+        return self._mean(split, rises, languages)
 
     def gaps(self, side: str, strength: float | None = None) -> dict[str, float]:
         """Eq. 16 for each language."""
@@ -146,8 +156,8 @@ class SteeringSweep:
             for language in self.config.languages
         }
 
-    def _mean(self, split: str, of_language) -> Estimate:
-        some = self.config.languages if split == "evaluated" else self.config.choosing_languages
+    def _mean(self, split: str, of_language, some: Sequence[str] = ()) -> Estimate:
+        some = some or (self.config.languages if split == "evaluated" else self.config.choosing_languages)
         return crossed_mean(np.array([of_language(language) for language in some], dtype=float), self.config.seed)
 
 
@@ -158,8 +168,11 @@ def _losses(cell: Answers, alone: bool) -> np.ndarray:
 def chosen_strength(shares: Mapping[float, float], rises: Mapping[float, float], wanted: float) -> float:
     """Among the strengths whose share is at least `wanted` the one whose responses cost least, the smallest of equals.
 
-    Where none reaches it, the one with the largest share, again the smallest of equals.
+    Where none reaches it, the one with the largest share, again the smallest of equals; where all shares are 0 the
+    largest, so that what fails does not fail for want of strength.
     """
+    if not any(shares.values()):
+        return max(shares)
     if enough := [strength for strength in shares if shares[strength] >= wanted]:
         return min(enough, key=lambda strength: (rises[strength], strength))
     return min(shares, key=lambda strength: (-shares[strength], strength))

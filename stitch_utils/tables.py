@@ -3,8 +3,8 @@
 What a reader sees first is a table of the paper with our numbers beside it, or a claim with its verdict. Nothing is
 measured or decided here: the numbers come from `results.py`, the papers' numbers and the verdicts from `claims.py`.
 
-Offers `beside`, a DataFrame, and in HTML `claims_table`, `verdict_counts`, `status_table`, `runs_table`,
-`stand_in_notice`.
+Offers `beside`, a DataFrame, and in HTML `shares_and_costs`, `claims_table`, `verdict_counts`, `status_table`,
+`runs_table`, `stand_in_notice`.
 """
 
 import html
@@ -42,6 +42,25 @@ def beside(pair: str, prefix: str, *, labels: Mapping[str, str] | None = None) -
     cells = {name: [with_interval(column, row) for row in rows] for name, column in {pair: ours, **theirs}.items()}
     index = pd.Index(list(rows) if labels is None else list(labels.values()), name=None if labels else prefix)
     return pd.DataFrame(cells, index=index, dtype=object)
+
+
+def shares_and_costs(pair: str, figure: str, rows: Mapping[str, str], conditions: Mapping[str, str]) -> HTML:
+    """Shares of steered responses with, under each, what they cost: the rise of their NLL, in nats a token.
+
+    `rows` and `conditions` are {name in the id: title}; the ids are `<figure>.<pair>.<row>.<condition>`, and the same
+    with `.nll_rise`. An empty cell where there is no number.
+    """
+    found = read_results(pair, stand_ins=True)
+    values = {
+        id.removeprefix(start): number for id, number in found.items() if id.startswith(start := f"{figure}.{pair}.")
+    }
+
+    def cell(key: str) -> str:
+        rise = with_interval(values, f"{key}.nll_rise")
+        return with_interval(values, key) + (f"<br><small>{rise} nats</small>" if rise else "")
+
+    cells = [[f"<b>{html.escape(title)}</b>", *(cell(f"{row}.{c}") for c in conditions)] for row, title in rows.items()]
+    return _table(["", *map(html.escape, conditions.values())], cells)
 
 
 def claims_table(

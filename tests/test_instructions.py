@@ -88,6 +88,10 @@ def test_the_worlds_prompts_differ_by_the_instruction_alone(pair):
 
 def test_the_three_parts_of_the_prompts_share_none(pair):
     found = {split: {p.without for p in instruction_prompts(pair, "json", 1000, split)} for split in SPLITS}
+    more = {
+        split: {p.without for p in instruction_prompts(pair, "json", 1000, split, choosing=False)} for split in SPLITS
+    }
+    assert more == found | {"fit": found["fit"] | found["choose"]}, "those for choosing go to the vector"
     assert min(map(len, found.values())) >= 64 and len(found["evaluate"]) >= 163
     assert len(set.union(*found.values())) == sum(map(len, found.values()))
 
@@ -100,6 +104,8 @@ def test_rows_of_a_file_with_their_own_keywords(pair, tmp_path):
     ours = reading(pair, rows_file(tmp_path, *bullets, *spoken, *ignored))
     assert instruction_kinds(ours) == ("number_bullet_lists", "response_language_fr")
     parts = [p for split in SPLITS for p in instruction_prompts(ours, "number_bullet_lists", 99, split)]
+    for_vectors = instruction_prompts(ours, "number_bullet_lists", 99, "fit", choosing=False)
+    assert sorted([*for_vectors, *instruction_prompts(ours, "number_bullet_lists", 99, "evaluate")]) == sorted(parts)
     assert sorted(prompt.kwargs["num_bullets"] for prompt in parts) == [1, 2, 3, 4, 5]
     assert len({prompt.without for prompt in parts}) == 5
     for prompt in parts:
@@ -294,7 +300,8 @@ def test_text_without_chats_gets_some(small_pair, tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def config():
     return InstructionConfig(("upper", "no_commas"), prompts=5, choosing_prompts=3, fit_prompts=6,
-                             strengths=(1.0, 4.0), max_new_tokens=4, batch_size=3)  # fmt: skip
+                             strengths=(1.0, 4.0), carried_strengths=(1.0, 6.0), max_new_tokens=4,
+                             batch_size=3)  # fmt: skip
 
 
 @pytest.fixture
@@ -319,7 +326,7 @@ def test_every_cell_is_what_its_name_says(swept, context_40, config, monkeypatch
             for condition in CONDITIONS[:-1]:
                 direction = own.direction
                 strength = sweep.chosen[side, kind, "transferred" if condition in CARRIED else "native"]
-                assert strength in config.strengths
+                assert strength in (config.carried_strengths if condition in CARRIED else config.strengths)
                 if condition in CARRIED:
                     stitch = fit.stitches[CARRIED[condition]]
                     image = theirs.direction @ (stitch.P_down if side == "a" else stitch.P_up)
@@ -344,10 +351,11 @@ def test_every_cell_is_what_its_name_says(swept, context_40, config, monkeypatch
 def test_what_is_carried_across_has_a_strength_of_its_own(swept, config):
     _, _, sweep, _ = swept
     for (side, kind, condition), chosen in sweep.chosen.items():
-        shares = {s: sweep.share(side, condition, kind, s, "choose").value for s in config.strengths}
+        strengths = (1.0, 4.0) if condition == "native" else (1.0, 6.0)
+        shares = {s: sweep.share(side, condition, kind, s, "choose").value for s in strengths}
         losses = {
             s: np.mean([r.nll for r in sweep.responses[sweep.key(side, condition, kind, s, "choose")]])
-            for s in config.strengths
+            for s in strengths
         }
         assert chosen == chosen_strength(shares, losses, config.wanted_share)
         carried = {sweep.key(side, c, kind)[-1] for c in CARRIED}
@@ -369,10 +377,38 @@ def test_numbers_are_means_over_the_instructions(swept, config):
             c: np.mean([r.nll for k in config.kinds for r in sweep.responses[sweep.key(side, c, k)]])
             for c in ("none", "native")
         }
+        of_kind = [numbers[f"{figure}.mine.{kind}.native.nll_rise"] for kind in config.kinds]
+        assert numbers[f"{figure}.mine.nll_rise.native"] == pytest.approx(np.mean(of_kind))
+        at_1 = [r.nll for k in config.kinds for r in sweep.responses[sweep.key(side, "native", k, 1.0)]]
+        rise_at_1 = numbers[f"{figure}.mine.nll_rise.native_at_1"]
+        assert rise_at_1 == pytest.approx(np.mean(at_1) - losses["none"], abs=1e-6)
         rise = numbers[f"{figure}.mine.nll_rise.native"]
         assert rise == pytest.approx(losses["native"] - losses["none"], abs=1e-6)
         assert f"{figure}.mine.nll_rise.none" not in numbers
     assert all(isinstance(value, int | float) and np.isfinite(value) for value in numbers.values())
+
+
+def test_a_strength_that_is_given_needs_no_prompts_for_choosing(swept, context_40, config):
+    models, fit, _, _ = swept
+    given = dataclasses.replace(config, strength=2.0, kinds=("upper",))
+    sweep = sweep_instructions(context_40, models, LAYERS, fit.stitches, given, scale="smoke")
+    assert set(sweep.chosen.values()) == {2.0} and {key[0] for key in sweep.responses} == {"evaluate"}
+    expected = instruction_prompts(context_40, "upper", 6, "fit", choosing=False)
+    given, without = ([getattr(p, part) for p in expected] for part in ("given", "without"))
+    both = [naive_last(models[0], LAYERS[0], chat(models[0], texts)) for texts in (given, without)]
+    torch.testing.assert_close(sweep.shifts["a", "upper"], both[0] - both[1], rtol=1e-4, atol=1e-4)
+
+
+def test_instructions_that_bare_prompts_follow_anyway(swept, config):
+    _, _, sweep, _ = swept
+    for always, expected in ((("no_commas",), ["no_commas"]), ((), [])):
+        followed = {
+            sweep.key(side, "none", kind): np.array([True, kind in always])
+            for side in "ab" for kind in config.kinds
+        }  # fmt: skip
+        assert dataclasses.replace(sweep, followed=followed).followed_anyway() == expected
+    followed[sweep.key("a", "none", "upper")] = np.array([True, True])
+    assert dataclasses.replace(sweep, followed=followed).followed_anyway() == [], "in one model alone"
 
 
 def test_instructions_are_counted_where_intervals_do_not_overlap(swept, config):
@@ -401,5 +437,9 @@ def test_sizes(pair):
     assert instruction_config(pair, "default").kinds == instruction_kinds(pair)
     with pytest.raises(ValueError, match="at least one instruction and one prompt"):
         InstructionConfig((), 1, 1)
-    with pytest.raises(ValueError, match="strengths must be positive"):
-        InstructionConfig(("upper",), 1, 1, strengths=(0.0,))
+    for wrong in ("strengths", "carried_strengths"):
+        with pytest.raises(ValueError, match="strengths must be positive"):
+            InstructionConfig(("upper",), 1, 1, **{wrong: (0.0,)})
+    assert instruction_config(pair, "smoke").strength == 0
+    assert instruction_config(dataclasses.replace(pair, strength=1.0), "smoke").strength == 1
+    assert instruction_config(dataclasses.replace(pair, strength=1.0), "smoke", strength=2.0).strength == 2

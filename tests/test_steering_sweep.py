@@ -185,7 +185,8 @@ def test_a_prompt_that_leaves_no_room_is_one_error(run):
         ([0.1, 0.69, 0.9], [0.0, 0.4, 0.8], 2.0),
         ([0.8, 0.9, 0.9], [0.5, 0.3, 0.3], 1.5),
         ([0.1, 0.5, 0.5], [0.0, 0.4, 0.1], 1.5),
-        ([0.0, 0.0, 0.0], [0.0, 0.0, 0.0], 1.0),
+        ([0.1, 0.1, 0.1], [0.0, 0.0, 0.0], 1.0),
+        ([0.0, 0.0, 0.0], [0.0, 0.4, 0.8], 2.0),
     ],
 )
 def test_the_cheapest_of_the_strengths_that_do_is_chosen(shares, rises, chosen):
@@ -227,6 +228,7 @@ def test_means_are_over_languages(counted):
 def test_the_rise_is_over_the_unsteered_response_to_the_same_prompt(counted):
     assert counted.nll_rise("a", "native") == pytest.approx((1.0, 0.5, 1.5))  # 0.5 in French and 1.5 in German
     assert counted.nll_rise("a", "native", alone=True).value == pytest.approx(2.0)
+    assert counted.nll_rise("a", "native", languages=("de",)) == pytest.approx((1.5, 1.5, 1.5))
     assert counted.nll_rise("a", "none") == (0, 0, 0)
 
 
@@ -248,6 +250,8 @@ def test_the_sizes_of_a_scale(scale):
             assert config.choosing_languages == config.languages, "one strength is chosen for all of them"
             assert config.choosing_languages[0] == config.languages[0]
             assert config.choosing_languages[-1] == config.languages[-1]
+    assert steering_config(load_pair("tiny"), scale).strength == 0, "chosen"
+    assert steering_config(load_pair("gemma"), scale).strength == 1, "the paper's, where the paper's models are steered"
     with pytest.raises(ValueError, match="unknown scale 'huge'"):
         steering_config(load_pair("tiny"), "huge")
 

@@ -13,6 +13,7 @@ from stitch_utils.tables import (
     beside,
     claims_table,
     runs_table,
+    shares_and_costs,
     stand_in_notice,
     status_table,
     verdict_counts,
@@ -49,6 +50,17 @@ def test_beside_puts_ours_first_and_keeps_the_papers_order(project):
     assert list(beside("tiny", "table1")["tiny"]) == list(frame["tiny"])
     assert list(beside("big", "table1").columns) == ["big", "big, published"]
     assert beside("tiny", "table99").empty
+
+
+def test_every_share_stands_over_what_it_costs(project):
+    ours = {"table5.tiny.de.native": 0.5, "table5.tiny.de.native.low": 0.4, "table5.tiny.de.native.high": 0.61,
+            "table5.tiny.de.native.nll_rise": 0.7, "table5.tiny.fr.native": 1.0,
+            "table6.tiny.fr.random": 0.3}  # fmt: skip
+    write_results("tiny", "first", ours)
+    table = shares_and_costs("tiny", "table5", {"de": "German", "fr": "<fr>"}, {"native": "own", "random": "random"})
+    assert re.findall(r"<th [^>]*>(.*?)</th>", table.data) == ["", "own", "random"]
+    rows = [[_plain(cell) for cell in _cells(row)] for row in table.data.split("<tr>")[2:]]
+    assert rows == [["German", "0.5 [0.4, 0.61]|0.7 nats", ""], ["&lt;fr&gt;", "1", ""]]
 
 
 def test_claims_table_has_ours_published_interval_and_verdict_of_each_pair(project):
