@@ -177,6 +177,16 @@ class ProbeCurves(NamedTuple):
     def datasets(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(task.dataset for task in self.tasks))
 
+    @property
+    def there(self) -> tuple[str, ...]:
+        """The data sets that have something to transfer: the better of B's own probes, those on its SAE over all ks or
+        the dense one, is right in more than half of the texts, by its 95% interval."""
+
+        def best(name: str) -> Estimate:
+            return max(self.accuracy(curve, datasets=[name]) for curve in ("native", "dense.native"))
+
+        return tuple(name for name in self.datasets if best(name).low > 0.5)
+
     def accuracy(self, curve: str, k: int | None = None, *, datasets: Sequence[str] = ()) -> Estimate:
         """Mean over data sets (all, or those named) at one k; without k, over all ks. 95% over texts, and seeds."""
         return _estimate(self._drawn(curve, k, datasets))
@@ -204,8 +214,9 @@ def probe_numbers(curves: ProbeCurves, pair: str) -> dict[str, float]:
     """The entries of a results file: Fig. 3a, each panel of Fig. 9, and how far the sets fall short without retraining.
 
     A gap is B's own SAE minus a curve, over all ks; `other` are the sets that are neither code nor language. `sets` are
-    shares of the data sets: where reused probes are better than random ones beyond doubt, and where retrained ones come
-    within .03 of B's own.
+    shares of the data sets that have something to transfer: where reused probes are better than random ones beyond
+    doubt, and where retrained ones come within .03 of B's own; of all sets, `there` is the share that has. A set
+    without says nothing of the transfer, and its retrained probes would be as near as can be; if all are, no shares.
     """
     numbers: dict[str, float] = {}
     panels: dict[str, list[str]] = {f"figure3a.{pair}": []}
@@ -223,10 +234,17 @@ def probe_numbers(curves: ProbeCurves, pair: str) -> dict[str, float]:
         for curve in ("transferred", "retrained") if datasets else ():
             gap = curves.difference("native", curve, datasets=datasets)
             numbers |= gap.numbers(f"figure9.{pair}.gap.{group}.{curve}")
-    over = [curves.difference("transferred", "random", datasets=[name]).low > 0 for name in curves.datasets]
-    short = [curves.difference("native", "retrained", datasets=[name]).value <= 0.03 for name in curves.datasets]
-    for quantity, found in (("reused_beat_random", over), ("retrained_recover", short)):
-        numbers[f"figure9.{pair}.sets.{quantity}"] = sum(found) / len(found)
+    there = curves.there
+    numbers[f"figure9.{pair}.sets.there"] = len(there) / len(curves.datasets)
+    counted = {
+        "reused_beat_random": [curves.difference("transferred", "random", datasets=[name]).low > 0 for name in there],
+        "retrained_recover": [
+            curves.difference("native", "retrained", datasets=[name]).value <= 0.03 for name in there
+        ],
+    }
+    numbers |= {
+        f"figure9.{pair}.sets.{quantity}": sum(found) / len(found) for quantity, found in counted.items() if found
+    }
     return numbers
 
 

@@ -221,26 +221,52 @@ def test_accuracies_are_means_over_tasks_then_sets_then_ks(random_models, tasks)
         curves.accuracy("native", 2)
 
 
+VALUES = {
+    "transferred": (0.8, 0.7, 0.5),
+    "random": (0.6, 0.6, 0.6),
+    "native": (0.9, 0.9, 0.9),
+    "retrained": (0.88, 0.95, 0.8),
+}
+
+
+def made_up(values, spreads=(), ks=(1, 2)):
+    """Curves of such accuracies in as many data sets, .5 where none are given; `spreads`, by curve and data set, are
+    what resamples add."""
+    names = [f"set {index}" for index in range(len(next(iter(values.values()))))]
+    tasks = tuple(make_task(name, ["! day", "? day"] * 20, name) for name in names)
+
+    def drawn(curve, name):
+        value = values.get(curve, (0.5,) * len(names))[names.index(name)]
+        return np.array([value, *(value + np.array(dict(spreads).get((curve, name), (0, 0))))])
+
+    keys = [(curve, k) for curve in SPARSE for k in ks] + [(curve, None) for curve in (*DENSE, "one_token")]
+    return ProbeCurves(tasks, ks, {}, {key: {name: drawn(key[0], name) for name in names} for key in keys})
+
+
 def test_data_sets_are_counted_in_which_carried_probes_do_well():
     """Three sets: the reused probe is better than random beyond doubt in the first, perhaps in the second, and worse in
     the third; the retrained one comes near in two."""
-    tasks = tuple(make_task(name, ["! day", "? day"] * 20, name) for name in ("sure", "perhaps", "no"))
-    values = {
-        "transferred": (0.8, 0.7, 0.5),
-        "random": (0.6, 0.6, 0.6),
-        "native": (0.9, 0.9, 0.9),
-        "retrained": (0.88, 0.95, 0.8),
-    }
-
-    def drawn(curve, index, spread=(-0.15, 0.15)):
-        value = values.get(curve, (0.5,) * 3)[index]
-        return np.array([value, *(value + np.array(spread) * (curve == "transferred" and index == 1))])
-
-    keys = [(curve, k) for curve in SPARSE for k in (1, 2)] + [(curve, None) for curve in (*DENSE, "one_token")]
-    draws = {key: {task.dataset: drawn(key[0], index) for index, task in enumerate(tasks)} for key in keys}
-    numbers = probe_numbers(ProbeCurves(tasks, (1, 2), {}, draws), "mine")
+    numbers = probe_numbers(made_up(VALUES, {("transferred", "set 1"): (-0.15, 0.15)}), "mine")
+    assert numbers["figure9.mine.sets.there"] == 1
     assert numbers["figure9.mine.sets.reused_beat_random"] == pytest.approx(1 / 3)
     assert numbers["figure9.mine.sets.retrained_recover"] == pytest.approx(2 / 3)
+
+
+def test_data_sets_that_b_does_not_show_are_not_counted():
+    """In the second set neither of B's probes is beyond doubt above chance, in the third the dense one is."""
+    values = VALUES | {"native": (0.9, 0.52, 0.48), "dense.native": (0.4, 0.5, 0.56), "retrained": (0.7, 0.52, 0.48)}
+    spreads = {("native", "set 1"): (-0.04, 0.04), ("dense.native", "set 2"): (-0.05, 0.05)}
+    curves = made_up(values, spreads)
+    assert curves.there == ("set 0", "set 2")
+    numbers = probe_numbers(curves, "mine")
+    assert numbers["figure9.mine.sets.there"] == pytest.approx(2 / 3)
+    assert numbers["figure9.mine.sets.retrained_recover"] == numbers["figure9.mine.sets.reused_beat_random"] == 0.5
+    assert numbers["figure3a.mine.mean.native"] == pytest.approx(np.mean(values["native"])), "the averages are over all"
+
+
+def test_no_shares_of_no_data_sets():
+    numbers = probe_numbers(made_up({"native": (0.5,)}), "mine")
+    assert {id for id in numbers if ".sets." in id} == {"figure9.mine.sets.there"}
 
 
 def test_a_single_token_tells_some_concepts(random_models, tasks):
