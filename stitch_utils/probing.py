@@ -213,6 +213,7 @@ class ProbeCurves(NamedTuple):
 def probe_numbers(curves: ProbeCurves, pair: str) -> dict[str, float]:
     """The entries of a results file: Fig. 3a, each panel of Fig. 9, and how far the sets fall short without retraining.
 
+    `reused_over_random` is what carried probes are ahead of random features at one k, on the same resamples.
     A gap is B's own SAE minus a curve, over all ks; `other` are the sets that are neither code nor language. `sets` are
     shares of the data sets that have something to transfer: where reused probes are better than random ones beyond
     doubt, and where retrained ones come within .03 of B's own; of all sets, `there` is the share that has. A set
@@ -228,6 +229,9 @@ def probe_numbers(curves: ProbeCurves, pair: str) -> dict[str, float]:
             numbers |= curves.accuracy(curve, datasets=datasets).numbers(f"{start}.mean.{curve}")
         for curve in (*DENSE, "one_token"):
             numbers |= curves.accuracy(curve, datasets=datasets).numbers(f"{start}.{curve}")
+    for k in curves.ks:
+        ahead = curves.difference("transferred", "random", k)
+        numbers |= ahead.numbers(f"figure3a.{pair}.k_{k}.reused_over_random")
     hard = [name for name in ("code", "language") if name in curves.datasets]
     groups = {name: [name] for name in hard} | {"other": [name for name in curves.datasets if name not in hard]}
     for group, datasets in groups.items():

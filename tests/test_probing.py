@@ -252,6 +252,16 @@ def test_data_sets_are_counted_in_which_carried_probes_do_well():
     assert numbers["figure9.mine.sets.retrained_recover"] == pytest.approx(2 / 3)
 
 
+def test_how_far_reused_probes_are_ahead_is_taken_on_the_same_texts():
+    spreads = {(curve, f"set {index}"): (-0.1, 0.1) for curve in ("transferred", "random") for index in range(3)}
+    curves = made_up(VALUES, spreads)
+    numbers = probe_numbers(curves, "mine")
+    expected = np.mean(np.subtract(VALUES["transferred"], VALUES["random"]))
+    for end in ("", ".low", ".high"):  # what both gain or lose in a resample is nothing between them
+        assert numbers[f"figure3a.mine.k_2.reused_over_random{end}"] == pytest.approx(expected)
+    assert curves.accuracy("random", 2).low < curves.accuracy("random", 2).value
+
+
 def test_data_sets_that_b_does_not_show_are_not_counted():
     """In the second set neither of B's probes is beyond doubt above chance, in the third the dense one is."""
     values = VALUES | {"native": (0.9, 0.52, 0.48), "dense.native": (0.4, 0.5, 0.56), "retrained": (0.7, 0.52, 0.48)}
