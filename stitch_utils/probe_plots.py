@@ -21,7 +21,8 @@ PROBE_LABELS = {
 
 
 def probe_accuracy(sparse: Mapping[str, Mapping[int, tuple]], dense: Mapping[str, tuple]) -> Figure:
-    """Fig. 3a: accuracy of probes over the number of features they may look at; dense probes as horizontal lines."""
+    """Fig. 3a: accuracy of probes over the number of features they may look at; dense probes as horizontal lines, in
+    bands that show their intervals."""
     figure, axes = plt.subplots(figsize=(6.5, 3.8), layout="constrained")
     _probe_lines(axes, sparse, dense)
     axes.set(xlabel="features, k", ylabel="test accuracy")
@@ -30,7 +31,7 @@ def probe_accuracy(sparse: Mapping[str, Mapping[int, tuple]], dense: Mapping[str
 
 
 def probe_panels(panels: Mapping[str, tuple[Mapping[str, Mapping[int, tuple]], Mapping[str, tuple]]]) -> Figure:
-    """Fig. 9: the same for each data set."""
+    """Fig. 9: the same for each data set, bands included."""
     columns = min(4, len(panels))
     rows = -(-len(panels) // columns)
     figure, grid = plt.subplots(
@@ -56,8 +57,9 @@ def _probe_lines(axes, sparse: Mapping[str, Mapping[int, tuple]], dense: Mapping
         middle, low, high = (np.array(part) for part in zip(*values.values()))
         axes.errorbar(range(len(ks)), middle, yerr=whiskers(middle, low, high), fmt="o-", ms=4, capsize=2,
                       color=OF_PROBE[curve], label=PROBE_LABELS[curve])  # fmt: skip
-    for curve, style in (("dense.native", "--"), ("dense.transferred", ":")):
-        axes.axhline(dense[curve][0], color=PURPLE if style == "--" else BLUE, lw=1.2, ls=style,
-                     label=PROBE_LABELS[curve])  # fmt: skip
+    for curve, style, color in (("dense.native", "--", PURPLE), ("dense.transferred", ":", BLUE)):
+        middle, low, high = dense[curve]
+        axes.axhspan(low, high, color=color, alpha=0.15, lw=0)
+        axes.axhline(middle, color=color, lw=1.2, ls=style, label=PROBE_LABELS[curve])
     axes.axhline(0.5, color=GREY, lw=0.8)
     axes.set_xticks(range(len(ks)), [str(k) for k in ks])
