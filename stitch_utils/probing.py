@@ -216,8 +216,9 @@ def probe_numbers(curves: ProbeCurves, pair: str) -> dict[str, float]:
     `reused_over_random` is what carried probes are ahead of random features at one k, on the same resamples.
     A gap is B's own SAE minus a curve, over all ks; `other` are the sets that are neither code nor language. `sets` are
     shares of the data sets that have something to transfer: where reused probes are better than random ones beyond
-    doubt, and where retrained ones come within .03 of B's own; of all sets, `there` is the share that has. A set
-    without says nothing of the transfer, and its retrained probes would be as near as can be; if all are, no shares.
+    doubt, where retrained ones come within .03 of B's own, and where B's own are better than a single token beyond
+    doubt; of all sets, `there` is the share that has. A set without says nothing of the transfer, and its retrained
+    probes would be as near as can be; where none has anything, there are no shares.
     """
     numbers: dict[str, float] = {}
     panels: dict[str, list[str]] = {f"figure3a.{pair}": []}
@@ -240,11 +241,16 @@ def probe_numbers(curves: ProbeCurves, pair: str) -> dict[str, float]:
             numbers |= gap.numbers(f"figure9.{pair}.gap.{group}.{curve}")
     there = curves.there
     numbers[f"figure9.{pair}.sets.there"] = len(there) / len(curves.datasets)
+
+    def ahead_of(first: str, second: str) -> list[bool]:
+        return [curves.difference(first, second, datasets=[name]).low > 0 for name in there]
+
     counted = {
-        "reused_beat_random": [curves.difference("transferred", "random", datasets=[name]).low > 0 for name in there],
+        "reused_beat_random": ahead_of("transferred", "random"),
         "retrained_recover": [
             curves.difference("native", "retrained", datasets=[name]).value <= 0.03 for name in there
         ],
+        "native_beats_token": ahead_of("native", "one_token"),
     }
     numbers |= {
         f"figure9.{pair}.sets.{quantity}": sum(found) / len(found) for quantity, found in counted.items() if found

@@ -1,5 +1,8 @@
 """Means of encoders against a loop over texts, Eq. 7 against its sums, probes against scikit-learn and the stitch."""
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +12,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from toy_saes import make_sae
 
+from stitch_utils.claims import verdicts
 from stitch_utils.embedded.world import documents
 from stitch_utils.probing import (
     DENSE,
@@ -24,6 +28,7 @@ from stitch_utils.probing import (
     transfer_probe,
 )
 from stitch_utils.probing_tasks import ProbingTask
+from stitch_utils.results import write_results
 from stitch_utils.stitch import Stitch
 
 CONTEXT = 24
@@ -246,10 +251,12 @@ def made_up(values, spreads=(), ks=(1, 2)):
 def test_data_sets_are_counted_in_which_carried_probes_do_well():
     """Three sets: the reused probe is better than random beyond doubt in the first, perhaps in the second, and worse in
     the third; the retrained one comes near in two."""
-    numbers = probe_numbers(made_up(VALUES, {("transferred", "set 1"): (-0.15, 0.15)}), "mine")
+    values = VALUES | {"one_token": (0.95, 0.9, 0.85)}
+    numbers = probe_numbers(made_up(values, {("transferred", "set 1"): (-0.15, 0.15)}), "mine")
     assert numbers["figure9.mine.sets.there"] == 1
     assert numbers["figure9.mine.sets.reused_beat_random"] == pytest.approx(1 / 3)
     assert numbers["figure9.mine.sets.retrained_recover"] == pytest.approx(2 / 3)
+    assert numbers["figure9.mine.sets.native_beats_token"] == pytest.approx(1 / 3)
 
 
 def test_how_far_reused_probes_are_ahead_is_taken_on_the_same_texts():
@@ -260,6 +267,29 @@ def test_how_far_reused_probes_are_ahead_is_taken_on_the_same_texts():
     for end in ("", ".low", ".high"):  # what both gain or lose in a resample is nothing between them
         assert numbers[f"figure3a.mine.k_2.reused_over_random{end}"] == pytest.approx(expected)
     assert curves.accuracy("random", 2).low < curves.accuracy("random", 2).value
+
+
+@pytest.mark.parametrize(
+    ("id", "change", "verdict"),
+    [
+        ("probes-beat-random-at-every-k", {}, "holds"),
+        ("probes-beat-random-at-every-k", {"figure3a.tiny.k_20.reused_over_random.low": -0.01}, "partly"),
+        ("probes-beat-random-at-every-k", {"figure3a.tiny.k_50.reused_over_random": -0.01,
+                                           "figure3a.tiny.k_50.reused_over_random.low": -0.02}, "does not hold"),
+        ("probes-tell-more-than-a-token", {}, "holds"),
+        ("probes-tell-more-than-a-token", {"figure9.tiny.sets.native_beats_token": 0.5}, "partly"),
+        ("probes-tell-more-than-a-token", {"figure3a.tiny.mean.native.low": 0.49}, "partly"),
+        ("probes-tell-more-than-a-token", {"figure3a.tiny.one_token": 0.95}, "does not hold"),
+        ("reused-probes-beat-random-mostly", {}, "holds"),
+        ("reused-probes-beat-random-mostly", {"figure9.tiny.sets.reused_beat_random": 0.5}, "partly"),
+    ],
+)  # fmt: skip
+def test_claims_are_decided_by_what_is_written(project, id, change, verdict):
+    shutil.copy(Path(__file__).parent.parent / "book" / "published.yml", project / "book" / "published.yml")
+    curves = made_up(VALUES | {"transferred": (0.8, 0.7, 0.6)}, ks=(1, 2, 5, 10, 20, 50))
+    write_results("tiny", "probing", probe_numbers(curves, "tiny") | change)
+    (found,) = (found for found in verdicts("tiny") if found.id == id)
+    assert found.verdict == verdict
 
 
 def test_data_sets_that_b_does_not_show_are_not_counted():
