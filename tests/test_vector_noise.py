@@ -1,11 +1,15 @@
 """Vectors from two sets of prompts, checked against noise whose size is known and against sums that are written out."""
 
 import itertools
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from stitch_utils.claims import verdicts
+from stitch_utils.results import write_results
 from stitch_utils.stitch import Stitch
 from stitch_utils.vector_noise import vector_noise
 
@@ -65,15 +69,62 @@ def test_a_map_that_drops_the_noise_takes_it_from_the_carried_vectors():
 def test_each_model_is_carried_by_its_own_map(stitch):
     shifts = {("a", "upper"): noisy(20, 1.0, 0), ("b", "upper"): noisy(20, 1.0, 1, D_B)}
     found = vector_noise(shifts, stitch)
-    assert {key[:2] for key in found.cosines} == {("a", 5), ("a", 10), ("b", 5), ("b", 10)}
-    assert found.counts == [5, 10]  # there are not 40 pairs
-    assert len(found.numbers("tiny")) == 2 * 2 * 2 * 3
-    assert "noise.tiny.b.pairs_10.carried.low" in found.numbers("tiny")
+    assert {key[:2] for key in found.cosines} == {(side, count) for side in "ab" for count in (2, 3, 5, 10)}
+    assert found.counts == [2, 3, 5, 10]  # there are not 40 pairs
+    numbers = found.numbers("tiny")
+    assert len(numbers) == 2 * 4 * (3 * 3 + 1) and numbers["noise.tiny.a.pairs_3.instructions"] == 1
+    assert {"noise.tiny.b.pairs_10.carried.low", "noise.tiny.b.pairs_10.lost.high"} < set(numbers)
 
 
-def test_the_instruction_with_the_fewest_prompts_counts(stitch):
-    shifts = {("a", "upper"): noisy(100, 1.0, 0), ("a", "lower"): noisy(19, 1.0, 1)}
-    assert vector_noise(shifts, stitch).counts == [5]
+def test_each_instruction_gives_what_it_has_prompts_for(stitch):
+    """At each number of pairs the mean is over the instructions that have as many twice, and no others."""
+    many, some, few = (noisy(pairs, 1.0, seed) for seed, pairs in enumerate((41, 19, 4)))
+    shifts = {("a", "upper"): many, ("a", "lower"): some, ("a", "quotes"): few}
+    found = vector_noise(shifts, stitch, draws=400)
+    assert found.counts == [2, 3, 5, 10, 20]
+    assert found.instructions == {("a", 2): 3, ("a", 3): 2, ("a", 5): 2, ("a", 10): 1, ("a", 20): 1}
+    for count, kinds in ((2, "upper lower quotes"), (5, "upper lower"), (10, "upper")):
+        alone = [vector_noise({("a", kind): shifts["a", kind]}, stitch, draws=400) for kind in kinds.split()]
+        for way in ("native", "carried"):
+            expected = np.mean([one.cosines["a", count, way].value for one in alone])
+            assert found.cosines["a", count, way].value == pytest.approx(expected, abs=0.02)
+    assert vector_noise({("a", "upper"): noisy(3, 1.0, 0)}, stitch).counts == []
+
+
+def test_what_is_lost_is_taken_draw_by_draw(stitch):
+    shifts = {("a", "upper"): noisy(24, 1.0, 0), ("a", "lower"): noisy(24, 1.0, 1)}
+    found = vector_noise(shifts, stitch, counts=(10,))
+    native, carried, lost = (found.cosines["a", 10, "native"], found.cosines["a", 10, "carried"], found.lost["a", 10])
+    assert lost.value == pytest.approx(native.value - carried.value) and lost.low < lost.value < lost.high
+    # What a rotation leaves as it is differs between the draws, though not within one.
+    q = torch.linalg.qr(torch.randn(D_A, D_A, generator=torch.Generator().manual_seed(0), dtype=torch.float64))[0]
+    turned = Stitch(q, torch.zeros(D_A), q.T, torch.zeros(D_A))
+    found = vector_noise(shifts, turned, counts=(10,))
+    assert found.lost["a", 10] == pytest.approx((0, 0, 0), abs=1e-12)
+    assert found.cosines["a", 10, "native"].high - found.cosines["a", 10, "native"].low > 0.01
+
+
+@pytest.mark.parametrize(
+    ("change", "verdict"),
+    [
+        ({}, "holds"),
+        ({"b.pairs_10.lost.low": -0.01}, "partly"),
+        ({"a.pairs_10.lost": -0.01, "a.pairs_10.lost.low": -0.02}, "does not hold"),
+    ],
+)
+def test_the_claim_asks_for_the_interval_of_what_is_lost(project, change, verdict):
+    shutil.copy(Path(__file__).parent.parent / "book" / "published.yml", project / "book" / "published.yml")
+    # Noise alone lies in the direction that the map to the other model enlarges.
+    shift = torch.zeros(20, 2)
+    shift[:, 0], shift[:, 1] = 1, torch.randn(20, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
+    larger = torch.diag(torch.tensor([1.0, 5.0]))
+    found = vector_noise(
+        {(side, "upper"): shift for side in "ab"}, Stitch(larger, torch.ones(2), larger, torch.ones(2))
+    )
+    changed = {f"noise.tiny.{key}": value for key, value in change.items()}
+    write_results("tiny", "instruction_following", found.numbers("tiny") | changed)
+    (said,) = (said for said in verdicts("tiny") if said.id == "transfer-compounds-the-noise")
+    assert said.verdict == verdict
 
 
 def test_no_draws_are_an_error(stitch):
