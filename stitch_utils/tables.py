@@ -45,7 +45,8 @@ def beside(pair: str, prefix: str, *, labels: Mapping[str, str] | None = None) -
 
 
 def shares_and_costs(pair: str, figure: str, rows: Mapping[str, str], conditions: Mapping[str, str]) -> HTML:
-    """Shares of steered responses with, under each, what they cost: the rise of their NLL, in nats a token.
+    """Shares of steered responses with, under each, what they cost: the rise of their NLL, in nats a token, whose
+    interval is left to the results file.
 
     `rows` and `conditions` are {name in the id: title}; the ids are `<figure>.<pair>.<row>.<condition>`, and the same
     with `.nll_rise`. An empty cell where there is no number.
@@ -56,8 +57,8 @@ def shares_and_costs(pair: str, figure: str, rows: Mapping[str, str], conditions
     }
 
     def cell(key: str) -> str:
-        rise = with_interval(values, f"{key}.nll_rise")
-        return with_interval(values, key) + (f"<br><small>{rise} nats</small>" if rise else "")
+        rise = values.get(f"{key}.nll_rise")
+        return with_interval(values, key) + ("" if rise is None else f"<br><small>{rise:+.2f} nats</small>")
 
     cells = [[f"<b>{html.escape(title)}</b>", *(cell(f"{row}.{c}") for c in conditions)] for row, title in rows.items()]
     return _table(["", *map(html.escape, conditions.values())], cells)

@@ -60,7 +60,7 @@ def test_every_share_stands_over_what_it_costs(project):
     table = shares_and_costs("tiny", "table5", {"de": "German", "fr": "<fr>"}, {"native": "own", "random": "random"})
     assert re.findall(r"<th [^>]*>(.*?)</th>", table.data) == ["", "own", "random"]
     rows = [[_plain(cell) for cell in _cells(row)] for row in table.data.split("<tr>")[2:]]
-    assert rows == [["German", "0.5 [0.4, 0.61]|0.7 nats", ""], ["&lt;fr&gt;", "1", ""]]
+    assert rows == [["German", "0.5 [0.4, 0.61]|+0.70 nats", ""], ["&lt;fr&gt;", "1", ""]]
 
 
 def test_claims_table_has_ours_published_interval_and_verdict_of_each_pair(project):
