@@ -2,9 +2,10 @@
 
 Section 5.1 and App. H.1 (Table 7). For each sentence of a text an instruction-tuned model writes k versions, at
 temperature 1, in which function words and punctuation stay and every content word comes from another field. Without a
-model the embedded world does the same by its grammar, where only phrases of place and time may change their form. The
-paper keeps every answer and calls it noisy; here a filter says how many break the structure, and in which way, and can
-leave them out.
+model the embedded world does the same by its grammar, where the form changes too if a phrase of place or time has other
+prepositions, articles or words, if a verb has a particle ("hung up"), or if it is spelt as a function word ("need").
+The paper keeps every answer and calls it noisy; here a filter says how many break the structure, and in which way, and
+can leave them out.
 
 A sentence's versions are written down as soon as there are any, so a run that was stopped goes on where it was. Sampled
 in batches that begin at fixed places, they are the same whether or not it was stopped.
@@ -116,6 +117,8 @@ class AugmentedGroups(NamedTuple):
     """Of them, those that break no rule."""
     broken: Mapping[str, int]
     """{rule: versions that break it}; a version may break several."""
+    clean: list[bool]
+    """Of each group, whether none of its versions breaks a rule."""
 
 
 def augmented_groups(
@@ -135,7 +138,7 @@ def augmented_groups(
     else:
         with blaming(pair, "augmenter"):
             source, found = pair.augmenter.model, list(itertools.islice(_rewritten(pair, k, config), count))
-    groups, broken, whole = [], Counter(dict.fromkeys(RULES, 0)), 0
+    groups, clean, broken, whole = [], [], Counter(dict.fromkeys(RULES, 0)), 0
     for original, *versions in found:
         rules = [broken_rules(original, version, config=config) for version in versions]
         broken.update(rule for one in rules for rule in one)
@@ -143,12 +146,13 @@ def augmented_groups(
         good = [version for version, one in zip(versions, rules) if not (one if keep else "empty" in one)]
         if len(good) >= (keep or k):
             groups.append([original, *good[: keep or k]])
+            clean.append(bool(keep) or not any(rules))
     if not groups:
         raise ValueError(
             f"none of {len(found)} sentences has {keep or k} versions by {source!r} that "
             f"{'keep its structure' if keep else 'say anything'}"
         )
-    return AugmentedGroups(groups, source, k * len(found), whole, dict(broken))
+    return AugmentedGroups(groups, source, k * len(found), whole, dict(broken), clean)
 
 
 def world_stream(seed: int) -> str:

@@ -6,6 +6,7 @@ recover what is known.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
@@ -78,15 +79,18 @@ def rates_and_correlations(panels: Mapping[str, Mapping[str, tuple[np.ndarray, n
 
 
 def recovery_by_versions(panels: Mapping[str, Mapping[str, Sequence[tuple]]]) -> Figure:
-    """{title: {measure: [(value, low, high) for 1, 2, ... versions]}}."""
+    """{title: {measure: [(value, low, high) for 1, 2, ... versions]}}; the third and fourth are drawn as the first two
+    are, dashed."""
     figure, axes = plt.subplots(
         1, len(panels), figsize=(4 * len(panels), 3.2), sharey=True, squeeze=False, layout="constrained"
     )
     for axis, (title, measures) in zip(axes[0], panels.items()):
-        for (measure, estimates), color in zip(measures.items(), (PURPLE, BLUE)):
+        styles = itertools.product(("o-", "s--"), (PURPLE, BLUE))
+        for number, ((measure, estimates), (line, color)) in enumerate(zip(measures.items(), styles)):
             middle, low, high = (np.array(part) for part in zip(*estimates))
-            axis.errorbar(range(1, len(middle) + 1), middle, yerr=whiskers(middle, low, high), fmt="o-", ms=4,
-                          capsize=2, color=color, label=measure)  # fmt: skip
+            places = np.arange(1, len(middle) + 1) + 0.1 * (number // 2)  # beside each other, to be told apart
+            axis.errorbar(places, middle, yerr=whiskers(middle, low, high), fmt=line, ms=4, capsize=2, color=color,
+                          label=measure)  # fmt: skip
         axis.axhline(0.5, color=GREY, lw=1, ls="--")
         axis.set(title=title, xlabel="versions of a sentence, k")
         axis.set_xticks(range(1, len(middle) + 1))

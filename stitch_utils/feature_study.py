@@ -86,6 +86,8 @@ class FeatureStudy:
     """The classes from sentences that have nothing to do with each other."""
     recovered: Mapping[str, list[Recovery]]
     """For 1, 2, ... versions; empty where it is not known which words are content."""
+    recovered_clean: Mapping[str, list[Recovery]]
+    """The same from the groups of which no version breaks a rule."""
     contexts: Mapping[str, Mapping[str, Mapping[int, list[Context]]]]
     """By direction and model, `a` or `b`: the top contexts of each feature there."""
 
@@ -114,13 +116,23 @@ class FeatureStudy:
         for direction in self.correlations:
             found |= self._figure14(f"figure14.{pair}.{direction}", direction)
             found |= self._figure4b(f"figure4b.{pair}.{direction}", direction)
-            for one in self.recovered.get(direction, ()):
-                for measure in ("accuracy", "balanced", "auc"):
-                    found |= getattr(one, measure).numbers(f"recovery.{pair}.{direction}.k_{one.k}.{measure}")
+            found |= self._recovery(f"recovery.{pair}.{direction}", direction)
+        if self.recovered:
+            found[f"recovery.{pair}.groups"] = len(self.groups.groups)
+            found[f"recovery.{pair}.kept_groups"] = sum(self.groups.clean)
         found[f"table7.{pair}.versions"] = self.groups.versions
         found[f"table7.{pair}.whole"] = self.groups.whole / self.groups.versions
         for rule, count in self.groups.broken.items():
             found[f"table7.{pair}.broken.{rule.replace(' ', '_')}"] = count / self.groups.versions
+        return found
+
+    def _recovery(self, start: str, direction: str) -> dict[str, float]:
+        found: dict[str, float] = {}
+        for name, features, of in (("k", "features", self.recovered), ("kept", "kept_features", self.recovered_clean)):
+            for one in of.get(direction, ()):
+                for measure in ("accuracy", "balanced", "auc"):
+                    found |= getattr(one, measure).numbers(f"{start}.{name}_{one.k}.{measure}")
+                found[f"{start}.{features}"] = one.content + one.others  # the same for every k
         return found
 
     def _figure14(self, start: str, direction: str) -> dict[str, float]:
@@ -194,7 +206,7 @@ def study_features(
         config, correlations, groups,
         {direction: classify(found, **options) for direction, found in presence.items()},
         {direction: classify(unrelated(found, seed=config.seed), **options) for direction, found in presence.items()},
-        _recovered(models, layers, saes, presence, groups, config, options), contexts,
+        *_recovered(models, layers, saes, presence, groups, config, options), contexts,
     )  # fmt: skip
 
 
@@ -203,16 +215,20 @@ def _first(batches, documents: int):
     return itertools.takewhile(lambda batch: int(batch.documents.min()) < documents, batches)
 
 
-def _recovered(models, layers, saes, presence, groups: AugmentedGroups, config: FeatureStudyConfig, options) -> dict:
+def _recovered(
+    models, layers, saes, presence, groups: AugmentedGroups, config: FeatureStudyConfig, options
+) -> tuple[dict[str, list[Recovery]], dict[str, list[Recovery]]]:
+    """From all groups, and from those of which no version breaks a rule; the same words are known for both."""
     if groups.source != "world":
-        return {}
+        return {}, {}
     marked = marked_groups(world_stream(config.seed), len(groups.groups), config.versions)
     sentences = [sentence for group in marked for sentence in group]
-    found = {}
+    everywhere, clean = {}, {}
     for direction, (source, _) in SIDES.items():
         known = known_words(models[source], layers[source], saes[source], sentences)
-        try:
-            found[direction] = recovery(presence[direction], known, seed=config.seed, **options)
-        except OneKindError:  # all features are of one kind, which happens in small runs: nothing to tell apart
-            found[direction] = []
-    return found
+        for found, some in ((everywhere, presence[direction]), (clean, presence[direction][groups.clean])):
+            try:
+                found[direction] = recovery(some, known, seed=config.seed, **options)
+            except OneKindError:  # all features are of one kind, which happens in small runs: nothing to tell apart
+                found[direction] = []
+    return everywhere, clean

@@ -78,7 +78,10 @@ def test_the_world_has_versions_of_its_own():
     kept = augmented_groups(pair, 40, 3, keep=2)
     assert 0 < len(kept.groups) < 40 and {len(group) for group in kept.groups} == {3}
     assert not any(broken_rules(group[0], version) for group in kept.groups for version in group[1:])
-    assert kept[1:] == found[1:]
+    assert kept[1:-1] == found[1:-1] and kept.clean == [True] * len(kept.groups)
+    whole = augmented_groups(pair, 40, 3, keep=3)
+    assert whole.groups == [group for group, clean in zip(found.groups, found.clean) if clean]
+    assert 0 < len(whole.groups) < len(kept.groups)
     other = augmented_groups(pair, 40, 3, config=RewritingConfig(seed=1))
     assert other.groups != found.groups
 

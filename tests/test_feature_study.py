@@ -1,6 +1,7 @@
 """The study of section 5 as a whole: what its numbers are numbers of, and that the claims find theirs."""
 
 import dataclasses
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,14 @@ import torch
 import yaml
 from toy_saes import make_sae
 
-from stitch_utils import feature_plots
+from stitch_utils import feature_plots, feature_study
 from stitch_utils.augmentation import classify, feature_presence
+from stitch_utils.augmented_text import RewritingConfig, augmented_groups, broken_rules
 from stitch_utils.embedded.world import augmented_sentences
-from stitch_utils.feature_study import FeatureStudyConfig, feature_study_config, study_features
+from stitch_utils.feature_study import FeatureStudy, FeatureStudyConfig, feature_study_config, study_features
 from stitch_utils.fitting import pair_moments
 from stitch_utils.harvest import evaluation_batches
+from stitch_utils.known_words import KnownWords, recovery
 from stitch_utils.models import load_models
 from stitch_utils.pairs import load_pair
 from stitch_utils.stitch import fit_exact
@@ -74,6 +77,30 @@ def test_the_numbers_are_those_of_the_classes(run):
         assert run.numbers[f"{start}.better"] == pytest.approx(better)
 
 
+def test_words_are_recovered_from_all_groups_and_from_those_that_keep_the_structure(monkeypatch):
+    groups = augmented_groups(load_pair("tiny"), 40, 3, config=RewritingConfig(seed=3))
+    whole = [not any(broken_rules(group[0], version) for version in group[1:]) for group in groups.groups]
+    assert 5 < sum(whole) < 40
+    generator = np.random.default_rng(0)
+    presence = {way: generator.random((40, 4, 64)) < generator.uniform(0.5, 1, 64) for way in ("up", "down")}
+    known = KnownWords(generator.random(64), np.full(64, 20), 0.5)
+    monkeypatch.setattr(feature_study, "known_words", lambda model, layer, sae, sentences: known)
+    options = {"share": 0.3, "min_groups": 2}
+    found = feature_study._recovered((0, 0), LAYERS, (0, 0), presence, groups, CONFIG, options)
+    monkeypatch.setattr(FeatureStudy, "_figure14", lambda *_: {})
+    monkeypatch.setattr(FeatureStudy, "_figure4b", lambda *_: {})
+    numbers = FeatureStudy(CONFIG, presence, groups, {}, {}, *found, {}).numbers("mine")
+    assert (numbers["recovery.mine.groups"], numbers["recovery.mine.kept_groups"]) == (40, sum(whole))
+    for way, name in itertools.product(("up", "down"), ("k", "kept")):
+        some = presence[way] if name == "k" else np.stack([one for one, good in zip(presence[way], whole) if good])
+        expected, start = recovery(some, known, seed=3, **options), f"recovery.mine.{way}"
+        assert [one.k for one in expected] == [1, 2, 3]
+        assert numbers[f"{start}.{'features' if name == 'k' else 'kept_features'}"] == 64
+        for one, measure in itertools.product(expected, ("auc", "balanced", "accuracy")):
+            assert getattr(one, measure).numbers(f"{start}.{name}_{one.k}.{measure}").items() <= numbers.items()
+    assert numbers["recovery.mine.up.k_3.auc"] != numbers["recovery.mine.up.kept_3.auc"]
+
+
 def test_contexts_are_of_the_model_that_they_are_named_after(run):
     every = evaluation_batches(run.pair, run.pair.scale("smoke"), run.models[0].tokenizer)
     batches = [batch for batch in every if batch.documents.min() < CONFIG.context_documents]
@@ -130,6 +157,11 @@ def test_the_figures_show_what_they_are_given():
     figure = feature_plots.recovery_by_versions({"up": {"AUC": [(0.6, 0.5, 0.7), (0.8, 0.7, 0.9)]}})
     line = figure.axes[0].containers[0][0]
     assert (list(line.get_xdata()), list(line.get_ydata())) == ([1, 2], [0.6, 0.8])
+    four = {title: [(value, value, value)] for title, value in zip("abcd", (0.6, 0.7, 0.8, 0.9))}
+    lines = [container[0] for container in feature_plots.recovery_by_versions({"up": four}).axes[0].containers]
+    assert [line.get_linestyle() for line in lines] == ["-", "-", "--", "--"]
+    assert [line.get_color() for line in lines[:2]] == [line.get_color() for line in lines[2:]]
+    assert [line.get_ydata()[0] for line in lines] == [0.6, 0.7, 0.8, 0.9]
 
 
 def test_sizes():
