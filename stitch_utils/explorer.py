@@ -95,7 +95,7 @@ texts in which it is most active; click to keep them.</div>
   const root = document.getElementById("@NAME@");
   const data = JSON.parse(root.querySelector('script[type="application/json"]').textContent);
   const panel = root.querySelector(".feature-contexts"), cloud = root.querySelector(".feature-cloud");
-  let kept = false;
+  let kept = false, freed = false;
   const element = (tag, text, style) => {
     const made = document.createElement(tag);
     if (text) made.textContent = text;
@@ -132,8 +132,9 @@ texts in which it is most active; click to keep them.</div>
     };
     Plotly.newPlot(cloud, traces, layout, {responsive: true, displaylogo: false}).then(() => {
       cloud.on("plotly_hover", event => { if (!kept) show(event.points[0]); });
-      cloud.on("plotly_click", event => { kept = true; show(event.points[0]); });
-      cloud.on("plotly_doubleclick", () => { kept = false; });
+      cloud.on("plotly_click", event => { if (!freed) { kept = true; show(event.points[0]); } });
+      // On a feature its second click is told once more as a click, behind it in the same turn.
+      cloud.on("plotly_doubleclick", () => { kept = false; freed = true; setTimeout(() => { freed = false; }); });
       root.dataset.drawn = "yes";
     });
   };

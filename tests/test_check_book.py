@@ -23,6 +23,8 @@ def book(tmp_path):
 
 
 WHOLE = (
+    '<div class="feature-explorer"></div>'
+    "<script>setTimeout(() => document.querySelector('.feature-explorer').dataset.drawn = 'yes', 1500)</script>"
     '<p id="p">x</p><img src="dot.gif"><a href="#p"></a><a href="sub/b%20c.html#one"></a><a href="https://x.org/y#z">'
 )
 
@@ -66,9 +68,11 @@ def test_without_a_browser_only_links_are_said_to_be_whole(book, capsys, monkeyp
         ("<script>missing()</script>", "console: Uncaught ReferenceError: missing is not defined"),
         ('<script>console.error("of", "ours")</script>', "console: of ours"),
         ('<img src="data:image/png;base64,AAAA">', "image does not load: data:image/png;base64,AAAA"),
+        ('<div class="feature-explorer"></div>', "1 explorer of features not drawn"),
     ],
 )
-def test_what_breaks_a_page(book, body, said):
+def test_what_breaks_a_page(book, body, said, monkeypatch):
+    monkeypatch.setattr("check_book.PATIENCE", 1)
     found = broken_pages(book(body))
     assert f"index.html (desktop): {said}" in found and f"index.html (phone): {said}" in found
 
