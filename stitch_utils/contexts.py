@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import html
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -28,6 +28,8 @@ from .text import TokenBatch
 TOKENS_AT_ONCE = 4096
 ENTRIES_AT_ONCE = 2**26  # tokens x features: bounds their activations to 0.25 GB
 NOTHING = -1  # in the place of a token, beyond the ends of a context
+BROKEN = "\ufffd"  # what a decoder writes for bytes that are a part of a character only
+LONGEST = 8  # tokens that are tried to make whole characters; one of four bytes has four at most
 
 
 class Context(NamedTuple):
@@ -35,7 +37,8 @@ class Context(NamedTuple):
 
     document: int
     tokens: tuple[tuple[str, float], ...]
-    """Each token as it is written, with the feature's activation there."""
+    """Each token as it is written, with the feature's activation there; tokens that share a character's bytes are one
+    piece, with their largest activation."""
     peak: int
     """Which of them is the most active."""
 
@@ -161,16 +164,44 @@ def _joined(parts: Sequence[_Found]) -> _Found:
 
 
 def _contexts(found: _Found, wanted: np.ndarray, tokenizer, before: int) -> dict[int, list[Context]]:
+    def decode(ids: list[int]) -> str:
+        return tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+
     @functools.cache
     def written(token: int) -> str:
-        return tokenizer.decode([token], clean_up_tokenization_spaces=False)
+        return decode([token])
 
     lists: dict[int, list[Context]] = {int(feature): [] for feature in wanted}
     for feature, document, _, tokens, activations in zip(*found):
         shown = np.flatnonzero(tokens != NOTHING)
-        pieces = tuple((written(int(tokens[i])), float(activations[i])) for i in shown)
-        lists[int(feature)].append(Context(int(document), pieces, int(np.flatnonzero(shown == before)[0])))
+        ids, peak = tokens[shown].tolist(), int(np.flatnonzero(shown == before)[0])
+        ends = _ends(ids, written, decode)
+        starts = [0, *ends[:-1]]
+        pieces = tuple(
+            (
+                written(ids[start]) if end == start + 1 else decode(ids[start:end]),
+                float(activations[shown][start:end].max()),
+            )
+            for start, end in zip(starts, ends)
+        )
+        lists[int(feature)].append(Context(int(document), pieces, int(np.searchsorted(ends, peak, side="right"))))
     return lists
+
+
+def _ends(ids: list[int], written: Callable[[int], str], decode: Callable[[list[int]], str]) -> list[int]:
+    """Where each piece ends: behind the token, or behind the last that is needed to write it in whole characters.
+
+    A character of which the context holds a part stays broken, as its tokens are.
+    """
+    ends, start = [], 0
+    while start < len(ids):
+        end = start + 1
+        if BROKEN in written(ids[start]):
+            longer = range(start + 2, min(len(ids), start + LONGEST) + 1)
+            end = next((end for end in longer if BROKEN not in decode(ids[start:end])), end)
+        ends.append(end)
+        start = end
+    return ends
 
 
 def highlighted(context: Context, *, rgb: str = "226, 135, 40") -> str:

@@ -2,9 +2,11 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from toy_saes import LATENTS, make_sae
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from stitch_utils import contexts
 from stitch_utils.contexts import Context, highlighted, top_contexts
@@ -59,13 +61,35 @@ def naive(model, sae, batches, n, before, after):
             while end < place + after and belongs(end + 1):
                 end += 1
             stretch = slice(start, end + 1)
-            tokens = [model.tokenizer.decode([token]) for token in batch.tokens[row, stretch].tolist()]
-            found[feature][document] = (value, tokens, latents[row, stretch, feature].tolist(), place - start)
+            ids, activations = batch.tokens[row, stretch].tolist(), latents[row, stretch, feature].tolist()
+            found[feature][document] = (value, *in_characters(model.tokenizer, ids, activations, place - start))
     lists = {}
     for feature, documents in found.items():
         order = sorted(documents, key=lambda document: (-documents[document][0], document))[:n]
         lists[feature] = [(document, *documents[document][1:]) for document in order]
     return lists
+
+
+def in_characters(tokenizer, ids, activations, peak):
+    """Texts, largest activations and the peak's place, of tokens that are joined wherever a character goes on."""
+    bytes_of = {letter: byte for byte, letter in bytes_to_unicode().items()}
+    written = [bytes(bytes_of[letter] for letter in token) for token in tokenizer.convert_ids_to_tokens(ids)]
+    pieces, start = [], 0
+    while start < len(ids):
+        end = start + 1
+        while True:  # the shortest run that is UTF-8; where there is none, one token
+            try:
+                text = b"".join(written[start:end]).decode()
+                break
+            except UnicodeDecodeError:
+                end += 1
+                if end > len(ids):
+                    end, text = start + 1, tokenizer.decode([ids[start]])
+                    break
+        pieces.append((text, max(activations[start:end]), start <= peak < end))
+        start = end
+    texts, largest, peaks = map(list, zip(*pieces))
+    return texts, largest, peaks.index(True)
 
 
 def same(found, expected):
@@ -99,6 +123,30 @@ def test_a_context_is_of_the_tokens_as_they_are_written(model, sae):
         assert context.peak == len(context.tokens) - 1
         assert context.text == "".join(token for token, _ in context.tokens)
         assert context.tokens[context.peak][1] == max(value for _, value in context.tokens)
+
+
+def test_the_bytes_of_a_character_are_one_piece(model):
+    """Whole and cut at either end, alone and beside others; the peak may be any of its tokens."""
+    tokenizer = model.tokenizer
+    ids = tokenizer("a TÜLMÜ €€ 東京 é", add_special_tokens=False)["input_ids"]
+    broken = ["\ufffd" in tokenizer.decode([token]) for token in ids]
+    assert sum(broken) > 8 and not all(broken)
+    for start, peak in itertools.product((0, broken.index(True) + 1), range(3)):
+        some = ids[start:] if start else ids
+        place = min(len(some) - 1, broken[start:].index(True) + peak)
+        activations = np.random.default_rng(peak).random(len(some)).astype(np.float32)
+        activations[place] = 2
+        width, before = 2 * len(some) + 1, len(some)
+        tokens, values = np.full((1, width), contexts.NOTHING), np.zeros((1, width), np.float32)
+        where = slice(before - place, before - place + len(some))
+        tokens[0, where], values[0, where] = some, activations
+        found = contexts._Found(np.array([7]), np.array([3]), np.array([2.0]), tokens, values)
+        (context,) = contexts._contexts(found, np.array([7]), tokenizer, before)[7]
+        texts, largest, at = in_characters(tokenizer, some, activations.tolist(), place)
+        assert [text for text, _ in context.tokens] == texts and context.peak == at
+        assert [value for _, value in context.tokens] == largest and context.tokens[at][1] == 2
+        assert ("\ufffd" in context.text) == (start > 0)
+        assert start or context.text == tokenizer.decode(ids)
 
 
 def test_highlights_are_as_strong_as_activations():
