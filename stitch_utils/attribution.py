@@ -18,7 +18,8 @@ prediction depends on the mean of v_i over the vocabulary; Eq. 10 as printed kee
 Everything is summed in one pass, around running means (Chan, Golub & LeVeque 1983) and in float64, so that memory
 grows with the number of features alone.
 
-Offers `Twins`, `carried`, `attribution_correlations`, `AttributionCorrelation`, `summarise`, `against_random`.
+Offers `Twins`, `carried`, `attribution_correlations`, `AttributionCorrelation`, `summarise`, `median`,
+`against_random`.
 """
 
 from __future__ import annotations
@@ -277,6 +278,13 @@ def summarise(correlations: Float[np.ndarray, " features"], *, seed: int = 0) ->
     draws = np.array([statistics(drawn) for drawn in _resampled(values, np.random.default_rng(seed))])
     estimates = (from_draws(value, column) for value, column in zip(statistics(values), draws.T))
     return CorrelationSummary(*estimates, len(values))
+
+
+def median(values: Float[np.ndarray, " features"], *, seed: int = 0) -> Estimate:
+    """The median over features; interval by resampling them. ValueError if none is a number."""
+    values = _numbers(values, "values")
+    draws = np.array([np.median(drawn) for drawn in _resampled(values, np.random.default_rng(seed))])
+    return from_draws(np.median(values), draws)
 
 
 class AgainstRandom(NamedTuple):

@@ -38,7 +38,8 @@ from .text import read_documents
 # App. H.1's rules in other words, with an example of our own.
 INSTRUCTION = """\
 Rewrite a sentence so that it keeps its form and says something that has nothing to do with the original.
-- Leave all function words ("the", "of", "because", "has" and the like) and all punctuation marks as and where they are.
+- Leave all function words ("the", "of", "because", "has" and the like) and all punctuation marks (full stops, commas, \
+quotation marks, dashes, brackets of any kind) as and where they are.
 - Replace each content word, whether noun, verb, adjective or adverb, by one that fits its place in the grammar and \
 comes from an entirely different area of life (such as "sing" -> "measure", "river" -> "pencil").
 - Use neither synonyms nor words from the original's area.
@@ -251,5 +252,9 @@ def _answer(text: str) -> str:
 
 def show_augmentations(groups: Sequence[Sequence[str]], count: int = 2) -> pd.DataFrame:
     """Table 7: the first groups, the original of each as version 1."""
-    rows = [(number, sentence) for group in groups[:count] for number, sentence in enumerate(group, 1)]
-    return pd.DataFrame(rows, columns=["version", "sentence"])
+    rows = [
+        (which, number, sentence)
+        for which, group in enumerate(groups[:count], 1)
+        for number, sentence in enumerate(group, 1)
+    ]
+    return pd.DataFrame(rows, columns=["group", "version", "sentence"])

@@ -36,7 +36,8 @@ def correlation_histograms(panels: Mapping[str, Mapping[str, np.ndarray]], *, la
 
 
 def class_densities(panels: Mapping[str, Mapping[str, np.ndarray]], *, random: Mapping[str, tuple]) -> Figure:
-    """Fig. 4b: densities of both classes, and above the share that each has in a bin if both had as many features.
+    """Fig. 4b: densities of both classes, and above the share that each has in a bin if both had as many features, with
+    the number of features in the bin.
 
     `random`: {title: (low, high)}, between which most correlations lie across a random stitch.
     """
@@ -46,6 +47,7 @@ def class_densities(panels: Mapping[str, Mapping[str, np.ndarray]], *, random: M
     )  # fmt: skip
     for (above, below), (title, values) in zip(axes.T, panels.items()):
         densities = {kind: np.histogram(some, bins=COARSE, density=True)[0] for kind, some in values.items()}
+        counts = sum(np.histogram(some, bins=COARSE)[0] for some in values.values())
         total = np.maximum(sum(densities.values()), 1e-12)
         bottom = np.zeros(len(total))
         for kind, density in densities.items():
@@ -55,8 +57,12 @@ def class_densities(panels: Mapping[str, Mapping[str, np.ndarray]], *, random: M
             below.stairs(density, COARSE, color=OF_KIND[kind], fill=True, alpha=0.4)
             below.stairs(density, COARSE, color=OF_KIND[kind], lw=1.4, label=f"{kind} ({len(values[kind])})")
         above.axhline(0.5, color="white", lw=1)
+        for middle, count in zip((COARSE[:-1] + COARSE[1:]) / 2, np.broadcast_to(counts, len(total))):
+            if count:
+                above.text(middle, 1.03, str(count), ha="center", va="bottom", rotation=90, fontsize=6)
         below.axvspan(*random[title], color=GREY, alpha=0.5, lw=0, label="random stitch")
-        above.set(title=title, ylim=(0, 1))
+        above.set(ylim=(0, 1))
+        above.set_title(title, pad=22)  # above the numbers
         below.set(xlabel="attribution correlation", xlim=(-1, 1), xticks=TICKS)
         below.legend(frameon=False, loc="upper left")
     axes[0, 0].set(ylabel="relative density")

@@ -17,7 +17,16 @@ from dataclasses import dataclass
 import numpy as np
 from sae_lens import SAE
 
-from .attribution import SIDES, AttributionCorrelation, against_random, attribution_correlations, carried, summarise
+from .attribution import (
+    MIN_FIRES,
+    SIDES,
+    AttributionCorrelation,
+    against_random,
+    attribution_correlations,
+    carried,
+    median,
+    summarise,
+)
 from .augmentation import FeatureClasses, classify, density_ratios, feature_presence, matched_rates, unrelated
 from .augmented_text import AugmentedGroups, RewritingConfig, augmented_groups, world_stream
 from .contexts import Context, top_contexts
@@ -45,6 +54,10 @@ class FeatureStudyConfig:
     """Of the groups in which a feature fires at all, those in which it must fire in all versions to be structural."""
     min_groups: int = 5
     """Groups in which a feature must fire to be classed."""
+    threshold: float = 0.0
+    """That an activation must exceed for a feature to count as firing in a sentence."""
+    min_fires: int = MIN_FIRES
+    """Tokens on which a feature must fire, in both models, to be compared."""
     contexts: int = 3
     """Texts that are kept of each feature and model."""
     context_documents: int = 200
@@ -55,6 +68,11 @@ class FeatureStudyConfig:
     def __post_init__(self):
         if min(self.sentences, self.versions, self.contexts, self.context_documents) < 1:
             raise ValueError("at least one sentence, version, context and document are needed")
+        if min(self.min_groups, self.min_fires) < 1 or self.threshold < 0:
+            raise ValueError(
+                f"expected min_groups >= 1, min_fires >= 1 and threshold >= 0: got {self.min_groups}, "
+                f"{self.min_fires} and {self.threshold}"
+            )
 
 
 _SIZES = {
@@ -65,12 +83,13 @@ _SIZES = {
 
 
 def feature_study_config(pair: ModelPair, scale: str, *, seed: int = 0, **changes) -> FeatureStudyConfig:
-    """The sizes of a scale, with `changes` to them; a model that writes versions takes its time even at scale smoke."""
+    """The sizes of a scale, with `changes` to them, None standing for no change; a model that writes versions takes its
+    time even at scale smoke."""
     pair.scale(scale)  # says which there are
     sizes = _SIZES.get(scale, _SIZES["default"]) | {"seed": seed}
     if scale == "smoke" and pair.augmenter is not None:
         sizes["sentences"] = 4
-    return FeatureStudyConfig(**sizes | changes)
+    return FeatureStudyConfig(**sizes | {name: value for name, value in changes.items() if value is not None})
 
 
 @dataclass(frozen=True)
@@ -91,9 +110,13 @@ class FeatureStudy:
     contexts: Mapping[str, Mapping[str, Mapping[int, list[Context]]]]
     """By direction and model, `a` or `b`: the top contexts of each feature there."""
 
+    def fires_enough(self, direction: str) -> np.ndarray:
+        """Features that can be compared with their twins across the fitted stitch."""
+        return self.correlations[direction]["transferred"].alive(self.config.min_fires)
+
     def alive(self, direction: str) -> np.ndarray:
         """Features that fire often enough in both models, whose classes are known."""
-        return self.correlations[direction]["transferred"].alive() & ~self.classes[direction].dead
+        return self.fires_enough(direction) & ~self.classes[direction].dead
 
     def of_kind(self, direction: str, kind: str) -> np.ndarray:
         """Numbers of the living features of a class."""
@@ -101,8 +124,8 @@ class FeatureStudy:
 
     def correlation(self, direction: str, twin: str = "transferred") -> np.ndarray:
         """Of all features that are alive across the fitted stitch, and across this one."""
-        found = self.correlations[direction]
-        return found[twin].correlation[found["transferred"].alive() & np.isfinite(found[twin].correlation)]
+        found = self.correlations[direction][twin].correlation
+        return found[self.fires_enough(direction) & np.isfinite(found)]
 
     def random_band(self, direction: str) -> tuple[float, float]:
         """Between which nine tenths of the correlations across the random stitch lie; NaN where no twin fires."""
@@ -147,7 +170,8 @@ class FeatureStudy:
         if all(map(len, values.values())):
             beside = against_random(values["transferred"], values["random"], seed=self.config.seed)
             found |= beside.better.numbers(f"{start}.better") | beside.negative.numbers(f"{start}.negative")
-        found[f"{start}.features"] = len(values["transferred"])
+        enough = self.fires_enough(direction)
+        found[f"{start}.features"], found[f"{start}.left_out"] = int(enough.sum()), int((~enough).sum())
         return found
 
     def _figure4b(self, start: str, direction: str) -> dict[str, float]:
@@ -160,7 +184,7 @@ class FeatureStudy:
             if len(some):
                 summary = summarise(result.correlation[some], seed=self.config.seed)
                 found |= summary.mean.numbers(f"{start}.{kind}.mean") | summary.spread.numbers(f"{start}.{kind}.spread")
-                found[f"{start}.{kind}.rate"] = float(np.median(result.firing_rate[some]))
+                found |= median(result.firing_rate[some], seed=self.config.seed).numbers(f"{start}.{kind}.rate")
         if all(len(self.of_kind(direction, kind)) for kind in KINDS):
             options = {"alive": self.alive(direction), "seed": self.config.seed}
             low, high = density_ratios(result.correlation, classes, **options)
@@ -188,7 +212,9 @@ def study_features(
     rewriting = RewritingConfig(seed=config.seed, at_once=min(RewritingConfig.at_once, config.sentences))
     groups = augmented_groups(pair, config.sentences, config.versions, config=rewriting)
     presence = {
-        direction: feature_presence(models[source], layers[source], saes[source], groups.groups)
+        direction: feature_presence(
+            models[source], layers[source], saes[source], groups.groups, threshold=config.threshold
+        )
         for direction, (source, _) in SIDES.items()
     }
     options = {"share": config.share, "min_groups": config.min_groups}
@@ -228,7 +254,7 @@ def _recovered(
         known = known_words(models[source], layers[source], saes[source], sentences)
         for found, some in ((everywhere, presence[direction]), (clean, presence[direction][groups.clean])):
             try:
-                found[direction] = recovery(some, known, seed=config.seed, **options)
+                found[direction] = recovery(some, known, seed=config.seed, min_fires=config.min_fires, **options)
             except OneKindError:  # all features are of one kind, which happens in small runs: nothing to tell apart
                 found[direction] = []
     return everywhere, clean

@@ -86,7 +86,8 @@ def test_the_world_has_versions_of_its_own():
     assert other.groups != found.groups
 
     table = show_augmentations(found.groups)
-    assert list(table["version"]) == [1, 2, 3, 4] * 2 and list(table["sentence"]) == found.groups[0] + found.groups[1]
+    assert list(table["group"]) == [1] * 4 + [2] * 4 and list(table["version"]) == [1, 2, 3, 4] * 2
+    assert list(table["sentence"]) == found.groups[0] + found.groups[1]
 
 
 # ---- versions by a model -------------------------------------------------------------------------------------------
@@ -197,6 +198,18 @@ def test_sentences_without_enough_versions_are_left_out(pair, monkeypatch):
     assert len(found.groups) == 4 and found.broken["empty"] == 2 and found.broken["content words"] == 10
     with pytest.raises(ValueError, match=r"none of 6 sentences has 1 versions by .* that keep its structure"):
         augmented_groups(pair, 6, 2, keep=1, config=CONFIG)
+
+
+def test_the_prompt_says_every_rule():
+    """App. H.1: meaning, function words and each kind of mark, kinds of content words, grammar, nothing else said."""
+    asked = augmented_text.INSTRUCTION.format(sentence="It {is} so.")
+    rules = asked.split('Input: "')[0]
+    for rule in (
+        "nothing to do with", "function words", "commas", "full stops", "brackets", "dashes", "nothing else",
+        "noun, verb, adjective", "entirely different area", "grammar", "correct", " -> ",
+    ):  # fmt: skip
+        assert rule in rules
+    assert asked.count('Input: "') == 2 and asked.endswith('Input: "It {is} so."\nOutput:')
 
 
 def test_a_model_without_a_chat_template_goes_on_with_the_text(pair, hub_root):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from scipy import stats
 from toy_saes import make_sae
 
 from stitch_utils import feature_plots, feature_study
@@ -23,7 +24,10 @@ from stitch_utils.pairs import load_pair
 from stitch_utils.stitch import fit_exact
 
 LAYERS = (1, 2)
-CONFIG = FeatureStudyConfig(sentences=40, versions=3, share=0.3, min_groups=2, contexts=2, context_documents=6, seed=3)
+CONFIG = FeatureStudyConfig(
+    sentences=40, versions=3, share=0.3, min_groups=2, threshold=5.0, min_fires=12, contexts=2, context_documents=6,
+    seed=3,
+)  # fmt: skip
 ROOT = Path(__file__).parents[1]
 
 
@@ -53,21 +57,29 @@ def test_the_numbers_are_those_of_the_classes(run):
     assert run.study.groups.groups == groups
     for number, direction in enumerate(("up", "down")):
         model, layer, sae = run.models[number], LAYERS[number], run.saes[number]
-        classes = classify(feature_presence(model, layer, sae, groups), share=0.3, min_groups=2)
+        presence = feature_presence(model, layer, sae, groups, threshold=5)
+        assert (presence != feature_presence(model, layer, sae, groups)).any()
+        classes = classify(presence, share=0.3, min_groups=2)
         result = run.study.correlations[direction]["transferred"]
         fires = np.minimum(result.firing_rate, result.twin_firing_rate) * result.n_tokens
-        alive = (fires > 9.5) & np.isfinite(result.correlation)
+        alive = (fires > 11.5) & np.isfinite(result.correlation)
         start = f"figure4b.mine.{direction}"
         for kind in ("structural", "semantic"):
             some = getattr(classes, kind) & alive
             assert some.sum() == run.numbers[f"{start}.{kind}.features"] > 0
             assert run.numbers[f"{start}.{kind}.mean"] == pytest.approx(result.correlation[some].mean())
             assert run.numbers[f"{start}.{kind}.spread"] == pytest.approx(result.correlation[some].std())
-            assert run.numbers[f"{start}.{kind}.rate"] == pytest.approx(np.median(result.firing_rate[some]))
+            rates = result.firing_rate[some]
+            assert run.numbers[f"{start}.{kind}.rate"] == pytest.approx(np.median(rates))
+            spread = stats.bootstrap((rates,), np.median, method="percentile", n_resamples=999, rng=0)
+            for bound, expected in zip(("low", "high"), spread.confidence_interval):
+                found = run.numbers[f"{start}.{kind}.rate.{bound}"]
+                assert (rates <= found).mean() == pytest.approx((rates <= expected).mean(), abs=0.15)
         difference = run.numbers[f"{start}.structural.mean"] - run.numbers[f"{start}.semantic.mean"]
         assert run.numbers[f"{start}.all.mean"] == pytest.approx(difference)
         start = f"figure14.mine.{direction}"
         assert run.numbers[f"{start}.features"] == alive.sum()
+        assert run.numbers[f"{start}.left_out"] == len(alive) - alive.sum() > 0
         assert run.numbers[f"{start}.transferred.median"] == pytest.approx(np.median(result.correlation[alive]))
         random = run.study.correlations[direction]["random"].correlation[alive]
         random = random[np.isfinite(random)]
@@ -86,6 +98,8 @@ def test_words_are_recovered_from_all_groups_and_from_those_that_keep_the_struct
     known = KnownWords(generator.random(64), np.full(64, 20), 0.5)
     monkeypatch.setattr(feature_study, "known_words", lambda model, layer, sae, sentences: known)
     options = {"share": 0.3, "min_groups": 2}
+    few = dataclasses.replace(CONFIG, min_fires=21)  # than any word is known to make a feature fire
+    assert feature_study._recovered((0, 0), LAYERS, (0, 0), presence, groups, few, options)[0] == {"up": [], "down": []}
     found = feature_study._recovered((0, 0), LAYERS, (0, 0), presence, groups, CONFIG, options)
     monkeypatch.setattr(FeatureStudy, "_figure14", lambda *_: {})
     monkeypatch.setattr(FeatureStudy, "_figure4b", lambda *_: {})
@@ -154,6 +168,8 @@ def test_the_figures_show_what_they_are_given():
     shares = [patch for patch in figure.axes[0].patches if patch.get_height() > 0]
     at = {(round(patch.get_x(), 2), round(patch.get_height(), 2)) for patch in shares}
     assert {(-0.5, 1.0), (0.5, 1.0), (0.1, 1.0)} <= at
+    numbers = {(round(text.get_position()[0], 2), text.get_text()) for text in figure.axes[0].texts}
+    assert numbers == {(-0.45, "1"), (0.15, "1"), (0.55, "2"), (0.95, "1")}
     figure = feature_plots.recovery_by_versions({"up": {"AUC": [(0.6, 0.5, 0.7), (0.8, 0.7, 0.9)]}})
     line = figure.axes[0].containers[0][0]
     assert (list(line.get_xdata()), list(line.get_ydata())) == ([1, 2], [0.6, 0.8])
@@ -168,6 +184,11 @@ def test_sizes():
     pair = load_pair("tiny")
     assert feature_study_config(pair, "default", seed=2, share=0.7) == FeatureStudyConfig(400, share=0.7, seed=2)
     assert feature_study_config(pair, "smoke").sentences == 40
+    assert feature_study_config(pair, "smoke", min_groups=None, min_fires=3).min_groups == 2
+    assert feature_study_config(pair, "smoke", min_groups=4, threshold=0.5).min_groups == 4
+    for wrong in ({"min_groups": 0}, {"min_fires": 0}, {"threshold": -0.1}):
+        with pytest.raises(ValueError, match="expected min_groups >= 1, min_fires >= 1 and threshold >= 0"):
+            dataclasses.replace(CONFIG, **wrong)
     assert feature_study_config(load_pair("gpt2"), "smoke").sentences == 4
     with pytest.raises(ValueError, match="unknown scale 'huge'"):
         feature_study_config(pair, "huge")
