@@ -17,6 +17,7 @@ from hub.corpora import ifeval_rows
 from huggingface_hub import constants
 from renew_reference import REFERENCE, ROOT, copy_sources
 
+from stitch_utils.feature_study import feature_study_config
 from stitch_utils.instructions import instruction_kinds
 from stitch_utils.models import load_tokenizer
 from stitch_utils.pairs import PAIRS_FOLDER, load_pair
@@ -87,6 +88,9 @@ def runs(hub, home, book_root, fetched_prompts, tmp_path_factory):
         for folder in (Path("book", "runs", pair), Path("results", pair)):
             if (root / folder).is_dir():
                 shutil.copytree(root / folder, book_root / folder)
+        (book_root / "kept" / pair).mkdir(parents=True)
+        for path in (root / "artifacts").rglob("augmented-*.jsonl"):
+            shutil.copy(path, book_root / "kept" / pair)
         return outcome
 
     with ThreadPoolExecutor(2) as pool:
@@ -113,6 +117,17 @@ def test_the_chapter_runs_on_the_papers_pair(pair, runs, book_root):
     assert results["run.stand_in"] is True and results[f"figure6.{pair}.chosen_layer_b"] == written(pair)["b"]["layer"]
     assert results[f"table1.{pair}.a_to_b_to_a"] > 0
     assert results[f"table1.{pair}.documents"] == written(pair)["scales"]["smoke"]["eval_documents"]
+
+
+def test_features_are_classed_by_versions_that_a_model_wrote(runs, book_root):
+    results = book_root / "results" / "gpt2"
+    assert {"feature_transfer.json", "functional_features.json"} <= {path.name for path in results.iterdir()}
+    asked = feature_study_config(load_pair("gpt2"), "smoke")
+    found = json.loads((results / "feature_transfer.json").read_text())
+    assert found["table7.gpt2.versions"] == asked.sentences * asked.versions
+    (kept,) = (book_root / "kept" / "gpt2").iterdir()
+    groups = [json.loads(line.split(" ", 1)[1]) for line in kept.read_text().splitlines()]
+    assert len(groups) >= asked.sentences and {len(group) for group in groups} == {1 + asked.versions}
 
 
 def test_the_pages_stand_in_the_book_and_count_for_nothing(runs, book_root, hub, home):
