@@ -10,9 +10,10 @@ layer l is what its mean contribution adds to the score of the first token,
 with k_1 the head's own key of the first token, c the scale of scores, N' the block's norm but for the division, sigma_l
 what that norm typically divides by, and R_t rotary embeddings at distances t = 1, 2, 4, ...; f_i is the mean activation
 where i fires. All of it is one product of matrices. Scores only propose: the test is *path ablation*. The contribution
-f_i(x_t) d_i is taken out of the stream of the current token where that one head forms its query, and only there; keys,
-other heads and the stream itself stay. What changes is the head's attention from that token to the first. It falls for
-a deactivation feature, and rises for an activation feature.
+f_i(x_t) d_i is taken out of that one head's input at the current token t, and only there: the token's query and its own
+key are formed without it (its own value, too, which changes no attention). The keys of other tokens, other heads and
+the stream itself stay. What changes is the head's attention from that token to the first. It falls for a deactivation
+feature, and rises for an activation feature.
 
 Offers `Path`, `PathEffect`, `path_ablation`, `heuristic_scores`, `deactivation_search`, `head_roles`.
 """
@@ -40,7 +41,7 @@ QUERIES_AT_ONCE = 512  # bounds the keys that are gathered for them: 0.1 GB at 5
 
 
 class Path(NamedTuple):
-    """From a feature to the query of a head."""
+    """From a feature to the input of a head."""
 
     feature: int | None
     """None: the whole reconstruction, decoder bias included."""
@@ -83,10 +84,10 @@ def path_ablation(
 ) -> list[PathEffect]:  # fmt: skip
     """For each path the head's attention to the first token with and without the feature, in one pass.
 
-    `sae` reads the stream before `layer`. Of a feature those ordinary tokens count on which it fires, of the whole
-    reconstruction all; only where the first token is in the head's window, and no more than `max_tokens` of them, which
-    in the batch that has too many are spread evenly. ValueError for a path to a head that lies before the SAE or does
-    not exist.
+    `sae` reads the stream before `layer`. Each token is ablated by itself, in its query and its own key. Of a feature
+    those ordinary tokens count on which it fires, of the whole reconstruction all; only where the first token is in the
+    head's window, and no more than `max_tokens` of them, which in the batch that has too many are spread evenly.
+    ValueError for a path to a head that lies before the SAE or does not exist.
     """
     heads = _heads(model, layer, {path.layer for path in paths})
     for path in paths:
@@ -167,10 +168,12 @@ def _encode(sae: SAE, y: Tensor, features: Sequence[int], reconstruct: bool) -> 
 
 
 def _to_first(head: Head, stream: Tensor, keys: Tensor, rows: Tensor, positions: Tensor) -> np.ndarray:
-    """Attention to the first token: (n,)."""
+    """Attention to the first token, (n,), of tokens whose query and own key come from `stream`, (n, d_model)."""
     found = []
     for x, row, position in zip(*(part.split(QUERIES_AT_ONCE) for part in (stream, rows, positions))):
-        found.append(head.attention(head.queries(x, position), keys[row], position)[:, 0])
+        seen = keys[row]  # a copy: (n, pos, d_head)
+        seen[torch.arange(len(x), device=x.device), position] = head.keys(x, position)
+        found.append(head.attention(head.queries(x, position), seen, position)[:, 0])
     return torch.cat(found).cpu().numpy()
 
 

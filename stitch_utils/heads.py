@@ -1,8 +1,9 @@
 r"""What an attention head looks at, worked out by hand from the residual stream before its block.
 
-Section 5.2 asks what one head would look at if one SAE feature did not reach it, everything else staying as it is. No
-hook of a model says that, so the one head is computed anew. With x_t the residual stream before block l, N the block's
-first norm, R_t the rotation of position t (none in GPT-2), the head's attention from t to s <= t is
+Section 5.2 asks what one head would look at if one SAE feature did not reach it at one token, all else staying as it
+is. A hook says that at the price of a run for every token, so the one head is computed anew. With x_t the residual
+stream before block l, N the block's first norm, R_t the rotation of position t (none in GPT-2), the head's attention
+from t to s <= t is
 
     q_t = R_t (N(x_t) W_Q + b_Q)      k_s = R_s (N(x_s) W_K + b_K)      a_ts = softmax_s cap(c q_t . k_s)
 
@@ -88,10 +89,13 @@ class Head:
         """Of residual streams at these positions."""
         return self._rotate(self.norm(x) @ self.W_Q + self.b_Q, positions)
 
-    def keys(self, residual: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_head"]:
-        """Of whole rows."""
-        positions = torch.arange(residual.shape[1], device=residual.device)
-        return self._rotate(self.norm(residual) @ self.W_K + self.b_K, positions)
+    def keys(
+        self, x: Float[Tensor, "*batch n d_model"], positions: Int[Tensor, " n"] | None = None
+    ) -> Float[Tensor, "*batch n d_head"]:
+        """Of residual streams at these positions; without any, of whole rows."""
+        if positions is None:
+            positions = torch.arange(x.shape[-2], device=x.device)
+        return self._rotate(self.norm(x) @ self.W_K + self.b_K, positions)
 
     def attention(
         self, queries: Float[Tensor, "n d_head"], keys: Float[Tensor, "n pos d_head"], positions: Int[Tensor, " n"]

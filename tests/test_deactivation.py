@@ -41,32 +41,35 @@ def often(model, sae, batches):
 
 
 @torch.no_grad()
-def by_hooks(model, tokens, path, removed):
-    """The head's pattern in a second run of the model, in which its query alone comes from a third: of the stream
-    before the block without `removed` (batch, pos, d_model)."""
-    start, kept = f"blocks.{path.layer}", {}
-
-    def without(value, hook):
-        return value - removed
+def to_first(model, tokens, path, edit):
+    """(batch, pos): the head's attention to the first token in a run of the model whose heads read an edited input."""
+    start, kept = f"blocks.{path.layer}", []
 
     def keep(value, hook):
-        kept[hook.name] = value.clone()
+        kept.append(value[:, path.head, :, 0].clone())
 
-    def put(value, hook):
-        value = value.clone()
-        value[:, :, path.head] = query[:, :, path.head]
-        return value
+    with model.bridge.hooks(fwd_hooks=[(f"{start}.ln1.hook_in", edit), (f"{start}.attn.hook_pattern", keep)]):
+        model.bridge(tokens, return_type=None)
+    return kept[0]
 
-    with model.bridge.hooks(fwd_hooks=[(f"{start}.ln1.hook_in", without), (f"{start}.attn.q.hook_out", keep)]):
-        model.bridge(tokens, return_type=None)
-    query = kept[f"{start}.attn.q.hook_out"]
-    with model.bridge.hooks(fwd_hooks=[(f"{start}.attn.q.hook_out", put), (f"{start}.attn.hook_pattern", keep)]):
-        model.bridge(tokens, return_type=None)
-    return kept[f"{start}.attn.hook_pattern"][:, path.head]
+
+def by_hooks(model, tokens, path, removed):
+    """The same, in a run for each position, where the input is without `removed` (batch, pos, d_model) at that position
+    and as it was at all others."""
+    found = []
+    for position in range(tokens.shape[1]):
+
+        def without(value, hook):
+            value = value.clone()
+            value[:, position] -= removed[:, position]  # noqa: B023
+            return value
+
+        found.append(to_first(model, tokens, path, without)[:, position])
+    return torch.stack(found, dim=1)
 
 
 @pytest.mark.parametrize("id", KINDS)
-def test_ablation_is_the_models_own_with_another_query(id, hub_root):
+def test_ablation_is_the_models_own_with_another_input_at_one_token(id, hub_root):
     """Of one feature, and of all with the bias: what removing the SAE's reconstruction from that head's input gives."""
     model = shaken(hub_root, id)
     sae = make_sae(KINDS[id], model.d_model, dtype="float32")
@@ -90,8 +93,8 @@ def test_ablation_is_the_models_own_with_another_query(id, hub_root):
                     removed = sae.decode(alone) - sae.decode(torch.zeros_like(latents))
                     fires = batch.mask & (latents[..., path.feature] > 0)
                 fires[:, window[path.layer] or 99 :] = False
-                attended.append(by_hooks(model, batch.tokens, path, torch.zeros_like(removed))[..., 0][fires])
-                ablated.append(by_hooks(model, batch.tokens, path, removed)[..., 0][fires])
+                attended.append(to_first(model, batch.tokens, path, lambda value, hook: value)[fires])
+                ablated.append(by_hooks(model, batch.tokens, path, removed)[fires])
                 owners.append(batch.documents[fires])
             np.testing.assert_allclose(effect.attended, torch.cat(attended), rtol=0, atol=1e-5)
             np.testing.assert_allclose(effect.ablated, torch.cat(ablated), rtol=0, atol=1e-5)
