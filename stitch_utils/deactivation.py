@@ -245,7 +245,8 @@ def deactivation_search(
 
 
 class HeadRoles(NamedTuple):
-    """The heads that a feature most sends to the first token, and most draws away from it, measured on other text."""
+    """The head that a feature most sends to the first token, and the one that it draws away most, or sends there least
+    if it draws none away; measured on other text."""
 
     closing: PathEffect
     opening: PathEffect

@@ -188,7 +188,8 @@ class DeactivationStudy:
     search: DeactivationSearch
     feature: int
     roles: Mapping[str, HeadRoles]
-    """By SAE: the head that the feature most sends there (`closing`), and that it most draws away (`opening`)."""
+    """By SAE: the head that the feature most sends there (`closing`), and that it draws away most, or sends there
+    least (`opening`)."""
     changes: Mapping[tuple[str, str], Estimate]
     """By SAE and end: change of the attention to the first token when the path to that head is ablated."""
 
@@ -224,6 +225,7 @@ class DeactivationStudy:
         numbers[f"{start}.found"] = int(self.exists)
         numbers |= self.changes["after", "opening"].numbers(f"figure16.{pair}.change")
         numbers |= self.changes["before", "opening"].numbers(f"figure16.{pair}.before.change")
+        numbers[f"figure16.{pair}.random.highest_change"] = max(random["opening"])
         return numbers | over_seeds(random["opening"]).numbers(f"figure16.{pair}.random.change")
 
 

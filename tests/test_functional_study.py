@@ -99,6 +99,8 @@ def test_numbers_of_deactivation(twins):
     strangers = [study.changes[key, "closing"].value for key in ("random 0", "random 1")]
     assert numbers["figure5b.mine.random.change"] == over_seeds(strangers).value
     assert numbers["figure5b.mine.random.lowest_change"] == min(strangers)
+    strangers = [study.changes[key, "opening"].value for key in ("random 0", "random 1")]
+    assert numbers["figure16.mine.random.highest_change"] == max(strangers) > min(strangers)
     assert numbers["figure5b.mine.before.null_share_squared"] == study.share("before")
 
 
