@@ -55,7 +55,8 @@ class FunctionalConfig:
     evaluation_documents: int
     """Documents, of the evaluation text, on which those chosen are measured."""
     entropy_documents: int
-    """Documents, the first of the evaluation text, on which directions are added to the stream."""
+    """Documents, the first of the evaluation text, on which directions are added to the stream; two at least, for the
+    sake of an interval."""
     candidates: int
     """Paths from a feature to a head that are tried in the search, those of the largest and smallest scores."""
     max_tokens: int
@@ -78,7 +79,7 @@ class FunctionalConfig:
     def __post_init__(self):
         for entry in dataclasses.fields(self):
             value = getattr(self, entry.name)
-            least = {"random_stitches": 2, "seed": 0}.get(entry.name, 1)
+            least = {"random_stitches": 2, "entropy_documents": 2, "seed": 0}.get(entry.name, 1)
             if entry.type == "int" and value < least:
                 raise ValueError(f"{entry.name} must be {least} or more: got {value}")
         if not (0 < self.quantile < 1 and 0 < self.bottom < 1):

@@ -2,8 +2,9 @@
 
 Feature i of A's SAE and feature i of the transferred SAE are twins. Entropy features (Fig. 5a) are found by geometry
 and put to a causal test; attention deactivation (Figs. 5b and 16) is searched for in A, and the feature that moves a
-head most is followed to B. What is chosen on one text is measured on another, and the SAE through stitches of random
-matrices stands beside everything.
+head most is followed to B. What chosen features and heads do is measured on another text; the sizes and ranks by which
+entropy features are chosen are of the text that is searched. The SAE through stitches of random matrices stands beside
+everything.
 
 Offers `functional_twins`, `FunctionalTwins`, `study_entropy`, `EntropyStudy`, `study_deactivation`,
 `DeactivationStudy`.
@@ -11,11 +12,12 @@ Offers `functional_twins`, `FunctionalTwins`, `study_entropy`, `EntropyStudy`, `
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from sae_lens import SAE
+from torch import Tensor
 
 from .deactivation import DeactivationSearch, HeadRoles, deactivation_search, head_roles
 from .entropy_effects import EntropyTests, entropy_tests
@@ -31,7 +33,7 @@ from .functional import (
     summarise_activations,
     unembedding,
 )
-from .intervals import Estimate, over_seeds
+from .intervals import Estimate, from_draws, over_seeds, resampled_counts
 from .models import Model
 from .moments import PairMoments
 from .pairs import ModelPair
@@ -41,6 +43,12 @@ from .text import TokenBatch
 
 SHOWN = 8  # entropy features that are followed, at most
 ENDS = ("closing", "opening")
+MEASURES = {
+    "entropy_change": lambda test: test.features.entropy_size,
+    "rank_change": lambda test: test.features.rank_size,
+    "per_rank": lambda test: test.features.per_rank,
+    "per_rank_of_random_directions": lambda test: test.random.per_rank.mean(-1),
+}
 
 
 @dataclass(frozen=True)
@@ -104,7 +112,7 @@ class EntropyStudy:
     found: Mapping[str, EntropyFeatures]
     """By SAE."""
     tests: Mapping[str, EntropyTests]
-    """By group, of the features that are followed; of the random stitches the first."""
+    """By SAE, of the features that are followed."""
 
     @property
     def candidates(self) -> tuple[int, ...]:
@@ -142,19 +150,32 @@ class EntropyStudy:
             f"{start}.random.count": self.random_count(),
         }
         for group, keys in self.twins.groups.items():
-            some, test = [self.found[key] for key in keys], self.tests[group]
+            some = [self.found[key] for key in keys]
             numbers |= {
                 f"{start}.{group}.null_rank": _mean([one.share_rank[followed].min() for one in some]),
                 f"{start}.{group}.norm_rank": _mean([one.size_rank[followed].min() for one in some]),
                 f"{start}.{group}.null_share": _mean([one.share[followed].sqrt().mean() for one in some]),
                 f"{start}.{group}.chance": self.twins.space(keys[0]).chance.value ** 0.5,
-                f"{start}.{group}.entropy_change": test.features.entropy_size.mean().item(),
-                f"{start}.{group}.rank_change": test.features.rank_size.mean().item(),
-                f"{start}.{group}.per_rank": test.features.per_rank.mean().item(),
-                f"{start}.{group}.per_rank_of_random_directions": test.random.per_rank.mean().item(),
-                f"{start}.{group}.acting": int(test.acting.sum()) if self.candidates else 0,
             }
+            for quantity, measure in MEASURES.items():
+                numbers |= self.of_group(group, measure).numbers(f"{start}.{group}.{quantity}")
+            numbers |= self.acting(group).numbers(f"{start}.{group}.acting")
         return numbers
+
+    def of_group(self, group: str, measure: Callable[[EntropyTests], Tensor]) -> Estimate:
+        """Mean of a measure over its last dimension, the features followed, say, and over a group's SAEs; documents are
+        resampled."""
+        tests = [self.tests[key] for key in self.twins.groups[group]]
+        counts = resampled_counts(tests[0].documents, self.twins.config.seed)
+        value = _mean([measure(test).float().mean() for test in tests])
+        draws = [measure(test.resampled(counts)).float().mean(1).numpy() for test in tests]
+        return from_draws(value, np.mean(draws, axis=0))
+
+    def acting(self, group: str) -> Estimate:
+        """How many of the entropy features that are followed act on the entropy, on average over a group's SAEs."""
+        if not self.candidates:
+            return Estimate(0.0, 0.0, 0.0)
+        return self.of_group(group, lambda test: test.acting.sum(-1, keepdim=True))
 
 
 def study_entropy(twins: FunctionalTwins) -> EntropyStudy:
@@ -165,10 +186,10 @@ def study_entropy(twins: FunctionalTwins) -> EntropyStudy:
         for key, sae in twins.saes.items()
     }
     some, tests = _followed(found["before"]), {}
-    for group, (key, *_) in twins.groups.items():
-        directions = twins.activity[key].mean[some, None] * decoder_rows(twins.saes[key]).cpu()[some]
+    for key, sae in twins.saes.items():
+        directions = twins.activity[key].mean[some, None] * decoder_rows(sae).cpu()[some]
         options = {"n_random": config.random_directions, "seed": config.seed}
-        tests[group] = entropy_tests(*twins.at(key), directions, twins.few, **options)
+        tests[key] = entropy_tests(*twins.at(key), directions, twins.few, **options)
     return EntropyStudy(twins, found, tests)
 
 

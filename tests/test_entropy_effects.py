@@ -1,5 +1,6 @@
 """Directions added to the stream, against logits computed token by token, and one that acts through the norm alone."""
 
+import numpy as np
 import pytest
 import torch
 from transformers import GPTNeoXForCausalLM
@@ -29,7 +30,7 @@ def test_effects_are_those_of_a_loop_over_tokens(random_models, batches):
     directions = 4 * normal(3, model.d_model)
     found = entropy_effects(model, layer, directions, batches())
     for index, direction in enumerate(directions):
-        changes, sizes, ranks = [], [], []
+        changes, sizes, ranks, owners = [], [], [], []
         for batch in batches(batch_size=1):
             stream = model.residuals(batch.tokens, [layer])[layer].clone()
             stream[0, batch.mask[0]] += direction  # special tokens keep theirs
@@ -42,13 +43,25 @@ def test_effects_are_those_of_a_loop_over_tokens(random_models, batches):
                         entropies.append(torch.distributions.Categorical(logits=row[position]).entropy().item())
                         order = row[position].argsort(descending=True).tolist()
                         logs.append(torch.tensor(1.0 + order.index(following)).log().item())
+                    owners.append(batch.documents[0, position].item())
                     changes.append(entropies[1] - entropies[0])
                     sizes.append(abs(changes[-1]))
                     ranks.append(abs(logs[1] - logs[0]))
-        for values, effect in zip((changes, sizes, ranks), found):
+        for column, (values, effect) in enumerate(
+            [(changes, found.entropy), (sizes, found.entropy_size), (ranks, found.rank_size)]
+        ):
             assert effect[index] == pytest.approx(sum(values) / len(values), rel=1e-3, abs=1e-4)
+            for document in range(4):
+                own = [value for value, owner in zip(values, owners) if owner == document]
+                assert found.tokens[index, document] == len(own) > 0
+                assert found.sums[index, document, column] == pytest.approx(sum(own), rel=1e-3, abs=1e-3)
     assert found.rank_size.min() > 0 and found.entropy_size.min() > 0
     torch.testing.assert_close(found.per_rank, found.entropy_size / found.rank_size)
+    twice = entropy_effects(model, layer, directions, batches() + batches())  # a document may go on in another batch
+    torch.testing.assert_close(twice.sums, 2 * found.sums)
+    torch.testing.assert_close(twice.tokens, 2 * found.tokens)
+    with pytest.raises(ValueError, match="needs two at least: got 1"):
+        found.resampled(np.ones((3, 1)))
     with pytest.raises(ValueError, match="predict no ordinary token"):
         entropy_effects(model, layer, directions, [])
 

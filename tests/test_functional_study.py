@@ -62,9 +62,42 @@ def test_numbers_of_entropy_features(twins):
     rows = found.activity["after"].mean[some, None] * found.saes["after"].W_dec[some]
     effects = entropy_effects(*found.at("after"), rows.detach(), found.few)
     assert numbers["figure5a.mine.after.entropy_change"] == pytest.approx(effects.entropy_size.mean().item(), rel=1e-4)
+    assert list(study.tests) == list(found.saes)
+    ratios = []
+    for key in ("random 0", "random 1"):
+        rows = found.activity[key].mean[some, None] * found.saes[key].W_dec[some]
+        ratios.append(entropy_effects(*found.at(key), rows.detach(), found.few).per_rank.mean().item())
+    assert numbers["figure5a.mine.random.per_rank"] == pytest.approx(np.mean(ratios), rel=1e-4)
+    assert ratios[0] != pytest.approx(ratios[1], rel=1e-3), "nothing would be tested"
     for key in found.saes:
         marked = np.flatnonzero(study.found[key].alive.numpy())[study.marked(key)]
         assert set(marked) == {feature for feature in some if study.found[key].alive[feature]}
+
+
+def test_intervals_of_entropy_effects_are_over_documents(twins):
+    """Of two documents one is drawn twice or both are, and each of the three is likelier than 2.5%."""
+    study = study_entropy(twins[0])
+    assert {test.documents for test in study.tests.values()} == {2}
+    numbers = study.numbers("mine")
+    for group, keys in study.twins.groups.items():
+        ends = {"entropy_change": [], "rank_change": [], "per_rank": [], "acting": []}
+        for drawn in ([0], [1], [0, 1]):
+            table = {quantity: [] for quantity in ends}
+            for key in keys:
+                own, others = study.tests[key]
+                _, entropy, rank = (own.sums[:, drawn].sum(1) / own.tokens[:, drawn].sum(1, keepdim=True)).T
+                beside = others.sums[..., drawn, 1].sum(-1) / others.sums[..., drawn, 2].sum(-1)
+                table["entropy_change"].append(entropy.mean())
+                table["rank_change"].append(rank.mean())
+                table["per_rank"].append((entropy / rank).mean())
+                table["acting"].append(((beside < (entropy / rank)[:, None]).double().mean(1) >= 0.95).sum())
+            for quantity, values in table.items():
+                ends[quantity].append(np.mean([value.item() for value in values]))
+        for quantity, values in ends.items():
+            id = f"figure5a.mine.{group}.{quantity}"
+            expected = values[2], min(values), max(values)
+            assert [numbers[id], numbers[f"{id}.low"], numbers[f"{id}.high"]] == pytest.approx(expected, rel=1e-4), id
+            assert min(values) < max(values) or quantity == "acting"
 
 
 def test_where_nothing_is_an_entropy_feature_the_closest_is_followed(twins):
@@ -127,5 +160,7 @@ def test_every_number_that_a_claim_needs_is_there(twins):
 
 def test_settings_that_make_no_sense():
     assert functional_config("smoke", seed=4, smallest=0.1).smallest == 0.1
+    with pytest.raises(ValueError, match="entropy_documents must be 2 or more: got 1"):
+        functional_config("smoke", entropy_documents=1)
     with pytest.raises(ValueError, match="random_stitches must be 2 or more: got 1"):
         functional_config("smoke", random_stitches=1)
