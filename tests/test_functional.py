@@ -214,4 +214,4 @@ def test_settings_that_make_no_sense():
     with pytest.raises(ValueError, match="candidates must be 1 or more: got 0"):
         functional_config("smoke", candidates=0)
     with pytest.raises(ValueError, match=r"lie between 0 and 1: got 1\.5 and 0\.02"):
-        FunctionalConfig(1, 1, 1, 1, 1, quantile=1.5)
+        FunctionalConfig(1, 1, 2, 1, 1, quantile=1.5)
