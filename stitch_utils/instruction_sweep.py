@@ -94,7 +94,7 @@ class InstructionConfig:
 _SIZES = {
     "smoke": dict(kinds=2, prompts=6, choosing_prompts=4, fit_prompts=20, strengths=(1.0, 2.0),
                   carried_strengths=(1.0, 4.0), max_new_tokens=16),
-    "default": dict(kinds=None, prompts=56, choosing_prompts=12, strengths=(1.0, 1.5, 2.5),
+    "default": dict(kinds=None, prompts=64, choosing_prompts=12, strengths=(1.0, 1.5, 2.5),
                     carried_strengths=(1.0, 1.5, 2.5, 6.0), max_new_tokens=48),
     "paper": dict(kinds=None, prompts=163, choosing_prompts=64, max_new_tokens=256),
 }  # fmt: skip
