@@ -28,7 +28,7 @@ from .hub import dataset_rows
 from .pairs import DatasetRef, ModelPair, blaming
 
 # (texts to train on, texts to test on) of a task, by scale; the last as in SAEBench.
-SIZES = {"smoke": (40, 40), "default": (200, 200), "paper": (4000, 1000)}
+SIZES = {"smoke": (20, 20), "default": (200, 200), "paper": (4000, 1000)}
 # Of a text, more than 128 tokens.
 MAX_CHARACTERS = 4000
 PREFIX = "probing_"
