@@ -4,8 +4,8 @@ Section 5.1 and App. H.1 (Table 7). For each sentence of a text an instruction-t
 temperature 1, in which function words and punctuation stay and every content word comes from another field. Without a
 model the embedded world does the same by its grammar, where the form changes too if a phrase of place or time has other
 prepositions, articles or words, if a verb has a particle ("hung up"), or if it is spelt as a function word ("need").
-The paper keeps every answer and calls it noisy; here a filter says how many break the structure, and in which way, and
-can leave them out.
+The paper keeps every answer and calls it noisy; here a filter says how many break the structure, in which way, and in
+which groups.
 
 A sentence's versions are written down as soon as there are any, so a run that was stopped goes on where it was. Sampled
 in batches that begin at fixed places, they are the same whether or not it was stopped.
@@ -123,17 +123,17 @@ class AugmentedGroups(NamedTuple):
 
 
 def augmented_groups(
-    pair: ModelPair, count: int, k: int = 5, *, keep: int | None = None, config: RewritingConfig | None = None
+    pair: ModelPair, count: int, k: int = 5, *, config: RewritingConfig | None = None
 ) -> AugmentedGroups:
     """At most `count` sentences with `k` versions each, by the pair's `augmenter` or, without one, from the world.
 
-    The sentences are drawn from different documents of the evaluation text. All versions stay that say anything, as in
-    the paper; with `keep` only those that break no rule, and of each sentence the first `keep` of them. Sentences with
-    too few are left out. ValueError for numbers that are not positive, and if no sentence is left.
+    The sentences are drawn from different documents of the evaluation text. Versions that break a rule stay, as in the
+    paper; sentences of which one says nothing are left out. ValueError for numbers that are not positive, and if no
+    sentence is left.
     """
     config = config or RewritingConfig()
-    if count < 1 or k < 1 or (keep is not None and not 1 <= keep <= k):
-        raise ValueError(f"expected count >= 1, k >= 1 and 1 <= keep <= k: got {count}, {k} and {keep}")
+    if count < 1 or k < 1:
+        raise ValueError(f"expected count >= 1 and k >= 1: got {count} and {k}")
     if pair.augmenter is None:
         source, found = "world", augmented_sentences(world_stream(config.seed), count, k)
     else:
@@ -144,15 +144,11 @@ def augmented_groups(
         rules = [broken_rules(original, version, config=config) for version in versions]
         broken.update(rule for one in rules for rule in one)
         whole += sum(not one for one in rules)
-        good = [version for version, one in zip(versions, rules) if not (one if keep else "empty" in one)]
-        if len(good) >= (keep or k):
-            groups.append([original, *good[: keep or k]])
-            clean.append(bool(keep) or not any(rules))
+        if not any("empty" in one for one in rules):
+            groups.append([original, *versions])
+            clean.append(not any(rules))
     if not groups:
-        raise ValueError(
-            f"none of {len(found)} sentences has {keep or k} versions by {source!r} that "
-            f"{'keep its structure' if keep else 'say anything'}"
-        )
+        raise ValueError(f"none of {len(found)} sentences has {k} versions by {source!r} that say anything")
     return AugmentedGroups(groups, source, k * len(found), whole, dict(broken), clean)
 
 

@@ -171,6 +171,24 @@ class EntropyStudy:
         draws = [measure(test.resampled(counts)).float().mean(1).numpy() for test in tests]
         return from_draws(value, np.mean(draws, axis=0))
 
+    def of_feature(self, feature: int, group: str) -> dict[str, float]:
+        """Of a feature that is followed, on average over a group's SAEs: its share of the norm and rank by size; means
+        of what adding it does, the entropy's change with its sign and without, the rank's, and their ratio; the median
+        of that ratio for random directions, and how many of them it exceeds."""
+        place, keys = self.followed.index(feature), self.twins.groups[group]
+        tests = [self.tests[key] for key in keys]
+        of_saes = {
+            "share": [self.found[key].share[feature].sqrt() for key in keys],
+            "size rank": [self.found[key].size_rank[feature] for key in keys],
+            "entropy": [test.features.entropy[place] for test in tests],
+            "its size": [test.features.entropy_size[place] for test in tests],
+            "rank": [test.features.rank_size[place] for test in tests],
+            "ratio": [test.features.per_rank[place] for test in tests],
+            "random": [test.random.per_rank[place].median() for test in tests],
+            "above": [test.exceeded[place] for test in tests],
+        }
+        return {name: _mean(values) for name, values in of_saes.items()}
+
     def acting(self, group: str) -> Estimate:
         """How many of the entropy features that are followed act on the entropy, on average over a group's SAEs."""
         if not self.candidates:

@@ -51,10 +51,8 @@ def shares_and_costs(pair: str, figure: str, rows: Mapping[str, str], conditions
     `rows` and `conditions` are {name in the id: title}; the ids are `<figure>.<pair>.<row>.<condition>`, and the same
     with `.nll_rise`. An empty cell where there is no number.
     """
-    found = read_results(pair, stand_ins=True)
-    values = {
-        id.removeprefix(start): number for id, number in found.items() if id.startswith(start := f"{figure}.{pair}.")
-    }
+    found, start = read_results(pair, stand_ins=True), f"{figure}.{pair}."
+    values = {id.removeprefix(start): number for id, number in found.items() if id.startswith(start)}
 
     def cell(key: str) -> str:
         rise = values.get(f"{key}.nll_rise")

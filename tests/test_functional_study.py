@@ -69,6 +69,24 @@ def test_numbers_of_entropy_features(twins):
         ratios.append(entropy_effects(*found.at(key), rows.detach(), found.few).per_rank.mean().item())
     assert numbers["figure5a.mine.random.per_rank"] == pytest.approx(np.mean(ratios), rel=1e-4)
     assert ratios[0] != pytest.approx(ratios[1], rel=1e-3), "nothing would be tested"
+    for feature in some:
+        own, random = study.of_feature(feature, "before"), study.of_feature(feature, "random")
+        assert own["share"] == pytest.approx(shares["before"][feature].item() ** 0.5)
+        assert random["share"] == pytest.approx(
+            np.mean([shares[key][feature].item() ** 0.5 for key in ("random 0", "random 1")])
+        )
+        for one, keys in ((own, ("before",)), (random, ("random 0", "random 1"))):
+            pairs = [(study.tests[key], study.tests[key].features) for key in keys]
+            at = some.index(feature)
+            assert one["size rank"] == pytest.approx(np.mean([study.found[key].size_rank[feature] for key in keys]))
+            for name, measure in (("entropy", "entropy"), ("its size", "entropy_size"), ("rank", "rank_size")):
+                assert one[name] == pytest.approx(np.mean([getattr(acts, measure)[at] for _, acts in pairs]))
+            ratio = [acts.entropy_size[at] / acts.rank_size[at] for _, acts in pairs]
+            assert one["ratio"] == pytest.approx(np.mean(ratio))
+            beside = [test.random.entropy_size[at] / test.random.rank_size[at] for test, _ in pairs]
+            assert one["random"] == pytest.approx(np.mean([np.sort(of)[(len(of) - 1) // 2] for of in beside]))
+            below = [np.mean([value < own_ratio for value in of]) for of, own_ratio in zip(beside, ratio)]
+            assert one["above"] == pytest.approx(np.mean(below))
     for key in found.saes:
         marked = np.flatnonzero(study.found[key].alive.numpy())[study.marked(key)]
         assert set(marked) == {feature for feature in some if study.found[key].alive[feature]}

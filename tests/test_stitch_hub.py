@@ -4,6 +4,7 @@ import errno
 import json
 import os
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -20,6 +21,7 @@ from stitch_utils.pairs import load_pair
 from stitch_utils.stitch import Stitch
 from stitch_utils.stitch_hub import load_stitch, model_card, push_stitch, write_repository
 
+HELD_OUT = Path("private", "held-out.jsonl")
 CHILD = """
 import json, os, sys
 from pathlib import Path
@@ -64,7 +66,7 @@ def stitch():
     tensors = (torch.randn(shape, generator=generator) for shape in ((4, 6), (6,), (6, 4), (4,)))
     losses = {"up": 0.1, "down": 0.2, "cycle_a": 0.01, "cycle_b": 0.02, "total": 0.33}
     about = {"pair": "mine", "a": "lab/small", "layer_a": 1, "b": "lab/large", "layer_b": 2, "text": "lab/web",
-             "text_source": "hub", "held_out_text": "/home/me/private/held-out.jsonl", "tokens": 123_456,
+             "text_source": "hub", "held_out_text": str(HELD_OUT.absolute()), "tokens": 123_456,
              "loss_fitted": losses, "loss_held_out": losses | {"total": 0.44}, "unexplained": [0.25, 0.125],
              "revision_a": "step1000"}  # fmt: skip
     return Stitch(*tensors, about=about)
@@ -94,7 +96,7 @@ def test_what_is_pushed_is_what_is_read(published, stitch):
     assert published.first != published.second
     assert published.first.startswith(f"{published.url}/me/mine/commit/")
     assert sorted(path.name for path in published.folder.iterdir()) == ["README.md", "stitch.safetensors"]
-    assert published.about == json.loads(json.dumps(stitch.about)) | {"held_out_text": "held-out.jsonl"}
+    assert published.about == json.loads(json.dumps(stitch.about)) | {"held_out_text": HELD_OUT.name}
 
 
 REFUSALS = {
