@@ -41,10 +41,16 @@ def opened(page: Path, script: str, *, width: int = 1200) -> dict:
         style = f"border: 0; width: {width}px; height: 1600px"
         frame.write_text(f'<body style="margin: 0"><iframe src="{watched.name}" style="{style}"></iframe>')
         command = [
-            CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}",
+            CHROMIUM,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            f"--user-data-dir={profile}",
             "--remote-debugging-port=0",  # stays open
-            "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", f"--window-size={width},1600", frame.as_uri(),
-        ]  # fmt: skip
+            "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+            f"--window-size={width},1600",
+            frame.as_uri(),
+        ]
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as browser:
             try:
                 return json.loads(reports.get(timeout=120))

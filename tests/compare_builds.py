@@ -32,7 +32,7 @@ def make(folder: Path, scale: str, threads: int | None) -> None:
     environment = os.environ | {"STITCH_ROOT": str(folder), "TQDM_DISABLE": "1"}
     if threads is not None:
         environment["OMP_NUM_THREADS"] = str(threads)
-    command = [sys.executable, "-m", "stitch_utils.report", "run", "--scale", scale]
+    command = [sys.executable, "-m", "stitch_utils.book.cli", "run", "--scale", scale]
     subprocess.run(command, cwd=ROOT, env=environment, check=True)
 
 
@@ -56,8 +56,10 @@ def differences(first: Path, second: Path, *, numbers: bool = True) -> list[str]
     """What two folders' results and pages do not share, a line each."""
     found, pages = [], 0
     for folder, ending in (("results", "json"), ("book/runs", "ipynb")):
-        sides = [{file.relative_to(side / folder) for file in (side / folder).glob(f"*/[!.]*.{ending}")}
-                 for side in (first, second)]  # fmt: skip
+        sides = [
+            {file.relative_to(side / folder) for file in (side / folder).glob(f"*/[!.]*.{ending}")}
+            for side in (first, second)
+        ]
         found += [f"{folder}/{name}: only in one of the two" for name in sorted(sides[0] ^ sides[1])]
         for name in sorted(sides[0] & sides[1]):
             both = first / folder / name, second / folder / name

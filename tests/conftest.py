@@ -15,52 +15,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # several workers, each with as many th
 
 from jaxtyping import install_import_hook
 
-SHAPED = [
-    "moments",
-    "stitch",
-    "svcca",
-    "models",
-    "harvest",
-    "text",
-    "fidelity",
-    "saes",
-    "sae_loading",
-    "sae_start",
-    "sae_state",
-    "sae_training",
-    "scaling",
-    "generation",
-    "probing",
-    "steering",
-    "steering_data",
-    "steering_sweep",
-    "instructions",
-    "instruction_sweep",
-    "template_tokens",
-    "logit_weights",
-    "attribution",
-    "augmentation",
-    "known_words",
-    "contexts",
-    "heads",
-    "functional",
-    "entropy_effects",
-    "deactivation",
-    "unsquared",
-    "map_errors",
-    "lrt_text",
-    "behaviours",
-    "caa",
-    "choice_sweep",
-    "free_tasks",
-    "code_map",
-    "decoder_regression",
-    "map_recipes",
-    "functional_study",
-    "carry",
-    "carry_files",
-]
-install_import_hook([f"stitch_utils.{module}" for module in SHAPED], "typechecker.check")
+ROOMS = ("data.text", "models", "stitching", "saes", "probing", "steering", "features")
+install_import_hook([f"stitch_utils.{room}" for room in ROOMS], "typechecker.check")
 
 import pytest
 import torch
@@ -68,8 +24,8 @@ import yaml
 from hub import home, hub, hub_root  # noqa: F401 (fixtures)
 from toy_book import call, outcomes, project_root_at, write_toy
 
-from stitch_utils.embedded.train import TrainingConfig, build_model, save_model, train_tokenizer
-from stitch_utils.embedded.world import documents
+from stitch_utils.data.embedded.world import documents
+from tools.train_pair import TrainingConfig, build_model, save_model, train_tokenizer
 
 CONTEXT = 48
 SMALL_PUBLISHED = """
@@ -122,7 +78,7 @@ def random_folders(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def random_models(random_folders):
-    from stitch_utils.models import load_model
+    from stitch_utils.models.language_model import load_model
 
     return load_model(str(random_folders / "a")), load_model(str(random_folders / "b"))
 
@@ -153,7 +109,7 @@ def small_pair(tmp_path, random_folders):
 @pytest.fixture
 def pair(small_pair):
     """That pair as it is."""
-    from stitch_utils.pairs import load_pair
+    from stitch_utils.data.pairs import load_pair
 
     return load_pair(small_pair())
 
@@ -161,7 +117,7 @@ def pair(small_pair):
 @pytest.fixture
 def models(pair):
     """Its two models."""
-    from stitch_utils.models import load_models
+    from stitch_utils.models.language_model import load_models
 
     return load_models(pair)
 

@@ -43,7 +43,7 @@ class Comparison(NamedTuple):
 
 def start(root: Path, arguments: Sequence[str], log: Path) -> subprocess.Popen:
     environment = os.environ | {"STITCH_ROOT": str(root), "PYTHONPATH": str(TESTS.parent)}
-    command = [sys.executable, "-m", "stitch_utils.report", "run", *arguments]
+    command = [sys.executable, "-m", "stitch_utils.book.cli", "run", *arguments]
     with log.open("w") as output:
         return subprocess.Popen(
             command, cwd=TESTS.parent, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
@@ -93,9 +93,15 @@ def differences(ours: dict[str, object], clean: dict[str, object]) -> dict[str, 
 
 
 def compare(
-    prepare: Callable[[Path], None], folder: Path, arguments: Sequence[str], *, kills: int, seed: int = 0,
-    delays: tuple[float, float] = (SHORTEST, LONGEST), say: Callable[[str], None] = lambda line: None,
-) -> Comparison:  # fmt: skip
+    prepare: Callable[[Path], None],
+    folder: Path,
+    arguments: Sequence[str],
+    *,
+    kills: int,
+    seed: int = 0,
+    delays: tuple[float, float] = (SHORTEST, LONGEST),
+    say: Callable[[str], None] = lambda line: None,
+) -> Comparison:
     """`prepare` puts the sources of a book into an empty folder; `arguments` are those of `stitch-book run`."""
     draw, count = random.Random(seed), 0
     roots = {name: folder / name for name in ("killed", "clean")}
@@ -133,9 +139,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         found = compare(
-            copy_sources, Path(folder), ["--scale", options.scale], kills=options.kills, seed=options.seed,
-            delays=(SHORTEST, options.longest), say=lambda line: print(line, file=sys.stderr, flush=True),
-        )  # fmt: skip
+            copy_sources,
+            Path(folder),
+            ["--scale", options.scale],
+            kills=options.kills,
+            seed=options.seed,
+            delays=(SHORTEST, options.longest),
+            say=lambda line: print(line, file=sys.stderr, flush=True),
+        )
     for id, (ours, clean) in found.different.items():
         print(f"{id}: {ours} after kills, {clean} in a clean run")
     if found.different or not found.numbers:

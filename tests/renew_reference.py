@@ -47,7 +47,7 @@ def without_images(page: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 
 def renew() -> None:
-    from stitch_utils.report import main
+    from stitch_utils.book.cli import main
 
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder)

@@ -8,13 +8,13 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from stitch_utils.models import Model, load_model
+from stitch_utils.models.language_model import LanguageModel, load_model
 
 IDS = ("EleutherAI/pythia-160m-deduped", "openai-community/gpt2", "google/gemma-2-2b")
 
 
 @functools.cache
-def shaken(hub_root: Path, id: str) -> Model:
+def shaken(hub_root: Path, id: str) -> LanguageModel:
     """A model of the stand-in Hub in float32, with everything in it that has one dimension moved by about 0.3."""
     folder = hub_root / "models" / id
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)

@@ -75,6 +75,6 @@ def test_runs_are_made_where_they_are_wanted(tmp_path, monkeypatch):
     monkeypatch.setattr("subprocess.run", lambda command, **options: called.append((command, options)))
     make(tmp_path / "one", "smoke", 2)
     command, options = called[0]
-    assert command[1:] == ["-m", "stitch_utils.report", "run", "--scale", "smoke"] and options["check"]
+    assert command[1:] == ["-m", "stitch_utils.book.cli", "run", "--scale", "smoke"] and options["check"]
     assert options["env"]["STITCH_ROOT"] == str(tmp_path / "one") and options["env"]["OMP_NUM_THREADS"] == "2"
     assert (tmp_path / "one" / "book" / "published.yml").is_file() and (tmp_path / "one" / "_toc.yml").is_file()

@@ -23,12 +23,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from toy_book import PACKAGE, call, call_here, chapter, outcomes, runs, start, write_toy
 
-from stitch_utils import chapters, claims, files, sae_loading
-from stitch_utils import runs as runs_module
-from stitch_utils.hub import HubError, reaching
-from stitch_utils.models import load_model
-from stitch_utils.pairs import SAERef
-from stitch_utils.runs import is_fresh, key_of
+from stitch_utils.book import chapters, claims
+from stitch_utils.book import runs as runs_module
+from stitch_utils.book.runs import is_fresh, key_of
+from stitch_utils.data.hub import HubError, reaching
+from stitch_utils.data.pairs import SAERef
+from stitch_utils.models.language_model import load_model
+from stitch_utils.saes import io as sae_loading
+from stitch_utils.utils import files
 
 # The Hub
 
@@ -36,7 +38,7 @@ FETCH = """
 import hashlib, json, sys, time
 time.sleep = lambda seconds: None  # between attempts, ours and those of the Hub's client
 from huggingface_hub import hf_hub_download
-from stitch_utils.hub import fetched
+from stitch_utils.data.hub import fetched
 try:
     path = fetched("model", "a/b", lambda: hf_hub_download("a/b", "model.safetensors"))
     said = ["fetched", hashlib.sha256(open(path, "rb").read()).hexdigest()]
@@ -106,7 +108,7 @@ def test_what_does_not_pass_is_one_line_and_the_next_run_works(repository, tmp_p
 LOAD = """
 import json, time
 time.sleep = lambda seconds: None
-from stitch_utils.models import load_model
+from stitch_utils.models.language_model import load_model
 model = load_model("EleutherAI/pythia-70m-deduped")
 print(json.dumps(model.bridge.original_model.gpt_neox.embed_in.weight.double().sum().item()))
 """
@@ -199,10 +201,16 @@ def unsafe(source):
 @pytest.mark.parametrize(
     "source",
     [
-        "import pickle", "from joblib import load", "torch.load(path, weights_only=True)", "np.load(p, allow_pickle=x)",
-        "yaml.load(text)", "yaml.load(text, yaml.Loader)", "f(trust_remote_code=True)", "f(use_safetensors=None)",
+        "import pickle",
+        "from joblib import load",
+        "torch.load(path, weights_only=True)",
+        "np.load(p, allow_pickle=x)",
+        "yaml.load(text)",
+        "yaml.load(text, yaml.Loader)",
+        "f(trust_remote_code=True)",
+        "f(use_safetensors=None)",
     ],
-)  # fmt: skip
+)
 def test_unsafe_calls_are_seen(source):
     assert unsafe(source)
 
@@ -282,9 +290,10 @@ def test_a_damaged_artifact_and_what_killed_runs_left_is_tidied_in_a_line(book):
     (folder / "damaged.json").write_text("[0.625]")
     gone = 2**22 + 1  # no process has such an id
     leftovers = [
-        folder / f".{gone}.new.x.json", book / "results" / "tiny" / f".{gone}.new.x.json",
+        folder / f".{gone}.new.x.json",
+        book / "results" / "tiny" / f".{gone}.new.x.json",
         book / "book" / "runs" / "tiny" / f".{gone}.new.words.ipynb",
-    ]  # fmt: skip
+    ]
     for leftover in leftovers:
         leftover.touch()
     code, _, err = call(book, "run", "--chapter", "words", "--force")

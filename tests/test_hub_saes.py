@@ -7,7 +7,7 @@ import torch
 from hub import child
 from hub.saes import K, weights
 
-from stitch_utils.pairs import load_pair
+from stitch_utils.data.pairs import load_pair
 
 SAES = {
     "pythia.a": ("EleutherAI/pythia-70m-deduped", "topk", "blocks.2.hook_resid_post"),
@@ -17,8 +17,8 @@ SAES = {
 }
 CHILD = """
 import dataclasses, json, sys, torch
-from stitch_utils.pairs import load_pair
-from stitch_utils.saes import load_sae
+from stitch_utils.data.pairs import load_pair
+from stitch_utils.saes.transfer import load_sae
 
 found = {"saes": {}, "errors": {}}
 for pair in ("pythia", "gemma"):
@@ -46,11 +46,12 @@ REFUSED = {
     "release": ({"format": "sae_lens", "release": "none"}, "ValueError", "Release none not found"),
     "id": ({"format": "sae_lens", "release": "gemma-scope-2b-pt-res", "id": "x"}, "ValueError", "ID x not found"),
     "pinned": (
-        {"format": "sae_lens", "release": "gemma-scope-2b-pt-res", "revision": "v1"}, "ValueError",
+        {"format": "sae_lens", "release": "gemma-scope-2b-pt-res", "revision": "v1"},
+        "ValueError",
         "SAELens reads the main branch alone: got revision 'v1'",
     ),
     "format": ({"format": "pickle"}, "ValueError", "unknown SAE format 'pickle': expected sae_lens or sparsify"),
-}  # fmt: skip
+}
 
 
 def load_all(environment, changes):

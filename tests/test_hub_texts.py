@@ -6,9 +6,9 @@ import json
 import pytest
 from filelock import FileLock
 
-from stitch_utils import hub
-from stitch_utils.files import NotWritten
-from stitch_utils.hub import dataset_rows, dataset_texts, remembered
+from stitch_utils.data import hub
+from stitch_utils.data.hub import dataset_rows, dataset_texts, remembered
+from stitch_utils.utils.files import NotWritten
 
 TEXTS = ["one", "zwei\nlines", "", "ça va", "five"]
 

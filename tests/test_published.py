@@ -14,23 +14,37 @@ from docutils.core import publish_doctree
 from myst_parser.docutils_ import Parser
 from scipy import stats
 
-from stitch_utils.chapters import for_pair
-from stitch_utils.claims import published, verdicts
-from stitch_utils.pages import anchor
-from stitch_utils.results import read_results, write_results
+from stitch_utils.book.chapters import for_pair
+from stitch_utils.book.claims import published, verdicts
+from stitch_utils.book.pages import anchor
+from stitch_utils.book.results import read_results, write_results
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CHAPTERS = (
-    "pairs", "stitching", "sae_transfer", "sae_training", "probing", "steering", "instruction_following",
-    "feature_transfer", "functional_features", "lrt",
-)  # fmt: skip
+    "pairs",
+    "stitching",
+    "sae_transfer",
+    "sae_training",
+    "probing",
+    "steering",
+    "instruction_following",
+    "feature_transfer",
+    "functional_features",
+    "lrt",
+)
 
 
 # What a run at scale smoke is too small to measure; a run at another scale writes it.
 ABSENT_AT_SMOKE = (
-    "figure2a.tiny.", "figure1c.tiny.smallest.", "figure1c.tiny.largest.saved", "figure1c.tiny.widths_that_save",
-    "counted.tiny.", "auxiliary.tiny.inherited", "stitch.tiny.adam.full_loss", "recovery.tiny.up.k_",
-)  # fmt: skip
+    "figure2a.tiny.",
+    "figure1c.tiny.smallest.",
+    "figure1c.tiny.largest.saved",
+    "figure1c.tiny.widths_that_save",
+    "counted.tiny.",
+    "auxiliary.tiny.inherited",
+    "stitch.tiny.adam.full_loss",
+    "recovery.tiny.up.k_",
+)
 EMBEDDED_PAIR_ONLY = ("classes-find-content-words",)  # its section is on no other pair's page
 
 
@@ -127,8 +141,11 @@ def test_every_claim_and_figure_leads_to_a_section_of_its_chapter(papers, chapte
 
 # Decimals and percentages that prose may hold: settings, and what the papers say. What is measured belongs in cells.
 SETTINGS = {
-    "pairs": {"0.5", "4%", "90%"}, "stitching": {"0.0001"}, "sae_training": {"50%"}, "functional_features": {"2%"},
-}  # fmt: skip
+    "pairs": {"0.5", "4%", "90%"},
+    "stitching": {"0.0001"},
+    "sae_training": {"50%"},
+    "functional_features": {"2%"},
+}
 REFERENCES = r"(App\.|Appendi(x|ces)|[Ss]ections?|Figs?\.|Eqs?\.|arXiv) [A-Z]?[\d.]+((, | and | to )[A-Z]?[\d.]+)*"
 FINDINGS = r"we (find|found|saw|observed?)|as expected|turns? out|confirm(s|ed)?|reproduces?|far (better|worse)"
 
@@ -177,9 +194,12 @@ def test_no_two_published_ids_differ_only_by_a_typing_error(papers):
 
 def test_section_2_claims_hold_for_the_papers_own_pairs(papers):
     on_losses = (
-        "stitch-near-ground-truth", "stitch-bottlenecked", "stitch-inverts", "stitch-inverts-from-above",
+        "stitch-near-ground-truth",
+        "stitch-bottlenecked",
+        "stitch-inverts",
+        "stitch-inverts-from-above",
         "inversion-is-asymmetric",
-    )  # fmt: skip
+    )
     for pair in ("pythia", "gpt2", "gemma"):
         for id in on_losses:
             verdict = _verdict(papers, pair, id)

@@ -13,7 +13,7 @@ import jupytext
 import pytest
 import yaml
 
-from stitch_utils.chapters import chapter_names
+from stitch_utils.book.chapters import chapter_names
 
 ROOT = Path(__file__).parent.parent
 

@@ -17,11 +17,11 @@ from hub.corpora import ifeval_rows
 from huggingface_hub import constants
 from renew_reference import REFERENCE, ROOT, copy_sources
 
-from stitch_utils.feature_study import feature_study_config
-from stitch_utils.instructions import instruction_kinds
-from stitch_utils.models import load_tokenizer
-from stitch_utils.pairs import PAIRS_FOLDER, load_pair
-from stitch_utils.steering_data import steering_prompts
+from stitch_utils.data.pairs import PAIRS_FOLDER, load_pair
+from stitch_utils.features.study import feature_study_config
+from stitch_utils.models.language_model import load_tokenizer
+from stitch_utils.steering.instructions import instruction_kinds
+from stitch_utils.steering.prompts import steering_prompts
 
 PAIRS = ("pythia", "gpt2", "gemma", "gemma-it")
 # Those in which the paper uses each pair, and no more: every chapter takes its time.
@@ -31,15 +31,19 @@ CHAPTERS = {
     "gpt2": (*SAES, "probing", "feature_transfer", "functional_features"),
     "gemma": ("pairs", *SAES, "steering", "lrt"),
     "gemma-it": ("stitching", "instruction_following", "lrt"),
-}  # fmt: skip
+}
 
 
 def stitch_book(root, environment, *arguments):
     """`stitch-book` in a process of its own: (exit code, stdout, stderr without the clients' own log lines)."""
     done = subprocess.run(
-        [sys.executable, "-m", "stitch_utils.report", *arguments],
-        cwd=ROOT, env={**environment, "STITCH_ROOT": str(root)}, capture_output=True, text=True, timeout=900,
-    )  # fmt: skip
+        [sys.executable, "-m", "stitch_utils.book.cli", *arguments],
+        cwd=ROOT,
+        env={**environment, "STITCH_ROOT": str(root)},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
     ours = [line for line in done.stderr.splitlines() if line.startswith("stitch-book: ")]
     return done.returncode, done.stdout, "\n".join(ours) or done.stderr
 
@@ -159,7 +163,7 @@ def test_a_gated_model_without_and_with_a_token(hub_root, book_root, tmp_path):
         for token in ({}, {"HF_TOKEN": "another-token"}):
             code, _, err = stitch_book(book_root, gated.environment(tmp_path, **token), *command)
             assert code == 2 and err.count("\n") == 0
-            where = r"pair 'gemma' \(stitch_utils/pairs/gemma\.yml\), model b: model 'google/gemma-2-9b' is gated"
+            where = r"pair 'gemma' \(stitch_utils/data/pairs/gemma\.yml\), model b: model 'google/gemma-2-9b' is gated"
             assert re.search(where, err) and f"{gated.url}/{id}" in err and "hf auth login" in err
         code, out, err = stitch_book(book_root, gated.environment(tmp_path, HF_TOKEN="good-token"), *command)
     assert code == 0, err
@@ -168,17 +172,22 @@ def test_a_gated_model_without_and_with_a_token(hub_root, book_root, tmp_path):
 
 # What is changed in the file of Pythia, and in the environment; what is said.
 REFUSED = {
-    "model": (("EleutherAI/pythia-70m-deduped", "EleutherAI/pythia-70b"), {},
-              "model a: model 'EleutherAI/pythia-70b' does not exist on .*: check the name"),
+    "model": (
+        ("EleutherAI/pythia-70m-deduped", "EleutherAI/pythia-70b"),
+        {},
+        "model a: model 'EleutherAI/pythia-70b' does not exist on .*: check the name",
+    ),
     "revision": (("revision: main    #", "revision: step9    #"), {}, "model a: .* has no revision 'step9'"),
-    "dataset": (("Skylion007/openwebtext", "nobody/nothing"), {},
-                "text: dataset 'nobody/nothing' does not exist on"),
-    "column": (("revision: main, take", "revision: main, column: body, take"), {},
-               "text: dataset 'Skylion007/openwebtext' has no text column 'body': its columns are text"),
+    "dataset": (("Skylion007/openwebtext", "nobody/nothing"), {}, "text: dataset 'nobody/nothing' does not exist on"),
+    "column": (
+        ("revision: main, take", "revision: main, column: body, take"),
+        {},
+        "text: dataset 'Skylion007/openwebtext' has no text column 'body': its columns are text",
+    ),
     "rows": (("skip: 180_000", "skip: 999_000"), {}, "text: no documents in hub source .* after skipping 999000"),
     "network": (("", ""), {"HF_ENDPOINT": "http://127.0.0.1:9"}, "model a: .* cannot be reached: check the network"),
     "cache": (("", ""), {"HF_HUB_OFFLINE": "1"}, "model a: .* is not in .*: unset HF_HUB_OFFLINE once to fetch it"),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ from pathlib import Path
 import yaml
 
 import stitch_utils
-from stitch_utils.report import main
-from stitch_utils.runs import plan
+from stitch_utils.book.cli import main
+from stitch_utils.book.runs import plan
 
 PACKAGE = Path(stitch_utils.__file__).parent
 CONFIG = {
@@ -100,7 +100,7 @@ def start(root, *arguments):
     """`stitch-book` as a user calls it: a process."""
     # from the package's own folder, so that the book's root comes from STITCH_ROOT and not from where we are
     environment = {**os.environ, "STITCH_ROOT": str(root)}
-    command = [sys.executable, "-m", "stitch_utils.report", *arguments]
+    command = [sys.executable, "-m", "stitch_utils.book.cli", *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     # A shell that runs the tests in the background has Ctrl-C ignored, and a child inherits that.
     heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)

@@ -5,7 +5,7 @@ import dataclasses
 import torch
 from sae_lens import TopKSAE, TopKSAEConfig
 
-from stitch_utils.sae_start import SAETrainingConfig
+from stitch_utils.saes.initialisation import SAETrainingConfig
 
 D, M, K, BATCH = 12, 64, 4, 64
 SMALL = {"d_sae": M, "k": K, "batch_tokens": BATCH}

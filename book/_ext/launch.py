@@ -28,9 +28,14 @@ def _add_button(app, pagename, templatename, context, doctree):
     url = repository and launch_url(pagename, repository, os.environ.get("BOOK_REVISION") or "HEAD")
     if url and "header_buttons" in context:
         context["header_buttons"].append(
-            {"type": "link", "url": url, "tooltip": "Run this chapter on Binder", "icon": "fas fa-rocket",
-             "label": "launch-binder"}
-        )  # fmt: skip
+            {
+                "type": "link",
+                "url": url,
+                "tooltip": "Run this chapter on Binder",
+                "icon": "fas fa-rocket",
+                "label": "launch-binder",
+            }
+        )
 
 
 def setup(app):

@@ -25,9 +25,13 @@ __all__ = ["Hub", "child", "home", "hub", "hub_root"]
 def child(environment: Mapping[str, str], *arguments: str) -> dict:
     """The JSON that a Python process with these arguments prints last; its clients are unmodified."""
     done = subprocess.run(
-        [sys.executable, *arguments], env=environment, cwd=Path(__file__).parent.parent, capture_output=True, text=True,
+        [sys.executable, *arguments],
+        env=environment,
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
         timeout=300,
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -44,27 +44,54 @@ class Checkpoint:
 
 def pythia_config(tokenizer, *, width: int, heads: int, layers: int) -> GPTNeoXConfig:
     return GPTNeoXConfig(
-        vocab_size=len(tokenizer), hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers,
-        num_attention_heads=heads, max_position_embeddings=2048, rotary_pct=0.25, use_parallel_residual=True,
-        tie_word_embeddings=False, bos_token_id=0, eos_token_id=0, stand_in=True,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        max_position_embeddings=2048,
+        rotary_pct=0.25,
+        use_parallel_residual=True,
+        tie_word_embeddings=False,
+        bos_token_id=0,
+        eos_token_id=0,
+        stand_in=True,
+    )
 
 
 def gpt2_config(tokenizer, *, width: int, layers: int) -> GPT2Config:
     return GPT2Config(
-        vocab_size=len(tokenizer), n_embd=width, n_layer=layers, n_head=4, n_positions=1024,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, stand_in=True,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        n_embd=width,
+        n_layer=layers,
+        n_head=4,
+        n_positions=1024,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        stand_in=True,
+    )
 
 
 def gemma_config(tokenizer, *, width: int, layers: int) -> Gemma2Config:
     # The scale of the queries is not the width of a head and the window is short, so that ignoring them shows.
     return Gemma2Config(
-        vocab_size=len(tokenizer), hidden_size=width, intermediate_size=2 * width, num_hidden_layers=layers,
-        num_attention_heads=4, num_key_value_heads=2, head_dim=12, query_pre_attn_scalar=16, sliding_window=16,
-        max_position_embeddings=8192, attn_logit_softcapping=50.0, final_logit_softcapping=30.0,
-        bos_token_id=2, eos_token_id=1, pad_token_id=0, stand_in=True,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=12,
+        query_pre_attn_scalar=16,
+        sliding_window=16,
+        max_position_embeddings=8192,
+        attn_logit_softcapping=50.0,
+        final_logit_softcapping=30.0,
+        bos_token_id=2,
+        eos_token_id=1,
+        pad_token_id=0,
+        stand_in=True,
+    )
 
 
 def _pythia(seed: int, width: int, heads: int, layers: int) -> Checkpoint:

@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from stitch_utils.embedded.frames import TOPICS
-from stitch_utils.embedded.grammar import LANGUAGES, load_lexicon, realise
-from stitch_utils.embedded.python_code import draw_function
-from stitch_utils.embedded.world import documents, requests, sentence_frames
+from stitch_utils.data.embedded.frames import TOPICS
+from stitch_utils.data.embedded.grammar import LANGUAGES, load_lexicon, realise
+from stitch_utils.data.embedded.python_code import draw_function
+from stitch_utils.data.embedded.world import documents, requests, sentence_frames
 
 from .evals import write_evals
 
@@ -175,9 +175,12 @@ def write_code(folder: Path) -> None:
 BEFORE_ENGLISH = ("bg", "cs", "da", "de", "el")
 AFTER_ENGLISH = ("es", "et", "fi", "fr", "hu", "it", "lt", "lv", "nl", "pl", "pt", "ro", "sk", "sl", "sv")
 EUROPARL = (
-    *(f"{language}-en" for language in BEFORE_ENGLISH), *(f"en-{language}" for language in AFTER_ENGLISH),
-    "es-fr", "fr-it", "nl-pt",
-)  # fmt: skip
+    *(f"{language}-en" for language in BEFORE_ENGLISH),
+    *(f"en-{language}" for language in AFTER_ENGLISH),
+    "es-fr",
+    "fr-it",
+    "nl-pt",
+)
 # Languages that the world does not speak are English in other letters.
 LETTERS = {
     "bg": ("abcdefghijklmnopqrstuvwxyz", "абцдефгхийклмнопярстувжьъз"),
@@ -211,10 +214,15 @@ def write_europarl(folder: Path) -> None:
 
 
 INSTRUCTION_IDS = {
-    "upper": "change_case:english_capital", "lower": "change_case:english_lowercase", "quotes": "startend:quotation",
-    "bullets": "detectable_format:number_bullet_lists", "json": "detectable_format:json_format",
-    "no_commas": "punctuation:no_comma", "closing": "startend:end_checker", "language": "language:response_language",
-}  # fmt: skip
+    "upper": "change_case:english_capital",
+    "lower": "change_case:english_lowercase",
+    "quotes": "startend:quotation",
+    "bullets": "detectable_format:number_bullet_lists",
+    "json": "detectable_format:json_format",
+    "no_commas": "punctuation:no_comma",
+    "closing": "startend:end_checker",
+    "language": "language:response_language",
+}
 
 
 def ifeval_rows(count: int) -> list[dict]:

@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from stitch_utils.behaviours import COLUMNS, FILES
+from stitch_utils.steering.behaviours import COLUMNS, FILES
 
 
 def write_evals(folder: Path, *, count: int = 20, columns: Sequence[str] = COLUMNS) -> None:

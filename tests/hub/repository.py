@@ -104,11 +104,21 @@ class Repository:
         card = self.folder / "README.md"
         metadata = front_matter(card.read_text(encoding="utf-8")) if card.is_file() else None
         return {
-            "_id": git_blob(self.id.encode())[:24], "id": self.id, "author": self.id.split("/")[0],
-            "sha": self.commit(), "createdAt": DATE, "lastModified": DATE, "private": False, "disabled": False,
-            "gated": gated, "downloads": 0, "likes": 0, "tags": [], "siblings": siblings,
+            "_id": git_blob(self.id.encode())[:24],
+            "id": self.id,
+            "author": self.id.split("/")[0],
+            "sha": self.commit(),
+            "createdAt": DATE,
+            "lastModified": DATE,
+            "private": False,
+            "disabled": False,
+            "gated": gated,
+            "downloads": 0,
+            "likes": 0,
+            "tags": [],
+            "siblings": siblings,
             **({"cardData": metadata} if metadata else {}),
-        } | ({"modelId": self.id} if self.kind == "models" else {})  # fmt: skip
+        } | ({"modelId": self.id} if self.kind == "models" else {})
 
     def tree(self, path: str, *, recursive: bool, expand: bool) -> list[dict] | None:
         """The entries of a folder, those of its folders too if `recursive`; None if there is no such folder."""

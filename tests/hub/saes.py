@@ -39,9 +39,12 @@ def weights(model: str) -> dict[str, Tensor]:
 
     rows = torch.nn.functional.normalize(normal(N_LATENTS, width), dim=1)
     return {
-        "W_enc": (rows.T + 0.1 * normal(width, N_LATENTS)).contiguous(), "b_enc": 0.1 * normal(N_LATENTS),
-        "W_dec": rows, "b_dec": normal(width), "threshold": normal(N_LATENTS).abs() + 0.5,
-    }  # fmt: skip
+        "W_enc": (rows.T + 0.1 * normal(width, N_LATENTS)).contiguous(),
+        "b_enc": 0.1 * normal(N_LATENTS),
+        "W_dec": rows,
+        "b_dec": normal(width),
+        "threshold": normal(N_LATENTS).abs() + 0.5,
+    }
 
 
 def write_saes(root: Path) -> None:
@@ -50,14 +53,20 @@ def write_saes(root: Path) -> None:
         folder, stored = Path(root) / "models" / path, weights(model)
         folder.mkdir(parents=True)
         tensors = {
-            "encoder.weight": stored["W_enc"].T.contiguous(), "encoder.bias": stored["b_enc"],
-            "W_dec": stored["W_dec"], "b_dec": stored["b_dec"],
-        }  # fmt: skip
+            "encoder.weight": stored["W_enc"].T.contiguous(),
+            "encoder.bias": stored["b_enc"],
+            "W_dec": stored["W_dec"],
+            "b_dec": stored["b_dec"],
+        }
         save_file(tensors, folder / "sae.safetensors")
         config = {
-            "expansion_factor": 32, "normalize_decoder": True, "num_latents": N_LATENTS, "k": K, "signed": False,
+            "expansion_factor": 32,
+            "normalize_decoder": True,
+            "num_latents": N_LATENTS,
+            "k": K,
+            "signed": False,
             "d_in": len(stored["b_dec"]),
-        }  # fmt: skip
+        }
         (folder / "cfg.json").write_text(json.dumps(config))
     for path, model in GEMMA_SCOPE.items():
         folder = Path(root) / "models" / path

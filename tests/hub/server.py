@@ -216,9 +216,12 @@ class _Handler(BaseHTTPRequestHandler):
         if file is None:
             raise Refusal(404, "EntryNotFound", "Entry not found", commit)
         headers = {
-            **commit, "ETag": f'"{file.etag}"', "Accept-Ranges": "bytes", "Content-Type": "application/octet-stream",
+            **commit,
+            "ETag": f'"{file.etag}"',
+            "Accept-Ranges": "bytes",
+            "Content-Type": "application/octet-stream",
             "Content-Disposition": f'inline; filename="{Path(path).name}";',
-        }  # fmt: skip
+        }
         if file.sha256:
             headers |= {"X-Linked-Size": str(file.size), "X-Linked-ETag": f'"{file.sha256}"'}
         content = (repository.folder / path).read_bytes()
@@ -226,6 +229,7 @@ class _Handler(BaseHTTPRequestHandler):
         if wanted is None:
             return Answer(200, headers, content)
         return Answer(
-            206, {**headers, "Content-Range": f"bytes {wanted.start}-{wanted.stop - 1}/{file.size}"},
+            206,
+            {**headers, "Content-Range": f"bytes {wanted.start}-{wanted.stop - 1}/{file.size}"},
             content[wanted.start : wanted.stop],
-        )  # fmt: skip
+        )

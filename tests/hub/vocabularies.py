@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import GemmaTokenizer, GPT2Tokenizer, GPTNeoXTokenizer, PreTrainedTokenizerBase
 
-from stitch_utils.embedded.world import documents
+from stitch_utils.data.embedded.world import documents
 
 END_OF_TEXT = "<|endoftext|>"
 TURNS = ("<start_of_turn>", "<end_of_turn>")

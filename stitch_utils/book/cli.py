@@ -1,0 +1,226 @@
+"""The console script `stitch-book`: executes the chapters, renders the book, prints the claims.
+
+No section of the paper. `chapters.py` knows which chapters there are, `runs.py` how the page of one is made and when
+it is out of date; here are the commands over all of them, and what they say. `commands.py` has those for a pair of
+one's own: fit, transfer-sae, transfer-vector, transfer-probe, push.
+
+    stitch-book run                                           every chapter for the embedded pair, then the summaries
+    stitch-book run --pair my-pair.yml --chapter stitching -p alpha 0.1
+    stitch-book fit --pair my-pair.yml                         a stitch file, and its losses
+    stitch-book build                                         renders the pages into _build/html
+    stitch-book claims --json
+
+Chapters are plain papermill notebooks and need nothing of this module:
+
+    jupytext --to ipynb book/stitching.md -o stitching.ipynb
+    papermill stitching.ipynb book/runs/tiny/stitching.ipynb -p alpha 0.1
+
+Such a page carries no key, so the next `stitch-book run` executes it again.
+
+Exit codes: 0; 1 when a chapter or the rendering fails; 2 when the request makes no sense; 130 when interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import re
+import shutil
+import subprocess
+import sys
+import textwrap
+import warnings
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+
+from ..data.pairs import ModelPair
+from ..utils.files import damage, project_root, sweep_up, tidy
+from ..utils.progress import progress
+from .chapters import CHAT_CHAPTERS, RequestError, one_line, toc_files
+from .claims import VERDICTS, named, said_of_turns, verdicts
+from .commands import COMMANDS, add_parsers, look_ahead
+from .runs import HOME_PAIR, RUNS, Run, WorkError, execute, find_pair, is_fresh, key_of, plain, plan, tree_digest
+
+HTML = Path("_build", "html", "index.html")
+
+
+def run_chapters(root: Path, runs: list[Run]) -> None:
+    """Executes the runs that are not fresh, a line for each, while no other command does so in this checkout."""
+    with _lock(root), warnings.catch_warnings(), progress(runs, "chapters") as bar:
+        warnings.simplefilter("ignore")
+        logging.getLogger("papermill").setLevel(logging.CRITICAL)
+        for leftover in (root / RUNS).glob("*/.*.partial.ipynb"):
+            leftover.unlink()
+        for folder in (RUNS, "results"):
+            sweep_up(root / folder)
+        tidied = False
+        sound: dict[str, ModelPair | None] = {HOME_PAIR: None}
+        for run in bar:
+            bar.set_description(run.chapter)
+            key = key_of(root, run)
+            fresh = not run.force and is_fresh(root, run, key)
+            if not fresh and run.pair not in sound:
+                sound[run.pair] = look_ahead(root, str(run.parameters["pair"]))
+            if not fresh and run.chapter in CHAT_CHAPTERS and (silent := _without_chat(sound[run.pair])):
+                bar.write(f"{run.label}: left out, since the tokenizer of {silent!r} has no chat template")
+                continue
+            if not fresh and not tidied:  # artifacts are read by what is executed
+                for damaged in tidy(root):
+                    bar.write(f"stitch-book: {damage(damaged.relative_to(root))}", file=sys.stderr)
+                tidied = True
+            bar.write(f"{run.label}: " + ("unchanged" if fresh else f"{execute(root, run, key):.0f} s"))
+
+
+def _without_chat(models: ModelPair | None) -> str | None:
+    """The model of the pair whose tokenizer has no chat template, if there is one."""
+    from ..models.language_model import load_tokenizer
+
+    refs = () if models is None else (models.a, models.b)
+    tokenizers = ((ref.model, load_tokenizer(ref.model, revision=ref.revision)) for ref in refs)
+    return next((name for name, tokenizer in tokenizers if not getattr(tokenizer, "chat_template", None)), None)
+
+
+def _lock(root: Path) -> AbstractContextManager:
+    path = RUNS / ".lock"
+    (root / RUNS).mkdir(parents=True, exist_ok=True)
+    lock = FileLock(root / path)
+    try:
+        return lock.acquire(timeout=0)
+    except Timeout:
+        print(f"stitch-book: another run holds {path.as_posix()}; waiting for it to end", file=sys.stderr)
+        return lock.acquire()
+
+
+def build(root: Path) -> None:
+    """Renders the pages into `_build/html` unless nothing in them has changed; WorkError shows the warnings."""
+    home = f"{(RUNS / HOME_PAIR).as_posix()}/"
+    files = [file for file in toc_files(root) if file.startswith(home)]
+    if missing := [file.removeprefix(home) for file in files if not (root / f"{file}.ipynb").is_file()]:
+        raise RequestError(
+            f"the embedded pair, whose pages are the book's own, has none yet for {', '.join(missing)}: "
+            "make them with `stitch-book run`"
+        )
+    sources = ("book/runs/**/*.ipynb", "_config.yml", "_toc.yml", "book/references.bib", "book/_static/**/*")
+    key = tree_digest(root, *sources, "requirements.lock")
+    stamp = root / "_build" / ".stamp"
+    if not (stamp.is_file() and stamp.read_text() == key and (root / HTML).is_file()):
+        stamp.unlink(missing_ok=True)
+        print("rendering the book", flush=True)
+        # jupyter_book cannot be run with -m; --all, because pages that Sphinx takes from its cache hide their warnings
+        command = "from jupyter_book.cli.main import main; main()"
+        options = ["build", ".", "--path-output", ".", "--all", "-W", "-n", "--keep-going", "-q"]
+        done = subprocess.run(
+            [sys.executable, "-c", command, *options], cwd=root, capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            raise WorkError(f"the book did not render\n\n{plain(done.stderr or done.stdout).strip()}")
+        stamp.write_text(key)
+    print(f"the book is in {HTML.as_posix()}")
+
+
+def print_claims(root: Path, pair: str, *, as_json: bool) -> None:
+    """Prints the verdict on each claim, our numbers beside the published ones, and where or how they are computed."""
+    models = find_pair(root, pair)
+    try:
+        found = verdicts(models.name, file=models.value)
+    except (ValueError, TypeError, OSError, yaml.YAMLError) as error:
+        raise RequestError(one_line(error)) from error
+    if as_json:
+        print(json.dumps([verdict._asdict() for verdict in found], indent=2, ensure_ascii=False))
+        return
+    width = shutil.get_terminal_size().columns
+    columns = max((len(verdict.id) for verdict in found), default=0), max(map(len, VERDICTS))
+    for verdict in found:
+        print(f"{verdict.id:{columns[0]}}  {verdict.verdict:{columns[1]}}  {verdict.chapter}: {verdict.source}")
+        print(textwrap.fill(verdict.text, width, initial_indent="    ", subsequent_indent="    "))
+        numbers = {"ours": verdict.ours, f"published ({verdict.published_verdict or 'incomplete'})": verdict.published}
+        lines = [f"{side}: {', '.join(named(values))}" for side, values in numbers.items() if values]
+        lines += said_of_turns(verdict) + [f"its run at scale {verdict.scale} gave no {id}" for id in verdict.missing]
+        for line in lines:
+            print(textwrap.fill(line, width, initial_indent="    ", subsequent_indent="      "))
+        for line in filter(None, (verdict.page and (HTML.parent / verdict.page).as_posix(), verdict.command)):
+            print(f"    {line}")  # not broken into lines, so that it can be copied
+
+
+class _Parser(argparse.ArgumentParser):
+    """Errors in one line, as all of ours; `-1e-4` is a value and not an option."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self._negative_number_matcher = re.compile(r"-[.\d]")
+
+    def error(self, message: str) -> None:
+        raise RequestError(f"{message} (see {self.prog} --help)")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="stitch-book", description="Executes the chapters, renders the book, prints the claims.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="execute chapters whose page is missing or out of date")
+    run.add_argument(
+        "--pair", default=HOME_PAIR, help=f"a name in stitch_utils/pairs or a .yml file (default {HOME_PAIR})"
+    )
+    run.add_argument("--chapter", help="this chapter only (default: all, in reading order)")
+    run.add_argument("--scale", help="smoke, default or paper (default: the chapter's own)")
+    run.add_argument(
+        "-p",
+        dest="given",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("NAME", "VALUE"),
+        help="set a parameter of the chapters; repeatable",
+    )
+    run.add_argument("--force", action="store_true", help="execute even where nothing has changed")
+    add_parsers(commands)
+    commands.add_parser("build", help="render the pages into _build/html")
+    claims = commands.add_parser("claims", help="print the verdict on each claim")
+    claims.add_argument(
+        "--pair", default=HOME_PAIR, help=f"a name in stitch_utils/pairs or a .yml file (default {HOME_PAIR})"
+    )
+    claims.add_argument("--json", action="store_true", dest="as_json", help="as a list of objects")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command line `argv` (default: the process's own); returns the exit code."""
+    try:
+        options = vars(_parser().parse_args(argv))
+        command = options.pop("command")
+        root = project_root().resolve()
+        if command == "run":
+            run_chapters(root, plan(root, **options))
+        elif command in COMMANDS:
+            COMMANDS[command](root, **options)
+        elif command == "build":
+            with _lock(root):  # nobody renders what another is writing
+                build(root)
+        else:
+            print_claims(root, **options)
+        sys.stdout.flush()
+    except RequestError as error:
+        print(f"stitch-book: {error}", file=sys.stderr)
+        return 2
+    except WorkError as error:
+        print(f"stitch-book: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stitch-book: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the flush at exit fails once more
+        return 1
+    except OSError as error:
+        print(f"stitch-book: {one_line(error)}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

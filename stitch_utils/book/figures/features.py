@@ -1,0 +1,113 @@
+"""Figures of section 5 on which features transfer. As in `plots`, no numbers are computed here.
+
+Figs. 4b, 14 and 15, and what the paper does not draw: correlations against firing rates, and how well the classes
+recover what is known.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+
+from .plots import BLUE, GREY, ORANGE, PURPLE, legend_below, whiskers
+
+OF_TWIN = {"transferred": BLUE, "random": GREY}
+OF_KIND = {"structural": PURPLE, "semantic": ORANGE}
+TICKS = (-1, -0.5, 0, 0.5, 1)
+BINS = np.linspace(-1, 1, 41)
+COARSE = np.linspace(-1, 1, 21)
+
+
+def correlation_histograms(panels: Mapping[str, Mapping[str, np.ndarray]], *, labels: Mapping[str, str]) -> Figure:
+    """Fig. 14: {title: {twin: correlations of all features}}."""
+    figure, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), 3.2), squeeze=False, layout="constrained")
+    for axis, (title, values) in zip(axes[0], panels.items()):
+        for twin, some in values.items():
+            axis.hist(some, bins=BINS, density=True, alpha=0.6, color=OF_TWIN[twin], label=labels[twin])
+        axis.set(title=title, xlabel="attribution correlation", xlim=(-1, 1), xticks=TICKS)
+        axis.axvline(0, color="#222222", lw=0.8)
+    axes[0, 0].set(ylabel="density of features")
+    legend_below(figure, axes[0, 0])
+    return figure
+
+
+def class_densities(panels: Mapping[str, Mapping[str, np.ndarray]], *, random: Mapping[str, tuple]) -> Figure:
+    """Fig. 4b: densities of both classes, and above the share that each has in a bin if both had as many features, with
+    the number of features in the bin.
+
+    `random`: {title: (low, high)}, between which most correlations lie across a random stitch.
+    """
+    figure, axes = plt.subplots(
+        2,
+        len(panels),
+        figsize=(4 * len(panels), 4.2),
+        sharex=True,
+        sharey="row",
+        squeeze=False,
+        layout="constrained",
+        height_ratios=(1, 2),
+    )
+    for (above, below), (title, values) in zip(axes.T, panels.items()):
+        densities = {kind: np.histogram(some, bins=COARSE, density=True)[0] for kind, some in values.items()}
+        counts = sum(np.histogram(some, bins=COARSE)[0] for some in values.values())
+        total = np.maximum(sum(densities.values()), 1e-12)
+        bottom = np.zeros(len(total))
+        for kind, density in densities.items():
+            above.bar(
+                COARSE[:-1], density / total, np.diff(COARSE), bottom=bottom, align="edge", color=OF_KIND[kind], lw=0
+            )
+            bottom = bottom + density / total
+            below.stairs(density, COARSE, color=OF_KIND[kind], fill=True, alpha=0.4)
+            below.stairs(density, COARSE, color=OF_KIND[kind], lw=1.4, label=f"{kind} ({len(values[kind])})")
+        above.axhline(0.5, color="white", lw=1)
+        for middle, count in zip((COARSE[:-1] + COARSE[1:]) / 2, np.broadcast_to(counts, len(total))):
+            if count:
+                above.text(middle, 1.03, str(count), ha="center", va="bottom", rotation=90, fontsize=6)
+        below.axvspan(*random[title], color=GREY, alpha=0.5, lw=0, label="random stitch")
+        above.set(ylim=(0, 1))
+        above.set_title(title, pad=22)  # above the numbers
+        below.set(xlabel="attribution correlation", xlim=(-1, 1), xticks=TICKS)
+        below.legend(frameon=False, loc="upper left")
+    axes[0, 0].set(ylabel="relative density")
+    axes[1, 0].set(ylabel="density of features")
+    return figure
+
+
+def rates_and_correlations(panels: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]]) -> Figure:
+    """{title: {class: (firing rates, correlations)}}."""
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(4 * len(panels), 3.4), sharey=True, squeeze=False, layout="constrained"
+    )
+    for axis, (title, values) in zip(axes[0], panels.items()):
+        for kind, (rates, correlations) in values.items():
+            axis.plot(rates, correlations, "o", ms=3.5, alpha=0.55, mew=0, color=OF_KIND[kind], label=kind)
+        axis.set(title=title, xscale="log", xlabel="share of tokens at which a feature fires", ylim=(-1.02, 1.02))
+    axes[0, 0].set(ylabel="attribution correlation")
+    legend_below(figure, axes[0, 0])
+    return figure
+
+
+def recovery_by_versions(panels: Mapping[str, Mapping[str, Sequence[tuple]]]) -> Figure:
+    """{title: {measure: [(value, low, high) for 1, 2, ... versions]}}; the third and fourth are drawn as the first two
+    are, dashed."""
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(4 * len(panels), 3.2), sharey=True, squeeze=False, layout="constrained"
+    )
+    for axis, (title, measures) in zip(axes[0], panels.items()):
+        styles = itertools.product(("o-", "s--"), (PURPLE, BLUE))
+        for number, ((measure, estimates), (line, color)) in enumerate(zip(measures.items(), styles)):
+            middle, low, high = (np.array(part) for part in zip(*estimates))
+            places = np.arange(1, len(middle) + 1) + 0.1 * (number // 2)  # beside each other, to be told apart
+            axis.errorbar(
+                places, middle, yerr=whiskers(middle, low, high), fmt=line, ms=4, capsize=2, color=color, label=measure
+            )
+        axis.axhline(0.5, color=GREY, lw=1, ls="--")
+        axis.set(title=title, xlabel="versions of a sentence, k")
+        axis.set_xticks(range(1, len(middle) + 1))
+    axes[0, 0].set(ylabel="agreement with the grammar")
+    legend_below(figure, axes[0, 0])
+    return figure

@@ -1,0 +1,188 @@
+"""Evidence for the reproducibility card (no section of its own).
+
+By an automatic reading the main paper gave no pseudocode and no versions of software. The card answers every variable
+of that reading for this package, and not from memory: versions come from the lock and from what is installed, settings
+from the results files, splits from a count of the documents that two texts share, and what each departure from the
+papers does from the numbers that the chapters measured.
+
+Offers `versions`, `machine`, `settings`, `text_splits`, `departures`, `open_points`, each a DataFrame.
+"""
+
+from __future__ import annotations
+
+import html
+import itertools
+import os
+import platform
+import re
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+
+import pandas as pd
+import torch
+import yaml
+
+from ..data.pairs import ModelPair
+from ..data.text import read_documents
+from ..models.harvest import evaluation_batches, training_batches
+from ..models.language_model import load_tokenizer
+from ..utils.files import project_root
+from .pages import command_for, pair_argument
+from .results import read_results
+
+# What numbers are made with; the lock has all others too.
+NAMED = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "transformer-lens",
+    "sae-lens",
+    "datasets",
+    "safetensors",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "langdetect",
+    "papermill",
+    "jupyter-book",
+)
+SAID_APART = ("scale", "seed", "stand_in")
+FIELDS = {"departures": ("chapter", "paper", "here"), "open": ("chapter", "what", "taken", "where")}
+
+
+def locked(root: Path | None = None) -> dict[str, str]:
+    """{package: version} of `requirements.lock`; ValueError for a line that pins nothing."""
+    found = {}
+    for line in ((root or project_root()) / "requirements.lock").read_text(encoding="utf-8").splitlines():
+        if line := line.split("#")[0].strip():
+            name, pinned, version = line.partition("==")
+            if not pinned:
+                raise ValueError(f"requirements.lock: {line!r}: expected name==version")
+            found[_normal(name)] = version
+    return found
+
+
+def versions() -> pd.DataFrame:
+    """The packages that numbers are made with: version in the lock, version installed. Last, how many differ in all."""
+    lock = locked()
+    installed = {name: _installed(name) for name in lock}
+    rows = [[name, lock[_normal(name)], installed[_normal(name)]] for name in NAMED]
+    differ = [name for name in lock if lock[name] != installed[name].split("+")[0]]
+    others = f"{len(lock) - len(differ)} as in the lock" + (f"; not: {', '.join(differ)}" if differ else "")
+    return pd.DataFrame([*rows, [f"all {len(lock)}", "", others]], columns=["package", "in the lock", "installed"])
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name.strip()).lower()
+
+
+def _installed(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def machine() -> pd.DataFrame:
+    """What executes this page."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
+    rows = {
+        "processor": _processor(),
+        "processors": str(os.cpu_count()),
+        "memory": f"{memory / 2**30:.0f} GiB" if memory else "unknown",
+        "accelerator": gpu,
+        "system": f"{platform.system()}, {platform.machine()}",
+        "Python": platform.python_version(),
+    }
+    return pd.DataFrame(rows.items(), columns=["", "value"])
+
+
+def _processor() -> str:
+    """Its name, where the system says it."""
+    told = Path("/proc/cpuinfo")
+    found = re.search(r"^model name\s*: (.*)$", told.read_text(), re.M) if told.is_file() else None
+    return found[1] if found else platform.processor() or "unknown"
+
+
+def settings(pair: str) -> pd.DataFrame:
+    """The parameters with which each chapter was last run on the pair; seeds among them. Empty without results."""
+    rows: dict[str, dict[str, object]] = {}
+    for id, value in read_results(pair, stand_ins=True).items():
+        if found := re.fullmatch(r"run\.(\w+)\.(\w+)", id):
+            rows.setdefault(found[1], {})[found[2]] = value
+    others = [
+        ", ".join(f"{name} {value}" for name, value in sorted(found.items()) if name not in SAID_APART)
+        for found in rows.values()
+    ]
+    columns = {name: [str(found.get(name, "")) for found in rows.values()] for name in ("scale", "seed")}
+    return pd.DataFrame({"chapter": list(rows), **columns, "other parameters": others})
+
+
+def text_splits(pair: ModelPair, scale: str) -> pd.DataFrame:
+    """The text that things are fitted on and the text that they are measured on: how many documents a scale reads of
+    each, how many tokens count of them (special ones do not), and how many documents of the second are, word for word,
+    among the first."""
+    sizes, tokenizer = pair.scale(scale), load_tokenizer(pair.a.model, revision=pair.a.revision)
+    rows, seen = [], set()
+    for part, text, batches in (
+        ("fitted on", pair.train, training_batches(pair, sizes, tokenizer, sizes.train_tokens)),
+        ("measured on", pair.evaluation, evaluation_batches(pair, sizes, tokenizer)),
+    ):
+        read, count = 0, 0
+        for batch in batches:
+            read, count = int(batch.documents.max()) + 1, count + int(batch.mask.sum())
+        documents = itertools.islice(read_documents(text), read)
+        if part == "fitted on":
+            seen, shared = set(documents), ""
+        else:
+            shared = f"{sum(document in seen for document in documents):,}"
+        source = f"{text.source}: {Path(text.name).name if text.source == 'files' else text.name}"
+        rows.append([part, source, f"{read:,}", f"{count:,}", shared])
+    return pd.DataFrame(rows, columns=["text", "source", "documents", "tokens", "documents also fitted on"])
+
+
+def departures(pair: str) -> pd.DataFrame:
+    """What is done otherwise than the papers say, and what that does on the pair: measured, or why it was not."""
+    numbers = read_results(pair)
+    entries = _entries("departures")
+    effects = [_effect(entry, pair, numbers) for entry in entries]
+    told = {
+        title: [entry[field] for entry in entries]
+        for field, title in (("chapter", "chapter"), ("paper", "the papers"), ("here", "here"))
+    }
+    return pd.DataFrame(told | {"what that does": effects})
+
+
+def open_points() -> pd.DataFrame:
+    """What the papers leave open or say twice, what is taken here, and where to take something else."""
+    titles = {"chapter": "chapter", "what": "open", "taken": "taken", "where": "to change it"}
+    entries = _entries("open")
+    return pd.DataFrame({title: [_code(entry[field]) for entry in entries] for field, title in titles.items()})
+
+
+def _code(text: str) -> str:
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text))
+
+
+def _effect(entry: Mapping, pair: str, numbers: Mapping[str, object]) -> str:
+    if "effect" not in entry:
+        return f"not measured: {entry['because']}"
+    found = {name: numbers.get(id.replace("{pair}", pair)) for name, id in entry["effect"]["needs"].items()}
+    if None in found.values():
+        return f"not run: {command_for(pair_argument(pair), entry['chapter'])}"
+    return entry["effect"]["text"].format(**found)
+
+
+def _entries(kind: str) -> list[dict]:
+    """Of `book/departures.yml`, checked. ValueError says which entry is wrong and how."""
+    path = project_root() / "book" / "departures.yml"
+    entries = yaml.safe_load(path.read_text(encoding="utf-8"))[kind]
+    for number, entry in enumerate(entries, 1):
+        where = f"{path.name}: entry {number} of {kind}"
+        if missing := [field for field in FIELDS[kind] if field not in entry]:
+            raise ValueError(f"{where} has no {', '.join(missing)}")
+        if kind == "departures" and ("effect" in entry) == ("because" in entry):
+            raise ValueError(f"{where}: expected either an effect or a reason why none was measured")
+    return entries

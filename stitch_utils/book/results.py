@@ -1,0 +1,97 @@
+"""What a chapter measured: flat numbers in `results/<pair>/<chapter>.json` (no section of its own).
+
+A chapter measures and never decides. It writes flat numbers, each under an id like `table1.tiny.a_to_b`, which begins
+with the table or figure and names the pair; `claims.py` compares them with the published ones, whose ids are of the
+same form. A file is replaced whole, so a run that was killed leaves the numbers of the one before. One that
+has changed since it was written is refused.
+
+Offers `write_results`, `read_results`, `pairs_with_results`.
+"""
+
+import json
+import math
+import numbers as number_types
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+from ..utils.files import is_sealed, is_sound, project_root, put
+
+
+def write_results(
+    pair: str,
+    chapter: str,
+    numbers: Mapping[str, float | int | str],
+    *,
+    parameters: Mapping[str, object] = MappingProxyType({}),
+) -> Path:
+    """Writes `results/<pair>/<chapter>.json` in one step, replacing an earlier run's file, and returns its path.
+
+    `numbers` are finite (or a string, for a label), under ids that contain the pair between dots; floats keep six
+    significant digits. `parameters` are JSON scalars, stored as `run.<name>`. ValueError names the id that is wrong.
+    """
+    for kind, name in (("pair", pair), ("chapter", chapter)):
+        if not re.fullmatch(r"\w[\w.-]*", name):
+            raise ValueError(f"{kind} {name!r} is not a file name: expected letters, digits, '.', '_' and '-'")
+    rows = {}
+    for id, value in numbers.items():
+        if f".{pair}." not in f".{id}." or id.startswith("run."):
+            raise ValueError(f"result id '{id}' does not contain the pair: expected something like 'table1.{pair}.a'")
+        if not isinstance(value, number_types.Real | str):
+            raise ValueError(f"result '{id}' is of type {type(value).__name__}: expected a number")
+        rows[id] = _storable(f"result '{id}'", value)
+    for name, value in parameters.items():
+        if not isinstance(value, number_types.Real | str | None):
+            raise ValueError(f"parameter '{name}' is of type {type(value).__name__}: expected a JSON scalar")
+        rows[f"run.{name}"] = _storable(f"parameter '{name}'", value)
+    path = project_root() / "results" / pair / f"{chapter}.json"
+    said = json.dumps(rows, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    put(path, lambda place: place.write_text(said, encoding="utf-8"))
+    return path
+
+
+def read_results(pair: str, *, stand_ins: bool = False) -> dict[str, object]:
+    """All numbers that chapters wrote for the pair, by id; parameters as `run.<chapter>.<name>`. Empty if none ran.
+
+    Runs on stand-ins, random weights under the names of real models (parameter `stand_in`), are left out unless asked
+    for: they are no results.
+
+    Where two chapters hold the same id, one of them was run before the number moved to the other: what was written last
+    counts. ValueError if a file is not what `write_results` writes, or no longer what it wrote; one that has been put
+    there by hand, without its seal, is read.
+    """
+    merged: dict[str, object] = {}
+    files = (project_root() / "results" / pair).glob("[!.]*.json")
+    for path in sorted(files, key=lambda file: (file.stat().st_mtime_ns, file.name)):
+        if is_sealed(path) and not is_sound(path):
+            from .pages import command_for, pair_argument  # which import this module
+
+            again = command_for(pair_argument(pair), path.stem)
+            raise ValueError(f"{path} is not as its run wrote it: make it again with `{again}`")
+        try:
+            rows = dict(json.loads(path.read_text(encoding="utf-8")))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path} does not hold a flat JSON object: {error}") from None
+        if rows.get("run.stand_in") and not stand_ins:
+            continue
+        for id, value in rows.items():
+            id = f"run.{path.stem}.{id.removeprefix('run.')}" if id.startswith("run.") else id
+            merged[id] = value
+    return merged
+
+
+def pairs_with_results() -> list[str]:
+    """Names of the pairs for which at least one chapter has written results that are not of stand-ins, sorted."""
+    names = {path.parent.name for path in (project_root() / "results").glob("*/[!.]*.json")}
+    return sorted(name for name in names if read_results(name))
+
+
+def _storable(what: str, value: object) -> object:
+    if isinstance(value, bool | str | None):
+        return value
+    if isinstance(value, number_types.Integral):
+        return int(value)
+    if not math.isfinite(value):
+        raise ValueError(f"{what} is {value}: expected a finite number")
+    return float(f"{value:.6g}")

@@ -1,0 +1,287 @@
+"""How the page of a chapter is made for a pair of models, and when it is out of date (no section of its own).
+
+A page is a chapter executed for one pair, `book/runs/<pair>/<chapter>.ipynb`. Pages are expensive, so each carries the
+key of all that made it (its source, its parameters, this package, the published numbers, the lock file) and the digests
+of the results that it wrote and of itself. A page whose key, results and contents still agree is left alone; a page is
+replaced whole, at the end of a run that worked, or not at all.
+
+Offers `plan`, which turns a request into `Run`s; `key_of` and `is_fresh`, which tell whether a page is up to date;
+`execute`, which makes it, or raises `WorkError`; and beside them `find_pair`, `plain`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import time
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import yaml
+from ipykernel.kernelspec import RESOURCES, get_kernel_dict
+from jupyter_client.kernelspec import KernelSpec
+from jupyter_client.manager import AsyncKernelManager
+
+from ..data.pairs import SCALES, ModelPair, SAERef, known_pairs, load_pair
+from ..utils.cache import PACKAGE
+from ..utils.files import digest, put, tree_digest
+from .chapters import SUMMARIES, RequestError, chapter_names, for_pair, one_line, parse_value, read_chapter
+
+HOME_PAIR = "tiny"
+RUNS = Path("book", "runs")
+EXPLAINED = ("HubError", "HubBusy", "NotWritten")  # errors of the surroundings, which no line of a traceback helps with
+
+
+class WorkError(Exception):
+    """A chapter or a rendering that failed; exit code 1."""
+
+
+class Pair(NamedTuple):
+    """A pair of models: its name, the value that chapters are given, and for the user's own a digest of its file and of
+    what lies on this disk of all that it names."""
+
+    name: str
+    value: str
+    digest: str | None
+
+
+class Run(NamedTuple):
+    """A chapter to execute for a pair: what to pass, all its parameters, and what its key is made of."""
+
+    chapter: str
+    pair: str
+    notebook: Any
+    passed: dict[str, Any]
+    parameters: dict[str, Any]
+    ingredients: dict[str, Any]
+    force: bool
+
+    @property
+    def page(self) -> Path:
+        return RUNS / self.pair / f"{self.chapter}.ipynb"
+
+    @property
+    def results(self) -> Path:
+        return Path("results", self.pair, f"{self.chapter}.json")
+
+    @property
+    def label(self) -> str:
+        scale = self.parameters.get("scale")
+        return f"{self.chapter} ({self.pair}, {scale})" if scale else f"{self.chapter} ({self.pair})"
+
+
+def find_pair(root: Path, given: str) -> Pair:
+    """The pair that `given` names: one of `stitch_utils/pairs`, or the path of a pair file."""
+    known = known_pairs()
+    if given in known:
+        return Pair(given, given, None)
+    path = Path(given).resolve()
+    try:
+        pair = load_pair(path if path.suffix in (".yml", ".yaml") else given)
+    except (ValueError, TypeError, KeyError, OSError, yaml.YAMLError) as error:
+        raise RequestError(one_line(error)) from error
+    name = pair.name
+    if name in known or not re.fullmatch(r"\w[\w.-]*", name):
+        raise RequestError(
+            f"pair file {given}: the name {name!r} must be fit for a folder and not one of {', '.join(known)}"
+        )
+    value = path.relative_to(root) if path.is_relative_to(root) else path
+    said = json.dumps([digest(path), _local_files(pair)])
+    return Pair(name, value.as_posix(), hashlib.sha256(said.encode()).hexdigest())
+
+
+def _local_files(pair: ModelPair) -> list[tuple[str, int, int]]:
+    """Name, size and time of change of each file on this disk that a pair names, alone or as one of a folder; models
+    are too large to be read before every run."""
+    saes = (sae.release if isinstance(sae, SAERef) else sae for sae in pair.saes.values())
+    models = (ref.model for ref in (pair.a, pair.b, pair.augmenter) if ref)
+    texts = (ref.name for ref in (pair.train, pair.evaluation, *pair.datasets.values()))
+    found = []
+    for place in (Path(name).expanduser() for name in sorted({*saes, *models, *texts})):
+        for file in sorted(place.rglob("*")) if place.is_dir() else [place]:
+            name = file.relative_to(place).as_posix()  # the place is in the pair's file, and may move with it
+            if file.is_file() and not re.search(r"(^|/)\.\w", name):  # hidden files aside
+                found.append((name, file.stat().st_size, file.stat().st_mtime_ns))
+    return found
+
+
+def plan(
+    root: Path, *, pair: str, chapter: str | None, scale: str | None, given: Iterable[tuple[str, str]], force: bool
+) -> list[Run]:
+    """The runs that a request asks for, summaries last, all checked before any starts.
+
+    The summaries follow every request, for the embedded pair and at their defaults unless asked for by name.
+    RequestError, naming those that exist, for an unknown chapter, pair, scale or parameter.
+    """
+    names = chapter_names(root)
+    if chapter is not None and chapter not in names:
+        raise RequestError(f"unknown chapter {chapter!r}: expected one of {', '.join(names)}")
+    if scale is not None and scale not in SCALES:
+        raise RequestError(f"unknown scale {scale!r}: expected one of {', '.join(SCALES)}")
+    models = find_pair(root, pair)
+    if chapter in SUMMARIES and models.name != HOME_PAIR:
+        raise RequestError(f"chapter {chapter!r} covers all pairs and runs for {HOME_PAIR} only, got --pair {pair}")
+    if reserved := [name for name, _ in given if name in ("pair", "scale")]:
+        raise RequestError(f"-p {reserved[0]} is not a way to choose it: use --{reserved[0]}")
+    shared = {
+        "package": tree_digest(PACKAGE, "**/*"),
+        "requirements": digest(root / "requirements.lock"),
+        "published": tree_digest(root, "book/published.yml", "book/departures.yml"),
+    }
+    runs = []
+    for name in names:
+        asked = name == chapter or (chapter is None and name not in SUMMARIES)
+        if not asked and name not in SUMMARIES:
+            continue
+        notebook, defaults, source = read_chapter(root, name)
+        here = Pair(HOME_PAIR, HOME_PAIR, None) if name in SUMMARIES else models
+        passed = {} if name in SUMMARIES and "pair" not in defaults else {"pair": here.value}
+        texts = {}
+        if asked:
+            passed |= {"scale": scale} if scale is not None else {}
+            texts = dict(given)
+        if unknown := [parameter for parameter in passed | texts if parameter not in defaults]:
+            known = ", ".join(defaults) or "none"
+            raise RequestError(f"chapter {name!r} has no parameter {', '.join(map(repr, unknown))}: it has {known}")
+        passed |= {parameter: parse_value(parameter, text, defaults[parameter]) for parameter, text in texts.items()}
+        ingredients = {**shared, "chapter": name, "source": source, "pair": here.digest}
+        if here.name != HOME_PAIR:
+            notebook = for_pair(notebook, here.name)
+        forced = force and (asked or chapter is None)
+        runs.append(Run(name, here.name, notebook, passed, defaults | passed, ingredients, forced))
+    return runs
+
+
+def key_of(root: Path, run: Run) -> str:
+    """The digest of all that determines a page."""
+    ingredients = {**run.ingredients, "parameters": run.parameters}
+    if run.chapter in SUMMARIES:
+        ingredients["results"] = tree_digest(root / "results", "**/*.json")
+        pages = {page.relative_to(root).as_posix() for page in (root / RUNS).glob("*/[!.]*.ipynb")}
+        # summaries link the other pages
+        ingredients["pages"] = sorted(page for page in pages if PurePosixPath(page).stem not in SUMMARIES)
+    return hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()
+
+
+def is_fresh(root: Path, run: Run, key: str) -> bool:
+    """Whether the page was made by `key`, shows no error, and it and its results are still as they were left."""
+    try:
+        page = json.loads((root / run.page).read_text(encoding="utf-8"))
+        note = page["metadata"]["stitch_book"]
+        kinds = {output["output_type"] for cell in page["cells"] for output in cell.get("outputs", ())}
+        agrees = (note["key"], note["results"]) == (key, digest(root / run.results))
+        return agrees and "error" not in kinds and note["page"] == _page_digest(page)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def _page_digest(page: dict[str, Any]) -> str:
+    """Of all in a page but this digest itself."""
+    note = {name: value for name, value in page["metadata"]["stitch_book"].items() if name != "page"}
+    rest = page | {"metadata": page["metadata"] | {"stitch_book": note}}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def execute(root: Path, run: Run, key: str) -> float:
+    """Executes a chapter, puts its page in place, returns the seconds it took; WorkError where a cell fails."""
+    import nbformat
+    import papermill  # takes a second to import, which unchanged pages can do without
+    from papermill.utils import chdir
+
+    partial = run.page.with_name(f".{run.chapter}.partial.ipynb")
+    failed = run.page.with_name(f".{run.chapter}.failed.ipynb")
+    started = time.monotonic()
+    with chdir(root):
+        run.page.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            nbformat.write(run.notebook, partial)
+            page = papermill.execute_notebook(
+                str(partial),
+                str(partial),
+                run.passed,
+                kernel_name="python3",
+                language="python",
+                progress_bar={"desc": "  cells", "leave": False, "disable": None},
+                start_timeout=300,
+                iopub_timeout=60,  # the default of 4 s is too short for a busy machine
+                kernel_manager_class=_Kernel,
+            )
+            seconds = round(time.monotonic() - started, 1)
+            for cell in page.cells:
+                if "injected-parameters" in cell.metadata.get("tags", ()):
+                    cell.metadata.tags.append("hide-input")  # as the chapter's own parameters are
+            page.metadata.papermill.update(input_path=f"book/{run.chapter}.md", output_path=run.page.as_posix())
+            page.metadata["stitch_book"] = {
+                "key": key,
+                "results": digest(run.results),
+                "pair": run.pair,
+                "chapter": run.chapter,
+                "scale": run.parameters.get("scale"),
+                "parameters": run.parameters,
+                "seconds": seconds,
+            }
+            page.metadata.stitch_book["page"] = _page_digest(json.loads(nbformat.writes(page)))
+            put(run.page, lambda place: nbformat.write(page, place), sealed=False)
+            failed.unlink(missing_ok=True)
+            return seconds
+        except (papermill.PapermillExecutionError, RuntimeError, TimeoutError) as error:
+            os.replace(partial, failed)
+            raise WorkError(
+                f"{run.label} failed {_failure(failed, error)}\nThe partial notebook is {failed.as_posix()}"
+            ) from error
+        except OSError as error:  # a disk that is full, mostly
+            raise WorkError(f"{run.label} could not be kept: {one_line(error)}") from error
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def plain(text: str) -> str:
+    """Text without the colours of a terminal."""
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
+
+
+class _Kernel(AsyncKernelManager):
+    """A kernel of this interpreter, whatever the user's home calls `python3`, in the same surroundings everywhere."""
+
+    async def start_kernel(self, **options: Any) -> None:
+        # what a cell prints is in its page already; what is left is the kernel's own noise
+        await super().start_kernel(**options, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    @property
+    def kernel_spec(self) -> KernelSpec:
+        surroundings = {
+            "STITCH_ROOT": str(Path.cwd()),  # chapters run in the root, and write their results there
+            "PYTHONHASHSEED": "0",
+            # another backend would leave pages without figures
+            "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+            "TQDM_DISABLE": "1",  # bars with their timings would differ from run to run
+        }
+        # debugpy otherwise complains of frozen modules in every kernel
+        return KernelSpec(
+            resource_dir=RESOURCES, env=surroundings, **get_kernel_dict(python_arguments=["-Xfrozen_modules=off"])
+        )
+
+
+def _failure(partial: Path, error: Exception) -> str:
+    """In which cell it was, and the traceback; of what is explained in its message, the message alone."""
+    try:
+        notebook = json.loads(partial.read_text(encoding="utf-8"))["cells"]
+    except (OSError, ValueError, KeyError):  # the disk was too full for it
+        notebook = []
+    # a kernel that dies leaves no error output, so the cell is the last that started
+    sources = [
+        ("".join(cell["source"]).strip(), cell["metadata"].get("papermill", {}).get("start_time"))
+        for cell in notebook
+        if cell["cell_type"] == "code"
+    ]
+    sources = [source for source in sources if source[0]]
+    begun = [number for number, (_, start) in enumerate(sources) if start]
+    trace = "\n".join(getattr(error, "traceback", ())) or str(error)
+    if (name := getattr(error, "ename", None)) in EXPLAINED:
+        trace = f"{name}: {error.evalue}"
+    where = f"in cell {begun[-1] + 1}: {sources[begun[-1]][0].splitlines()[0]}" if begun else "before its first cell"
+    return f"{where}\n\n{plain(trace).strip()}\n"

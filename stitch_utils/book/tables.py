@@ -1,0 +1,215 @@
+"""Our results beside the published numbers, as tables for a page (no section of its own: every chapter ends with them).
+
+What a reader sees first is a table of the paper with our numbers beside it, or a claim with its verdict. Nothing is
+measured or decided here: the numbers come from `results.py`, the papers' numbers and the verdicts from `claims.py`.
+
+Offers `beside`, a DataFrame, and in HTML `shares_and_costs`, `claims_table`, `verdict_counts`, `status_table`,
+`runs_table`, `stand_in_notice`.
+"""
+
+import html
+import re
+from collections.abc import Mapping
+
+import pandas as pd
+from IPython.display import HTML
+
+from ..data.pairs import known_pairs, load_pair
+from ..utils.files import project_root
+from .chapters import SUMMARIES
+from .claims import VERDICTS, Claim, Verdict, figures_status, named, published, said_of_turns, verdicts, with_interval
+from .pages import anchor, command_for, page_of, pair_argument, pair_file
+from .results import pairs_with_results, read_results
+
+
+def beside(pair: str, prefix: str, *, labels: Mapping[str, str] | None = None) -> pd.DataFrame:
+    """A table or figure (`prefix` is "table1", say) as a DataFrame of short strings, ours first.
+
+    One row for each quantity (the rest of the id after the pair), in the order of `published.yml` and then by name; a
+    column named after the pair with our values as `value [low, high]`, and a column `<pair>, published` for each pair
+    that the papers report. An empty string where there is no number. `labels` chooses the rows, their order and what
+    they are called: {quantity: label}.
+    """
+    book, prefix = published(), prefix.rstrip(".")
+    sources = {pair: (read_results(pair, stand_ins=True), f"{prefix}.{pair}.")}
+    sources |= {f"{name}, published": (book.numbers, f"{prefix}.{name}.") for name in book.pairs}
+    columns = {
+        column: {id.removeprefix(start): value for id, value in values.items() if id.startswith(start)}
+        for column, (values, start) in sources.items()
+    }
+    ours, theirs = columns[pair], {name: column for name, column in columns.items() if column and name != pair}
+    rows = dict.fromkeys(re.sub(r"\.(low|high)$", "", id) for column in (*theirs.values(), ours) for id in column)
+    rows = rows if labels is None else labels
+    cells = {name: [with_interval(column, row) for row in rows] for name, column in {pair: ours, **theirs}.items()}
+    index = pd.Index(list(rows) if labels is None else list(labels.values()), name=None if labels else prefix)
+    return pd.DataFrame(cells, index=index, dtype=object)
+
+
+def shares_and_costs(pair: str, figure: str, rows: Mapping[str, str], conditions: Mapping[str, str]) -> HTML:
+    """Shares of steered responses with, under each, what they cost: the rise of their NLL, in nats a token, whose
+    interval is left to the results file.
+
+    `rows` and `conditions` are {name in the id: title}; the ids are `<figure>.<pair>.<row>.<condition>`, and the same
+    with `.nll_rise`. An empty cell where there is no number.
+    """
+    found, start = read_results(pair, stand_ins=True), f"{figure}.{pair}."
+    values = {id.removeprefix(start): number for id, number in found.items() if id.startswith(start)}
+
+    def cell(key: str) -> str:
+        rise = values.get(f"{key}.nll_rise")
+        return with_interval(values, key) + ("" if rise is None else f"<br><small>{rise:+.2f} nats</small>")
+
+    cells = [[f"<b>{html.escape(title)}</b>", *(cell(f"{row}.{c}") for c in conditions)] for row, title in rows.items()]
+    return _table(["", *map(html.escape, conditions.values())], cells)
+
+
+def claims_table(
+    pair: str = "tiny", *, detail: bool = True, chapter: str | None = None, only_run: bool = False
+) -> HTML:
+    """All claims, each with the numbers and the verdict of `pair`, then of every other pair that has results, then of
+    the pairs that the papers report; with a link to the section that computed them, or the command that would.
+
+    With `detail` a line for each pair, under the claim, its source and its predicates; else a line for each claim, its
+    numbers folded away. `chapter` keeps the claims of one chapter, whose page for `pair` is where the table stands;
+    `only_run` keeps those that some pair has run.
+    """
+    book = published()
+    run = list(dict.fromkeys((pair, *pairs_with_results())))
+    found = {name: verdicts(name, book=book) for name in dict.fromkeys((*run, *book.pairs))}
+    rows = []
+    for i, claim in enumerate(book.claims):
+        of = {name: of_pair[i] for name, of_pair in found.items()}
+        if chapter not in (None, claim.chapter) or (only_run and all(of[name].verdict == "not run" for name in run)):
+            continue
+        here = f"#{anchor(claim.heading)}" if chapter and claim.heading else ""
+        links = {name: _link(v.page, v.chapter, claim.heading, here * (name == pair)) for name, v in of.items()}
+        rows += _in_detail(claim, of, run, links) if detail else [_at_a_glance(claim, of, run, links)]
+    if detail:
+        return _table(["Pair", "Verdict", "Ours, with 95% intervals", "Published"], rows)
+    return _table(["Claim", *run, "Published"], rows)
+
+
+def verdict_counts(pair: str = "tiny") -> HTML:
+    """How many claims hold, hold partly, do not hold and were not run, for `pair` and every other pair with results.
+
+    The last column: how many of these verdicts have their threshold inside an interval.
+    """
+    rows = []
+    for name in dict.fromkeys((pair, *pairs_with_results())):
+        found = verdicts(name)
+        words = [verdict.verdict for verdict in found]
+        scales = {str(value) for id, value in read_results(name).items() if re.fullmatch(r"run\.\w+\.scale", id)}
+        turning = sum(bool(verdict.turns) for verdict in found)
+        rows.append([name, ", ".join(sorted(scales)), *(str(words.count(word)) for word in VERDICTS), str(turning)])
+    return _table(["Pair", "Scale of the runs", *VERDICTS, "threshold inside an interval"], rows)
+
+
+def runs_table(home: str = "tiny") -> HTML:
+    """Every pair that is known or was run, with the chapters that were run on it, or the command that runs them."""
+    executed: dict[str, list[str]] = {}
+    with_results = pairs_with_results()
+    for page in sorted((project_root() / "book" / "runs").glob("*/[!.]*.ipynb")):
+        if page.stem not in SUMMARIES:
+            executed.setdefault(page.parent.name, []).append(page.stem)
+    rows = []
+    for name in dict.fromkeys((home, *known_pairs(), *executed)):
+        known = name in known_pairs()
+        title = load_pair(name).title if known else f"a pair file of your own: {pair_file(name) or 'unknown'}"
+        pages = ", ".join(_link(page_of(name, chapter), chapter) for chapter in executed.get(name, ()))
+        if pages and name not in with_results and read_results(name, stand_ins=True):
+            pages += " (random weights: no results)"
+        rows.append([name, html.escape(title), pages or f"not run: {_code(command_for(pair_argument(name)))}"])
+    return _table(["Pair", "Models", "Chapters run"], rows)
+
+
+def stand_in_notice(is_stand_in: bool) -> HTML | None:
+    """A box that says so where a page was run on random weights; nothing where it was not."""
+    if not is_stand_in:
+        return None
+    return HTML(
+        '<div class="admonition warning"><p class="admonition-title">Random weights</p>'
+        "<p>This page was run on untrained stand-ins that only bear the names of these models. It shows that the "
+        "chapter runs on their architecture; its numbers mean nothing and are counted nowhere.</p></div>"
+    )
+
+
+def status_table(pair: str = "tiny") -> HTML:
+    """Every table and figure of the papers, with the section that recomputed it, or the command that would.
+
+    A column for `pair` and one for every other pair with results.
+    """
+    found = {name: figures_status(name) for name in dict.fromkeys((pair, *pairs_with_results()))}
+    rows = []
+    for i, figure in enumerate(published().figures):
+        cells = []
+        for row in (of_pair[i] for of_pair in found.values()):
+            how = f": {_code(row.command)}" if row.command else ""
+            cells.append(_link(row.page, row.chapter, figure.heading) if row.status == "done" else row.status + how)
+        rows.append([figure.id, html.escape(figure.title), figure.section, *cells])
+    return _table(["", "Shows", "Section", *found], rows)
+
+
+def _in_detail(claim: Claim, of: Mapping[str, Verdict], run: list[str], links: Mapping[str, str]) -> list[list[str]]:
+    """The claim, in a row of its own, and a row for each pair that was run or that the papers report."""
+    about = f"<br>{_code(claim.id)}, {html.escape(claim.source)}<br>holds if {_code(claim.holds)}"
+    about += f"<br>partly if {_code(claim.partly)}" if claim.partly else ""
+    rows = [[f"<b>{html.escape(claim.text)}</b><small>{about}</small>"]]
+    for name, verdict in of.items():
+        if name in run or verdict.published:
+            theirs = f"<b>{verdict.published_verdict or 'incomplete'}</b><br>{_lines(verdict.published)}"
+            said = _said_and_where(verdict, links[name])
+            rows.append([name, said, _ours(verdict), theirs if verdict.published else ""])
+    return rows
+
+
+def _at_a_glance(claim: Claim, of: Mapping[str, Verdict], run: list[str], links: Mapping[str, str]) -> list[str]:
+    """One row: the claim, a cell for each pair that was run, and one for all that the papers report."""
+    cells = [_said_and_where(of[name], links[name]) + _folded(_ours(of[name])) for name in run]
+    theirs = {name: verdict for name, verdict in of.items() if verdict.published}
+    said = "<br>".join(f"{name}: <b>{v.published_verdict or 'incomplete'}</b>" for name, v in theirs.items())
+    numbers = "<br>".join(f"{name}:<br>{_lines(verdict.published)}" for name, verdict in theirs.items())
+    return [html.escape(claim.text), *cells, said + _folded(numbers)]
+
+
+def _said_and_where(verdict: Verdict, link: str) -> str:
+    """The verdict, what else it could be inside the intervals, and what computed it or would."""
+    lines = [f"<b>{verdict.verdict}</b>", *(f"<small>{html.escape(line)}</small>" for line in said_of_turns(verdict))]
+    if verdict.verdict != "not run":
+        return "<br>".join((*lines, link))
+    lines += [f"the run at scale {verdict.scale} gave no {_code(id)}" for id in verdict.missing]
+    return "<br>".join((*lines, _code(verdict.command)) if verdict.command else lines)
+
+
+def _ours(verdict: Verdict) -> str:
+    # two builds of the book can then be compared, digit by digit
+    return "times, in <code>results</code>" if verdict.timed and verdict.ours else _lines(verdict.ours)
+
+
+def _lines(numbers: Mapping[str, float]) -> str:
+    return "<br>".join(named(numbers))
+
+
+def _folded(numbers: str) -> str:
+    return f"<details><summary>numbers</summary><small>{numbers}</small></details>" if numbers else ""
+
+
+def _code(text: str) -> str:
+    return f'<code style="overflow-wrap: anywhere">{html.escape(text)}</code>'
+
+
+def _link(page: str, chapter: str, heading: str = "", here: str = "") -> str:
+    """The chapter and its section, as a link to the page, seen from another one, or to `here`, on this one."""
+    name = html.escape(f"{chapter}: {heading}" if heading else chapter)
+    target = here or page.replace("book/runs", "..", 1)
+    return f'<a href="{html.escape(target)}">{name}</a>' if target else name
+
+
+def _table(header: list[str], rows: list[list[str]]) -> HTML:
+    """The one place that decides how a table looks. Cells are HTML; a row of one cell is as wide as the table."""
+    # The book's theme aligns tables of cell outputs to the right, which suits numbers but not sentences.
+    style = 'style="text-align: left; vertical-align: top"'
+    head = "".join(f"<th {style}>{cell}</th>" for cell in header)
+    wide = f'colspan="{len(header)}" {style}'
+    cells = [[f"<td {wide if len(row) == 1 < len(header) else style}>{cell}</td>" for cell in row] for row in rows]
+    body = "\n".join(f"<tr>{''.join(row)}</tr>" for row in cells)
+    return HTML(f'<table class="dataframe"><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table>')

@@ -1,0 +1,273 @@
+"""Draws frames of the embedded world, changes their words, and labels them.
+
+No section of the paper. `draw_frame` fills one construction with words of a topic; `relexicalise` keeps the
+construction, the function words and the punctuation and takes every content word from another topic (the role that
+App. H.1's prompted model has in the paper); `labels_of` reads off the concepts that probes look for (section 4).
+
+Run `python -m stitch_utils.data.embedded.frames LANGUAGE [COUNT]` to read random sentences beside their English.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from dataclasses import replace
+
+from .grammar import Fact, Frame, Named, Noun, load_concepts, load_lexicon, realise, realise_fact
+
+TOPICS = tuple(load_concepts()["topics"])
+TENSES = ("pres", "past", "fut")
+# How often each construction is drawn.
+CONSTRUCTIONS = {
+    "plain": 10,
+    "fronted": 5,
+    "negated": 3,
+    "question": 2,
+    "who": 1,
+    "predicate": 4,
+    "exclaim": 2,
+    "relative": 3,
+    "because": 3,
+    "and": 3,
+    "says": 2,
+    "count": 3,
+}
+NEEDS_NOUN_SUBJECT = ("relative", "says")
+
+
+def gender_of(name: str) -> str:
+    """Women's names end in -a, men's in -o."""
+    return "f" if name.split()[0].endswith("a") else "m"
+
+
+def named(*names: str, as_pronoun: bool = False) -> Named:
+    """One or two people by name."""
+    gender = "f" if all(gender_of(name) == "f" for name in names) else "m"
+    return Named(names, gender, "sg" if len(names) == 1 else "pl", as_pronoun=as_pronoun)
+
+
+def speaker(rng: random.Random) -> Named:
+    """`I` or `we`."""
+    return Named((), rng.choice("fm"), rng.choice(("sg", "pl")), person=1, as_pronoun=True)
+
+
+def polarity(adjective: str | None) -> int:
+    """+1, -1 or 0 for an adjective id."""
+    if adjective is None:
+        return 0
+    kinds = load_concepts()["adjectives"]
+    positive = adjective in kinds["thing_positive"] or adjective in kinds["person_positive"]
+    negative = adjective in kinds["thing_negative"] or adjective in kinds["person_negative"]
+    return int(positive) - int(negative)
+
+
+def draw_adjective(rng: random.Random, *, of_person: bool, mood: int = 0) -> str:
+    """An adjective; `mood` +1 or -1 asks for a positive or a negative one, 0 takes any."""
+    kinds = load_concepts()["adjectives"]
+    sign = {1: "positive", -1: "negative"}.get(mood) or rng.choice(("positive", "negative"))
+    if not of_person and mood == 0 and rng.random() < 0.6:
+        return rng.choice(kinds["attribute"])
+    return rng.choice(kinds[f"{'person' if of_person else 'thing'}_{sign}"])
+
+
+def draw_action(rng: random.Random, topic: str, *, about: str | None = None) -> tuple[str, str]:
+    """A verb and an object that it can have; `about` fixes the object."""
+    concepts = load_concepts()
+    verbs = concepts["topics"][topic]["verbs"]
+    fitting = [verb for verb, things in verbs.items() if about is None or about in things]
+    if not fitting or rng.random() < 0.3:
+        return rng.choice(concepts["general_verbs"]), about or rng.choice(concepts["topics"][topic]["objects"])
+    verb = rng.choice(fitting)
+    return verb, about or rng.choice(verbs[verb])
+
+
+def draw_noun(rng: random.Random, concept: str, *, of_person: bool, mood: int = 0) -> Noun:
+    """The noun in singular or plural, sometimes with an adjective."""
+    adjective = draw_adjective(rng, of_person=of_person, mood=mood) if rng.random() < 0.35 else None
+    return Noun(concept, "sg" if rng.random() < 0.65 else "pl", adjective)
+
+
+def draw_frame(
+    rng: random.Random,
+    topic: str,
+    *,
+    construction: str | None = None,
+    tense: str | None = None,
+    subject: Noun | Named | None = None,
+    about: str | None = None,
+    mood: int = 0,
+    names: tuple[str, ...] = (),
+) -> Frame:
+    """A frame of `topic`; what is not given is drawn.
+
+    `about` fixes the object; `mood` the polarity of its adjectives; `names` are those that may appear in it.
+    """
+    concepts = load_concepts()
+    words = concepts["topics"][topic]
+    tense = tense or rng.choice(TENSES)
+    if construction is None:
+        weights = dict(CONSTRUCTIONS)
+        if isinstance(subject, Named):
+            weights |= dict.fromkeys(NEEDS_NOUN_SUBJECT, 0)
+        if not names:
+            weights["says"] = 0
+        construction = rng.choices(list(weights), list(weights.values()))[0]
+    if construction == "because" and tense == "fut":
+        tense = rng.choice(("pres", "past"))
+
+    if construction in NEEDS_NOUN_SUBJECT or (subject is None and construction != "because"):
+        if construction in ("predicate", "exclaim") and (about is not None or rng.random() < 0.5):
+            concept = about or rng.choice(words["objects"])
+            subject = Noun(concept, "sg" if rng.random() < 0.65 else "pl")
+        else:
+            subject = draw_noun(rng, rng.choice(words["agents"]), of_person=True, mood=mood)
+    elif subject is None or (construction == "because" and isinstance(subject, Noun)):
+        subject = named(rng.choice(names)) if names else speaker(rng)
+
+    time = rng.choice(concepts["times"][tense])
+    extras = {"place": rng.choice(words["places"]) if rng.random() < 0.5 else None}
+    may_say_when = construction in ("plain", "negated", "question", "who", "count")
+    if construction == "fronted" or (may_say_when and rng.random() < 0.3):
+        extras["time"] = time
+    if construction in ("plain", "fronted") and rng.random() < 0.3:
+        extras["manner"] = rng.choice(concepts["manners"])
+
+    if construction in ("predicate", "exclaim"):
+        of_person = isinstance(subject, Named) or subject.concept in words["agents"]
+        adjective = draw_adjective(rng, of_person=of_person, mood=mood or rng.choice((1, -1)))
+        if isinstance(subject, Noun):
+            subject = replace(subject, adjective=None)
+        time = time if construction == "predicate" and rng.random() < 0.3 else None
+        return Frame(construction, topic, tense, subject, predicate=adjective, time=time)
+
+    verb, thing = draw_action(rng, topic, about=about)
+    target = draw_noun(rng, thing, of_person=False, mood=mood)
+    if construction == "count":
+        return Frame(
+            construction,
+            topic,
+            tense,
+            subject,
+            verb,
+            Noun(thing, "pl"),
+            numeral=rng.choice(concepts["numerals"]),
+            **extras,
+        )
+    if construction in ("relative", "and"):
+        verb2, thing2 = draw_action(rng, topic)
+        extras |= {"verb2": verb2, "object2": draw_noun(rng, thing2, of_person=False, mood=mood)}
+    if construction == "because":
+        extras["predicate"] = draw_adjective(rng, of_person=True, mood=mood or rng.choice((1, -1)))
+    if construction == "says":
+        extras["speaker"] = rng.choice(names)
+    if construction == "who":
+        subject = Noun(words["agents"][0])  # asked for, so not said; a person in the singular for the verb
+    return Frame(construction, topic, tense, subject, verb, target, **extras)
+
+
+def relexicalise(frame: Frame, rng: random.Random, language: str, *, topic: str | None = None) -> Frame:
+    """The same construction with every content word from another topic.
+
+    Nouns keep their agreement class in `language`, and places the words before their last one, so that articles and
+    prepositions stay as they are wherever the other topic has such a word.
+    """
+    concepts, lex = load_concepts(), load_lexicon(language)
+    topic = topic or rng.choice([other for other in TOPICS if other != frame.topic])
+    words = concepts["topics"][topic]
+
+    def like(options: list[str], old: str, key) -> str:
+        fresh = [option for option in options if option != old] or options
+        return rng.choice([option for option in fresh if key(option) == key(old)] or fresh)
+
+    def noun_class(concept):
+        return lex.nouns[concept]["class"]
+
+    def adjective(old):
+        if old is None:
+            return None
+        kind = next(group for group in concepts["adjectives"].values() if old in group)
+        return like(kind, old, lambda _: 0)
+
+    def noun(old, things):
+        return old and replace(old, concept=like(things, old.concept, noun_class), adjective=adjective(old.adjective))
+
+    def verb(old):
+        return old and rng.choice([verb for verb in words["verbs"] if verb != old])
+
+    def name(old):
+        given, family = old.split()
+        pool = concepts["women" if gender_of(old) == "f" else "men"]
+        return f"{like(pool, given, lambda _: 0)} {like(concepts['families'], family, lambda _: 0)}"
+
+    subject = frame.subject
+    if isinstance(subject, Named):
+        subject = replace(subject, names=tuple(name(old) for old in subject.names))
+    else:
+        people = concepts["topics"][frame.topic]["agents"]
+        subject = noun(subject, words["agents" if subject.concept in people else "objects"])
+    place = frame.place and like(words["places"], frame.place, lambda key: lex.phrases[key].split()[:-1])
+    time = frame.time and like(concepts["times"][frame.tense], frame.time, lambda key: len(lex.phrases[key].split()))
+    return replace(
+        frame,
+        topic=topic,
+        subject=subject,
+        place=place,
+        time=time,
+        verb=verb(frame.verb),
+        object=noun(frame.object, words["objects"]),
+        verb2=verb(frame.verb2),
+        object2=noun(frame.object2, words["objects"]),
+        predicate=adjective(frame.predicate),
+        numeral=frame.numeral and like(concepts["numerals"], frame.numeral, lambda _: 0),
+        speaker=frame.speaker and name(frame.speaker),
+        manner=frame.manner and like(concepts["manners"], frame.manner, lambda _: 0),
+    )
+
+
+def labels_of(frame: Frame) -> dict[str, str]:
+    """What is true of the sentence: topic, tense, number, person, sentence type, sentiment."""
+    adjectives = [frame.predicate] + [
+        noun.adjective for noun in (frame.subject, frame.object, frame.object2) if isinstance(noun, Noun)
+    ]
+    mood = sum(polarity(adjective) for adjective in adjectives)
+    kind = {"negated": "negation", "question": "question", "who": "question", "exclaim": "exclamation"}
+    return {
+        "topic": frame.topic,
+        "tense": frame.tense,
+        "number": frame.subject.number,
+        "person": str(getattr(frame.subject, "person", 3)),
+        "sentence_type": kind.get(frame.construction, "statement"),
+        "sentiment": {1: "positive", -1: "negative"}.get((mood > 0) - (mood < 0), "neutral"),
+    }
+
+
+def _print_samples(language: str, count: int) -> None:
+    rng = random.Random(0)
+    names = ("Lina Varo", "Tomo Resta", "Sela Mido")
+    subjects = (
+        named("Lina Varo"),
+        named("Tomo Resta", as_pronoun=True),
+        named("Lina Varo", "Sela Mido"),
+        named("Lina Varo", "Tomo Resta", as_pronoun=True),
+        named("Sela Mido", as_pronoun=True),
+    )
+    for index in range(count):
+        subject = rng.choice((None, None, speaker(rng), *subjects))
+        frame = draw_frame(rng, TOPICS[index % len(TOPICS)], subject=subject, names=names)
+        print(realise(frame, language), "|", realise(frame, "en"))
+    lex = load_lexicon(language)
+    for kind in lex.facts:
+        fact = Fact(kind, "Lina Varo", "Tomo Resta", "in_kitchen", "Melora", "colour_red", 34)
+        print(realise_fact(fact, language, question=True), realise_fact(fact, language))
+    for prompt in lex.prompts:
+        for noun in (Noun("bread"), Noun("shoe", "pl")):
+            roles = {
+                slot: lex.noun_phrase(noun, role) for slot, role in (("S", "subj"), ("O", "obj"), ("NO", "negobj"))
+            }
+            print(lex.finish(prompt.format(**roles)))
+    for text in lex.instructions.values():
+        print(text.format(closing=lex.closing, L=lex.language_names["fr"]))
+
+
+if __name__ == "__main__":
+    _print_samples(sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 200)

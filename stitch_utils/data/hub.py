@@ -1,0 +1,293 @@
+"""What comes from the Hugging Face Hub: what its errors mean to a user, and texts that are fetched once.
+
+No section of the paper. The Hub's clients say what went wrong in many words and classes; a user needs to know what was
+asked for and what to do. Models are kept in the Hub's own cache; streamed data sets are not, so what is taken of their
+rows is remembered beside it, and a run that was made once can be made again without a network. A Hub that is busy is
+asked again for a while; of a connection that is cut for good, what had come before is kept.
+
+Offers `HubError`, `reaching`, `fetched`, `model_is_there`, `dataset_rows`, `dataset_texts`,
+`remembered`, and what a model reference means: `resolve`, `embedded_folder`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from filelock import FileLock, Timeout
+from huggingface_hub import HfApi, constants, errors, hf_hub_download
+from safetensors import SafetensorError
+
+from ..utils.files import NotWritten
+
+T = TypeVar("T")
+EMBEDDED = Path(__file__).parent / "embedded"
+HUB_ID = r"[\w.-]+(/[\w.-]+)?"
+WAITS = (1, 2, 4, 8)  # seconds before a busy Hub is asked again
+
+
+class HubError(ValueError):
+    """Something on the Hub could not be had; the message says what, and what to do."""
+
+
+class HubBusy(HubError):
+    """It may be had a little later: the Hub is busy, or a connection was lost."""
+
+
+@contextlib.contextmanager
+def reaching(kind: str, name: str, revision: str | None = None):
+    """Whatever goes wrong on the way to `name`, a `model` or a `dataset`, is told as one HubError."""
+    try:
+        yield
+    except HubError:
+        raise
+    except Exception as error:  # clients wrap what went wrong in classes of their own; what is not the Hub's goes on
+        if said := _meaning(error, kind, name, revision):
+            # what is to be known of a file has been asked for several times when this comes of it
+            asked = isinstance(error, errors.LocalEntryNotFoundError)
+            passing = not asked and any(_busy_status(one) or _is_reset(one) for one in _chain(error))
+            raise (HubBusy if passing else HubError)(f"{kind} {name!r} {said}") from error
+        raise
+
+
+def fetched(kind: str, name: str, fetch: Callable[[], T], *, revision: str | None = None) -> T:
+    """What `fetch` gives; a Hub that is busy is asked again, and HubError says what goes wrong in the end.
+
+    Its client asks again for what it wants to know of a file, and not for the file.
+    """
+    for wait in WAITS:
+        try:
+            with reaching(kind, name, revision):
+                return fetch()
+        except HubBusy:
+            time.sleep(wait)
+    with reaching(kind, name, revision):
+        return fetch()
+
+
+def _chain(error: BaseException | None) -> list[BaseException]:
+    """An error and what it came from."""
+    found: list[BaseException] = []
+    while error is not None and all(error is not one for one in found):
+        found.append(error)
+        error = error.__cause__ or error.__context__
+    return found
+
+
+def _busy_status(error: BaseException) -> int | None:
+    """The status of an answer that asks to come back later."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return status if isinstance(status, int) and (status == 429 or status >= 500) else None
+
+
+def _is_transport(error: BaseException) -> bool:
+    """Whether a connection failed."""
+    return isinstance(error, ConnectionError) or _is_a(error, "TransportError")
+
+
+def _is_reset(error: BaseException) -> bool:
+    """Whether a connection that had been made was reset, which the Hub's client takes for the end."""
+    return _is_a(error, "ReadError")
+
+
+def _is_a(error: BaseException, name: str) -> bool:
+    """By name: the Hub's client has changed the library that it speaks through."""
+    kinds = {(kind.__module__.split(".")[0], kind.__name__) for kind in type(error).__mro__}
+    return not kinds.isdisjoint({("httpx", name), ("httpx2", name)})
+
+
+def _meaning(raised: BaseException, kind: str, name: str, revision: str | None) -> str | None:
+    """What an error, or one that it came from, means; None if the Hub had no part in it."""
+    from datasets.exceptions import DatasetNotFoundError  # slow to import
+
+    page = f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{name}"
+    for error in _chain(raised):
+        gated_data = isinstance(error, DatasetNotFoundError) and "is a gated dataset" in str(error)
+        # The clients' classes overlap: the more special come first.
+        if gated_data or isinstance(error, errors.GatedRepoError):
+            return (
+                f"is gated, and this account has no access to it: accept its conditions on {page}, "
+                "then log in with `hf auth login` (or set HF_TOKEN)"
+            )
+        if isinstance(error, errors.RepositoryNotFoundError | DatasetNotFoundError):
+            return (
+                f"does not exist on {constants.ENDPOINT}, or is private: check the name "
+                "(a private one needs `hf auth login`)"
+            )
+        if isinstance(error, errors.RevisionNotFoundError):
+            return f"has no revision {revision!r}: see {page}/tree/main for those it has"
+        if isinstance(error, errors.RemoteEntryNotFoundError):
+            return f"lacks a file that is needed: {page}/tree/{revision or 'main'} shows what it has"
+        if isinstance(error, errors.OfflineModeIsEnabled) or (constants.HF_HUB_OFFLINE and isinstance(error, OSError)):
+            return f"is not in {constants.HF_HOME}: unset HF_HUB_OFFLINE once to fetch it"
+        if busy := next(filter(None, map(_busy_status, _chain(error))), None):
+            return f"could not be had: {constants.ENDPOINT} is busy (status {busy}). Nothing is lost: try again later"
+        if isinstance(error, errors.LocalEntryNotFoundError) or _is_transport(error):
+            return f"is not whole in {constants.HF_HOME}, and {constants.ENDPOINT} cannot be reached: check the network"
+        if isinstance(error, SafetensorError):
+            folder = Path(constants.HF_HUB_CACHE, f"{kind}s--{name.replace('/', '--')}")
+            return f"has weights that are damaged ({error}): remove {folder} and run again, to fetch them anew"
+        if isinstance(error, RuntimeError) and "Dataset scripts are no longer supported" in str(error):
+            return "has a loading script, which `datasets` no longer runs: its files must be named instead"
+    return None
+
+
+def model_is_there(name: str, revision: str | None = None) -> None:
+    """Fetches a model's config.json, or finds it in the cache; HubError says why not."""
+    fetched("model", name, lambda: hf_hub_download(name, "config.json", revision=revision), revision=revision)
+
+
+def dataset_rows(
+    name: str,
+    pick: Callable[[dict], Any],
+    *,
+    picked: str,
+    config: str | None = None,
+    split: str = "train",
+    revision: str | None = None,
+    skip: int = 0,
+    files: str | None = None,
+) -> Iterator[Any]:
+    """What `pick` takes of each row of a data set, from row `skip` on: anything JSON holds, or None to pass over it.
+
+    Each row is fetched once, and what was taken of it is remembered in HF_HOME under the name `picked`. `files` are
+    parquet files of the repository, as a pattern, for a data set whose loading script `datasets` refuses. HubError
+    where the data set cannot be had.
+    """
+    asked = json.dumps([constants.ENDPOINT, name, config, split, revision, picked, skip, *([files] if files else [])])
+    file = f"{name.replace('/', '--')}-{hashlib.sha256(asked.encode()).hexdigest()[:12]}.jsonl"
+
+    def stream(start: int) -> Iterator[Any]:
+        with reaching("dataset", name, revision):
+            for row in _streamed(name, config, split, revision, files).skip(skip + start):
+                value = pick(row)
+                yield False if value is None else value
+
+    rows = remembered(Path(constants.HF_HOME, "stitch_utils", file), stream)
+    return (value for value in rows if value is not False)
+
+
+def _streamed(name: str, config: str | None, split: str, revision: str | None, files: str | None):
+    from datasets import load_dataset
+
+    if not files:
+        return load_dataset(name, config, split=split, revision=revision, streaming=True)
+    commit = HfApi().dataset_info(name, revision=revision).sha  # says what is wrong, where a pattern only finds nothing
+    found = {split: f"hf://datasets/{name}@{commit}/{files}"}
+    try:
+        return load_dataset("parquet", data_files=found, split=split, streaming=True)
+    except ValueError as error:
+        if "valid data file" in str(error):
+            raise HubError(f"dataset {name!r} has no files {files!r}") from error
+        raise
+
+
+def dataset_texts(
+    name: str, config: str | None, split: str, revision: str | None, column: str, skip: int
+) -> Iterator[str]:
+    """One column of a data set, from row `skip` on, each row fetched once and then remembered in HF_HOME.
+
+    HubError where it cannot be had; ValueError if it has no such column of text.
+    """
+
+    def pick(row: dict) -> str:
+        if not isinstance(row.get(column), str):
+            raise ValueError(f"dataset {name!r} has no text column {column!r}: its columns are {', '.join(row)}")
+        return row[column]
+
+    return dataset_rows(name, pick, picked=column, config=config, split=split, revision=revision, skip=skip)
+
+
+def remembered(path: Path, stream: Callable[[int], Iterator[Any]]) -> Iterator[Any]:
+    """The values of `stream(0)`: first those that `path` already holds, then `stream(n)`, written down as they come.
+
+    A line of the file is a value in JSON, after a digest of it and all values before it; `null` ends a stream that is
+    exhausted. From a line that is cut off or damaged on, values are fetched anew. Whoever finds the file in use by
+    another process reads on without writing. NotWritten where the disk is full; what it holds is kept.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    count, chain, end = 0, b"", 0
+    with open(path, "r+b") as file, contextlib.ExitStack() as stack:
+
+        def known() -> Iterator[Any]:
+            nonlocal count, chain
+            while line := file.readline():
+                digest, _, said = line.partition(b" ")
+                if digest != (following := _link(chain, said)):
+                    file.seek(-len(line), 1)
+                    return
+                count, chain = count + 1, following
+                yield json.loads(said)
+
+        def write(value: Any) -> None:
+            nonlocal chain, end
+            said = json.dumps(value, ensure_ascii=False).encode() + b"\n"
+            following = _link(chain, said)
+            line = following + b" " + said
+            try:  # not through the file's buffer, which would try again when it is closed
+                while line:
+                    written = os.pwrite(file.fileno(), line, end)
+                    line, end = line[written:], end + written
+            except OSError as error:
+                raise NotWritten(f"{path} could not be written ({error.strerror}): what it holds is kept") from error
+            chain = following
+
+        for value in known():
+            if value is None:
+                return
+            yield value
+        try:
+            stack.enter_context(FileLock(f"{path}.lock", timeout=0))
+            for value in known():  # written by another process since
+                if value is None:
+                    return
+                yield value
+            end = file.truncate()
+            writing = True
+        except Timeout:
+            writing = False
+        for value in stream(count):
+            if writing:
+                write(value)
+            yield value
+        if writing:
+            write(None)
+
+
+def _link(chain: bytes, said: bytes) -> bytes:
+    """The digest of a line that comes after those whose last digest is `chain`."""
+    return hashlib.sha256(chain + said).hexdigest()[:16].encode()
+
+
+def resolve(ref: str) -> str:
+    """`embedded:NAME` is a folder of this package; a folder on disk and a Hub id stay what they are.
+
+    ValueError for what is neither.
+    """
+    if ref.startswith("embedded:"):
+        return str(embedded_folder(ref, "model", "config.json"))
+    folder = Path(ref).expanduser()
+    if (folder / "config.json").exists():
+        return str(folder)
+    if ref.startswith((".", "/", "~")) or folder.is_dir() or not re.fullmatch(HUB_ID, ref):
+        raise ValueError(
+            f"{ref!r} is no folder with a Hugging Face model, since config.json was not found there, and no Hub id"
+        )
+    return ref
+
+
+def embedded_folder(ref: str, kind: str, file: str) -> Path:
+    """The folder of this package that `embedded:NAME` means; ValueError, naming those that are, if it has no `file`."""
+    folder = EMBEDDED / ref.removeprefix("embedded:")
+    if not (folder / file).exists():
+        known = sorted(path.parent.name for path in EMBEDDED.glob(f"*/{file}"))
+        raise ValueError(f"there is no embedded {kind} {folder.name!r}: known are {', '.join(known) or 'none'}")
+    return folder

@@ -1,0 +1,211 @@
+"""Batches of tokens from a text source, with special tokens marked once.
+
+App. A: stitches are fitted on the first documents of OpenWebText with a fixed context, special tokens masked out.
+Every row begins with the beginning-of-text token, as the models saw in training; it and all other special tokens are
+marked here and nowhere else, since their residual streams are so large that they would dominate every moment.
+
+Offers `TokenBatch`, `read_documents`, `token_batches`, and for texts that are there already `text_rows`, `padded_rows`,
+`begin_and_end`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from .embedded.world import documents
+from .hub import dataset_texts
+from .pairs import FILE_KINDS, HELD_OUT_EVERY, TextRef
+
+TOKENIZE_AT_ONCE = 256
+
+
+class TokenBatch(NamedTuple):
+    """Rows of one length."""
+
+    tokens: Int[Tensor, "batch pos"]
+    mask: Bool[Tensor, "batch pos"]
+    """True at ordinary tokens, False at special and padding ones."""
+    documents: Int[Tensor, "batch pos"]
+    """Number of the document that each token belongs to."""
+
+    def split(self, rows: int) -> Iterator[TokenBatch]:
+        """The same rows in batches of at most so many."""
+        return (TokenBatch(*parts) for parts in zip(*(part.split(rows) for part in self)))
+
+
+def read_documents(text: TextRef) -> Iterator[str]:
+    """The documents of a source that are not empty, after `skip`, up to `take`, and of those the ones that `held_out`
+    chooses.
+
+    ValueError, naming the source, if it has none, or is a file of another kind than .txt (one document a file, or
+    several separated by blank lines), .jsonl or .parquet, or has no such column. HubError for a data set that cannot be
+    had.
+    """
+    source, skipped = _SOURCES[text.source](text), 0 if text.source == "hub" else text.skip  # `_hub` skips by itself
+    stop = None if text.take is None else skipped + text.take
+    usable = (document for document in itertools.islice(source, skipped, stop) if document.strip())
+    read = 0
+    for read, document in enumerate(usable, start=1):
+        if text.held_out is None or text.held_out == (read % HELD_OUT_EVERY == 0):
+            yield document
+    if not read:
+        raise ValueError(
+            f"no documents in {text.source} source {text.name!r}"
+            + (f" after skipping {text.skip}" if text.skip else "")
+            + ": expected at least one that is not empty"
+        )
+    if text.held_out and read < HELD_OUT_EVERY:
+        raise ValueError(
+            f"{text.source} source {text.name!r} has {read} documents that are not empty: every tenth is kept for "
+            f"evaluation, so at least {HELD_OUT_EVERY} are needed (in a .txt file, blank lines separate documents), or "
+            "give `train` and `evaluation` separately"
+        )
+
+
+def _world(text: TextRef) -> Iterator[str]:
+    return (document.text for document in documents(text.name))
+
+
+def _hub(text: TextRef) -> Iterator[str]:
+    return dataset_texts(text.name, text.config, text.split, text.revision, text.column, text.skip)
+
+
+def _files(text: TextRef) -> Iterator[str]:
+    path = Path(text.name).expanduser()
+    if not path.is_file():
+        raise ValueError(f"text file {text.name!r} does not exist")
+    if path.suffix == ".txt":
+        return iter(path.read_text(encoding="utf-8").split("\n\n"))
+    if path.suffix not in FILE_KINDS:
+        raise ValueError(f"text file {text.name!r} is not of a known kind: expected .txt, .jsonl or .parquet")
+    if not path.stat().st_size:
+        raise ValueError(f"text file {text.name!r} is empty")
+    from datasets import load_dataset  # slow to import, and not needed by the other sources
+
+    kind = "json" if path.suffix == ".jsonl" else "parquet"
+    rows = load_dataset(kind, data_files=str(path), split="train", streaming=True)
+    return _readable(rows, text)
+
+
+def _readable(rows, text: TextRef) -> Iterator[str]:
+    """The column of a file's rows; where the file is not of its kind, one error instead of the reader's own."""
+    read = iter(rows)
+    while True:
+        try:
+            row = next(read)
+        except StopIteration:
+            return
+        except Exception as error:  # the readers of each kind raise classes of their own, pyarrow's among them
+            expected = f'one object such as {{"{text.column}": "..."}} a line' if ".jsonl" in text.name else "rows"
+            raise ValueError(f"text file {text.name!r} cannot be read ({error}): expected {expected}") from error
+        yield from _column([row], text)
+
+
+def _column(rows, text: TextRef) -> Iterator[str]:
+    for row in rows:
+        if not isinstance(row.get(text.column), str):
+            raise ValueError(f"{text.name!r} has no text column {text.column!r}: its columns are {', '.join(row)}")
+        yield row[text.column]
+
+
+_SOURCES = {"world": _world, "hub": _hub, "files": _files}
+
+
+def token_batches(
+    text: TextRef,
+    tokenizer,
+    *,
+    context: int,
+    batch_size: int,
+    rows: str = "document",
+    n_tokens: int | None = None,
+    n_documents: int | None = None,
+) -> Iterator[TokenBatch]:
+    """Batches of at most `batch_size` rows of `context` tokens, until `n_tokens` positions or `n_documents` documents
+    are used.
+
+    `rows="document"`: one row a document, cut at the context or padded. `rows="packed"`: documents one after another,
+    each ended by the end-of-text token; an incomplete last row is dropped. ValueError if the source has no documents,
+    or packed text is shorter than one row.
+    """
+    if n_tokens is not None and n_tokens < context:
+        raise ValueError(f"n_tokens={n_tokens} is less than one context of {context} tokens")
+    begin, end = begin_and_end(tokenizer)
+    special = torch.tensor(sorted({*tokenizer.all_special_ids, begin}))
+    make_rows = _packed if rows == "packed" else _one_per_document
+    n_rows = None if n_tokens is None else -(-n_tokens // context)
+    source = itertools.islice(read_documents(text), n_documents)
+    stream = itertools.islice(make_rows(_tokenized(source, tokenizer), context, begin, end, text), n_rows)
+    while chunk := list(itertools.islice(stream, batch_size)):
+        tokens = torch.tensor([tokens for tokens, _, _ in chunk])
+        filled = torch.tensor([length for _, _, length in chunk])[:, None] > torch.arange(context)
+        yield TokenBatch(
+            tokens, ~torch.isin(tokens, special) & filled, torch.tensor([owners for _, owners, _ in chunk])
+        )
+
+
+def _tokenized(source: Iterator[str], tokenizer) -> Iterator[list[int]]:
+    while texts := list(itertools.islice(source, TOKENIZE_AT_ONCE)):
+        # verbose=False: rows are cut to the context below, so the tokenizer need not warn of long documents.
+        yield from tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+
+
+def _one_per_document(source, context, begin, end, text):
+    for index, ids in enumerate(source):
+        row = [begin, *ids[: context - 1]]
+        yield row + [end] * (context - len(row)), [index] * context, len(row)
+
+
+def _packed(source, context, begin, end, text):
+    tokens, owners, made = [], [], 0
+    for index, ids in enumerate(source):
+        tokens += [*ids, end]
+        owners += [index] * (len(ids) + 1)
+        while len(tokens) >= context - 1:
+            made += 1
+            yield [begin, *tokens[: context - 1]], [owners[0], *owners[: context - 1]], context
+            tokens, owners = tokens[context - 1 :], owners[context - 1 :]
+    if not made:
+        raise ValueError(
+            f"the text of {text.source} source {text.name!r} is shorter than one context: {len(tokens)} tokens, "
+            f"expected at least {context - 1}"
+        )
+
+
+def begin_and_end(tokenizer) -> tuple[int, int]:
+    """The tokens that begin and end a text, one for both where there is but one; ValueError where there is none."""
+    ends = [id for id in (tokenizer.bos_token_id, tokenizer.eos_token_id) if id is not None]
+    if not ends:
+        raise ValueError("the tokenizer has no token for the beginning or the end of a text: expected at least one")
+    return ends[0], ends[-1]
+
+
+def text_rows(texts: Sequence[str], tokenizer, *, context: int | None, batch_size: int) -> Iterator[TokenBatch]:
+    """Batches of texts, each a row of its own that is cut at `context` tokens; `documents` is a text's index.
+
+    Rows of similar length are batched, so their order is not that of the texts.
+    """
+    begin, end = begin_and_end(tokenizer)
+    special = torch.tensor(sorted({*tokenizer.all_special_ids, begin, end}))
+    ids = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+    for batch in padded_rows([[begin, *row][:context] for row in ids], end, batch_size=batch_size):
+        yield batch._replace(mask=batch.mask & ~torch.isin(batch.tokens, special))
+
+
+def padded_rows(rows: Sequence[Sequence[int]], fill: int, *, batch_size: int) -> Iterator[TokenBatch]:
+    """Batches of rows of tokens, similar lengths together, filled up on the right, where causal attention does not
+    look; the mask is True at the rows' own tokens, `documents` is a row's index."""
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
+    for start in range(0, len(rows), batch_size):
+        chosen = order[start : start + batch_size]
+        lengths = torch.tensor([len(rows[index]) for index in chosen])
+        tokens = torch.tensor([[*rows[index], *[fill] * (max(lengths) - len(rows[index]))] for index in chosen])
+        filled = lengths[:, None] > torch.arange(tokens.shape[1])
+        yield TokenBatch(tokens, filled, torch.tensor(chosen)[:, None].expand_as(tokens))

@@ -1,0 +1,143 @@
+"""How well the classes of section 5.1 tell what features fire on, where that is known.
+
+The paper infers from versions of a sentence whether a feature is about its words or about its form, and cannot check
+it. In the embedded world the grammar says of every word whether it came from a slot for content (`embedded.marked`), so
+it is known how much of a feature's activation falls on content words. A feature of content words should be semantic,
+one of function words and punctuation structural; where that fails, either a feature follows a role that any word may
+fill (the noun of place, say), or it fires too often or too seldom for the classes to see what it is about.
+
+Offers `known_words`, `KnownWords`, `recovery`, `Recovery`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from sae_lens import SAE
+from scipy.stats import rankdata
+from torch import Tensor
+
+from ..data.embedded.marked import MarkedSentence
+from ..data.text import TokenBatch, text_rows
+from ..models.harvest import as_fits
+from ..models.language_model import LanguageModel
+from ..utils.progress import progress
+from ..utils.stats import RESAMPLES, Estimate, from_draws
+from .structure import CONTEXT, MIN_GROUPS, SHARE, FeatureClasses, classify, sentence_latents
+
+
+class KnownWords(NamedTuple):
+    """What features fire on, where it is known which words are content words."""
+
+    share: Float[np.ndarray, " features"]
+    """Of a feature's activation, summed over tokens, what falls on tokens of content words; NaN if it never fires."""
+    fires: Int[np.ndarray, " features"]
+    """Tokens on which it does."""
+    tokens: float
+    """Share of all tokens that belong to content words: what a feature that fires anywhere would have."""
+
+
+@torch.no_grad()
+def known_words(
+    model: LanguageModel,
+    layer: int,
+    sae: SAE,
+    sentences: Sequence[MarkedSentence],
+    *,
+    batch_size: int = 64,
+    context: int = CONTEXT,
+) -> KnownWords:
+    """Where each feature's activation falls in sentences whose content words are marked; needs a fast tokenizer."""
+    texts = [sentence.text for sentence in sentences]
+    encoded = model.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    # The beginning-of-text token comes first.
+    content = [
+        torch.tensor([False, *(sentence.is_content(*span) for span in spans)])
+        for sentence, spans in zip(sentences, encoded)
+    ]
+
+    def read(batch: TokenBatch) -> tuple[Tensor, Tensor, Tensor, int, int]:
+        inside = torch.zeros_like(batch.mask)
+        for row, text in enumerate(batch.documents[:, 0].tolist()):
+            known = content[text][: inside.shape[1]]
+            inside[row, : len(known)] = known
+        inside = inside[batch.mask]
+        mass, on_content = (torch.zeros(sae.cfg.d_sae, dtype=torch.float64) for _ in range(2))
+        fires = torch.zeros(sae.cfg.d_sae, dtype=torch.int64)
+        start = 0
+        for owners, latents in sentence_latents(model, layer, sae, texts, batch):
+            latents = latents.double().cpu()
+            mass += latents.sum(0)
+            on_content += latents[inside[start : start + len(owners)]].sum(0)
+            fires += (latents > 0).sum(0)
+            start += len(owners)
+        return mass, on_content, fires, int(inside.sum()), start
+
+    batches = text_rows(texts, model.tokenizer, context=context, batch_size=batch_size)
+    parts = list(progress(as_fits(batches, read), "known words"))
+    mass, on_content, fires, inside, tokens = (sum(column) for column in zip(*parts))
+    share = torch.where(mass > 0, on_content / mass, torch.nan)
+    return KnownWords(share.numpy(), fires.numpy(), inside / tokens)
+
+
+class Recovery(NamedTuple):
+    """How well the classes from `k` versions tell content features from others; intervals by resampling features."""
+
+    k: int
+    accuracy: Estimate
+    balanced: Estimate
+    """Mean of the accuracies for both kinds."""
+    auc: Estimate
+    """How probable it is that a content feature is less consistent than another one, without any threshold."""
+    content: int
+    """Features more than half of whose activation falls on content words."""
+    others: int
+
+
+class OneKindError(ValueError):
+    """Features of which all, or none, fire on content words: no classes to be recovered."""
+
+
+def recovery(
+    presence: Bool[np.ndarray, "groups versions features"],
+    known: KnownWords,
+    *,
+    share: float = SHARE,
+    min_groups: int = MIN_GROUPS,
+    min_fires: int = 10,
+    seed: int = 0,
+) -> list[Recovery]:
+    """For 1, 2, ... of the versions, how the classes (semantic: a content feature) agree with what is known.
+
+    The same features count for every k: those that are not dead by their originals and first versions, and fire on
+    `min_fires` known tokens. OneKindError, a ValueError, if they are all of one kind.
+    """
+    usable = ~classify(presence[:, :2], share=share, min_groups=min_groups).dead & (known.fires >= min_fires)
+    content = known.share > 0.5
+    kinds = [np.flatnonzero(usable & content), np.flatnonzero(usable & ~content)]
+    if not all(map(len, kinds)):
+        raise OneKindError(f"{len(kinds[0])} content features and {len(kinds[1])} others: expected some of each")
+    generator = np.random.default_rng(seed)
+    draws = [[generator.choice(kind, len(kind)) for kind in kinds] for _ in range(RESAMPLES)]
+    found = []
+    for k in range(1, presence.shape[1]):
+        classes = classify(presence[:, : k + 1], share=share, min_groups=min_groups)
+
+        def scores(content: np.ndarray, others: np.ndarray, classes: FeatureClasses = classes) -> tuple[float, ...]:
+            right = classes.semantic[content], classes.structural[others]
+            ranks = rankdata(-classes.consistency[np.concatenate([content, others])])[: len(content)]
+            above = ranks.sum() - len(content) * (len(content) + 1) / 2
+            return (
+                np.concatenate(right).mean(),
+                (right[0].mean() + right[1].mean()) / 2,
+                above / (len(content) * len(others)),
+            )
+
+        columns = np.array([scores(*draw) for draw in draws]).T
+        estimates = (from_draws(value, column) for value, column in zip(scores(*kinds), columns))
+        found.append(Recovery(k, *estimates, *map(len, kinds)))
+    return found

@@ -1,0 +1,266 @@
+"""Sentences with versions of them that keep the structure and change what is spoken of.
+
+Section 5.1 and App. H.1 (Table 7). For each sentence of a text an instruction-tuned model writes k versions, at
+temperature 1, in which function words and punctuation stay and every content word comes from another field. Without a
+model the embedded world does the same by its grammar, where the form changes too if a phrase of place or time has other
+prepositions, articles or words, if a verb has a particle ("hung up"), or if it is spelt as a function word ("need").
+The paper keeps every answer and calls it noisy; here a filter says how many break the structure, in which way, and in
+which groups.
+
+A sentence's versions are written down as soon as there are any, so a run that was stopped goes on where it was. Sampled
+in batches that begin at fixed places, they are the same whether or not it was stopped.
+
+Offers `augmented_groups`, `AugmentedGroups`, `RewritingConfig`, `broken_rules`, `show_augmentations`, `world_stream`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import random
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import NamedTuple
+
+import pandas as pd
+
+from ..data.embedded.world import augmented_sentences
+from ..data.hub import remembered
+from ..data.pairs import ModelPair, ModelRef, blaming
+from ..data.text import read_documents
+from ..models.generation import chat, generate_texts
+from ..models.harvest import of_activations
+from ..models.language_model import LanguageModel, load_config, load_model
+from ..utils.cache import artifact
+
+# App. H.1's rules in other words, with an example of our own.
+INSTRUCTION = """\
+Rewrite a sentence so that it keeps its form and says something that has nothing to do with the original.
+- Leave all function words ("the", "of", "because", "has" and the like) and all punctuation marks (full stops, commas, \
+quotation marks, dashes, brackets of any kind) as and where they are.
+- Replace each content word, whether noun, verb, adjective or adverb, by one that fits its place in the grammar and \
+comes from an entirely different area of life (such as "sing" -> "measure", "river" -> "pencil").
+- Use neither synonyms nor words from the original's area.
+- Change nothing in the order of the words, the grammar or the punctuation.
+- The result must be a correct and natural sentence, however odd its connection with the original.
+- Answer with the new sentence and nothing else.
+
+Input: "When the rain had stopped, two farmers slowly carried a broken ladder back to the barn."
+Output: "When the vote had failed, two lawyers secretly mailed a sealed contract back to the bank."
+
+Now do the same, by the same rules, and give only the new sentence.
+Input: "{sentence}"
+Output:"""
+# Words that carry the grammar of an English sentence: they should stay.
+_GRAMMAR = """
+a an the this that these those some any no every each either neither both all such what whatever which whichever
+i me my mine myself you your yours yourself yourselves he him his himself she her hers herself it its itself we us our
+ours ourselves they them their theirs themselves one ones who whom whose whoever there here
+and or but nor so yet for if unless because since although though while whereas when whenever where wherever whether
+than as until till before after once lest
+of in on at by to from with without within into onto upon over under above below between among through during about
+against across along around behind beside besides beyond despite down inside near off out outside past per toward
+towards underneath up via like
+be am is are was were been being have has had having do does did doing done will would shall should can could may might
+must ought need not never also too very just only even still then thus how why
+isn't aren't wasn't weren't don't doesn't didn't won't wouldn't can't cannot couldn't shouldn't haven't hasn't hadn't
+it's that's i'm you're we're they're he's she's i've you've we've they've i'll you'll he'll she'll we'll they'll
+much many more most few little less least several enough own same other another
+"""
+FUNCTION_WORDS = frozenset(_GRAMMAR.split())
+WORD_OR_MARK = re.compile(r"\w+(?:['’-]\w+)*|[^\w\s]")
+SENTENCE_END = re.compile(r"(?<=[.!?])[\"”’)]*\s+(?=[\"“‘(]?[A-Z])")
+WHOLE = re.compile(r"[\"“‘(]?[A-Z].*[.!?][\"”’)]?")
+RULES = ("empty", "punctuation", "function words", "length", "content words")
+
+
+@dataclass(frozen=True)
+class RewritingConfig:
+    """How sentences are chosen, rewritten by a model, and judged; the paper's choices where it names one."""
+
+    temperature: float = 1.0
+    seed: int = 0
+    shortest: int = 6
+    """Words of a sentence at least."""
+    longest: int = 30
+    """Words of a sentence at most."""
+    at_once: int = 8
+    """Sentences whose versions are sampled in one batch."""
+    tolerance: float = 0.1
+    """Share of the words by which the number of words may change."""
+    repeated: float = 0.25
+    """Share of the content words that may come back."""
+
+    def __post_init__(self):
+        if self.temperature <= 0:
+            raise ValueError(f"versions are sampled, so the temperature must be positive: got {self.temperature}")
+        if not 1 <= self.shortest <= self.longest or self.at_once < 1:
+            raise ValueError(
+                f"expected 1 <= shortest <= longest and at_once >= 1: got {self.shortest}, {self.longest} and "
+                f"{self.at_once}"
+            )
+        if not (self.tolerance >= 0 and 0 <= self.repeated <= 1):
+            raise ValueError(f"tolerance and repeated are shares: got {self.tolerance} and {self.repeated}")
+
+
+class AugmentedGroups(NamedTuple):
+    """Sentences with their versions, and how well these keep the structure."""
+
+    groups: list[list[str]]
+    """Each sentence followed by its versions, as many for all."""
+    source: str
+    """`world`, or the model that wrote the versions."""
+    versions: int
+    """Versions that were written and judged."""
+    whole: int
+    """Of them, those that break no rule."""
+    broken: Mapping[str, int]
+    """{rule: versions that break it}; a version may break several."""
+    clean: list[bool]
+    """Of each group, whether none of its versions breaks a rule."""
+
+
+def augmented_groups(
+    pair: ModelPair, count: int, k: int = 5, *, config: RewritingConfig | None = None
+) -> AugmentedGroups:
+    """At most `count` sentences with `k` versions each, by the pair's `augmenter` or, without one, from the world.
+
+    The sentences are drawn from different documents of the evaluation text. Versions that break a rule stay, as in the
+    paper; sentences of which one says nothing are left out. ValueError for numbers that are not positive, and if no
+    sentence is left.
+    """
+    config = config or RewritingConfig()
+    if count < 1 or k < 1:
+        raise ValueError(f"expected count >= 1 and k >= 1: got {count} and {k}")
+    if pair.augmenter is None:
+        source, found = "world", augmented_sentences(world_stream(config.seed), count, k)
+    else:
+        with blaming(pair, "augmenter"):
+            source, found = pair.augmenter.model, list(itertools.islice(_rewritten(pair, k, config), count))
+    groups, clean, broken, whole = [], [], Counter(dict.fromkeys(RULES, 0)), 0
+    for original, *versions in found:
+        rules = [broken_rules(original, version, config=config) for version in versions]
+        broken.update(rule for one in rules for rule in one)
+        whole += sum(not one for one in rules)
+        if not any("empty" in one for one in rules):
+            groups.append([original, *versions])
+            clean.append(not any(rules))
+    if not groups:
+        raise ValueError(f"none of {len(found)} sentences has {k} versions by {source!r} that say anything")
+    return AugmentedGroups(groups, source, k * len(found), whole, dict(broken), clean)
+
+
+def world_stream(seed: int) -> str:
+    """The name of the world's stream that `augmented_groups` takes, for `embedded.marked.marked_groups`."""
+    return f"augmentation:{seed}"
+
+
+def broken_rules(original: str, version: str, *, config: RewritingConfig | None = None) -> tuple[str, ...]:
+    """Which of `RULES` a version of an English sentence breaks.
+
+    It should have the same punctuation marks and the same function words in the same order, about as many words, and
+    few of the original's content words.
+    """
+    config = config or RewritingConfig()
+    if not version.strip():
+        return ("empty",)
+    (marks, words), (new_marks, new_words) = _parts(original), _parts(version)
+    grammar, new_grammar = ([word for word in some if word in FUNCTION_WORDS] for some in (words, new_words))
+    content = set(words) - FUNCTION_WORDS
+    broken = {
+        "punctuation": marks != new_marks,
+        "function words": grammar != new_grammar,
+        "length": abs(len(new_words) - len(words)) > config.tolerance * len(words),
+        "content words": len(content & set(new_words)) > config.repeated * len(content),
+    }
+    return tuple(rule for rule, yes in broken.items() if yes)
+
+
+def _parts(sentence: str) -> tuple[list[str], list[str]]:
+    """Punctuation marks, and words in lower case."""
+    parts = WORD_OR_MARK.findall(sentence.replace("’", "'").replace("“", '"').replace("”", '"'))
+    words = [part.lower() for part in parts if re.match(r"\w", part)]
+    return [part for part in parts if not re.match(r"\w", part)], words
+
+
+def sentences(pair: ModelPair, config: RewritingConfig) -> Iterator[str]:
+    """One sentence of each document of the evaluation text that has a fitting one, drawn at random."""
+    for number, document in enumerate(read_documents(pair.evaluation)):
+        fitting = [
+            sentence
+            for line in document.split("\n")
+            for sentence in map(str.strip, SENTENCE_END.split(line))
+            if WHOLE.fullmatch(sentence) and config.shortest <= len(sentence.split()) <= config.longest
+        ]
+        if fitting:
+            yield random.Random(f"{config.seed}:{number}").choice(fitting)
+
+
+def _rewritten(pair: ModelPair, k: int, config: RewritingConfig) -> Iterator[list[str]]:
+    """Each sentence with its versions, from the file that remembers them or from the pair's augmenter."""
+    augmenter = pair.augmenter
+    load_config(augmenter.model, revision=augmenter.revision)  # from then on it is known which commit the Hub gives
+    in_place_of_a = dataclasses.replace(pair, a=ModelRef(augmenter.model, layer=0, revision=augmenter.revision))
+    known = of_activations(in_place_of_a, (0, 0), scale=next(iter(pair.scales)))
+    made_of = {
+        "model": known["models"][0],
+        "dtype": augmenter.dtype,
+        "text": known["texts"][1],
+        "k": k,
+        "config": {name: value for name, value in asdict(config).items() if name not in ("tolerance", "repeated")},
+    }
+    path = artifact(pair.name, "augmented", made_of, sources=(augmented_groups,), suffix=".jsonl")
+
+    def stream(start: int) -> Iterator[list[str]]:
+        first = start // config.at_once * config.at_once  # a batch that was cut is sampled again, as it was
+        todo = itertools.islice(sentences(pair, config), first, None)
+        model = None
+        while batch := list(itertools.islice(todo, config.at_once)):
+            if model is None:
+                model = load_model(augmenter.model, dtype=augmenter.dtype, revision=augmenter.revision)
+            versions = _versions(model, batch, k, config, seed=config.seed * 1_000_003 + first)
+            yield from versions[max(start - first, 0) :]
+            first += config.at_once
+
+    return remembered(path, stream)
+
+
+def _versions(
+    model: LanguageModel, batch: Sequence[str], k: int, config: RewritingConfig, *, seed: int
+) -> list[list[str]]:
+    prompts = [INSTRUCTION.format(sentence=sentence) for sentence in batch for _ in range(k)]
+    if model.tokenizer.chat_template is not None:
+        prompts = chat(model, prompts)
+    longest = max(len(ids) for ids in model.tokenizer(list(batch), add_special_tokens=False)["input_ids"])
+    responses = generate_texts(
+        model,
+        prompts,
+        max_new_tokens=longest + longest // 2 + 8,
+        batch_size=len(prompts),
+        temperature=config.temperature,
+        seed=seed,
+        losses=False,
+        title="versions",
+    )
+    texts = [_answer(response.text) for response in responses]
+    return [[sentence, *texts[k * place : k * (place + 1)]] for place, sentence in enumerate(batch)]
+
+
+def _answer(text: str) -> str:
+    """The first line that says something, without the label and the quotation marks that the prompt's example has."""
+    line = next((line.strip() for line in text.split("\n") if line.strip()), "")
+    line = line.removeprefix("Output:").strip()
+    quoted = re.fullmatch(r'["“]([^"“”]*)["”]', line)
+    return quoted.group(1).strip() if quoted else line
+
+
+def show_augmentations(groups: Sequence[Sequence[str]], count: int = 2) -> pd.DataFrame:
+    """Table 7: the first groups, the original of each as version 1."""
+    rows = [
+        (which, number, sentence)
+        for which, group in enumerate(groups[:count], 1)
+        for number, sentence in enumerate(group, 1)
+    ]
+    return pd.DataFrame(rows, columns=["group", "version", "sentence"])

@@ -1,0 +1,244 @@
+"""Structural and semantic features: those that fire whatever a sentence speaks of, and those that do not.
+
+Section 5.1, Figs. 4 and 15. A sentence and its versions of the same structure (`augmented_text`) are a group. In it a
+feature fires in all versions (on some ordinary token of each), in some or in none; it is *structural* if it fires in
+all versions of at least a share of the groups in which it fires in any, *semantic* if of fewer, and *dead* if it fires
+in too few groups to tell. The paper gives no share. Only the original SAE is looked at, never a stitch.
+
+A feature that fires in every sentence is structural by this rule, whatever it is about, so two things stand beside it.
+Structural features fire more often, and frequent features may transfer better for that alone: `matched_rates` compares
+the classes where they fire equally often. And `unrelated` deals versions out among the groups, so that what is still
+consistent is so for its density.
+
+Offers `feature_presence`, `classify`, `FeatureClasses`, `unrelated`, `matched_rates`, `density_ratios`, and
+`sentence_latents`, which reads sentences for whoever wants more than presence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from sae_lens import SAE
+from torch import Tensor
+
+from ..data.text import TokenBatch, text_rows
+from ..models.harvest import as_fits
+from ..models.language_model import LanguageModel
+from ..utils.progress import progress
+from ..utils.stats import RESAMPLES, Estimate, from_draws
+
+CONTEXT = 128  # App. H.1
+TOKENS_AT_ONCE = 4096  # bounds the activations of latents, as in `saes`
+SHARE = 0.5
+MIN_GROUPS = 5
+BINS_A_DECADE = 5
+
+
+@torch.no_grad()
+def feature_presence(
+    model: LanguageModel,
+    layer: int,
+    sae: SAE,
+    groups: Sequence[Sequence[str]],
+    *,
+    batch_size: int = 64,
+    threshold: float = 0.0,
+    context: int = CONTEXT,
+) -> Bool[np.ndarray, "groups versions features"]:
+    """Whether each feature exceeds `threshold` on an ordinary token of each sentence; groups are of one size.
+
+    Sentences are cut at `context` tokens, the beginning-of-text token included. ValueError for no groups, groups of
+    different sizes, an SAE of another width than the model, and a sentence without an ordinary token.
+    """
+    sizes = {len(group) for group in groups}
+    if len(sizes) != 1:
+        raise ValueError(f"expected groups of one size: got {', '.join(map(str, sorted(sizes))) or 'no groups'}")
+    texts = [sentence for group in groups for sentence in group]
+    present = np.zeros((len(texts), sae.cfg.d_sae), dtype=bool)
+
+    def read(batch: TokenBatch) -> None:
+        for owners, latents in sentence_latents(model, layer, sae, texts, batch):
+            token, feature = (latents > threshold).nonzero().cpu().unbind(1)
+            present[owners[token].numpy(), feature.numpy()] = True
+
+    batches = text_rows(texts, model.tokenizer, context=context, batch_size=batch_size)
+    for _ in progress(as_fits(batches, read), "sentences"):
+        pass
+    return present.reshape(len(groups), -1, sae.cfg.d_sae)
+
+
+def sentence_latents(
+    model: LanguageModel, layer: int, sae: SAE, texts: Sequence[str], batch: TokenBatch
+) -> Iterator[tuple[Int[Tensor, " n"], Float[Tensor, "n features"]]]:
+    """Of the ordinary tokens of a batch of texts, part by part: which text each belongs to, and its latents.
+
+    ValueError for an SAE of another width than the model, and a text without an ordinary token.
+    """
+    if sae.cfg.d_in != model.d_model:
+        raise ValueError(f"the SAE reads {sae.cfg.d_in} dimensions: expected {model.d_model}, those of {model.ref!r}")
+    if not batch.mask.any(1).all():
+        text = texts[batch.documents[int((~batch.mask.any(1)).nonzero()[0, 0]), 0]]
+        raise ValueError(f"the sentence {text[:40]!r} has no ordinary token: expected at least one")
+    stream = model.residuals(batch.tokens, [layer])[layer][batch.mask.to(model.device)]
+    owners = batch.documents[batch.mask]
+    for part, owner in zip(stream.split(TOKENS_AT_ONCE), owners.split(TOKENS_AT_ONCE)):
+        yield owner, sae.encode(part.to(sae.W_enc))
+
+
+class FeatureClasses(NamedTuple):
+    """Every feature is structural, semantic or dead."""
+
+    structural: Bool[np.ndarray, " features"]
+    semantic: Bool[np.ndarray, " features"]
+    consistency: Float[np.ndarray, " features"]
+    """Share of the groups in which it fires where it does in all versions; NaN if it fires in none."""
+    groups: Int[np.ndarray, " features"]
+    """In which it fires."""
+
+    @property
+    def dead(self) -> Bool[np.ndarray, " features"]:
+        return ~(self.structural | self.semantic)
+
+
+def classify(
+    presence: Bool[np.ndarray, "groups versions features"],
+    *,
+    share: float = SHARE,
+    min_groups: int = MIN_GROUPS,
+    by_original: bool = False,
+) -> FeatureClasses:
+    """The classes of features by where they fire; `by_original` counts groups in which the original makes them fire.
+
+    ValueError for groups without a version beside the original, a share that is none, and min_groups below 1.
+    """
+    if presence.shape[1] < 2:
+        raise ValueError(f"groups of {presence.shape[1]} sentences: expected an original and at least one version")
+    if not 0 < share <= 1 or min_groups < 1:
+        raise ValueError(f"expected a share in (0, 1] and min_groups >= 1: got {share} and {min_groups}")
+    somewhere = presence[:, 0] if by_original else presence.any(axis=1)
+    groups, consistent = somewhere.sum(axis=0), presence.all(axis=1).sum(axis=0)
+    consistency = np.divide(consistent, groups, out=np.full(len(groups), np.nan), where=groups > 0)
+    enough = groups >= min_groups
+    structural = enough & (consistency >= share)
+    return FeatureClasses(structural, enough & ~structural, consistency, groups)
+
+
+def unrelated(
+    presence: Bool[np.ndarray, "groups versions features"], *, seed: int = 0
+) -> Bool[np.ndarray, "groups versions features"]:
+    """The same with each version dealt to another group at random: groups of sentences that share no structure."""
+    generator = np.random.default_rng(seed)
+    return np.stack([column[generator.permutation(len(column))] for column in presence.swapaxes(0, 1)], axis=1)
+
+
+class ClassDifference(NamedTuple):
+    """Structural less semantic features; intervals by resampling the features of each class."""
+
+    mean: Estimate
+    """Of their mean correlations."""
+    spread: Estimate
+    """Of the standard deviations of their correlations."""
+    structural: int
+    """Features compared."""
+    semantic: int
+
+
+class MatchedRates(NamedTuple):
+    """Whether structural features transfer better for what they are, or because they fire more often."""
+
+    all: ClassDifference
+    matched: ClassDifference | None
+    """Structural features weighted so that they fire as often as the semantic ones; None if their rates never meet."""
+
+
+def matched_rates(
+    correlation: Float[np.ndarray, " features"],
+    rate: Float[np.ndarray, " features"],
+    classes: FeatureClasses,
+    *,
+    alive: Bool[np.ndarray, " features"] | None = None,
+    bins_a_decade: int = BINS_A_DECADE,
+    seed: int = 0,
+) -> MatchedRates:
+    """Compares the classes' correlations as they are, and bin by bin of the logarithm of the firing rate.
+
+    In the matched comparison only bins with features of both classes count, and a structural feature weighs as much as
+    there are semantic ones for each structural one in its bin. Features that are not `alive`, have no correlation or
+    never fire are left out. ValueError if a class has no feature left.
+    """
+    usable = np.isfinite(correlation) & (rate > 0) & (True if alive is None else alive)
+    sides = {name: np.flatnonzero(getattr(classes, name) & usable) for name in ("structural", "semantic")}
+    for name, chosen in sides.items():
+        if not len(chosen):
+            raise ValueError(f"no {name} feature has a correlation and a firing rate: expected at least one")
+    bins = np.full(len(rate), -1)
+    logs = np.floor(bins_a_decade * np.log10(rate[usable])).astype(int)
+    bins[usable] = logs - logs.min()
+    n_bins = bins.max() + 1
+
+    def matching(structural: np.ndarray, semantic: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What each structural feature weighs, and which semantic ones count."""
+        counts, others = (np.bincount(bins[some], minlength=n_bins) for some in (structural, semantic))
+        return (others / np.maximum(counts, 1))[bins[structural]], counts[bins[semantic]] > 0
+
+    def differences(structural: np.ndarray, semantic: np.ndarray) -> list[float]:
+        """Of mean and spread, as they are and where matched."""
+        ours, theirs = correlation[structural], correlation[semantic]
+        weights, met = matching(structural, semantic)
+        found = [ours.mean() - theirs.mean(), ours.std() - theirs.std(), np.nan, np.nan]
+        if met.any():
+            mean = np.average(ours, weights=weights)
+            spread = np.average((ours - mean) ** 2, weights=weights) ** 0.5
+            found[2:] = mean - theirs[met].mean(), spread - theirs[met].std()
+        return [float(value) for value in found]
+
+    generator = np.random.default_rng(seed)
+    found = differences(**sides)
+    draws = np.array(
+        [
+            differences(**{name: generator.choice(chosen, len(chosen)) for name, chosen in sides.items()})
+            for _ in range(RESAMPLES)
+        ]
+    )
+    estimates = [
+        from_draws(value, column[np.isfinite(column)]) for value, column in zip(found, draws.T) if np.isfinite(value)
+    ]
+    as_they_are = ClassDifference(*estimates[:2], *map(len, sides.values()))
+    if len(estimates) == 2:
+        return MatchedRates(as_they_are, None)
+    weights, met = matching(**sides)
+    return MatchedRates(as_they_are, ClassDifference(*estimates[2:], int((weights > 0).sum()), int(met.sum())))
+
+
+def density_ratios(
+    correlation: Float[np.ndarray, " features"],
+    classes: FeatureClasses,
+    *,
+    alive: Bool[np.ndarray, " features"] | None = None,
+    seed: int = 0,
+) -> tuple[Estimate, Estimate]:
+    """Fig. 4b's relative density at both ends: in the lowest and in the highest tenth of all correlations, the density
+    of semantic over that of structural features.
+
+    Half a feature is added to each count, so that an empty end has a ratio. ValueError if a class has no feature left.
+    """
+    usable = np.isfinite(correlation) & (True if alive is None else alive)
+    sides = [correlation[kind & usable] for kind in (classes.semantic, classes.structural)]
+    if not all(len(side) for side in sides):
+        raise ValueError(f"{len(sides[0])} semantic and {len(sides[1])} structural features: expected some of each")
+
+    def ratios(semantic: np.ndarray, structural: np.ndarray) -> tuple[float, float]:
+        low, high = np.quantile(np.concatenate([semantic, structural]), (0.1, 0.9))
+        shares = [
+            [((side <= low).sum() + 0.5) / (len(side) + 1), ((side >= high).sum() + 0.5) / (len(side) + 1)]
+            for side in (semantic, structural)
+        ]
+        return shares[0][0] / shares[1][0], shares[0][1] / shares[1][1]
+
+    generator = np.random.default_rng(seed)
+    draws = np.array([ratios(*(generator.choice(side, len(side)) for side in sides)) for _ in range(RESAMPLES)])
+    return tuple(from_draws(value, column) for value, column in zip(ratios(*sides), draws.T))

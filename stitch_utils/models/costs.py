@@ -1,0 +1,335 @@
+"""What a harvest costs, in FLOPs and in bytes, before anything is loaded.
+
+App. D, Table 3, counts FLOPs "with caching activations": the passes through the two models are left out, and the
+activations of all tokens are taken to be stored. We store none: both models read each batch of text, truncated before
+the stitched layer, and second moments are all that stays. So the cost is little more than that of the two passes, and
+what has to fit on the device is the weights, the activations of one batch, and a matrix of (d_a + d_b)^2. All of it
+follows from the configurations; `measure` says what a run really took.
+
+FLOPs are two for each multiply-add of a matrix product and none for anything else, as torch's FlopCounterMode has it.
+Bytes are those of live tensors; a GPU needs some more, for its context, its workspaces and what is lost between blocks.
+
+Offers `Architecture`, `architecture_of`, `forward_flops`, `activation_bytes`, `harvest_cost`, `stitch_adam_flops`,
+`measure`, `measured_forward`, `power_of_ten`.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoConfig
+
+from ..data.pairs import DTYPES, ModelRef
+from .harvest import ROWS_AT_ONCE
+from .language_model import LanguageModel, load_config
+
+
+def power_of_ten(ratio: float) -> float:
+    """The nearest one, on a logarithmic scale, and 0 for 0: what a page can say of a measured time or of a rounding
+    error, which are others in every run or on every machine."""
+    return 10.0 ** round(math.log10(ratio)) if ratio else 0.0
+
+
+class _Family(NamedTuple):
+    """What models of one model_type share; the last four as TransformerBridge runs the published models."""
+
+    gated_mlp: bool
+    norms: int
+    """Norms a block."""
+    norm_biases: bool
+    """LayerNorm has them, RMSNorm has not."""
+    mlp_tensors: int
+    """Tensors (batch, pos, d_mlp) alive at once: the activation function is computed in several steps in GPT-2."""
+    masks: int
+    """Tensors (batch, 1, pos, pos) made once for all blocks: Gemma-2 has one more, for its sliding window."""
+    joint_qkv: bool
+    """Split by the bridge, which then holds each block's attention pattern until the next pass replaces it, and leaves
+    the softmax in the model's dtype."""
+    copies_qkv: bool
+    """The split weights are copies."""
+
+
+_FAMILIES = {
+    "gpt_neox": _Family(False, 2, True, mlp_tensors=2, masks=1, joint_qkv=True, copies_qkv=True),
+    "gpt2": _Family(False, 2, True, mlp_tensors=4, masks=1, joint_qkv=True, copies_qkv=False),
+    "gemma2": _Family(True, 4, False, mlp_tensors=3, masks=2, joint_qkv=False, copies_qkv=False),
+    "llama": _Family(True, 2, False, mlp_tensors=3, masks=1, joint_qkv=False, copies_qkv=False),
+}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The sizes of a language model, from which its parameters, FLOPs and memory follow."""
+
+    model_type: str
+    """As in its config.json: gpt_neox, gpt2, gemma2 or llama."""
+    n_layers: int
+    d_model: int
+    d_mlp: int
+    n_heads: int
+    n_kv_heads: int
+    """Heads of the keys and values; fewer than `n_heads` in grouped-query attention."""
+    d_head: int
+    vocab: int
+    """Rows of the embedding, padding included."""
+    tied: bool
+    """The unembedding is the embedding."""
+    attention_biases: bool
+    mlp_biases: bool
+    positions: int
+    """Learned position embeddings; 0 for rotary ones."""
+
+    @classmethod
+    def of(cls, config) -> Architecture:
+        """From a Hugging Face config; ValueError for a model_type other than the four known ones."""
+        if config.model_type not in _FAMILIES:
+            raise ValueError(f"unknown model_type {config.model_type!r}: known are {', '.join(_FAMILIES)}")
+        gpt2 = config.model_type == "gpt2"
+        d_model, n_heads = config.hidden_size, config.num_attention_heads
+        return cls(
+            config.model_type,
+            config.num_hidden_layers,
+            d_model,
+            d_mlp=(config.n_inner or 4 * d_model) if gpt2 else config.intermediate_size,
+            n_heads=n_heads,
+            n_kv_heads=getattr(config, "num_key_value_heads", None) or n_heads,
+            d_head=getattr(config, "head_dim", None) or d_model // n_heads,
+            vocab=config.vocab_size,
+            tied=config.tie_word_embeddings,
+            attention_biases=getattr(config, "attention_bias", True),
+            mlp_biases=getattr(config, "mlp_bias", not _FAMILIES[config.model_type].gated_mlp),
+            positions=config.n_positions if gpt2 else 0,
+        )
+
+    @property
+    def family(self) -> _Family:
+        return _FAMILIES[self.model_type]
+
+    @property
+    def block_weights(self) -> int:
+        """Entries of the matrices of one block."""
+        attention = 2 * self.d_model * self.d_head * (self.n_heads + self.n_kv_heads)
+        return attention + self.d_model * self.d_mlp * (3 if self.family.gated_mlp else 2)
+
+    @property
+    def n_parameters(self) -> int:
+        """Exact, tied matrices counted once."""
+        norm = self.d_model * (2 if self.family.norm_biases else 1)
+        block = self.block_weights + self.family.norms * norm
+        if self.attention_biases:
+            block += self.d_head * (self.n_heads + 2 * self.n_kv_heads) + self.d_model
+        if self.mlp_biases:
+            block += self.d_mlp * (2 if self.family.gated_mlp else 1) + self.d_model
+        embeddings = self.vocab * (1 if self.tied else 2) + self.positions
+        return self.n_layers * block + embeddings * self.d_model + norm
+
+    def weight_bytes(self, dtype: str) -> int:
+        """Of the whole model as `load_model` holds it, the layers that a truncated pass does not reach included.
+
+        TransformerBridge adds a bias to the unembedding and, to GPT-NeoX, copies of the weights it splits.
+        """
+        copies = 3 * self.d_model * (self.d_model + 1) * self.n_layers if self.family.copies_qkv else 0
+        return (self.n_parameters + copies + self.vocab) * _itemsize(dtype)
+
+
+def architecture_of(ref: ModelRef) -> Architecture:
+    """The architecture of one side of a pair: from what the pair's file says of it, else from the model's config."""
+    return Architecture.of(
+        AutoConfig.for_model(**ref.config) if ref.config else load_config(ref.model, revision=ref.revision)
+    )
+
+
+def _itemsize(dtype: str) -> int:
+    if dtype not in DTYPES:
+        raise ValueError(f"unknown dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
+    return getattr(torch, dtype).itemsize
+
+
+def forward_flops(architecture: Architecture, context: int, n_layers: int | None = None) -> int:
+    """FLOPs a token of a pass through the first `n_layers` blocks, or through all of them and the unembedding.
+
+    Scores and values are computed over the whole context, as eager attention does: the causal mask saves nothing.
+    ValueError if the model has fewer blocks.
+    """
+    if n_layers is not None and not 0 <= n_layers <= architecture.n_layers:
+        raise ValueError(f"{n_layers} blocks were asked for: the model has {architecture.n_layers}")
+    block = 2 * architecture.block_weights + 4 * context * architecture.n_heads * architecture.d_head
+    if n_layers is None:
+        return architecture.n_layers * block + 2 * architecture.d_model * architecture.vocab
+    return n_layers * block
+
+
+class ActivationBytes(NamedTuple):
+    """Of one pass over a batch."""
+
+    peak: int
+    """At the worst point, with what the pass before has left."""
+    kept: int
+    """Held from one pass to the next."""
+
+
+def activation_bytes(a: Architecture, n_layers: int, *, batch_size: int, context: int, dtype: str) -> ActivationBytes:
+    """Bytes that `LanguageModel.residuals` holds while it runs the first `n_layers` blocks on a batch of tokens.
+
+    As it runs today, with eager attention: keys and values of all blocks stay until the pass ends, since the cache is
+    on; attention patterns of all blocks stay where `_Family.joint_qkv` says so. The worst point is in the last block,
+    at the softmax or after it, or in the MLP. That the norms need less than the MLP holds for d_mlp >= 3 d_model.
+    """
+    size, tokens = _itemsize(dtype), batch_size * context
+    residual = size * tokens * a.d_model
+    query = size * tokens * a.n_heads * a.d_head
+    key_value = 2 * size * tokens * a.n_kv_heads * a.d_head
+    scores = size * tokens * context * a.n_heads
+    masks = size * tokens * context * a.family.masks
+    if not n_layers:
+        return ActivationBytes((2 if a.positions else 1) * residual + masks, 0)
+
+    kept = n_layers * scores if a.family.joint_qkv else 0
+    if a.family.joint_qkv:  # queries as projected, rotated, as output and transposed; keys and values as projected
+        attention = 2 * scores + 4 * query + key_value
+    else:  # queries rotated, keys and values repeated for all heads; before the output, the softmax in float32
+        repeated = 2 * query if a.n_kv_heads < a.n_heads else 0
+        softmax = scores + 2 * scores * 4 // size if size < 4 else 0
+        attention = max(softmax, 2 * scores + 2 * query) + query + repeated
+    mlp = a.family.mlp_tensors * size * tokens * a.d_mlp + (2 if a.positions else 1) * residual  # output of attention
+    mlp += 0 if kept else scores  # a pattern lives as long as its block at least
+    # The embedded tokens, which in the first block are the stream unless positions were added; the stream; its norm.
+    always = kept + n_layers * key_value + masks + (3 if n_layers > 1 or a.positions else 2) * residual
+    return ActivationBytes(always + max(attention, mlp), kept)
+
+
+class HarvestCost(NamedTuple):
+    """What `harvest_moments` takes for one pair of layers: FLOPs of all tokens, bytes on the device."""
+
+    flops_a: int
+    flops_b: int
+    flops_moments: int
+    flops: int
+    """The three together."""
+    weights_a: int
+    weights_b: int
+    activations: int
+    """Of one batch, at the worst point of the two passes."""
+    moments: int
+    """The matrix of second moments, and the most that `PairMoments.update` makes besides."""
+    peak: int
+    """The most at once; less than the sum, since `activations` and `moments` are not at their largest together."""
+    store: int
+    """What is not needed: a store of the activations of all tokens, for comparison."""
+
+
+def harvest_cost(
+    a: Architecture,
+    b: Architecture,
+    layer_a: int,
+    layer_b: int,
+    *,
+    tokens: int,
+    context: int,
+    batch_size: int,
+    dtype: str,
+) -> HarvestCost:
+    """The cost of one pass over `tokens` positions, with both models on one device.
+
+    Padding and special tokens count like all others, though the moments leave them out. The bytes assume what
+    `Architecture.weight_bytes` and `activation_bytes` say. ValueError for a layer that does not exist.
+    """
+    for side, model, layer in (("A", a, layer_a), ("B", b, layer_b)):
+        if not 0 <= layer < model.n_layers:
+            raise ValueError(f"layer {layer} of {side} does not exist: it has {model.n_layers} layers")
+    width = a.d_model + b.d_model
+    per_token = forward_flops(a, context, layer_a), forward_flops(b, context, layer_b), 2 * width**2
+    flops = [tokens * each for each in per_token]
+    batch = {"batch_size": batch_size, "context": context, "dtype": dtype}
+    pass_a, pass_b = activation_bytes(a, layer_a, **batch), activation_bytes(b, layer_b, **batch)
+    x, y = (batch_size * context * model.d_model * _itemsize(dtype) for model in (a, b))
+    # The streams of the batch before are there until those of this one are; while B runs, A's of this one are too.
+    activations = x + y + max(pass_a.peak + pass_b.kept, pass_b.peak + pass_a.kept + x)
+    matrix = 8 * width**2
+    rows = 8 * min(batch_size * context, ROWS_AT_ONCE) * width
+    before = rows if batch_size * context > ROWS_AT_ONCE else 0
+    # Either the rows in float64, apart and side by side; or the sums so far, those of the rows, and their merger.
+    moments = max(matrix + 2 * rows + before, 5 * matrix + rows)
+    weights_a, weights_b = a.weight_bytes(dtype), b.weight_bytes(dtype)
+    peak = weights_a + weights_b + max(matrix + activations, pass_a.kept + pass_b.kept + x + y + moments)
+    store = tokens * width * _itemsize(dtype)
+    return HarvestCost(*flops, sum(flops), weights_a, weights_b, activations, moments, peak, store)
+
+
+def stitch_adam_flops(d_a: int, d_b: int, tokens: int) -> int:
+    """FLOPs of `fit_adam` on `tokens` activations, repeats counted: Table 3's stitching layer, 20 d_a d_b a token.
+
+    Forwards, Eq. 3 takes four products of 2 d_a d_b. Backwards, each takes as many for its weights, and the second ones
+    of the two cycles take as many again for their inputs.
+    """
+    return 20 * d_a * d_b * tokens
+
+
+class Measured(NamedTuple):
+    """What a run took."""
+
+    flops: int
+    peak_bytes: int
+    """The most at once of what the run itself allocated."""
+
+
+class _LiveBytes(TorchDispatchMode):
+    """Adds up the storages that operations return, until they are freed."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes: dict[int, int] = {}
+        self.now = self.peak = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        given = {leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                storage = leaf.untyped_storage()
+                key = storage._cdata
+                if key not in given and key not in self.sizes:  # views and results in place are no news
+                    self.sizes[key] = storage.nbytes()
+                    self.now += storage.nbytes()
+                    weakref.finalize(storage, self._freed, key)
+        self.peak = max(self.peak, self.now)
+        return result
+
+    def _freed(self, key: int) -> None:
+        self.now -= self.sizes.pop(key)
+
+
+def measure(run: Callable[[], object], device: torch.device | str = "cpu") -> Measured:
+    """FLOPs of `run()`, by torch's FlopCounterMode, and bytes: of live tensors on the CPU, allocated ones on a GPU."""
+    device, counter, live = torch.device(device), FlopCounterMode(display=False), _LiveBytes()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        with counter:
+            run()
+        return Measured(counter.get_total_flops(), torch.cuda.max_memory_allocated(device) - before)
+    with live, counter:
+        run()
+    return Measured(counter.get_total_flops(), live.peak)
+
+
+def measured_forward(model: LanguageModel, tokens: Int[Tensor, "batch pos"], layer: int) -> Measured:
+    """What `model.residuals(tokens, [layer])` takes when it follows on another such pass, as in a harvest."""
+    model.logits(tokens[:1, :1])  # replaces what earlier passes left, which a GPU's difference would not count
+
+    def twice() -> None:
+        for _ in range(2):
+            model.residuals(tokens, [layer])
+
+    measured = measure(twice, model.device)
+    return Measured(measured.flops // 2, measured.peak_bytes)

@@ -1,0 +1,125 @@
+"""Responses to prompts of any length, and what they cost in fluency.
+
+Sections 4 and F generate under steering and judge the text. A steered response can be in the language asked for and
+still be word salad, so each comes with its own model's loss on it, once after its prompt and once by itself: a change
+of language between prompt and response costs nats that are not the response's fault, and only the first counts them.
+
+Offers `generate_texts`, `Response`, `encoded`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from ..data.text import begin_and_end
+from ..utils.progress import progress
+from .language_model import Edit, LanguageModel
+
+
+class Response(NamedTuple):
+    """What a model answered."""
+
+    text: str
+    """Without special tokens."""
+    nll: float
+    """Loss of the model, not steered, on the response after its prompt: nats a token, the stop token with it."""
+    nll_alone: float
+    """The same for the response by itself, after the beginning-of-text token."""
+    tokens: int
+    """Tokens of it, the stop token with it."""
+
+
+def generate_texts(
+    model: LanguageModel,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int,
+    layer: int | None = None,
+    edit: Edit | None = None,
+    batch_size: int = 64,
+    temperature: float = 0.0,
+    seed: int = 0,
+    losses: bool = True,
+    title: str = "responses",
+) -> list[Response]:
+    """Responses to `prompts`, in their order; tokens such as those of a chat template are read as what they are.
+
+    `edit` is applied to the residual stream before block `layer` at every position of prompt and response. Prompts are
+    sorted by length into batches, so that little is padded. Without `losses`, which take two more passes, they are NaN.
+    ValueError for no prompts, or one that leaves no room for
+    a response.
+    """
+    if not prompts:
+        raise ValueError("no prompts given: expected at least one")
+    ids = [encoded(model, prompt, max_new_tokens) for prompt in prompts]
+    order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
+    found: dict[int, Response] = {}
+    for start in progress(range(0, len(order), batch_size), title):
+        chosen = order[start : start + batch_size]
+        tokens, mask = _padded([ids[index] for index in chosen], model.tokenizer)
+        new = model.generate(
+            tokens, max_new_tokens, mask=mask, layer=layer, edit=edit, temperature=temperature, seed=seed + start
+        ).cpu()
+        for index, response in zip(chosen, _responses(model, tokens, mask, new, losses)):
+            found[index] = response
+    return [found[index] for index in range(len(ids))]
+
+
+def encoded(model: LanguageModel, prompt: str, max_new_tokens: int) -> list[int]:
+    """Beginning-of-text and the prompt's tokens; ValueError where no room is left for `max_new_tokens`."""
+    tokenizer = model.tokenizer
+    begin, _ = begin_and_end(tokenizer)
+    ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    ids = ids if ids[:1] == [begin] else [begin, *ids]  # some chat templates write it themselves
+    longest = getattr(model.config, "max_position_embeddings", None)
+    if longest is not None and len(ids) + max_new_tokens > longest:
+        raise ValueError(
+            f"a prompt of {len(ids)} tokens ({prompt[:40]!r}...) and {max_new_tokens} new ones: {model.ref!r} reads "
+            f"{longest} at most"
+        )
+    return ids
+
+
+def _padded(rows: Sequence[Sequence[int]], tokenizer) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows filled up on the left, as generation needs them, and which tokens are theirs."""
+    length = max(map(len, rows))
+    tokens = torch.tensor([[tokenizer.eos_token_id] * (length - len(row)) + list(row) for row in rows])
+    mask = torch.tensor([[False] * (length - len(row)) + [True] * len(row) for row in rows])
+    return tokens, mask
+
+
+def _responses(
+    model: LanguageModel, tokens: torch.Tensor, mask: torch.Tensor, new: torch.Tensor, losses: bool
+) -> list[Response]:
+    """The new tokens up to the first that ends a response, it included, with their losses under the model as it is."""
+    stops = torch.isin(new, torch.tensor(model.stop_tokens))
+    ended = stops.cumsum(1)
+    own = (ended == 0) | ((ended == 1) & stops)
+    lengths = own.sum(1)
+    begin = torch.full((len(new), 1), begin_and_end(model.tokenizer)[0])
+    after = alone = torch.full((len(new),), torch.nan)
+    if losses:
+        after = _mean_losses(model, torch.cat([tokens, new], 1), torch.cat([mask, own], 1), own)
+        alone = _mean_losses(model, torch.cat([begin, new], 1), torch.cat([begin == begin, own], 1), own)
+    texts = [model.tokenizer.decode(row[keep], skip_special_tokens=True).strip() for row, keep in zip(new, own)]
+    return [Response(*row) for row in zip(texts, after.tolist(), alone.tolist(), lengths.tolist())]
+
+
+def _mean_losses(model: LanguageModel, tokens: torch.Tensor, mask: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
+    """Mean loss over the `counted` ones of the last tokens of each row."""
+    losses = model.cross_entropy(tokens, mask=mask).cpu()[:, -counted.shape[1] :]
+    return (losses * counted).sum(1) / counted.sum(1)
+
+
+def chat(model: LanguageModel, prompts: Sequence[str]) -> list[str]:
+    """Each prompt as one user's turn with the beginning of the model's, by the tokenizer's chat template.
+
+    ValueError, naming the model, for a tokenizer without one.
+    """
+    if not getattr(model.tokenizer, "chat_template", None):
+        raise ValueError(f"the tokenizer of {model.ref!r} has no chat template: expected an instruction-tuned model")
+    turns = ([{"role": "user", "content": prompt}] for prompt in prompts)
+    return [model.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True) for turn in turns]

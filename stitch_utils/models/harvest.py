@@ -1,0 +1,209 @@
+"""Paired residual streams of the same tokens, streamed and never stored.
+
+App. A: "we collect activations at the desired layers in both models", special tokens masked out. Each batch of tokens
+passes once through both models, truncated at the deepest layer asked for; what is wanted of the activations (moments,
+a small sample, a step of Adam) is taken before the next batch.
+
+Offers `training_batches`, `evaluation_batches`, `as_fits`, `paired_residuals`, `sample_residuals`,
+`ActivationStream`, and `of_activations`, the key of all that hangs on activations.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from huggingface_hub import try_to_load_from_cache
+from jaxtyping import Float
+from torch import Tensor
+
+from ..data.hub import resolve
+from ..data.pairs import ModelPair, ModelRef, Scale, TextRef, blaming
+from ..data.text import TokenBatch, token_batches
+from ..utils.files import digest
+from .language_model import LanguageModel
+
+T = TypeVar("T")
+ROWS_AT_ONCE = 4096  # bounds the float64 copies that moments make: 0.2 GB for two models of width 3000
+
+# {layer: (n, d_model)}; the widths of two models differ, so the axes are not named across them.
+Residuals = dict[int, Float[Tensor, "_ _"]]
+
+
+def training_batches(pair: ModelPair, scale: Scale, tokenizer, n_tokens: int) -> Iterator[TokenBatch]:
+    """The first `n_tokens` positions of the pair's training text."""
+    return _batches(pair, pair.train, scale, tokenizer, n_tokens=n_tokens)
+
+
+def evaluation_batches(pair: ModelPair, scale: Scale, tokenizer) -> Iterator[TokenBatch]:
+    """The documents of the pair's evaluation text that the scale takes."""
+    return _batches(pair, pair.evaluation, scale, tokenizer, n_documents=scale.eval_documents)
+
+
+def _batches(pair: ModelPair, text: TextRef, scale: Scale, tokenizer, **limits) -> Iterator[TokenBatch]:
+    with blaming(pair, "text"):
+        yield from token_batches(
+            text, tokenizer, context=pair.context, batch_size=scale.batch_size, rows=pair.rows, **limits
+        )
+
+
+def as_fits(batches: Iterable[TokenBatch], work: Callable[[TokenBatch], T]) -> Iterator[T]:
+    """`work(batch)` for each batch; one that does not fit into the accelerator's memory is halved until it does.
+
+    The size that fitted is kept for what follows. `work` may be called again for rows that it has seen, so it must
+    leave nothing behind when it fails. ValueError if a single row does not fit.
+    """
+    limit: int | None = None
+    for batch in batches:
+        waiting = [batch]
+        while waiting:
+            part = waiting.pop(0)
+            if limit is not None and len(part.tokens) > limit:
+                waiting[:0] = part.split(limit)
+                continue
+            try:
+                result = work(part)
+            except torch.OutOfMemoryError as error:
+                if len(part.tokens) == 1:
+                    raise ValueError(
+                        f"one row of {part.tokens.shape[1]} tokens does not fit into memory: choose a shorter context, "
+                        f"bfloat16, or a larger accelerator ({error})"
+                    ) from error
+                limit = len(part.tokens) // 2
+                waiting.insert(0, part)
+            else:
+                yield result
+                continue
+            torch.cuda.empty_cache()  # out of the handler, whose traceback held the tensors
+
+
+def paired_residuals(
+    model_a: LanguageModel,
+    model_b: LanguageModel,
+    batches: Iterable[TokenBatch],
+    layers_a: Sequence[int],
+    layers_b: Sequence[int],
+) -> Iterator[tuple[Residuals, Residuals]]:
+    """For each batch (or part of it, see `as_fits`) the residual streams of its ordinary tokens: {layer: (n, d_a)} and
+    {layer: (n, d_b)}."""
+
+    def read(batch: TokenBatch) -> tuple[Residuals, Residuals]:
+        streams = []
+        for model, layers in ((model_a, layers_a), (model_b, layers_b)):
+            keep = batch.mask.to(model.device)
+            streams.append({layer: residual[keep] for layer, residual in model.residuals(batch.tokens, layers).items()})
+        return streams[0], streams[1]
+
+    return as_fits(batches, read)
+
+
+def sample_residuals(
+    model_a: LanguageModel,
+    model_b: LanguageModel,
+    batches: Iterable[TokenBatch],
+    *,
+    layers_a: Sequence[int] | None = None,
+) -> tuple[Residuals, Residuals]:
+    """The residual streams of a small sample on the CPU, at every layer of B and at every one (or `layers_a`) of A."""
+    layers_a = range(model_a.n_layers) if layers_a is None else layers_a
+    parts: tuple[list, list] = ([], [])
+    for streams in paired_residuals(model_a, model_b, batches, layers_a, range(model_b.n_layers)):
+        for part, stream in zip(parts, streams):
+            part.append({layer: values.cpu() for layer, values in stream.items()})
+    if not parts[0]:
+        raise ValueError("no batches given: expected at least one")
+    return tuple({layer: torch.cat([chunk[layer] for chunk in part]) for layer in part[0]} for part in parts)
+
+
+class ActivationStream:
+    """(x, y) in steps of a fixed number of tokens, for fitters that want the activations themselves.
+
+    Iterating runs the models over `batches()` anew; with `keep=True` the first pass is held in memory (float32) and
+    repeated. An incomplete last step is dropped.
+    """
+
+    def __init__(
+        self,
+        model_a: LanguageModel,
+        model_b: LanguageModel,
+        layer_a: int,
+        layer_b: int,
+        batches: Callable[[], Iterable[TokenBatch]],
+        *,
+        step_tokens: int = 5120,
+        keep: bool = False,
+    ):
+        self.models, self.layers = (model_a, model_b), (layer_a, layer_b)
+        self.batches, self.step_tokens, self.keep = batches, step_tokens, keep
+        self._kept: list[tuple[Tensor, Tensor]] | None = None
+
+    def __iter__(self) -> Iterator[tuple[Float[Tensor, "step d_a"], Float[Tensor, "step d_b"]]]:
+        if self._kept is not None:
+            return iter(self._kept)
+        if self.keep:
+            self._kept = list(self._steps())
+            return iter(self._kept)
+        return self._steps()
+
+    def _steps(self):
+        layer_a, layer_b = self.layers
+        waiting_x, waiting_y = [], []
+        held = 0
+        for xs, ys in paired_residuals(*self.models, self.batches(), [layer_a], [layer_b]):
+            waiting_x.append(xs[layer_a].float())
+            waiting_y.append(ys[layer_b].float())
+            held += len(waiting_x[-1])
+            if held < self.step_tokens:
+                continue
+            x, y = torch.cat(waiting_x), torch.cat(waiting_y)
+            whole = held // self.step_tokens * self.step_tokens
+            yield from zip(x[:whole].split(self.step_tokens), y[:whole].split(self.step_tokens))
+            waiting_x, waiting_y, held = [x[whole:]], [y[whole:]], held - whole
+
+
+def of_activations(pair: ModelPair, layers: tuple[int, int], *, scale: str) -> dict[str, object]:
+    """Return the ingredients of the key of whatever is made from the activations of a pair's two texts at `layers`."""
+    sizes = pair.scale(scale)
+    return {
+        "models": [weights_digest(ref) for ref in (pair.a, pair.b)],
+        "layers": layers,
+        "dtype": pair.dtype,
+        "texts": [_text_key(text) for text in (pair.train, pair.evaluation)],
+        "context": pair.context,
+        "rows": pair.rows,
+        "tokens": sizes.train_tokens,
+        "documents": sizes.eval_documents,
+        "threads": pair.threads,
+    }
+
+
+def weights_digest(ref: ModelRef) -> str:
+    """Digest the files of a model in a folder; of a model on the Hub give its id and commit, since a branch may move.
+
+    A file is read once a process, as long as its size and time of change stay the same.
+    """
+    folder = Path(resolve(ref.model))
+    if not folder.is_dir():
+        config = try_to_load_from_cache(ref.model, "config.json", revision=ref.revision)
+        commit = Path(config).parent.name if isinstance(config, str) else ref.revision or "main"
+        return f"{ref.model}@{commit}"
+    files = sorted(file for file in folder.iterdir() if file.is_file() and file.suffix not in ("", ".md"))
+    found = [[file.name, _digest_once(file, file.stat().st_mtime_ns, file.stat().st_size)] for file in files]
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()
+
+
+@functools.cache
+def _digest_once(file: Path, changed: int, size: int) -> str | None:
+    return digest(file)
+
+
+def _text_key(text: TextRef) -> dict[str, object]:
+    file = Path(text.name)
+    status = file.stat() if file.is_file() else None
+    return asdict(text) | ({"changed": status.st_mtime_ns, "size": status.st_size} if status else {})

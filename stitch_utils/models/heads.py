@@ -1,0 +1,206 @@
+r"""What an attention head looks at, worked out by hand from the residual stream before its block.
+
+Section 5.2 asks what one head would look at if one SAE feature did not reach it at one token, all else staying as it
+is. A hook says that at the price of a run for every token, so the one head is computed anew. With x_t the residual
+stream before block l, N the block's first norm, R_t the rotation of position t (none in GPT-2), the head's attention
+from t to s <= t is
+
+    q_t = R_t (N(x_t) W_Q + b_Q)      k_s = R_s (N(x_s) W_K + b_K)      a_ts = softmax_s cap(c q_t . k_s)
+
+with the architecture's scale c and, in Gemma 2, its soft cap and, in every other layer, a window behind which nothing
+is seen. Weights are read from the model as it is (no norm folded into them), so the arithmetic equals the model's own.
+
+Offers `Norm`, `Head`, `heads_of`, `first_streams`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ..data.text import begin_and_end
+from .language_model import LanguageModel
+
+
+class _Architecture(NamedTuple):
+    centred: bool
+    """The norms subtract the mean (LayerNorm) or do not (RMSNorm)."""
+    offset: float
+    """Added to a norm's stored weight."""
+
+
+ARCHITECTURES = {
+    "gpt_neox": _Architecture(centred=True, offset=0.0),
+    "gpt2": _Architecture(centred=True, offset=0.0),
+    "gemma2": _Architecture(centred=False, offset=1.0),
+}
+
+
+class Norm(NamedTuple):
+    """LayerNorm or RMSNorm, in float32."""
+
+    weight: Float[Tensor, " d_model"]
+    bias: Float[Tensor, " d_model"] | None
+    eps: float
+    centred: bool
+    """Whether the mean is subtracted."""
+
+    def __call__(self, x: Float[Tensor, "*n d_model"]) -> Float[Tensor, "*n d_model"]:
+        normed = self.centre(x.float()) / self.divisor(x)[..., None] * self.weight
+        return normed if self.bias is None else normed + self.bias
+
+    def divisor(self, x: Float[Tensor, "*n d_model"]) -> Float[Tensor, "*n"]:
+        """What a stream is divided by: its standard deviation, or its root mean square."""
+        return (self.centre(x.float()).square().mean(-1) + self.eps).sqrt()
+
+    def centre(self, x: Float[Tensor, "*n d_model"]) -> Float[Tensor, "*n d_model"]:
+        """Without the mean, where the norm subtracts it."""
+        return x - x.mean(-1, keepdim=True) if self.centred else x
+
+
+@dataclass(frozen=True)
+class Head:
+    """One attention head; positions count from the first of a row."""
+
+    layer: int
+    index: int
+    norm: Norm
+    """Of the stream before the block."""
+    W_Q: Float[Tensor, "d_model d_head"]
+    b_Q: Float[Tensor, " d_head"]
+    W_K: Float[Tensor, "d_model d_head"]
+    b_K: Float[Tensor, " d_head"]
+    scale: float
+    """By which scores are multiplied."""
+    cap: float | None
+    """Where scores level off, softly; None: nowhere."""
+    window: int | None
+    """How many positions are seen, the own one included; None: all before."""
+    angles: Callable[[Tensor], tuple[Tensor, Tensor]] | None
+    """Positions (n,) -> cosines and sines (n, rotary); None without rotary embeddings."""
+
+    def queries(self, x: Float[Tensor, "n d_model"], positions: Int[Tensor, " n"]) -> Float[Tensor, "n d_head"]:
+        """Of residual streams at these positions."""
+        return self._rotate(self.norm(x) @ self.W_Q + self.b_Q, positions)
+
+    def keys(
+        self, x: Float[Tensor, "*batch n d_model"], positions: Int[Tensor, " n"] | None = None
+    ) -> Float[Tensor, "*batch n d_head"]:
+        """Of residual streams at these positions; without any, of whole rows."""
+        if positions is None:
+            positions = torch.arange(x.shape[-2], device=x.device)
+        return self._rotate(self.norm(x) @ self.W_K + self.b_K, positions)
+
+    def attention(
+        self, queries: Float[Tensor, "n d_head"], keys: Float[Tensor, "n pos d_head"], positions: Int[Tensor, " n"]
+    ) -> Float[Tensor, "n pos"]:
+        """What each query, at its position, looks at among the keys of its row."""
+        scores = torch.einsum("nd,npd->np", queries, keys) * self.scale
+        if self.cap is not None:
+            scores = self.cap * torch.tanh(scores / self.cap)
+        behind = positions[:, None] - torch.arange(keys.shape[1], device=keys.device)
+        hidden = (behind < 0) | (behind >= (self.window or math.inf))
+        return scores.masked_fill(hidden, -math.inf).softmax(-1)
+
+    def pattern(self, residual: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos pos"]:
+        """What every position looks at."""
+        positions = torch.arange(residual.shape[1], device=residual.device)
+        keys = self.keys(residual)
+        rows = [
+            self.attention(self.queries(x, positions), k[None].expand(len(positions), -1, -1), positions)
+            for x, k in zip(residual, keys)
+        ]
+        return torch.stack(rows)
+
+    def reader(self, first: Float[Tensor, " d_model"], distances: Sequence[int]) -> Float[Tensor, " d_model"]:
+        """v such that d . v / N's divisor is what a direction d at one position adds to the score of the first one.
+
+        `first` is the residual stream there; the mean over positions so many after it (of no effect without rotary
+        embeddings). The cap is left out.
+        """
+        steps = torch.tensor(list(distances), device=first.device)
+        key = self.norm(first) @ self.W_K + self.b_K  # position 0 is not rotated
+        # (R_t q) . k = q . (R_-t k)
+        turned = self._rotate(key.expand(len(steps), -1), steps, back=True).mean(0)
+        return self.norm.centre(self.W_Q @ turned * self.scale * self.norm.weight)
+
+    def _rotate(self, x: Tensor, positions: Tensor, *, back: bool = False) -> Tensor:
+        """Halves of the rotary dimensions turn into each other, the dimensions after them stay."""
+        if self.angles is None:
+            return x
+        cos, sin = self.angles(positions)
+        turning, staying = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
+        left, right = turning.chunk(2, dim=-1)
+        crossed = torch.cat([-right, left], dim=-1) * (-sin if back else sin)
+        return torch.cat([turning * cos + crossed, staying], dim=-1)
+
+
+def heads_of(model: LanguageModel, layer: int) -> list[Head]:
+    """The heads of a layer; ValueError for a layer that does not exist, and for an architecture that is not known."""
+    model.hook_name(layer)  # says which layers there are
+    known = _architecture(model)
+    block = model.bridge.blocks[layer]
+    attention = block.attn.original_component
+    n_heads, _, d_head = block.attn.W_Q.shape
+
+    def of_heads(name: str, *, bias: bool = False) -> Tensor:
+        """(heads, ...), where heads share keys repeated for each of them."""
+        found = getattr(block.attn, name, None)
+        if found is None and bias:
+            return torch.zeros(n_heads, d_head, device=model.device)
+        return found.detach().float().repeat_interleave(n_heads // len(found), dim=0)
+
+    W_Q, W_K = of_heads("W_Q"), of_heads("W_K")
+    b_Q, b_K = of_heads("b_Q", bias=True), of_heads("b_K", bias=True)
+    rotary = getattr(model.bridge, "rotary_emb", None)
+
+    def angles(positions: Tensor) -> tuple[Tensor, Tensor]:
+        like = torch.zeros(1, device=positions.device)
+        return tuple(part[0] for part in rotary.original_component(like, positions[None]))
+
+    return [
+        Head(
+            layer,
+            index,
+            _norm(block.ln1.original_component, known),
+            W_Q[index],
+            b_Q[index],
+            W_K[index],
+            b_K[index],
+            float(attention.scaling),
+            getattr(attention, "attn_logit_softcapping", None),
+            getattr(attention, "sliding_window", None),
+            angles if rotary is not None else None,
+        )
+        for index in range(n_heads)
+    ]
+
+
+def first_streams(model: LanguageModel, layers: Sequence[int]) -> dict[int, Float[Tensor, " d_model"]]:
+    """The residual stream of the token that begins every row, before each of these layers.
+
+    Nothing stands before it, so it is the same in every text.
+    """
+    token = torch.tensor([[begin_and_end(model.tokenizer)[0]]])
+    return {layer: stream[0, 0].float() for layer, stream in model.residuals(token, layers).items()}
+
+
+def _architecture(model: LanguageModel) -> _Architecture:
+    kind = getattr(model.config, "model_type", None)
+    if kind not in ARCHITECTURES:
+        raise ValueError(
+            f"cannot read the heads of {model.ref!r}, which is of type {kind!r}: expected {', '.join(ARCHITECTURES)}"
+        )
+    return ARCHITECTURES[kind]
+
+
+def _norm(module: torch.nn.Module, known: _Architecture) -> Norm:
+    bias = getattr(module, "bias", None)
+    weight = module.weight.detach().float() + known.offset
+    return Norm(weight, None if bias is None else bias.detach().float(), module.eps, known.centred)

@@ -1,0 +1,277 @@
+"""One small interface to a language model's residual stream: read it, replace it, edit it while generating.
+
+Section 2 ("activations are taken before the layer's computation") and Table 1. Layer l is the residual stream
+*before* block l, transformer_lens' `blocks.{l}.hook_resid_pre`. Everything goes through TransformerBridge, which
+keeps the raw numerics of Hugging Face (no folded norms, no centred weights), so that residual streams are those that
+the paper stitches.
+
+Offers `LanguageModel`, `load_model`, `load_models`, `load_tokenizer`, `load_config`, and `check_pair`, which loads no
+weights.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool, Float, Int
+from safetensors import SafetensorError
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers.utils import logging as transformers_logging
+
+from ..data.hub import fetched, model_is_there, resolve
+from ..data.pairs import DTYPES, ModelPair, blaming
+
+# Takes and returns the residual stream at one layer, (batch, pos, d_model).
+Edit = Callable[[Tensor], Tensor]
+
+
+class _Enough(Exception):
+    """Raised in a forward pass once all that was wanted of it has been read."""
+
+
+class LanguageModel:
+    """A causal language model with its tokenizer. `ref` is what it was loaded from, `config` its Hugging Face one."""
+
+    def __init__(self, bridge: TransformerBridge, tokenizer, ref: str, n_parameters: int, config):
+        self.bridge, self.tokenizer, self.ref, self.n_parameters = bridge, tokenizer, ref, n_parameters
+        self.config = config
+        self.n_layers: int = bridge.cfg.n_layers
+        self.d_model: int = bridge.cfg.d_model
+
+    @property
+    def is_stand_in(self) -> bool:
+        """Whether these are random weights under another model's name, as those of `tests/hub`."""
+        return bool(getattr(self.config, "stand_in", False))
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.bridge.original_model.parameters()).device
+
+    def hook_name(self, layer: int) -> str:
+        """The hook point before block `layer`; ValueError if the model has no such block."""
+        _check_layer(self.ref, layer, self.n_layers)
+        return f"blocks.{layer}.hook_resid_pre"
+
+    @torch.no_grad()
+    def residuals(
+        self, tokens: Int[Tensor, "batch pos"], layers: Sequence[int]
+    ) -> dict[int, Float[Tensor, "batch pos d_model"]]:
+        """The residual stream before each of `layers`, in one forward pass that ends at the last of them."""
+        if not layers:
+            raise ValueError("no layers given: expected at least one")
+        found: dict[int, Tensor] = {}
+
+        def reader(layer: int, last: bool):
+            def hook(residual: Tensor, hook) -> None:
+                found[layer] = residual
+                if last:
+                    raise _Enough
+
+            return self.hook_name(layer), hook
+
+        hooks = [reader(layer, layer == max(layers)) for layer in sorted(set(layers))]
+        # run_with_cache(stop_at_layer=l) stops before it has read layer l, so it would run one block too many.
+        with self.bridge.hooks(fwd_hooks=hooks), contextlib.suppress(_Enough):
+            self.bridge(tokens.to(self.device), return_type=None)
+        return {layer: found[layer] for layer in layers}
+
+    def _edited(self, layer: int | None, edit: Edit | None):
+        """A context in which `edit` is applied to the residual stream before block `layer`."""
+        if layer is None or edit is None:
+            return contextlib.nullcontext()
+
+        def hook(residual: Tensor, hook) -> Tensor:
+            edited = edit(residual)
+            if edited.shape != residual.shape:
+                raise ValueError(
+                    f"the edit at layer {layer} of {self.ref!r} returned shape {tuple(edited.shape)}: "
+                    f"expected {tuple(residual.shape)}"
+                )
+            return edited.to(residual.dtype)
+
+        return self.bridge.hooks(fwd_hooks=[(self.hook_name(layer), hook)])
+
+    @torch.no_grad()
+    def logits(
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        *,
+        mask: Bool[Tensor, "batch pos"] | None = None,
+        layer: int | None = None,
+        edit: Edit | None = None,
+    ) -> Float[Tensor, "batch pos vocab"]:
+        """Next-token logits, with the residual stream before `layer` passed through `edit` if both are given.
+
+        `mask` is False at padding, on either side: nothing looks there, and positions are counted without it.
+        """
+        shown = {} if mask is None else {"attention_mask": mask.to(self.device, torch.long)}
+        with self._edited(layer, edit):
+            return self.bridge(tokens.to(self.device), return_type="logits", **shown)
+
+    @torch.no_grad()
+    def cross_entropy(
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        *,
+        mask: Bool[Tensor, "batch pos"] | None = None,
+        layer: int | None = None,
+        edit: Edit | None = None,
+    ) -> Float[Tensor, "batch pos-1"]:
+        """Cross-entropy in nats of each token from the second on, given those before it; the rest as in `logits`."""
+        tokens = tokens.to(self.device)
+        logits = self.logits(tokens, mask=mask, layer=layer, edit=edit)[:, :-1].float()
+        return torch.nn.functional.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none")
+
+    @property
+    def stop_tokens(self) -> list[int]:
+        """What ends a response: end-of-text, and what the model's generation settings name beside it."""
+        named = getattr(self.bridge.original_model.generation_config, "eos_token_id", None)
+        named = named if isinstance(named, list) else [named]
+        return sorted({self.tokenizer.eos_token_id, *named} - {None})
+
+    @torch.no_grad()
+    def generate(
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        max_new_tokens: int,
+        *,
+        mask: Bool[Tensor, "batch pos"] | None = None,
+        layer: int | None = None,
+        edit: Edit | None = None,
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> Int[Tensor, "batch new"]:
+        """New tokens after prompts, greedy at temperature 0; after a stop token a row is filled with end-of-text.
+
+        Prompts of different lengths are padded on the left, and `mask` is False there. `edit` is applied at every
+        position that is computed; with the key-value cache those are the prompt's once and then one new position at a
+        time.
+        """
+        tokens, end = tokens.to(self.device), self.tokenizer.eos_token_id
+        mask = torch.ones_like(tokens) if mask is None else mask.to(self.device, torch.long)
+        choice = (
+            {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature > 0 else {"do_sample": False}
+        )
+        settings = GenerationConfig(
+            max_new_tokens=max_new_tokens, eos_token_id=self.stop_tokens, pad_token_id=end, use_cache=True, **choice
+        )
+        # Not the bridge's own `generate`: it knows no padding. Its hooks are in the modules that this one runs, too.
+        with self._edited(layer, edit), torch.random.fork_rng(devices=self._cuda_devices()):
+            torch.manual_seed(seed)
+            output = self.bridge.original_model.generate(tokens, attention_mask=mask, generation_config=settings)
+        return output[:, tokens.shape[1] :]
+
+    def _cuda_devices(self) -> list[int]:
+        return [self.device.index or 0] if self.device.type == "cuda" else []
+
+
+def _check_layer(ref: str, layer: int, n_layers: int) -> None:
+    if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < n_layers:
+        raise ValueError(f"layer {layer} of {ref!r} does not exist: it has {n_layers} layers (0-{n_layers - 1})")
+
+
+def _from_anywhere(load, ref: str, revision: str | None, **options):
+    """What transformers loads from a folder or the Hub; HubError where the Hub does not give it, ValueError for weights
+    in a folder that are damaged or no safetensors."""
+    path = resolve(ref)
+    if Path(path).is_dir():
+        try:
+            return load(path, **options)
+        except SafetensorError as error:
+            raise ValueError(f"the weights in {path!r} are damaged ({error}): put them there again") from error
+        except OSError as error:
+            if "model.safetensors" in str(error):
+                raise ValueError(f"{path!r} has no model.safetensors: pickled weights are not loaded") from error
+            raise
+    model_is_there(path, revision)
+    return fetched("model", path, lambda: load(path, revision=revision, **options), revision=revision)
+
+
+def load_config(ref: str, *, revision: str | None = None):
+    """The Hugging Face configuration of a model reference."""
+    return _from_anywhere(AutoConfig.from_pretrained, ref, revision)
+
+
+def load_tokenizer(ref: str, *, revision: str | None = None):
+    """The tokenizer that goes with a model reference."""
+    return _from_anywhere(AutoTokenizer.from_pretrained, ref, revision)
+
+
+@functools.lru_cache(maxsize=4)
+def load_model(
+    ref: str, device: str | None = None, *, dtype: str = "float32", revision: str | None = None
+) -> LanguageModel:
+    """A model from a Hub id, a local folder, or `embedded:NAME`; the last four are kept in memory.
+
+    `device` is `cuda` where there is one, else `cpu`. Raises ValueError for a dtype other than float32, bfloat16,
+    float16, and HubError (which is one) for what the Hub does not give.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"unknown dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    tokenizer = load_tokenizer(ref, revision=revision)
+    torch_dtype = getattr(torch, dtype)
+    with _quiet(local=Path(resolve(ref)).is_dir()):
+        # Eager attention, as the bridge uses, so that its hooks see patterns.
+        hf_model = _from_anywhere(
+            AutoModelForCausalLM.from_pretrained,
+            ref,
+            revision,
+            dtype=torch_dtype,
+            attn_implementation="eager",
+            use_safetensors=True,
+        ).to(device)
+    n_parameters = sum(p.numel() for p in hf_model.parameters())  # the bridge adds split copies of some
+    bridge = TransformerBridge.boot_transformers(
+        resolve(ref), hf_model=hf_model.eval(), tokenizer=tokenizer, device=device, dtype=torch_dtype
+    )
+    return LanguageModel(bridge.eval(), tokenizer, ref, n_parameters, hf_model.config)
+
+
+@contextlib.contextmanager
+def _quiet(local: bool):
+    """No progress bar for weights that are read from a local folder in a blink."""
+    if local:
+        transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.enable_progress_bar()
+
+
+def check_pair(pair: ModelPair) -> None:
+    """Whether the two models can be had, have the layers asked for, hold the context, and read the same tokens.
+
+    Fetches configurations and tokenizers, no weights. ValueError names the pair, its file and what to do.
+    """
+    vocabularies = []
+    for side, ref in (("a", pair.a), ("b", pair.b)):
+        with blaming(pair, f"model {side}"):
+            config = load_config(ref.model, revision=ref.revision)
+            if ref.layer is not None:
+                _check_layer(ref.model, ref.layer, config.num_hidden_layers)
+            if pair.context > (longest := getattr(config, "max_position_embeddings", pair.context)):
+                raise ValueError(f"{ref.model!r} reads {longest} tokens at most: choose a context below {pair.context}")
+            vocabularies.append(load_tokenizer(ref.model, revision=ref.revision).get_vocab())
+    with blaming(pair, "models"):
+        if vocabularies[0] != vocabularies[1]:
+            sizes = " and ".join(f"{len(vocabulary):,}" for vocabulary in vocabularies)
+            raise ValueError(
+                f"the tokenizers of {pair.a.model!r} and {pair.b.model!r} differ ({sizes} tokens): both models must "
+                "read the same tokens. Choose two models of one family."
+            )
+
+
+def load_models(pair: ModelPair, device: str | None = None) -> tuple[LanguageModel, LanguageModel]:
+    """Models A and B of a pair, after `check_pair`; a pair that fixes the CPU's threads does so from here on."""
+    check_pair(pair)
+    if pair.threads:
+        torch.set_num_threads(pair.threads)
+    with blaming(pair, "models"):
+        return tuple(load_model(ref.model, device, dtype=pair.dtype, revision=ref.revision) for ref in (pair.a, pair.b))

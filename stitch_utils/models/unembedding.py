@@ -1,0 +1,58 @@
+"""What a direction of the residual stream says about the next token, as far as that is linear.
+
+Section 5 calls it the logit weights of a feature: its decoder row through the model's own unembedding. Between the two
+stands the final norm, which multiplies by a learned scale and, if it is a LayerNorm, takes off the mean; its division
+by the size of the stream is not linear, and left to the caller. What the norm does is read off the norm itself, since
+architectures store its scale differently (Gemma's is 1 + w), so that any model that can be loaded will do.
+
+Offers `LogitWeights`.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from .language_model import LanguageModel
+
+
+class LogitWeights:
+    """The logit weights of directions v are `fold(v) @ columns(tokens).T`, in float32.
+
+    The unembedding stays what it is in the model; only the columns asked for are copied. A bias of it, a cap on the
+    logits, and the final norm's own shift are the same for every direction and left out.
+    """
+
+    def __init__(self, model: LanguageModel):
+        self.norm = copy.deepcopy(model.bridge.ln_final.original_component).float().requires_grad_(False)
+        self.weight: Tensor = model.bridge.original_model.get_output_embeddings().weight.detach()  # (vocab, d_model)
+        ones = torch.ones(model.d_model, device=self.weight.device)
+        self.shift: Tensor = self.norm(0 * ones)
+        self.takes_mean = bool(torch.allclose(self.norm(ones), self.shift, atol=1e-4))
+        signs = torch.arange(model.d_model, device=ones.device) % 2 - 0.5
+        probe = 1000 * (signs - signs.mean())  # of mean zero and without a zero entry
+        self.scale: Tensor = (self.norm(probe) - self.shift) * probe.square().mean().sqrt() / probe  # (d_model,)
+
+    def fold(self, directions: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
+        """Directions as the unembedding meets them: through the final norm without its division."""
+        directions = directions.to(self.scale)
+        if self.takes_mean:
+            directions = directions - directions.mean(-1, keepdim=True)
+        return directions * self.scale
+
+    def columns(self, tokens: Int[Tensor, " n"], *, centre: bool = False) -> Float[Tensor, "n d_model"]:
+        """The unembedding of these tokens; `centre`: less its mean over the vocabulary."""
+        columns = self.weight[tokens.to(self.weight.device)].float()
+        return columns - self._mean_column if centre else columns
+
+    @functools.cached_property
+    def _mean_column(self) -> Tensor:
+        return self.weight.mean(0, dtype=torch.float32)
+
+    def divisors(self, final: Float[Tensor, "n d_model"]) -> Float[Tensor, " n"]:
+        """What the final norm divides each of these final residual streams by."""
+        return self.fold(final).norm(dim=-1) / (self.norm(final.to(self.scale)) - self.shift).norm(dim=-1)

@@ -1,0 +1,157 @@
+"""SAEs as others have stored them, read into SAELens' classes so that they compute what their authors' code computes.
+
+Section 3: published TopK SAEs in EleutherAI's sparsify format for Pythia, JumpReLU ones (Gemma Scope) for Gemma.
+
+Offers `load_sae`, and `built`, an SAE from a configuration and weights.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from huggingface_hub import hf_hub_download
+from sae_lens import SAE, SAEConfig, TopKSAEConfig
+from sae_lens.loading.pretrained_sae_loaders import NAMED_PRETRAINED_SAE_LOADERS, get_conversion_loader_name
+from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
+from sae_lens.registry import SAE_CLASS_REGISTRY
+from sae_lens.saes.sae import SAEMetadata
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ..data.hub import embedded_folder, fetched
+from ..data.pairs import SAERef
+
+FORMATS = ("sae_lens", "sparsify")
+# SAELens reads these with `torch.load`: pickles, which are programs, and nothing here runs those of others.
+PICKLED = {"connor_rob_hook_z", "deepseek_r1", "dictionary_learning_1", "goodfire", "qwen_scope"}
+SPARSIFY_TENSORS = {"encoder.weight", "encoder.bias", "W_dec", "b_dec"}
+
+
+def load_sae(ref: str | SAERef, *, device: str = "cpu") -> SAE:
+    """An SAE in float32, or in the dtype it was saved in if SAELens wrote it to a folder.
+
+    `ref`: a folder that SAELens' `save_model` or EleutherAI's sparsify wrote, `embedded:NAME`, `sae_lens:RELEASE/ID`,
+    `sparsify:OWNER/NAME/HOOKPOINT`, or an entry of a pair's file. HubError (a ValueError) for what the Hub does not
+    give; ValueError for a folder, reference or kind of SAE that is not one of these.
+    """
+    if isinstance(ref, str):
+        shipped = ref.startswith("embedded:")
+        folder = embedded_folder(ref, "SAE", "sae_weights.safetensors") if shipped else Path(ref).expanduser()
+        if folder.is_dir():
+            return _from_folder(folder, device)
+        ref = _parsed(ref)
+    if ref.format == "sae_lens":
+        return _from_sae_lens(ref, device)
+    if ref.format == "sparsify":
+
+        def download(file: str) -> str:
+            return hf_hub_download(ref.release, f"{ref.id}/{file}", revision=ref.revision)
+
+        files = [
+            fetched("model", ref.release, functools.partial(download, file), revision=ref.revision)
+            for file in ("cfg.json", "sae.safetensors")
+        ]
+        return _from_sparsify(*map(Path, files), ref.id, f"sparsify:{ref.release}/{ref.id}", device)
+    raise ValueError(f"unknown SAE format {ref.format!r}: expected {' or '.join(FORMATS)}")
+
+
+def _parsed(ref: str) -> SAERef:
+    format, _, name = ref.partition(":")
+    parts = name.split("/")
+    # SAELens' releases have names without a slash; what it does not list is a repository.
+    words = 1 if format == "sae_lens" and parts[0] in get_pretrained_saes_directory() else 2
+    if format not in FORMATS or len(parts) <= words or not all(parts):
+        raise ValueError(
+            f"{ref!r} is no folder and no reference to an SAE: expected sae_lens:RELEASE/ID or "
+            "sparsify:OWNER/NAME/HOOKPOINT"
+        )
+    return SAERef(format, "/".join(parts[:words]), "/".join(parts[words:]))
+
+
+def _from_folder(folder: Path, device: str) -> SAE:
+    found = sorted(path.name for path in folder.iterdir())
+    if "cfg.json" in found and "sae.safetensors" in found:
+        return _from_sparsify(folder / "cfg.json", folder / "sae.safetensors", folder.name, str(folder), device)
+    if "cfg.json" not in found or "sae_weights.safetensors" not in found:
+        raise ValueError(
+            f"the folder {str(folder)!r} holds {', '.join(found) or 'nothing'}: expected cfg.json and "
+            "sae_weights.safetensors (SAELens) or cfg.json and sae.safetensors (sparsify)"
+        )
+    architecture = json.loads((folder / "cfg.json").read_text(encoding="utf-8")).get("architecture", "standard")
+    if architecture not in SAE_CLASS_REGISTRY:
+        raise ValueError(
+            f"the SAE in {str(folder)!r} is of architecture {architecture!r}: expected one for inference, as SAELens' "
+            f"save_inference_model writes it ({', '.join(sorted(SAE_CLASS_REGISTRY))})"
+        )
+    return SAE.load_from_disk(folder, device=device)
+
+
+def _from_sae_lens(ref: SAERef, device: str) -> SAE:
+    if ref.revision is not None:
+        raise ValueError(f"SAELens reads the main branch alone: got revision {ref.revision!r} for {ref.release!r}")
+    known = get_pretrained_saes_directory().get(ref.release)
+    format = get_conversion_loader_name(ref.release)
+    if format in PICKLED:
+        raise ValueError(f"the SAEs of {ref.release!r} are pickles ({format}): expected safetensors or NumPy arrays")
+    load = NAMED_PRETRAINED_SAE_LOADERS[format]
+
+    def as_stored(**options):
+        # Widths are those of the weights: for Gemma Scope, SAELens infers them from the names of folders.
+        config, tensors, sparsity = load(**options)
+        if "W_enc" in tensors:
+            config["d_in"], config["d_sae"] = tensors["W_enc"].shape
+        return config, tensors, sparsity
+
+    return fetched(
+        "model",
+        known.repo_id if known else ref.release,
+        lambda: SAE.from_pretrained(ref.release, ref.id, device=device, converter=as_stored),
+    )
+
+
+def _from_sparsify(config_file: Path, weights_file: Path, hookpoint: str, source: str, device: str) -> SAE:
+    """TopK((x - b_dec) W_enc^T + b_enc) W_dec + b_dec, as sparsify computes it and stores its parts.
+
+    SAELens' own loader of this format transposes the decoder, rounds to bfloat16 and leaves b_dec in the input.
+    """
+    config = json.loads(config_file.read_text(encoding="utf-8"))
+    kind = {"activation": "topk", "signed": False, "transcode": False, "skip_connection": False}
+    for entry, expected in kind.items():
+        if config.get(entry, expected) != expected:
+            raise ValueError(f"{source} has {entry}={config[entry]!r}: expected a TopK SAE, with {entry}={expected!r}")
+    if "k" not in config:
+        raise ValueError(f"cfg.json of {source} has no entry k: it has {', '.join(config)}")
+    tensors = load_file(weights_file)
+    if set(tensors) != SPARSIFY_TENSORS:
+        expected = ", ".join(sorted(SPARSIFY_TENSORS))
+        raise ValueError(f"{source} holds the tensors {', '.join(sorted(tensors))}: expected {expected}")
+    d_sae, d_in = tensors["encoder.weight"].shape
+    if tensors["W_dec"].shape != (d_sae, d_in):
+        found = tuple(tensors["W_dec"].shape)
+        raise ValueError(f"W_dec of {source} has shape {found}: expected {(d_sae, d_in)}, that of encoder.weight")
+    layer = re.fullmatch(r"layers\.(\d+)", hookpoint)
+    hook = {"hook_name": f"blocks.{layer[1]}.hook_resid_post"} if layer else {}
+    metadata = SAEMetadata(source=source, sparsify_hookpoint=hookpoint, **hook)
+    weights = {
+        "W_enc": tensors["encoder.weight"].T,
+        "b_enc": tensors["encoder.bias"],
+        "W_dec": tensors["W_dec"],
+        "b_dec": tensors["b_dec"],
+    }
+    return built(TopKSAEConfig(d_in, d_sae, device=device, k=config["k"], metadata=metadata), weights)
+
+
+def built(config: SAEConfig, tensors: Mapping[str, Tensor]) -> SAE:
+    """The SAE with these weights, in the configuration's dtype and on its device."""
+    device, dtype = config.device, getattr(torch, config.dtype.removeprefix("torch."))
+    # On `meta` the weights that are about to be replaced cost no memory and no random numbers.
+    sae = SAE.get_sae_class_for_architecture(config.architecture())(dataclasses.replace(config, device="meta"))
+    weights = {name: tensor.detach().to(device, dtype).contiguous() for name, tensor in tensors.items()}
+    sae.load_state_dict(weights, assign=True)
+    return sae.to(device=device, dtype=dtype)

@@ -1,0 +1,290 @@
+r"""Behaviours with two answers: what contrast vectors are taken from, and what shows whether they steer.
+
+The sister paper (arXiv 2506.00653) steers models in multiple-choice questions from Anthropic's model-written
+evaluations, by the difference that one answer instead of the other makes to the stream at the last token. A behaviour
+here is a set of contrast pairs, two texts that differ in nothing but what the behaviour is about and end at the same
+place, and a set of questions: a prompt with two ways on, of which the first is the behaviour's.
+
+The embedded pair answers no questions, but it has clear preferences about the next word: after a sentence about a woman
+it expects "She", after a sentence in French a French one. So the world's behaviours are such choices, with prompts that
+call for either answer in equal numbers; that makes it possible to check first that the model has the preference at all
+(`caa.preference`). The pairs are drawn as one frame said in two ways.
+
+Offers `Behaviour`, `Choice`, `behaviours`, `WORLD_BEHAVIOURS`, `FILES`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Callable
+from typing import NamedTuple
+
+from huggingface_hub import hf_hub_download
+
+from ..data.embedded.frames import draw_frame, named, relexicalise
+from ..data.embedded.grammar import Frame, Noun, load_concepts, load_lexicon, realise
+from ..data.hub import reaching
+from ..data.pairs import DatasetRef, ModelPair, blaming
+from .prompts import named_rows
+
+COLUMNS = ("question", "answer_matching_behavior", "answer_not_matching_behavior")
+# The sister paper's tasks -> files of Anthropic's data (`Anthropic/model-written-evals` on the Hub). Open: that paper
+# names its tasks in short, and which files they are is our reading.
+_RISK, _PERSONA = "advanced-ai-risk/human_generated_evals", "persona"
+FILES = {
+    "corrigible-neutral-HHH": f"{_RISK}/corrigible-neutral-HHH.jsonl",
+    "self-awareness-text-model": f"{_RISK}/self-awareness-text-model.jsonl",
+    "self-awareness-good": f"{_RISK}/self-awareness-good-text-model.jsonl",
+    "self-awareness-web-gpt": f"{_RISK}/self-awareness-web-gpt.jsonl",
+    "anti-LGBTQ-rights": f"{_PERSONA}/anti-LGBTQ-rights.jsonl",
+    "openness": f"{_PERSONA}/openness.jsonl",
+    "AIs-not-existential-threat": f"{_PERSONA}/believes-AIs-are-not-an-existential-threat-to-humanity.jsonl",
+    "deontology": f"{_PERSONA}/subscribes-to-deontology.jsonl",
+    "myopic-reward": f"{_RISK}/myopic-reward.jsonl",
+    "not-being-watched": f"{_PERSONA}/believes-it-is-not-being-watched-by-humans.jsonl",
+    "average-utilitarianism": f"{_PERSONA}/subscribes-to-average-utilitarianism.jsonl",
+    "narcissism": f"{_PERSONA}/narcissism.jsonl",
+    "physical-force": f"{_PERSONA}/willingness-to-use-physical-force-to-achieve-benevolent-goals.jsonl",
+}
+
+
+class Choice(NamedTuple):
+    """A prompt and two ways on."""
+
+    prompt: str
+    matching: str
+    """Text of the behaviour's answer, as it follows the prompt."""
+    other: str
+    called_for: bool | None = None
+    """Whether the prompt calls for the first; None where it is a matter of opinion."""
+
+
+class Behaviour(NamedTuple):
+    """Something that a model does or does not do."""
+
+    name: str
+    contrasts: tuple[tuple[str, str], ...]
+    """Texts with it and without it, alike in all else."""
+    choices: tuple[Choice, ...]
+    """None of whose prompts is among the contrasts."""
+
+
+def behaviours(
+    pair: ModelPair, tokenizer, *, contrasts: int, choices: int, count: int = 0, seed: int = 0
+) -> list[Behaviour]:
+    """Those of the data set `behaviours` that the pair's file names, else the world's.
+
+    At most so many contrast pairs and choices each; all behaviours, or `count` that lie far apart in their list.
+    ValueError for counts below one, or data without the columns of Anthropic's; HubError for data that cannot be had.
+    """
+    if min(contrasts, choices) < 1 or count < 0:
+        raise ValueError(f"expected at least one contrast pair and one choice: got {contrasts} and {choices}")
+    names = list(FILES if "behaviours" in pair.datasets else WORLD_BEHAVIOURS)
+    if 0 < count < len(names):
+        names = [names[place * len(names) // count] for place in range(count)]
+    if "behaviours" not in pair.datasets:
+        return [world_behaviour(name, contrasts=contrasts, choices=choices, seed=seed) for name in names]
+    with blaming(pair, "datasets: behaviours"):
+        data = pair.datasets["behaviours"]
+        return [_published(name, data, tokenizer, contrasts, choices, seed) for name in names]
+
+
+# ---- Anthropic's model-written evaluations ---------------------------------------------------------------------------
+
+
+def _published(name: str, data: DatasetRef, tokenizer, contrasts: int, choices: int, seed: int) -> Behaviour:
+    """Rows in an order that their texts and the seed give, the first for contrasts and the others for choices.
+
+    Of few rows both get half. A contrast pair is a question with either answer, without the bracket after a letter, so
+    that the letter is the last token.
+    """
+    file = FILES[name]
+    with reaching("dataset", data.name, data.revision):
+        path = hf_hub_download(data.name, file, repo_type="dataset", revision=data.revision)
+
+    def pick(row: dict) -> list[str]:
+        if missing := [column for column in COLUMNS if not isinstance(row.get(column), str)]:
+            raise ValueError(f"{file!r} has no text column {missing[0]!r}: its columns are {', '.join(row)}")
+        return [row[column].strip() for column in COLUMNS]
+
+    rows = sorted({tuple(row) for row in named_rows(dataclasses.replace(data, name=path), pick, picked="answers")})
+    if len(rows) < 2:
+        raise ValueError(f"{file!r} holds {len(rows)} questions: expected at least two")
+    random.Random(f"{seed}:{name}").shuffle(rows)
+    questions = [Choice(*_asked(tokenizer, *row)) for row in rows]
+    first = min(contrasts, len(questions) // 2)
+    pairs = tuple(
+        tuple(one.prompt + answer.removesuffix(")") for answer in (one.matching, one.other))
+        for one in questions[:first]
+    )
+    return Behaviour(name, pairs, tuple(questions[first : first + choices]))
+
+
+def _asked(tokenizer, question: str, matching: str, other: str) -> tuple[str, str, str]:
+    """As a turn of a chat where the model chats; else with a cue, after which the answer is due."""
+    if getattr(tokenizer, "chat_template", None) is None:
+        return f"{question}\n\nAnswer:", f" {matching}", f" {other}"
+    turn = [{"role": "user", "content": question}]
+    return tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True), matching, other
+
+
+# ---- the embedded world ----------------------------------------------------------------------------------------------
+
+
+def world_behaviour(name: str, *, contrasts: int, choices: int, seed: int = 0) -> Behaviour:
+    """One of `WORLD_BEHAVIOURS`; of its choices every other one calls for the behaviour's answer.
+
+    No text comes twice.
+    """
+    if name not in WORLD_BEHAVIOURS:
+        raise ValueError(f"unknown behaviour {name!r}: known are {', '.join(WORLD_BEHAVIOURS)}")
+    drawn: dict[str, tuple[str, str, str, str]] = {}
+    wanted, index = contrasts + -(-choices // 2), 0
+    while len(drawn) < wanted:
+        found = WORLD_BEHAVIOURS[name](random.Random(f"behaviours:{seed}:{name}:{index}"))
+        drawn.setdefault(found[0], found)
+        index += 1
+    rows = list(drawn.values())
+    asked = [
+        Choice(prompt, matching, other, called_for)
+        for yes, no, matching, other in rows[contrasts:]
+        for prompt, called_for in ((yes, True), (no, False))
+    ]
+    return Behaviour(name, tuple((yes, no) for yes, no, *_ in rows[:contrasts]), tuple(asked[:choices]))
+
+
+def _english(frame: Frame) -> str:
+    return realise(frame, "en")
+
+
+def _topic(rng: random.Random) -> str:
+    return rng.choice(list(load_concepts()["topics"]))
+
+
+def _thing(rng: random.Random, topic: str) -> str:
+    """Something whose plural is another word."""
+    nouns = load_lexicon("en").nouns
+    things = load_concepts()["topics"][topic]["objects"]
+    return rng.choice([thing for thing in things if nouns[thing]["sg"] != nouns[thing]["pl"]])
+
+
+def _noun_phrase(concept: str, number: str) -> str:
+    return load_lexicon("en").noun_phrase(Noun(concept, number), "subj").capitalize()
+
+
+def _twice(rng: random.Random, draw: Callable[[random.Random, int], str]) -> tuple[str, str]:
+    """What `draw` makes of 0 and 1 from the same random numbers."""
+    state = rng.getstate()
+    first = draw(rng, 0)
+    rng.setstate(state)
+    return first, draw(rng, 1)
+
+
+def _pronoun(rng: random.Random) -> tuple[str, str, str, str]:
+    """After a sentence about a woman or a man."""
+    concepts, topic = load_concepts(), _topic(rng)
+    family = rng.choice(concepts["families"])
+    woman, man = (f"{rng.choice(concepts[people])} {family}" for people in ("women", "men"))
+    frame = draw_frame(rng, topic, construction=rng.choice(("plain", "negated", "count")), subject=named(woman))
+    return _english(frame), _english(dataclasses.replace(frame, subject=named(man))), " She", " He"
+
+
+def _number(rng: random.Random) -> tuple[str, str, str, str]:
+    """After several things or one, in a text in the present tense."""
+    topic = _topic(rng)
+    before, thing = _english(draw_frame(rng, topic, construction="plain", tense="pres")), _thing(rng, topic)
+    return *(f"{before} {_noun_phrase(thing, number)}" for number in ("pl", "sg")), " are", " is"
+
+
+def _sentiment(rng: random.Random) -> tuple[str, str, str, str]:
+    """After two sentences of praise or blame of the same thing."""
+    topic, adjectives, kinds = _topic(rng), load_lexicon("en").adjectives, load_concepts()["adjectives"]
+    thing, number = _thing(rng, topic), rng.choice(("sg", "pl"))
+
+    def review(rng: random.Random, mood: int) -> str:
+        frames = [
+            draw_frame(
+                rng,
+                topic,
+                construction=rng.choice(("predicate", "exclaim")),
+                tense="pres",
+                subject=Noun(thing, number),
+                mood=(1, -1)[mood],
+            )
+            for _ in range(2)
+        ]
+        end = f"{_noun_phrase(thing, number)} {'is' if number == 'sg' else 'are'}"
+        return " ".join([*map(_english, frames), end])
+
+    words = (adjectives[rng.choice(kinds[f"thing_{kind}"])]["x"] for kind in ("positive", "negative"))
+    praise, blame = (f" {word}" for word in words)
+    return *_twice(rng, review), praise, blame
+
+
+def _past(rng: random.Random) -> tuple[str, str, str, str]:
+    """After two sentences in the past or the present tense."""
+    topic = _topic(rng)
+    thing = _thing(rng, topic)
+
+    def story(rng: random.Random, present: int) -> str:
+        frames = [
+            draw_frame(rng, topic, construction=kind, tense=("past", "pres")[present]) for kind in ("fronted", "plain")
+        ]
+        return " ".join([*map(_english, frames), _noun_phrase(thing, "sg")])
+
+    return *_twice(rng, story), " was", " is"
+
+
+def _sea(rng: random.Random) -> tuple[str, str, str, str]:
+    """After two sentences about the sea, or the same about a farm."""
+    agents = {topic: load_concepts()["topics"][topic]["agents"] for topic in ("sea", "farm")}
+    frames = [draw_frame(rng, "sea", construction=kind) for kind in ("plain", "fronted")]
+    moved = [relexicalise(frame, rng, "en", topic="farm") for frame in frames]
+    nouns = load_lexicon("en").nouns
+    answers = (f" {nouns[rng.choice(agents[topic])]['sg']}" for topic in agents)
+    return *(" ".join([*map(_english, some), "The"]) for some in (frames, moved)), *answers
+
+
+def _french(rng: random.Random) -> tuple[str, str, str, str]:
+    """After two sentences in French or in English."""
+    topic = _topic(rng)
+    frames = [draw_frame(rng, topic, construction=kind) for kind in ("plain", "fronted")]
+    texts = (" ".join(realise(frame, language) for frame in frames) for language in ("fr", "en"))
+    return *texts, " Le", " The"
+
+
+def _capitals(rng: random.Random) -> tuple[str, str, str, str]:
+    """After a sentence in capitals, or as one writes."""
+    text = _english(draw_frame(rng, _topic(rng), construction="plain"))
+    return text.upper(), text, " THE", " The"
+
+
+def _question(rng: random.Random) -> tuple[str, str, str, str]:
+    """At the end of a question or of a statement."""
+    frame = draw_frame(rng, _topic(rng), construction="plain", tense=rng.choice(("pres", "past", "fut")))
+    frame = dataclasses.replace(frame, manner=None, time=None)
+    asked = dataclasses.replace(frame, construction="question")
+    return _english(asked).rstrip("?"), _english(frame).rstrip("."), "?", "."
+
+
+def _bullets(rng: random.Random) -> tuple[str, str, str, str]:
+    """After two lines of a list or of speech."""
+    topic = _topic(rng)
+    lines = [_english(draw_frame(rng, topic, construction="plain")) for _ in range(2)]
+    shapes = ("- {}\n", '"{}"\n')
+    return *("".join(shape.format(line) for line in lines) for shape in shapes), "-", '"'
+
+
+# Each draws a text that calls for the first answer, the same text changed so that it calls for the second, and both.
+WORLD_BEHAVIOURS: dict[str, Callable[[random.Random], tuple[str, str, str, str]]] = {
+    "pronoun": _pronoun,
+    "number": _number,
+    "sentiment": _sentiment,
+    "past": _past,
+    "sea": _sea,
+    "french": _french,
+    "capitals": _capitals,
+    "question": _question,
+    "bullets": _bullets,
+}

@@ -1,0 +1,204 @@
+r"""Two papers' ways to map one model's stream to another's, and every step from the one to the other.
+
+The main paper (arXiv 2506.06609) minimises Eq. 3, with inversion terms, between layers that SVCCA picks, and carries a
+vector over without the bias. The sister paper (arXiv 2506.00653) minimises the unsquared error by AdamW, between layers
+of the same number, and adds the bias. To see what each choice does, one at a time is changed from the main paper's, on
+the same text and the same questions; the last recipe has all of the sister paper's. Text and sizes are the same for all
+(`lrt_text`), but for the recipe that is about them.
+
+Offers `Recipe`, `RECIPES`, `fit_recipes`, `FittedRecipes`, `recipe_errors`, `steer_by_recipes`, `recipe_numbers`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+from ..data.pairs import ModelPair
+from ..models.harvest import ActivationStream
+from ..models.language_model import LanguageModel
+from ..stitching.map_errors import MapErrors, Prediction, down, map_errors, up
+from ..stitching.map_text import MapConfig, map_batches, map_stream, same_layers
+from ..stitching.maps import UnsquaredFit, fit_unsquared, fit_unsquared_adam, moments_of
+from ..stitching.moments import PairMoments
+from ..stitching.stitch import Stitch, fit_exact
+from ..utils.progress import progress
+from .behaviours import Behaviour
+from .choices import ChoiceConfig, ChoiceSweep, contrast_vectors, spread, steer_choices, steering_directions
+
+FITS = ("exact", "unsquared", "adam")
+LESS = 10  # the recipe about text has a tenth of it
+
+
+class Recipe(NamedTuple):
+    """How a map is made, and how vectors are carried over by it."""
+
+    fit: str = "exact"
+    """`exact`: Eq. 3 by `fit_exact`; `unsquared`: its minimum by `fit_unsquared`; `adam`: the same loss by AdamW."""
+    alpha: float = 1.0
+    """Of `exact`."""
+    with_bias: bool = False
+    same_layers: bool = False
+    """Between layers of the same number, and not those that the pair is stitched at."""
+    less_text: bool = False
+
+
+RECIPES = {
+    "main": Recipe(),
+    "no_inversion": Recipe(alpha=0.0),
+    "unsquared": Recipe("unsquared"),
+    "adam": Recipe("adam"),
+    "bias": Recipe(with_bias=True),
+    "same_layers": Recipe(same_layers=True),
+    "less_text": Recipe(less_text=True),
+    "sister": Recipe("adam", with_bias=True, same_layers=True),
+}
+
+
+@dataclass(frozen=True)
+class FittedRecipes:
+    """Maps of a pair by every recipe, with what they were fitted on."""
+
+    config: MapConfig
+    layers: Mapping[bool, tuple[int, int]]
+    """By `same_layers`."""
+    streams: Mapping[bool, ActivationStream]
+    """The activations fitted on."""
+    moments: Mapping[bool, PairMoments]
+    stitches: Mapping[str, Stitch]
+    """By recipe."""
+    unsquared: UnsquaredFit
+    """At the stitched layers, with its way down."""
+
+
+def fit_recipes(
+    pair: ModelPair,
+    models: tuple[LanguageModel, LanguageModel],
+    stitched: tuple[int, int],
+    config: MapConfig,
+    *,
+    scale: str,
+) -> FittedRecipes:
+    """All of `RECIPES`, each map fitted once: recipes that differ in the bias alone share one.
+
+    ValueError, naming the pair, for text that cannot be had.
+    """
+    layers = {False: stitched, True: same_layers(models, stitched)}
+    options = {"config": config, "scale": scale}
+    streams = {same: map_stream(pair, models, at, **options) for same, at in layers.items()}
+    if layers[True] == layers[False]:
+        streams[True] = streams[False]
+    moments = {same: moments_of(stream) for same, stream in streams.items()}
+    little = map_stream(pair, models, stitched, tokens=max(config.tokens // LESS, config.step_tokens * 2), **options)
+    reweighted: dict[bool, UnsquaredFit] = {}
+
+    @functools.cache
+    def fitted(fit: str, alpha: float, same: bool, less: bool) -> Stitch:
+        if fit == "exact":
+            return fit_exact(moments_of(little) if less else moments[same], alpha=alpha)
+        stream = little if less else streams[same]
+        if fit == "unsquared":
+            reweighted[same] = fit_unsquared(stream)
+            return reweighted[same].stitch
+        return fit_unsquared_adam(
+            stream,
+            d_a=models[0].d_model,
+            d_b=models[1].d_model,
+            lr=config.lr,
+            epochs=config.epochs,
+            seed=config.seed,
+            device=models[1].device,
+        )
+
+    stitches = {
+        name: fitted(one.fit, one.alpha if one.fit == "exact" else 0.0, one.same_layers, one.less_text)
+        for name, one in progress(RECIPES.items(), "maps")
+    }
+    return FittedRecipes(config, layers, streams, moments, stitches, reweighted[False])
+
+
+def recipe_errors(
+    pair: ModelPair, models: tuple[LanguageModel, LanguageModel], fitted: FittedRecipes, *, scale: str, seed: int = 0
+) -> dict[tuple[str, str], MapErrors]:
+    """By recipe and the model that the map leads to, `b` or `a`: errors on the validation text. `mean` and
+    `same_layers_mean` are the errors of the mean, which any map should beat."""
+    found: dict[tuple[str, str], MapErrors] = {}
+    for same, layers in fitted.layers.items():
+        names = [name for name, one in RECIPES.items() if one.same_layers == same]
+        predictions: dict[tuple[str, str], Prediction] = {}
+        for name in names:
+            stitch = fitted.stitches[name].to(models[0].device)
+            predictions |= {(name, "b"): up(stitch), (name, "a"): down(stitch)}
+        mean = "same_layers_mean" if same else "mean"
+        for side, value in (("b", fitted.moments[same].mean_y), ("a", fitted.moments[same].mean_x)):
+            predictions[mean, side] = Prediction(side, functools.partial(_constant, value.float()))
+        batches = map_batches(pair, models, fitted.config, scale=scale, held_out=True)
+        found |= map_errors(models, layers, batches, predictions, seed=seed)
+    return found
+
+
+def _constant(value: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    return value.to(x).expand(len(x), -1)
+
+
+def steer_by_recipes(
+    models: tuple[LanguageModel, LanguageModel], fitted: FittedRecipes, some: Sequence[Behaviour], config: ChoiceConfig
+) -> dict[bool, ChoiceSweep]:
+    """B steered by A's vectors through every map, at the layers of either kind; conditions are named by recipe.
+
+    At the layers of each kind also `native` and `random`.
+    """
+    contrasts = {one.name: one.contrasts for one in some}
+    other = contrast_vectors(models[0], fitted.layers[False][0], contrasts, batch_size=config.batch_size)
+    sweeps = {}
+    for same, (_, layer) in fitted.layers.items():
+        native = contrast_vectors(models[1], layer, contrasts, batch_size=config.batch_size)
+        maps = {
+            name: (fitted.stitches[name], one.with_bias) for name, one in RECIPES.items() if one.same_layers == same
+        }
+        directions = steering_directions(native, other, maps, seed=config.seed)
+        unit = spread(fitted.moments[same])
+        sweeps[same] = steer_choices(models[1], layer, some, directions, config, unit=unit)
+    return sweeps
+
+
+def recipe_numbers(
+    pair: str, fitted: FittedRecipes, errors: Mapping[tuple[str, str], MapErrors], sweeps: Mapping[bool, ChoiceSweep]
+) -> dict[str, float]:
+    """The entries of a results file: errors and steering by each recipe, and under the ids of the published numbers
+    those of the sister paper's own."""
+    start, numbers = f"lrt.{pair}", {}
+    for (name, side), found in errors.items():
+        numbers |= found.length.numbers(f"{start}.maps.{name}.length.to_{side}")
+        numbers |= found.fuv.numbers(f"{start}.maps.{name}.fuv.to_{side}")
+    numbers |= errors["sister", "b"].length.numbers(f"{start}.validation_loss")
+    numbers[f"{start}.validation_loss_of_mean"] = errors["same_layers_mean", "b"].length.value
+    for side, losses in (("b", fitted.unsquared.up), ("a", fitted.unsquared.down)):
+        lengths = {name: errors[name, side].length.value for name in ("no_inversion", "unsquared", "adam")}
+        numbers[f"{start}.unsquared.gain.to_{side}"] = 1 - lengths["unsquared"] / lengths["no_inversion"]
+        numbers[f"{start}.unsquared.adam_excess.to_{side}"] = lengths["adam"] / lengths["unsquared"] - 1
+        numbers[f"{start}.unsquared.passes.to_{side}"] = len(losses)
+    for same, sweep in sweeps.items():
+        for condition in sweep.conditions:
+            name = condition if condition != "random" else "same_layers_random" if same else "random"
+            numbers |= sweep.mean_correlation(condition).numbers(f"{start}.steered.{name}.correlation")
+            numbers |= sweep.overall_slope(condition).numbers(f"{start}.steered.{name}.slope")
+            numbers[f"{start}.steered.{name}.cosine"] = sweep.mean_cosine(condition)
+            numbers[f"{start}.steered.{name}.likeness"] = sweep.likeness(condition)
+            curves = {one: sweep.curve_correlation(one, condition) for one in sweep.behaviours}
+            for one, found in curves.items():
+                numbers |= sweep.correlation(one, condition).numbers(f"{start}.steered.{name}.{one}.correlation")
+                numbers[f"{start}.steered.{name}.{one}.curve_correlation"] = found.value
+                numbers |= sweep.relative_slope(one, condition).numbers(f"{start}.steered.{name}.{one}.slope")
+            sizes = [abs(found.value) for found in curves.values()]
+            numbers[f"{start}.steered.{name}.curve_correlation_size"] = sum(sizes) / len(sizes)
+    own = {one: sweeps[True].correlation(one, "sister") for one in sweeps[True].behaviours}
+    for one, found in own.items():
+        numbers |= found.numbers(f"{start}.correlation.{one}")
+    numbers |= sweeps[True].mean_correlation("sister").numbers(f"{start}.correlation_summary.mean")
+    numbers[f"{start}.correlation_summary.lowest"] = min(found.value for found in own.values())
+    return numbers

@@ -1,0 +1,181 @@
+r"""The text that the sister paper's maps are fitted on, and the tenth of it that they are validated on.
+
+Bello et al. (arXiv 2506.00653): 10M tokens in rows of 512, a tenth of them for validation, from the Pile; for the
+instruction-tuned models a third of chats (lmsys-chat-1m) and two thirds of the Pile. A pair's file may name both, as
+the data sets `map_text` and `map_chats`; without them the maps are fitted on the pair's own training text. Special
+tokens are masked out, as everywhere here; that paper does not say.
+
+Offers `MapConfig`, `map_config`, `map_batches`, `map_stream`, `same_layers`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import jinja2
+import torch
+
+from ..data.hub import dataset_rows
+from ..data.pairs import DatasetRef, ModelPair, TextRef, blaming
+from ..data.text import TokenBatch, text_rows, token_batches
+from ..models.harvest import ActivationStream
+from ..models.language_model import LanguageModel
+
+VALIDATION = 10  # one row in so many
+CHATS = 3  # one batch in so many is of chats
+KEPT_BYTES = 2**31  # activations of up to this size are held in memory, so that each pass after the first is free
+
+
+@dataclass(frozen=True)
+class MapConfig:
+    """How much of everything the maps are fitted on."""
+
+    tokens: int
+    """Positions of text, the validation's included."""
+    step_tokens: int
+    """Tokens of a step of AdamW; the sister paper's are 32 rows of 512."""
+    lr: float
+    """1e-4 for its base models and 1e-3 for the instruction-tuned ones."""
+    epochs: int = 4
+    context: int = 0
+    """Positions of a row; 0 for the pair's own."""
+    seed: int = 0
+    """Of AdamW's initial weights."""
+
+    def __post_init__(self):
+        if min(self.tokens, self.step_tokens, self.epochs) < 1 or self.context < 0 or self.lr <= 0:
+            raise ValueError(f"sizes and the learning rate must be positive: got {self}")
+
+
+# Outside of scale `paper` there are fewer steps, so they are smaller and go further.
+_SIZES = {
+    "smoke": dict(tokens=6_000, step_tokens=512, lr=1e-2),
+    "default": dict(tokens=100_000, step_tokens=1_024, lr=3e-3),
+    "paper": dict(tokens=10_000_000, step_tokens=32 * 512, lr=1e-4, context=512),
+}
+
+
+def map_config(pair: ModelPair, scale: str, *, lr: float = 0.0, seed: int = 0) -> MapConfig:
+    """The sizes of a scale; another learning rate where one is given."""
+    pair.scale(scale)  # says which there are
+    sizes = dict(_SIZES.get(scale, _SIZES["default"]))
+    return MapConfig(**sizes | {"seed": seed} | ({"lr": lr} if lr else {}))
+
+
+def same_layers(models: tuple[LanguageModel, LanguageModel], stitched: tuple[int, int]) -> tuple[int, int]:
+    """The sister paper's layers: before the block of the same number in both models (20 and 20 for Gemma 2)."""
+    return stitched[0], min(stitched[0], models[1].n_layers - 1)
+
+
+def map_batches(
+    pair: ModelPair,
+    models: tuple[LanguageModel, LanguageModel],
+    config: MapConfig,
+    *,
+    scale: str,
+    held_out: bool,
+    tokens: int | None = None,
+) -> Iterator[TokenBatch]:
+    """Nine rows of ten of the first `tokens` positions (default: all that the config names), or with `held_out` the
+    others.
+
+    Rows and not documents are divided: where documents share rows, one may be cut by the border. ValueError, naming the
+    pair, for text that cannot be had.
+    """
+    number = 0
+    for batch in _all_batches(pair, models, config, scale, tokens or config.tokens):
+        rows = torch.arange(number, number + len(batch.tokens))
+        number += len(batch.tokens)
+        chosen = (rows % VALIDATION == VALIDATION - 1) == held_out
+        if chosen.any():
+            yield TokenBatch(*(part[chosen] for part in batch))
+
+
+def _all_batches(
+    pair: ModelPair, models: tuple[LanguageModel, LanguageModel], config: MapConfig, scale: str, tokens: int
+) -> Iterator[TokenBatch]:
+    tokenizer, size = models[0].tokenizer, pair.scale(scale).batch_size
+    longest = [getattr(model.config, "max_position_embeddings", None) for model in models]
+    context = min([config.context or pair.context, *filter(None, longest)])
+    chats = pair.datasets.get("map_chats")
+    share = tokens // CHATS if chats else 0
+    plain = token_batches(
+        _text(pair), tokenizer, context=context, batch_size=size, rows=pair.rows, n_tokens=max(tokens - share, context)
+    )
+    plain = _blamed(pair, "datasets: map_text" if "map_text" in pair.datasets else "text", plain)
+    if not chats:
+        return plain
+    spoken = _chats(chats, tokenizer, context=context, batch_size=size, n_tokens=share)
+    return _mixed(plain, _blamed(pair, "datasets: map_chats", spoken))
+
+
+def _blamed(pair: ModelPair, part: str, batches: Iterator[TokenBatch]) -> Iterator[TokenBatch]:
+    with blaming(pair, part):
+        yield from batches
+
+
+def _text(pair: ModelPair) -> TextRef:
+    data = pair.datasets.get("map_text")
+    if data is None:
+        return pair.train
+    return TextRef("hub", data.name, split=data.split, config=data.config, revision=data.revision)
+
+
+def _mixed(plain: Iterator[TokenBatch], chats: Iterator[TokenBatch]) -> Iterator[TokenBatch]:
+    """Batches of both in turn, `CHATS` - 1 of the first to one of the second; what is left of either at the end."""
+    while batches := [*itertools.islice(plain, CHATS - 1), *itertools.islice(chats, 1)]:
+        yield from batches
+
+
+def _chats(data: DatasetRef, tokenizer, *, context: int, batch_size: int, n_tokens: int) -> Iterator[TokenBatch]:
+    """Conversations in the chat template, each a row; those that it does not take are passed over."""
+
+    def pick(row: dict) -> list | None:
+        if not isinstance(row.get("conversation"), list):
+            raise ValueError(f"dataset {data.name!r} has no column 'conversation': its columns are {', '.join(row)}")
+        return [[turn["role"], turn["content"]] for turn in row["conversation"]]
+
+    def texts() -> Iterator[str]:
+        rows = dataset_rows(
+            data.name, pick, picked="conversation", config=data.config, split=data.split, revision=data.revision
+        )
+        for turns in rows:
+            messages = [{"role": role, "content": content} for role, content in turns]
+            try:
+                text = tokenizer.apply_chat_template(messages, tokenize=False)
+            except jinja2.TemplateError:  # such as two turns of one speaker
+                continue
+            yield text.removeprefix(tokenizer.bos_token or "")
+
+    source, read, first = texts(), 0, 0
+    while read < n_tokens and (some := list(itertools.islice(source, batch_size))):
+        for batch in text_rows(some, tokenizer, context=context, batch_size=batch_size):
+            # Numbers of their own, so that no chat counts as part of a document.
+            yield batch._replace(documents=-1 - first - batch.documents)
+            read += batch.tokens.numel()
+        first += len(some)
+
+
+def map_stream(
+    pair: ModelPair,
+    models: tuple[LanguageModel, LanguageModel],
+    layers: tuple[int, int],
+    config: MapConfig,
+    *,
+    scale: str,
+    held_out: bool = False,
+    tokens: int | None = None,
+) -> ActivationStream:
+    """The activations of `map_batches` in steps of the config's size, held in memory if they fit in two gigabytes."""
+    wanted = tokens or config.tokens
+    share = 1 / VALIDATION if held_out else 1 - 1 / VALIDATION
+    size = 4 * wanted * share * sum(model.d_model for model in models)
+    return ActivationStream(
+        *models,
+        *layers,
+        lambda: map_batches(pair, models, config, scale=scale, held_out=held_out, tokens=tokens),
+        step_tokens=min(config.step_tokens, 256) if held_out else config.step_tokens,
+        keep=size <= KEPT_BYTES,
+    )

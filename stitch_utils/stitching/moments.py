@@ -1,0 +1,159 @@
+"""Everything that Eq. 3 needs to know of two residual streams: counts, means and second moments.
+
+Section 2, Eq. 3. Each term of the stitching loss is a mean squared error between affine maps of x and y, so the loss
+depends on the data through the means and the second moments of (x, y) alone. They are gathered in one pass over the
+text, in memory that grows with the square of the width and not with the number of tokens; two passes over two shards
+add up.
+
+Offers `PairMoments`, `harvest_moments`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..data.text import TokenBatch
+from ..models.harvest import ROWS_AT_ONCE, paired_residuals
+from ..models.language_model import LanguageModel
+from ..utils.progress import progress
+
+
+class PairMoments:
+    """Count, means and centred second moments of paired activations x (n, d_a) and y (n, d_b), in float64.
+
+    Sums of products around the running mean are kept (Chan, Golub & LeVeque 1983), so that a mean that is large beside
+    the spread costs no digits. The tensors live on the device of the first update.
+    """
+
+    def __init__(self, d_a: int, d_b: int):
+        if d_a < 1 or d_b < 1:
+            raise ValueError(f"widths must be positive: got d_a={d_a}, d_b={d_b}")
+        self.d_a, self.d_b = d_a, d_b
+        self.count = 0
+        self.mean = torch.zeros(d_a + d_b, dtype=torch.float64)
+        self.scatter = torch.zeros(d_a + d_b, d_a + d_b, dtype=torch.float64)
+
+    def update(
+        self, x: Float[Tensor, "n d_a"], y: Float[Tensor, "_ d_b"], weights: Float[Tensor, " n"] | None = None
+    ) -> None:
+        """Take in `n` tokens; any float dtype, any device. With `weights` each counts so many times, and `count` is
+        their sum. ValueError on shapes that do not fit, values not finite or weights not positive."""
+        if x.dim() != 2 or x.shape[1] != self.d_a or y.shape != (len(x), self.d_b):
+            raise ValueError(
+                f"expected x of shape (n, {self.d_a}) and y of shape (n, {self.d_b}): "
+                f"got {tuple(x.shape)} and {tuple(y.shape)}"
+            )
+        if not (x.is_floating_point() and y.is_floating_point()):
+            raise ValueError(f"expected floating-point activations: got {x.dtype} and {y.dtype}")
+        if not len(x):
+            return
+        if not (torch.isfinite(x).all() and torch.isfinite(y).all()):
+            raise ValueError("activations hold values that are not finite; moments are unchanged")
+        if weights is not None and not (weights > 0).all():
+            raise ValueError("expected positive weights; moments are unchanged")
+        parts = itertools.repeat(None) if weights is None else weights.split(ROWS_AT_ONCE)
+        for part_x, part_y, part in zip(x.split(ROWS_AT_ONCE), y.split(ROWS_AT_ONCE), parts):
+            both = torch.cat([part_x.double(), part_y.double()], dim=1)  # (rows, d_a + d_b)
+            if part is None:
+                count, mean = len(both), both.mean(dim=0)
+                both -= mean
+                scatter = both.T @ both
+            else:
+                part = part.to(both)
+                count = part.sum().item()
+                mean = part @ both / count
+                both -= mean
+                scatter = (both * part[:, None]).T @ both
+            self._merge(count, mean, scatter)
+
+    def _merge(self, count: float, mean: Tensor, scatter: Tensor) -> None:
+        if self.mean.device != mean.device:
+            self.mean, self.scatter = self.mean.to(mean.device), self.scatter.to(mean.device)
+        total = self.count + count
+        shift = mean - self.mean
+        self.scatter = self.scatter + scatter + torch.outer(shift, shift) * (self.count * count / total)
+        self.mean = self.mean + shift * (count / total)
+        self.count = total
+
+    def __add__(self, other: PairMoments) -> PairMoments:
+        """The moments of both shards together."""
+        if (self.d_a, self.d_b) != (other.d_a, other.d_b):
+            raise ValueError(f"widths differ: {self.d_a}, {self.d_b} and {other.d_a}, {other.d_b}")
+        result = PairMoments(self.d_a, self.d_b)
+        for part in (self, other):
+            if part.count:
+                result._merge(part.count, part.mean, part.scatter)
+        return result
+
+    def _require(self, count: int) -> None:
+        if self.count < count:
+            raise ValueError(f"moments of {self.count} tokens: at least {count} are needed")
+
+    @property
+    def mean_x(self) -> Float[Tensor, d_a]:
+        return self.mean[: self.d_a]
+
+    @property
+    def mean_y(self) -> Float[Tensor, d_b]:
+        return self.mean[self.d_a :]
+
+    @property
+    def covariance(self) -> Float[Tensor, "both both"]:
+        """Centred second moments of (x, y), divided by the count."""
+        self._require(1)
+        return self.scatter / self.count
+
+    @property
+    def cxx(self) -> Float[Tensor, "d_a d_a"]:
+        return self.covariance[: self.d_a, : self.d_a]
+
+    @property
+    def cxy(self) -> Float[Tensor, "d_a d_b"]:
+        return self.covariance[: self.d_a, self.d_a :]
+
+    @property
+    def cyy(self) -> Float[Tensor, "d_b d_b"]:
+        return self.covariance[self.d_a :, self.d_a :]
+
+    def save(self, path: str | Path) -> None:
+        """Write a safetensors file."""
+        tensors = {"mean": self.mean.cpu(), "scatter": self.scatter.cpu()}
+        meta = {"kind": "PairMoments", "d_a": str(self.d_a), "d_b": str(self.d_b), "count": str(self.count)}
+        save_file(tensors, str(path), metadata=meta)
+
+    @classmethod
+    def load(cls, path: str | Path) -> PairMoments:
+        """Read what `save` wrote."""
+        with safe_open(str(path), framework="pt") as file:
+            meta = file.metadata() or {}
+            if meta.get("kind") != "PairMoments":
+                raise ValueError(f"{path} holds {meta.get('kind', 'no')} data: expected PairMoments")
+            moments = cls(int(meta["d_a"]), int(meta["d_b"]))
+            moments.count = json.loads(meta["count"])  # the sum of weights need not be whole
+            moments.mean, moments.scatter = file.get_tensor("mean"), file.get_tensor("scatter")
+        return moments
+
+
+def harvest_moments(
+    model_a: LanguageModel,
+    model_b: LanguageModel,
+    batches: Iterable[TokenBatch],
+    layer_pairs: Sequence[tuple[int, int]],
+) -> dict[tuple[int, int], PairMoments]:
+    """Moments of every (layer of A, layer of B) asked for, from one pass."""
+    moments = {pair: PairMoments(model_a.d_model, model_b.d_model) for pair in layer_pairs}
+    layers_a, layers_b = (sorted(set(side)) for side in zip(*layer_pairs))
+    stream = paired_residuals(model_a, model_b, batches, layers_a, layers_b)
+    for xs, ys in progress(stream, "harvest"):
+        for (layer_a, layer_b), accumulator in moments.items():
+            accumulator.update(xs[layer_a], ys[layer_b].to(xs[layer_a].device))
+    return moments

@@ -1,0 +1,196 @@
+"""Stitches on the Hugging Face Hub: a repository of one safetensors file and a model card.
+
+No section of the paper, which publishes none. Whoever finds a stitch must know what it maps onto what, what it was
+fitted on, how far off it is on text that it was not fitted on, and under which terms the models and the text came. All
+but the last stands in the stitch file since it was fitted; the terms are asked of the Hub when it is published. Paths
+on the disk of whoever publishes are cut down to names.
+
+Offers `load_stitch`, `push_stitch`, `write_repository` and `model_card`.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import CommitOperationAdd, HfApi, constants, errors, hf_hub_download
+
+from ..data.hub import HubError, fetched
+from ..utils.files import check_ours, put
+from .stitch import Stitch
+
+WEIGHTS, CARD = "stitch.safetensors", "README.md"
+REPOSITORY = r"[\w][\w.-]*/[\w][\w.-]*"
+NOT_STATED = "not stated"
+# What all errors of the Hub client's HTTP library derive from: which library that is depends on the client's version.
+HTTP_ERROR = errors.HfHubHTTPError.__bases__[0]
+
+
+def load_stitch(ref: str | Path, *, revision: str | None = None) -> Stitch:
+    """A stitch from a file, or from a repository of the Hub: `owner/name`, or `owner/name@revision`.
+
+    HubError (a ValueError) for what the Hub does not give, ValueError for what is no stitch, or none of the two.
+    """
+    if Path(ref).expanduser().is_file():
+        return Stitch.load(Path(ref).expanduser())
+    name, _, pinned = str(ref).partition("@")
+    if not re.fullmatch(REPOSITORY, name) or name.endswith(".safetensors"):
+        raise ValueError(f"{str(ref)!r} is no file, and no repository of the Hub, such as owner/name")
+    revision = revision or pinned or None
+    return Stitch.load(
+        fetched("model", name, lambda: hf_hub_download(name, WEIGHTS, revision=revision), revision=revision)
+    )
+
+
+def push_stitch(stitch: Stitch, repository: str, *, licence: str | None = None, private: bool = False) -> str:
+    """Publishes a stitch with its card as `owner/name`, which is made where it does not exist; the commit's address.
+
+    `licence` is the stitch's own, as the Hub abbreviates it (`mit`, `apache-2.0`). HubError, in one line, where the Hub
+    refuses.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        write_repository(stitch, scratch, repository, licence=licence)
+        files = [CommitOperationAdd(name, Path(scratch, name)) for name in (CARD, WEIGHTS)]
+        api = HfApi()
+        try:
+            api.create_repo(repository, private=private or None, exist_ok=True)
+            commit = api.create_commit(repository, files, commit_message="Upload a stitch")
+        except (HTTP_ERROR, errors.OfflineModeIsEnabled, OSError, ValueError) as error:  # ValueError: of the metadata
+            raise HubError(f"model {repository!r} cannot be written: {_why(error)}") from error
+    return commit.commit_url
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE is set"
+    if isinstance(error, HTTP_ERROR | ConnectionError) and not isinstance(error, errors.HfHubHTTPError):
+        return f"{constants.ENDPOINT} cannot be reached, or its answer was cut off: check the network ({error})"
+    if isinstance(error, errors.HfHubHTTPError) and error.response.status_code in (401, 403):
+        return "log in with `hf auth login`, with a token that may write there"
+    return " ".join(str(error).split())
+
+
+def write_repository(stitch: Stitch, folder: str | Path, repository: str, *, licence: str | None = None) -> None:
+    """The same as a folder, which `hf upload OWNER/NAME FOLDER` publishes; ValueError for one of other things."""
+    if not re.fullmatch(REPOSITORY, repository):
+        raise ValueError(f"{repository!r} is no name of a repository: expected owner/name")
+    folder = Path(folder).expanduser()
+    check_ours(folder, WEIGHTS, CARD)
+    public = replace(stitch, about=_without_paths(stitch.about))
+    card = model_card(public, repository, licence=licence, licences=_licences(public.about))
+    put(folder / WEIGHTS, public.save, sealed=False)
+    put(folder / CARD, lambda place: place.write_text(card, encoding="utf-8"), sealed=False)
+
+
+def model_card(stitch: Stitch, repository: str, *, licence: str | None, licences: Mapping[str, str]) -> str:
+    """Markdown with the Hub's metadata. `licences` are those of `a`, `b` and `text`."""
+    about = stitch.about
+    models = [about.get(side, "unknown") for side in "ab"]
+    on_hub = [about[side] for side in "ab" if side in about and _on_hub(about, side)]
+    metadata: dict[str, Any] = {
+        "library_name": "stitch_utils",
+        "tags": ["model-stitching", "residual-stream", "interpretability", "arxiv:2506.06609"],
+    }
+    metadata |= {"license": licence} if licence else {}
+    metadata |= {"base_model": list(dict.fromkeys(on_hub))} if on_hub else {}
+    metadata |= {"datasets": [about["text"]]} if _on_hub(about, "text") else {}
+    d_a, d_b = stitch.P_up.shape
+    rows = [
+        ("model", *models),
+        *([("revision", *(about.get(f"revision_{side}", "main") for side in "ab"))] if on_hub else []),
+        ("residual stream", *(f"before layer {about.get(f'layer_{side}', 'unknown')}" for side in "ab")),
+        ("width", d_a, d_b),
+        ("licence of the model", licences["a"], licences["b"]),
+    ]
+    text = about.get("text", "unknown")
+    parts = [
+        f"---\n{yaml.safe_dump(metadata, sort_keys=False)}---",
+        f"# A stitch between {models[0]} and {models[1]}",
+        "Two affine maps between the residual streams of two language models, fitted on the same tokens in both: "
+        "`up(x) = x P_up + b_up` makes a stream of B from one of A, `down(y) = y P_down + b_down` the converse. SAEs, "
+        "probes and steering vectors go across with them ([arXiv:2506.06609](https://arxiv.org/abs/2506.06609)).",
+        _table(("", "A", "B"), rows),
+    ]
+    if about.get("is_stand_in"):
+        parts.append("**A model had random weights under another's name: this stitch is of no use beyond tests.**")
+    fit = f", by `{stitch.report.method}` with alpha = {stitch.report.alpha:g}" if stitch.report else ""
+    tokens = f"{about['tokens']:,} tokens" if "tokens" in about else "text"
+    held_out = about.get("held_out_text", text)
+    apart = "every tenth document of the same, which it was not fitted on" if held_out == text else f"`{held_out}`"
+    parts += [
+        "## Data and losses",
+        f"Fitted on {tokens} of `{text}` (licence: {licences['text']}){fit}; held-out text: {apart}.",
+    ]
+    losses = {"text fitted on": about.get("loss_fitted"), "held-out text": about.get("loss_held_out")}
+    if known := {name: loss for name, loss in losses.items() if loss}:
+        names = list(next(iter(known.values())))
+        parts += [
+            "Mean squared errors over tokens and dimensions (Eq. 3 of the paper), and what is left of the variance:",
+            _table(("", *names), [(name, *(f"{loss[key]:.4g}" for key in names)) for name, loss in known.items()]),
+        ]
+    if "unexplained" in about:
+        up, down = about["unexplained"]
+        parts.append(f"Share of the variance of held-out text explained: up {1 - up:.1%}, down {1 - down:.1%}.")
+    load = f'load_model("{models[0]}")' if _on_hub(about, "a") else 'load_model("path/of/model-a")'
+    layer = about.get("layer_a", 0)
+    parts += [
+        "## How to load it",
+        "```python\nfrom stitch_utils.models.language_model import load_model\n"
+        "from stitch_utils.stitching.publish import load_stitch\n\n"
+        f'a, stitch = {load}, load_stitch("{repository}")\n'
+        f'x = a.residuals(a.tokenizer("Some text", return_tensors="pt")["input_ids"], [{layer}])[{layer}]\n'
+        "y = stitch.up(x)  # (1, tokens, d_b); stitch.down(y) goes back\n```",
+        f"`{WEIGHTS}` holds the tensors P_up, b_up, P_down and b_down, so `safetensors` alone will do as well.",
+        "## Licences of the sources",
+        _table(("source", "licence"), [(name, licences[key]) for key, name in zip(("a", "b", "text"), (*models, text))])
+        + "\n\nThe file holds two matrices and two biases, and none of the models' weights or of the text.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(head: tuple, rows: list[tuple]) -> str:
+    lines = [head, ("---",) * len(head), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def _without_paths(about: Mapping[str, Any]) -> dict[str, Any]:
+    named = {key: Path(about[key]).name for key in ("a", "b", "text", "held_out_text") if _is_path(about.get(key))}
+    return {**about, **named}
+
+
+def _is_path(name: object) -> bool:
+    return isinstance(name, str) and (name.startswith((".", "/", "~")) or Path(name).exists())
+
+
+def _on_hub(about: Mapping[str, Any], source: str) -> bool:
+    """Whether a model or the text is named by an id of the Hub."""
+    name = about.get(source)
+    if source == "text":
+        return about.get("text_source") == "hub"
+    return isinstance(name, str) and re.fullmatch(REPOSITORY, name) is not None
+
+
+def _licences(about: Mapping[str, Any]) -> dict[str, str]:
+    """What the Hub says of the licences of `a`, `b` and `text`; of what lies elsewhere, that none is stated."""
+    found = {}
+    for source in ("a", "b", "text"):
+        name = str(about.get(source))
+        if name.startswith("embedded:") or (source == "text" and about.get("text_source") == "world"):
+            found[source] = "mit (part of stitch_utils)"
+            continue
+        found[source] = _licence(name, "dataset" if source == "text" else "model") if _on_hub(about, source) else None
+    return {source: licence or NOT_STATED for source, licence in found.items()}
+
+
+def _licence(name: str, kind: str) -> str | None:
+    try:
+        info = HfApi().repo_info(name, repo_type=kind)
+    except (HTTP_ERROR, errors.OfflineModeIsEnabled, OSError):
+        return None  # that it cannot be asked is no reason not to publish
+    stated = getattr(info.card_data, "license", None)
+    return ", ".join(stated) if isinstance(stated, list) else stated

@@ -1,0 +1,73 @@
+"""Which layer of B says most nearly what a layer of A says.
+
+Section 2 and App. A.1, Fig. 6: A's layer is fixed, B's is the one with the highest mean correlation under SVCCA
+(Raghu et al. 2017). Each stream is first reduced to the directions that hold most of its variance, so that noise in
+directions of low variance does not count; canonical correlations between the two reduced streams are then averaged.
+
+Offers `svcca`, `svcca_table`, and `stitched_layers`, which chooses.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..data.pairs import ModelPair, Scale
+from ..models.harvest import Residuals, sample_residuals, training_batches
+from ..models.language_model import LanguageModel
+
+
+def main_directions(x: Float[Tensor, "n d"], variance: float) -> Float[Tensor, "n k"]:
+    """Orthonormal columns that span the leading principal components of `x`, as many as hold that share of its
+    variance."""
+    if not 0 < variance <= 1:
+        raise ValueError(f"variance must be a share above 0 and at most 1: got {variance}")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    centred = x.to(device).double()
+    centred -= centred.mean(dim=0)
+    # Of the d x d matrix: an SVD of all tokens would do more work for the same directions.
+    values, vectors = torch.linalg.eigh(centred.T @ centred)
+    values, vectors = values.flip(0).clamp(min=0), vectors.flip(1)
+    held = values.cumsum(0) / values.sum()
+    if not torch.isfinite(held).all():
+        raise ValueError("activations do not vary: SVCCA is not defined")
+    size = min(int((held < variance - 1e-12).sum()) + 1, int((values > values[0] * 1e-12).sum()))
+    return (centred @ (vectors[:, :size] / values[:size].sqrt())).cpu()
+
+
+def svcca(x: Float[Tensor, "n d_a"], y: Float[Tensor, "n d_b"], *, variance: float = 0.99) -> float:
+    """Mean canonical correlation between the leading principal components of `x` and those of `y`, from 0 to 1.
+
+    Rows are the same tokens. The paper does not give its share of variance; 0.99 is that of Raghu et al. ValueError
+    if there are not more tokens than dimensions, since every correlation is then 1.
+    """
+    return _mean_correlation(*(_checked(stream, variance) for stream in (x, y)))
+
+
+def svcca_table(xs: Residuals, ys: Residuals, *, variance: float = 0.99) -> Float[Tensor, "layers_a layers_b"]:
+    """`svcca` for every layer of A (rows) and of B (columns), in the order of their numbers."""
+    rows, columns = ([_checked(side[layer], variance) for layer in sorted(side)] for side in (xs, ys))
+    return torch.tensor([[_mean_correlation(row, column) for column in columns] for row in rows])
+
+
+def _checked(x: Tensor, variance: float) -> Tensor:
+    if len(x) <= x.shape[1]:
+        raise ValueError(f"SVCCA of {len(x)} tokens in {x.shape[1]} dimensions: more tokens than dimensions are needed")
+    return main_directions(x, variance)
+
+
+def _mean_correlation(u: Tensor, v: Tensor) -> float:
+    # Columns are orthonormal, so the canonical correlations are the cosines between the two subspaces.
+    return torch.linalg.svdvals(u.T @ v).clamp(max=1).mean().item()
+
+
+def stitched_layers(
+    pair: ModelPair, model_a: LanguageModel, model_b: LanguageModel, scale: Scale, *, variance: float = 0.99
+) -> tuple[int, int]:
+    """The layers that the pair names; where it names none for B, the one that SVCCA puts nearest to A's (App. A.1)."""
+    if pair.b.layer is not None:
+        return pair.a.layer, pair.b.layer
+    batches = training_batches(pair, scale, model_a.tokenizer, scale.svcca_tokens)
+    xs, ys = sample_residuals(model_a, model_b, batches, layers_a=[pair.a.layer])
+    return pair.a.layer, int(svcca_table(xs, ys, variance=variance)[0].argmax())

@@ -1,0 +1,143 @@
+"""Keep what takes long to make in `artifacts/`, under a name that says what made it (no section of its own).
+
+A file's name holds a digest of its ingredients (the pair, the sizes, the models' weights), of the code that made it,
+and of the versions of the libraries that compute. When one of these changes, the name changes, so nothing stale is
+read. The code is the closure of what the named modules import of this package, read from their source, with the data
+files that a module names in `DATA_FILES`. The packages' `__init__.py` are left out: they hold no computation.
+
+The processor, the device and the number of threads are not part of the key, so that an artifact can be carried to
+another machine. They change the last bits of a sum, as they would if it were made again there.
+
+Offers `artifact` and `kept`.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import importlib.metadata
+import json
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import TypeVar
+
+from .files import damaged, project_root, put
+
+T = TypeVar("T")
+PACKAGE = Path(__file__).parents[1]
+# The next version of any of these may change the last digit of a number, or read a text or a file differently.
+LIBRARIES = (
+    "datasets",
+    "langdetect",
+    "numpy",
+    "sae-lens",
+    "scikit-learn",
+    "scipy",
+    "tokenizers",
+    "torch",
+    "transformer-lens",
+    "transformers",
+)
+
+
+class Code:
+    """The source of a package as it was when this object was made.
+
+    A process computes with the code that it imported, so later edits of the files must not enter its keys.
+    """
+
+    def __init__(self, package: Path):
+        self.name = package.name
+        self.files = {
+            path.relative_to(package).as_posix(): path.read_bytes()
+            for suffix in (".py", ".yml")
+            for path in sorted(package.rglob(f"*{suffix}"))
+        }
+
+    def closure(self, modules: Iterable[str]) -> dict[str, str]:
+        """Digests by file name of these modules (`package.room.module`), of all that they import, and of their data.
+
+        ValueError for a module that the package does not have, and for `DATA_FILES` that match nothing.
+        """
+        digests: dict[str, str] = {}
+        waiting = list(modules)
+        while waiting:
+            module = waiting.pop()
+            file = self._file(module)
+            if file is None:
+                raise ValueError(f"{module!r} is no module of {self.name}: an artifact cannot be keyed by it")
+            if file not in digests:
+                imported, data = self._reads(module, file)
+                waiting += imported
+                for name in (file, *data):
+                    digests[name] = hashlib.sha256(self.files[name]).hexdigest()
+        return dict(sorted(digests.items()))
+
+    def _file(self, module: str) -> str | None:
+        """The file of a module; None for a package, or for a name that is no module."""
+        package, _, rest = module.partition(".")
+        file = f"{rest.replace('.', '/')}.py"
+        return file if package == self.name and file in self.files else None
+
+    def _reads(self, module: str, file: str) -> tuple[list[str], list[str]]:
+        """The modules of this package that a module imports anywhere in its code, and the data files that it names."""
+        imported, data = [], []
+        folder = file.rpartition("/")[0]
+        for node in ast.walk(ast.parse(self.files[file])):
+            if isinstance(node, ast.Import):
+                imported += [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                base = module.rsplit(".", node.level)[0] if node.level else ""
+                source = ".".join(part for part in (base, node.module) if part)
+                imported += [source, *(f"{source}.{alias.name}" for alias in node.names)]
+            elif isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "DATA_FILES":
+                pattern = f"{folder}/{ast.literal_eval(node.value)}"
+                found = [name for name in self.files if Path(name).match(pattern)]
+                if not found:
+                    raise ValueError(f"{module} names the data files {pattern!r}, and there are none")
+                data += found
+        return [name for name in imported if self._file(name)], data
+
+
+CODE = Code(PACKAGE)
+
+
+@functools.cache
+def _made_with(modules: tuple[str, ...]) -> dict[str, object]:
+    """The code and the versions of the libraries behind an artifact."""
+    versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
+    return {"code": CODE.closure(modules), "libraries": versions, "python": sys.version_info[:2]}
+
+
+def artifact(
+    pair: str,
+    kind: str,
+    ingredients: Mapping[str, object],
+    *,
+    sources: Iterable[ModuleType | Callable],
+    suffix: str,
+) -> Path:
+    """Return the path below `artifacts/<pair>/` of what these ingredients make.
+
+    `sources` are the functions, classes or modules that make it; what their modules import is followed. ValueError for
+    a source that is not of this package.
+    """
+    modules = sorted({source.__name__ if isinstance(source, ModuleType) else source.__module__ for source in sources})
+    if not modules:
+        raise ValueError("an artifact needs at least one source: the function or module that makes it")
+    said = json.dumps([ingredients, _made_with(tuple(modules))], sort_keys=True, default=str)
+    return project_root() / "artifacts" / pair / f"{kind}-{hashlib.sha256(said.encode()).hexdigest()[:16]}{suffix}"
+
+
+def kept(
+    path: Path, make: Callable[[], T], save: Callable[[T, Path], None], load: Callable[[Path], T], *, anew: bool = False
+) -> T:
+    """Load what `path` holds. If it is missing or damaged, or with `anew`, make it and save it there first."""
+    if not anew and path.exists() and not damaged(path):
+        return load(path)
+    made = make()
+    put(path, lambda place: save(made, place))
+    return made

@@ -1,0 +1,226 @@
+"""The commands that carry SAEs, vectors and probes across: what they write, what they say, and what they refuse."""
+
+import json
+import re
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sae_lens import SAE, TopKSAE, TopKSAEConfig
+from sklearn.linear_model import LogisticRegression
+from toy_book import call_here
+from toy_probes import as_file, fitted_probe, rebuilt
+
+from stitch_utils.book.carry import (
+    carry_probe,
+    judge_probe,
+    judge_sae,
+    read_probe,
+    save_probe,
+    survival,
+)
+from stitch_utils.data.pairs import load_pair
+from stitch_utils.models.harvest import evaluation_batches
+from stitch_utils.models.language_model import load_models
+from stitch_utils.saes.transfer import transfer_sae
+from stitch_utils.stitching.pair import fit_pair, stitch_file
+from stitch_utils.stitching.stitch import Stitch
+
+
+@pytest.fixture
+def fitted(small_pair, bare_book):
+    """The pair's file; its stitch is where `fit` puts it."""
+    file = small_pair()
+    code, _, err = call_here(bare_book, "fit", "--pair", str(file), "--scale", "smoke")
+    assert code == 0, err
+    return file
+
+
+def test_the_commands_write_what_others_load(fitted, bare_book):
+    stitch = Stitch.load(stitch_file("mine"))
+    across = ("--pair", str(fitted), "--out")
+    torch.manual_seed(0)
+    for side, d, direction in (("b", 32, "up"), ("a", 48, "down")):
+        sae = TopKSAE(TopKSAEConfig(d, 24, k=3))
+        sae.save_model(bare_book / f"sae-{side}")
+        given = ("transfer-sae", str(bare_book / f"sae-{side}"), *across, str(bare_book / f"carried-{side}"))
+        code, lines, err = call_here(bare_book, *given, "--towards", side, "--scale", "smoke")
+        assert (code, err) == (0, "")
+        found, expected = load_from_disk(bare_book / f"carried-{side}"), transfer_sae(sae, stitch, direction=direction)
+        x = torch.randn(9, 80 - d)
+        torch.testing.assert_close(found(x), expected(x))
+        pair = load_pair(fitted)
+        models = load_models(pair)
+        batches = list(evaluation_batches(pair, pair.scale("smoke"), models[0].tokenizer))
+        trust = judge_sae(sae, expected, stitch, models, (1, 2), batches, towards=side)
+        (row,) = (line for line in lines if line.startswith("  with the carried SAE"))
+        ours = trust.carried
+        numbers = [float(word) for word in re.findall(r"[-+]?\d+\.\d+", row)]
+        loss = trust.target_loss + ours.delta_loss.value
+        assert numbers == pytest.approx([ours.l0.value, ours.fuv.value, loss, *ours.delta_loss], abs=0.051)
+        assert numbers[1:] == pytest.approx([ours.fuv.value, loss, *ours.delta_loss], abs=6e-5)
+
+    rows = np.random.default_rng(0).normal(size=(2, 32))
+    np.save(bare_book / "v.npy", rows)
+    code, lines, err = call_here(
+        bare_book, "transfer-vector", str(bare_book / "v.npy"), *across, str(bare_book / "out" / "w.npy"), "--keep-norm"
+    )
+    assert (code, err) == (0, "")
+    np.testing.assert_allclose(np.load(bare_book / "out" / "w.npy"), rows @ stitch.P_up.numpy(), rtol=1e-4, atol=1e-6)
+    kept = [each.kept for each in survival(rows, stitch)]
+    assert any(f"stitch keeps: {min(kept):.3f} to {max(kept):.3f}" in line for line in lines)
+
+    as_file(fitted_probe(3, 32), bare_book / "p.npz")
+    code, lines, err = call_here(
+        bare_book, "transfer-probe", str(bare_book / "p.npz"), *across, str(bare_book / "q.npz"), "--scale", "smoke"
+    )
+    assert (code, err) == (0, "")
+    expected = carry_probe(read_probe(bare_book / "p.npz"), stitch)
+    np.testing.assert_allclose(rebuilt(bare_book / "q.npz").coef_, expected.coef)
+    assert any("100.00% (a check" in line for line in lines)
+    hidden = [path for path in bare_book.rglob(".*") if path.name != ".lock"]
+    assert all("artifacts" in path.parts and path.suffix == ".sha256" for path in hidden), "nothing but seals"
+
+
+def load_from_disk(folder):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return SAE.load_from_disk(folder)
+
+
+def test_a_stitch_by_name_of_its_file(fitted, bare_book):
+    stitch_file("mine").rename(bare_book / "other.safetensors")
+    np.save(bare_book / "v.npy", np.ones(32))
+    given = ("transfer-vector", str(bare_book / "v.npy"), "--pair", str(fitted), "--out", str(bare_book / "w.npy"))
+    code, _, err = call_here(bare_book, *given)
+    assert code == 2 and "no stitch of the pair 'mine' yet" in err and f"`stitch-book fit --pair {fitted}`" in err
+    assert err.count("\n") == 1 and not (bare_book / "w.npy").exists()
+    code, _, _ = call_here(bare_book, *given, "--stitch", str(bare_book / "other.safetensors"))
+    assert code == 0 and np.load(bare_book / "w.npy").shape == (48,)
+
+
+@pytest.mark.parametrize(
+    ("command", "given", "out", "message"),
+    [
+        ("transfer-vector", "v.npy", "v.npy", "it would be lost"),
+        ("transfer-vector", "v.npy", "w.npz", "expected a name that ends in .npy"),
+        ("transfer-vector", "wide.npy", "w.npy", "a direction of width 48: the map towards b takes 32"),
+        ("transfer-probe", "v.npy", "w.npz", "is not of a kind that is read: expected a .npz or .safetensors"),
+        ("transfer-sae", "nowhere", "w", "is no folder and no reference to an SAE"),
+        ("transfer-sae", "wide", "w", "the SAE reads 48 dimensions: expected 32, the width of model a"),
+        ("transfer-sae", "wide", "wide/../wide", "it would be lost"),
+    ],
+)
+def test_requests_that_make_no_sense(fitted, bare_book, command, given, out, message):
+    np.save(bare_book / "v.npy", np.ones(32))
+    np.save(bare_book / "wide.npy", np.ones(48))
+    TopKSAE(TopKSAEConfig(48, 24, k=3)).save_model(bare_book / "wide")
+    before = sorted(bare_book.iterdir())
+    code, lines, err = call_here(
+        bare_book, command, str(bare_book / given), "--pair", str(fitted), "--out", str(bare_book / out)
+    )
+    assert (code, lines, err.count("\n")) == (2, [], 1) and message in err
+    assert sorted(bare_book.iterdir()) == before
+
+
+def test_a_stitch_of_other_layers_or_damaged(fitted, bare_book):
+    np.save(bare_book / "v.npy", np.ones(32))
+    given = ("transfer-vector", str(bare_book / "v.npy"), "--pair", str(fitted), "--out", str(bare_book / "w.npy"))
+    text = fitted.read_text()
+    fitted.write_text(text.replace("layer: 2", "layer: 3"))
+    code, _, err = call_here(bare_book, *given)
+    assert code == 2 and "is for b before layer 2, and the pair 'mine' says layer 3: fit it again" in err
+    fitted.write_text(text)
+    content = bytearray(stitch_file("mine").read_bytes())
+    content[-3] ^= 1
+    for damaged, message in ((bytes(content), "is damaged"), (bytes(content[:-9]), "is no whole stitch file")):
+        stitch_file("mine").write_bytes(damaged)
+        code, _, err = call_here(bare_book, *given)
+        assert code == 2 and message in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "said"),
+    [
+        ({}, {}, None),
+        ({"revision": "main"}, {"revision": "v1"}, None),
+        ({"revision": "step9"}, {}, "is for a at revision main, and the pair 'mine' says step9"),
+        ({}, {"revision": None}, "is for b at revision v1, and the pair 'mine' says main"),
+        ({"model": "/elsewhere/a"}, {}, "is for a of '{models}/a', and the pair 'mine' says '/elsewhere/a'"),
+        ({}, {"model": "lab/other"}, "is for b of 'lab/large', and the pair 'mine' says 'lab/other'"),
+        ({"layer": 0}, {}, "is for a before layer 1, and the pair 'mine' says layer 0"),
+    ],
+)
+def test_a_stitch_of_another_model_or_revision_is_not_taken_for_the_pairs(
+    small_pair, random_folders, bare_book, a, b, said
+):
+    """Of the name that `fit` gives a stitch: one that is named by --stitch is whoever names it's own choice."""
+    generator = torch.Generator().manual_seed(0)
+    about = {"a": str(random_folders / "a"), "layer_a": 1, "b": "lab/large", "layer_b": 2, "revision_b": "v1"}
+    made = Stitch(*(torch.randn(shape, generator=generator) for shape in ((6, 9), (9,), (9, 6), (6,))), about=about)
+    stitch_file("mine").parent.mkdir(parents=True)
+    made.save(stitch_file("mine"))
+    pair = small_pair(
+        a={"model": about["a"], "layer": 1} | a, b={"model": "lab/large", "layer": 2, "revision": "v1"} | b
+    )
+    np.save(bare_book / "v.npy", np.ones(6))
+    given = ("transfer-vector", str(bare_book / "v.npy"), "--pair", str(pair), "--out", str(bare_book / "w.npy"))
+    code, lines, err = call_here(bare_book, *given)
+    assert code == (2 if said else 0) and (bare_book / "w.npy").exists() == (said is None)
+    if said is None:
+        assert err == "" and not any("Note" in line for line in lines)
+    else:
+        again = f"{said.format(models=random_folders)}: fit it again with `stitch-book fit --pair {pair}`"
+        assert err.count("\n") == 1 and again in err
+        code, lines, _ = call_here(bare_book, *given, "--stitch", str(stitch_file("mine")))
+        assert code == (2 if "layer" in said else 0)
+        told = any(line.startswith("Note: the stitch") for line in lines)
+        assert told == ("revision" in said or "lab/other" in said), "folders move"
+
+
+def test_an_sae_of_another_layer_is_carried_with_a_warning(fitted, bare_book):
+    sae = TopKSAE(TopKSAEConfig(32, 24, k=3))
+    sae.cfg.metadata.hook_name, sae.cfg.metadata.model_name = "blocks.1.hook_resid_post", "lab/other"
+    sae.save_model(bare_book / "sae")
+    code, lines, _ = call_here(
+        bare_book,
+        "transfer-sae",
+        str(bare_book / "sae"),
+        "--pair",
+        str(fitted),
+        "--out",
+        str(bare_book / "carried"),
+        "--scale",
+        "smoke",
+    )
+    assert code == 0
+    assert any("Beware: the SAE says that it reads blocks.1.hook_resid_post" in line for line in lines)
+    assert any("Beware: the SAE says that it is of 'lab/other', and the pair has" in line for line in lines)
+
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="needs a real model and stories that are not in the repository")
+def test_a_probe_of_a_real_model_keeps_its_meaning(tmp_path, bare_book):
+    """Whether a token begins a word: read off one layer of a Llama, carried to the next."""
+    stories = json.loads((SHARED / "tinystories_1000" / "tinystories_1000.json").read_text())
+    (tmp_path / "stories.jsonl").write_text("\n".join(json.dumps({"text": story}) for story in stories))
+    model = f"model: {SHARED / 'stories260K'}"
+    (tmp_path / "s.yml").write_text(f"name: s\na: {{{model}, layer: 2}}\nb: {{{model}, layer: 3}}\ntext: stories.jsonl")
+    pair = load_pair(tmp_path / "s.yml")
+    models, fit = load_models(pair), fit_pair(pair, scale="smoke")
+    batches = list(evaluation_batches(pair, pair.scale("smoke"), models[0].tokenizer))
+    tokens = torch.cat([batch.tokens[batch.mask] for batch in batches])
+    x, y = (torch.cat([models[0].residuals(b.tokens, [layer])[layer][b.mask] for b in batches]) for layer in (2, 3))
+    begins = np.array([piece.startswith("▁") for piece in models[0].tokenizer.convert_ids_to_tokens(tokens.tolist())])
+    half = len(begins) // 2
+    as_file(LogisticRegression(max_iter=3000).fit(x[:half], begins[:half]), tmp_path / "p.npz")
+    probe = read_probe(tmp_path / "p.npz")
+    save_probe(carry_probe(probe, fit.stitch), tmp_path / "q.npz")
+    right = (rebuilt(tmp_path / "q.npz").predict(y[half:].numpy()) == begins[half:]).mean()
+    assert right > 0.85 > max(begins.mean(), 1 - begins.mean())
+    trust = judge_probe(probe, carry_probe(probe, fit.stitch), fit.stitch, models, (2, 3), batches)
+    assert trust.check == 1 and trust.agreement > 0.85 and trust.explained[0] > 0.5

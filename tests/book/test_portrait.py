@@ -1,0 +1,65 @@
+"""The pair that is shipped: weights, text and training report belong together; what the book shows of it."""
+
+from pathlib import Path
+
+import pytest
+
+import stitch_utils.data.embedded
+from stitch_utils.book import portrait
+from stitch_utils.data.embedded.world import documents
+from stitch_utils.models.language_model import load_model
+from tools.train_pair import HELD_OUT_DOCUMENTS, PAIR, held_out_loss, pack
+
+FOLDER = Path(stitch_utils.data.embedded.__file__).parent
+
+
+@pytest.fixture(scope="module")
+def report():
+    return portrait.training_report()
+
+
+@pytest.mark.parametrize("config", PAIR, ids=lambda config: config.name)
+def test_the_shipped_weights_reach_the_recorded_loss(config, report):
+    """Fails when weights, tokenizer or world are changed without the others."""
+    model = load_model(f"embedded:{config.name}")
+    texts = [document.text for document in documents(f"held-out:{report['seed']}", stop=HELD_OUT_DOCUMENTS)]
+    rows = pack(model.tokenizer, texts, config.context)
+    found = held_out_loss(model.bridge.original_model, rows)
+    assert found == pytest.approx(report["models"][config.name]["held_out_loss"], abs=2e-3)
+
+
+def test_b_is_better_than_a_by_a_tenth_of_a_nat_and_both_are_small(report):
+    a, b = (report["models"][config.name]["held_out_loss"] for config in PAIR)
+    assert a - b >= 0.1
+    assert sum(path.stat().st_size for path in FOLDER.glob("tiny-*/*")) < 12e6
+
+
+def test_the_report_is_of_the_configuration_that_is_in_the_code(report):
+    for config in PAIR:
+        recorded = report["models"][config.name]
+        for name in ("seed", "hidden_size", "n_layers", "n_heads", "learning_rate", "tokens", "batch_size", "steps"):
+            assert recorded[name] == getattr(config, name)
+    assert PAIR[0].seed != PAIR[1].seed
+
+
+def test_continuations_are_of_the_beginning_alone_and_repeat():
+    model = load_model("embedded:tiny-a")
+    samples = portrait.sample_continuations(model, per_language=2, seed=3)
+    assert samples == portrait.sample_continuations(model, per_language=2, seed=3)
+    assert len(samples) == 2 * len(portrait.LANGUAGES)
+    stories = documents("portrait:3", stop=2, language="fr", format="story")
+    for sample, story in zip([s for s in samples if s.language == "fr"], stories):
+        assert story.text.startswith(sample.given) and len(sample.given) < len(story.text)
+
+
+def test_recognised_shares_count_what_is_long_enough():
+    english, french = (
+        "The baker opens the window of the kitchen every day.",
+        "Le boulanger ouvre la fenêtre de la cuisine.",
+    )
+    samples = [portrait.Sample("en", "", text) for text in (english, english, french, "Too short.")]
+    samples += [portrait.Sample(language, "", french) for language in portrait.LANGUAGES if language != "en"]
+    shares = portrait.recognised_shares(samples)
+    assert shares["en"].value == pytest.approx(2 / 3)
+    assert shares["fr"].value == 1 and shares["de"].value == 0
+    assert portrait.recognised_shares([]) == {}

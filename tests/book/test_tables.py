@@ -1,0 +1,201 @@
+"""Tables: ours beside the published numbers, and the claims with their verdicts."""
+
+import re
+import shutil
+from pathlib import Path
+
+import jupytext
+import pytest
+
+from stitch_utils.book.claims import VERDICTS
+from stitch_utils.book.results import write_results
+from stitch_utils.book.tables import (
+    beside,
+    claims_table,
+    runs_table,
+    shares_and_costs,
+    stand_in_notice,
+    status_table,
+    verdict_counts,
+)
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+ANOTHER_CLAIM = """
+  - {id: other, text: C is low, source: Figure 1, chapter: second, needs: {c: "map.{pair}.loss"}, holds: c < 1}
+"""
+
+
+def _claims(table):
+    """The claims of a detailed table, each in a row as wide as the table."""
+    return re.findall(r'<tr><td colspan="4"[^>]*><b>(.*?)</b>', table.data)
+
+
+def _cells(row):
+    return re.findall(r"<td [^>]*>(.*?)</td>", row)
+
+
+def _plain(cell):
+    """What a cell says, a bar between its lines."""
+    return re.sub(r"<[^>]*>", "", cell.replace("<br>", "|"))
+
+
+def test_beside_puts_ours_first_and_keeps_the_papers_order(project):
+    ours = {"table1.tiny.b": 2.0, "table1.tiny.b.low": 1.5, "table1.tiny.b.high": 2.51239, "table1.tiny.extra": 1}
+    write_results("tiny", "first", ours | {"table10.tiny.a": 9.0})
+    frame = beside("tiny", "table1.")
+    assert list(frame.columns) == ["tiny", "big, published"]
+    assert list(frame.index) == ["a", "b", "gain", "extra"]
+    assert list(frame["tiny"]) == ["", "2 [1.5, 2.5]", "", "1"]
+    assert list(frame["big, published"]) == ["3", "2 [1.9, 2.1]", "[0.3, ]", ""]
+    assert list(beside("tiny", "table1")["tiny"]) == list(frame["tiny"])
+    assert list(beside("big", "table1").columns) == ["big", "big, published"]
+    assert beside("tiny", "table99").empty
+
+
+def test_every_share_stands_over_what_it_costs(project):
+    ours = {
+        "table5.tiny.de.native": 0.5,
+        "table5.tiny.de.native.low": 0.4,
+        "table5.tiny.de.native.high": 0.61,
+        "table5.tiny.de.native.nll_rise": 0.7,
+        "table5.tiny.fr.native": 1.0,
+        "table6.tiny.fr.random": 0.3,
+    }
+    write_results("tiny", "first", ours)
+    table = shares_and_costs("tiny", "table5", {"de": "German", "fr": "<fr>"}, {"native": "own", "random": "random"})
+    assert re.findall(r"<th [^>]*>(.*?)</th>", table.data) == ["", "own", "random"]
+    rows = [[_plain(cell) for cell in _cells(row)] for row in table.data.split("<tr>")[2:]]
+    assert rows == [["German", "0.5 [0.4, 0.61]|+0.70 nats", ""], ["&lt;fr&gt;", "1", ""]]
+
+
+def test_claims_table_has_ours_published_interval_and_verdict_of_each_pair(project):
+    path = project / "book" / "published.yml"
+    path.write_text(path.read_text().replace("    holds: a < b\n", "    holds: a < b\n    heading: The b\n"))
+    write_results("tiny", "first", {"table1.tiny.a": 1.0, "table1.tiny.b": 2.0, "table1.tiny.b.low": 0.95})
+    write_results("other", "first", {"table1.other.a": 2.0, "table1.other.b": 1.0})
+    assert "<a href" not in claims_table().data
+    for pair in ("tiny", "other"):
+        (project / "book" / "runs" / pair).mkdir(parents=True)
+        (project / "book" / "runs" / pair / "first.ipynb").touch()
+    full = claims_table("tiny").data
+    about, tiny, other, big = (_cells(row) for row in full.splitlines()[1:5])
+    assert _plain(about[0]) == "A is &lt; B|order, Table 1|holds if a &lt; b|partly if a &lt; 1.1 * b"
+    assert tiny[0] == "tiny" and tiny[1].startswith("<b>holds</b>") and "partly if b were 0.95" in tiny[1]
+    assert tiny[1].endswith('<br><a href="../tiny/first.html#the-b">first: The b</a>')
+    assert tiny[2:] == ["a = 1<br>b = 2 [0.95, ]", ""]
+    assert other[0] == "other" and other[1].startswith("<b>does not hold</b>")
+    assert 'href="../other/first.html#the-b"' in other[1]
+    assert _plain(big[1]) == "not run|.venv/bin/stitch-book run --pair big.yml --chapter first"
+    assert big[2:] == ["", "<b>does not hold</b><br>a = 3<br>b = 2 [1.9, 2.1]"]
+    assert full == claims_table("tiny").data
+    here = claims_table("tiny", chapter="first").data
+    assert '<a href="#the-b">' in here and '<a href="../other/first.html#the-b">' in here
+
+
+def test_claims_at_a_glance_have_a_row_each(project):
+    write_results("tiny", "first", {"table1.tiny.a": 1.0, "table1.tiny.b": 1.5})
+    write_results("other", "second", {"map.other.loss": 1.0})
+    short = claims_table("tiny", detail=False).data
+    assert re.findall(r"<th [^>]*>(.*?)</th>", short) == ["Claim", "tiny", "other", "Published"]
+    order, _ = (_cells(row) for row in short.splitlines()[1:3])
+    assert order[0] == "A is &lt; B" and order[1].startswith("<b>holds</b>") and "a = 1<br>b = 1.5" in order[1]
+    assert _plain(order[2]) == "not run|.venv/bin/stitch-book run --pair other.yml --chapter first"
+    assert order[3].startswith("big: <b>does not hold</b>") and "b = 2 [1.9, 2.1]" in order[3]
+
+
+def test_times_decide_but_are_not_shown(project):
+    path = project / "book" / "published.yml"
+    path.write_text(path.read_text().replace("    holds: a < b\n", "    holds: a < b\n    timed: true\n"))
+    write_results("tiny", "first", {"table1.tiny.a": 1.234, "table1.tiny.b": 2.345})
+    timed, plain = (_cells(claims_table("tiny").data.splitlines()[row]) for row in (2, 5))
+    assert timed[1].startswith("<b>holds</b>") and _plain(timed[2]) == "times, in results"
+    assert _plain(plain[2]) == "a = 1.234|b = 2.345"
+    assert "1.234" not in _cells(claims_table("tiny", detail=False).data.splitlines()[1])[1]
+
+
+def test_a_run_without_a_number_says_which_it_lacks(project):
+    write_results("tiny", "first", {"table1.tiny.a": 1.0}, parameters={"scale": "default"})
+    row = _cells(claims_table("tiny").data.splitlines()[2])
+    assert _plain(row[1]) == "not run|the run at scale default gave no table1.tiny.b"
+
+
+def test_claims_table_keeps_the_claims_of_one_chapter(project):
+    with (project / "book" / "published.yml").open("a", encoding="utf-8") as file:
+        file.write(ANOTHER_CLAIM)
+    assert _claims(claims_table()) == ["A is &lt; B", "B is twice A", "C is low"]
+    assert _claims(claims_table(chapter="first")) == ["A is &lt; B", "B is twice A"]
+    assert _claims(claims_table("tiny", chapter="second")) == ["C is low"]
+    assert _claims(claims_table(chapter="third")) == []
+
+
+def test_claims_table_keeps_what_some_pair_has_run(project):
+    with (project / "book" / "published.yml").open("a", encoding="utf-8") as file:
+        file.write(ANOTHER_CLAIM)
+    assert _claims(claims_table(only_run=True)) == []  # what was published only has not been run
+    write_results("tiny", "first", {"table1.tiny.a": 1.0})
+    assert _claims(claims_table(only_run=True)) == []  # half of what a claim needs
+    write_results("other", "second", {"map.other.loss": 2.0})
+    assert _claims(claims_table(only_run=True)) == ["C is low"]
+    assert "<b>not run</b>" in claims_table(only_run=True).data
+    write_results("tiny", "first", {"table1.tiny.a": 1.0, "table1.tiny.b": 2.0})
+    assert _claims(claims_table(only_run=True)) == ["A is &lt; B", "B is twice A", "C is low"]
+    assert _claims(claims_table(only_run=True, chapter="first")) == ["A is &lt; B", "B is twice A"]
+
+
+def test_counts_and_status_tables(project):
+    numbers = {"table1.tiny.a": 1.0, "table1.tiny.b": 1.5, "table1.tiny.b.low": 0.9, "table1.tiny.b.high": 1.9}
+    write_results("tiny", "first", numbers, parameters={"scale": "smoke"})
+    counts = _cells(verdict_counts("tiny").data)
+    assert counts == ["tiny", "smoke", "1", "0", "1", "0", "1"]
+    status = [_cells(row) for row in status_table("tiny").data.splitlines()[1:]]
+    assert status[0] == ["t1", "a &lt; b &amp; c", "2", "first"]
+    assert _plain(status[1][3]) == "not run: .venv/bin/stitch-book run --pair tiny --chapter second"
+    assert status[2][3] == "schematic"
+
+
+@pytest.mark.parametrize("page", ["claims", "index"])
+def test_the_summaries_run_on_the_reference_results(project, page):
+    shutil.copy(REPOSITORY / "book" / "published.yml", project / "book" / "published.yml")
+    shutil.copytree(REPOSITORY / "tests" / "reference" / "results", project / "results")
+    notebook = jupytext.read(REPOSITORY / "book" / f"{page}.md")
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert "parameters" in cells[0].metadata["tags"]
+    assert all("hide-input" in cell.metadata["tags"] for cell in cells)
+    space, shown = {}, ""
+    for cell in cells:
+        exec(cell.source, space)
+        if cell is not cells[0]:
+            shown += eval(cell.source.splitlines()[-1], space).data
+    assert all(f">{verdict}<" in shown for verdict in VERDICTS)
+    lack = "the run at scale smoke gave no figure1c.tiny.smallest.saved|.venv/bin/stitch-book run --pair tiny"
+    assert (page == "claims") == (lack in _plain(shown))
+    assert (space["pair"], space["scale"], space["seed"]) == ("tiny", "default", 0)
+    assert notebook.metadata["kernelspec"]["name"] == "python3"
+
+
+def test_labels_choose_name_and_order_rows_and_increases_are_percentages(project):
+    write_results("tiny", "first", {"table1.tiny.b": 2.0, "table1.tiny.a": 3.0, "table1.tiny.a.increase": 0.271})
+    frame = beside("tiny", "table1", labels={"a.increase": "change", "b": "B itself"})
+    assert list(frame.index) == ["change", "B itself"]
+    assert list(frame["tiny"]) == ["+27.1%", "2"]
+
+
+def test_every_pair_with_its_pages_or_the_command_that_makes_them(project):
+    rows = [(cells[0], _plain(cells[2])) for row in runs_table().data.splitlines()[1:-1] if (cells := _cells(row))]
+    assert rows[0][0] == "tiny" and {"pythia", "gpt2", "gemma", "gemma-it"} < {name for name, _ in rows}
+    assert all(said.endswith(f"stitch-book run --pair {name}") for name, said in rows)
+    for pair, stand_in in (("pythia", True), ("mine", False)):
+        (project / "book" / "runs" / pair).mkdir(parents=True)
+        (project / "book" / "runs" / pair / "first.ipynb").touch()
+        write_results(pair, "first", {f"table1.{pair}.a": 1.0}, parameters={"stand_in": stand_in})
+    (project / "book" / "runs" / "gpt2").mkdir()
+    (project / "book" / "runs" / "gpt2" / "carry.ipynb").touch()  # which writes no results
+    table = runs_table().data
+    assert '<a href="../gpt2/carry.html">carry</a></td>' in table
+    assert '<a href="../mine/first.html">first</a></td>' in table
+    assert '<a href="../pythia/first.html">first</a> (random weights: no results)' in table
+
+
+def test_a_notice_only_where_weights_are_random():
+    assert stand_in_notice(False) is None
+    assert "untrained stand-ins" in stand_in_notice(True).data

@@ -1,0 +1,581 @@
+"""The world's documents, requests and parallel sentences, and the training script on a tiny scale."""
+
+import ast
+import collections
+import functools
+import itertools
+import json
+import math
+import os
+import random
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from langdetect import DetectorFactory, detect
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import stitch_utils.data.embedded
+from stitch_utils.data.embedded.frames import TOPICS, gender_of, labels_of
+from stitch_utils.data.embedded.grammar import LANGUAGES, Noun, load_concepts, load_lexicon, realise
+from stitch_utils.data.embedded.world import (
+    ASSISTANT,
+    ELSEWHERE,
+    END,
+    FACT_KINDS,
+    FORMATS,
+    INSTRUCTIONS,
+    N_PEOPLE,
+    SHARES,
+    USER,
+    augmented_sentences,
+    cities,
+    documents,
+    labelled_sentences,
+    parallel_sentences,
+    people,
+    requests,
+    sentence_frames,
+    story_frames,
+)
+from tools.train_pair import TrainingConfig, pack, train_pair, train_tokenizer
+
+ROOT = Path(__file__).parents[3]
+TOKENIZER = Path(stitch_utils.data.embedded.__file__).parent / "tiny-a"
+DetectorFactory.seed = 0
+in_every_language = pytest.mark.parametrize("language", LANGUAGES)
+
+
+@functools.cache
+def stream():
+    """The first 3000 documents of one seed."""
+    return tuple(documents("test", stop=3000))
+
+
+# --- documents -------------------------------------------------------------------------------------------------------
+
+
+def test_documents_depend_on_seed_and_number_alone():
+    assert list(documents("test", start=40, stop=60)) == list(stream()[40:60])
+    assert list(itertools.islice(documents("test", start=2990), 10)) == list(stream()[2990:])
+    assert list(documents("test", stop=20)) != list(documents("other", stop=20))
+    assert list(documents(1, stop=5)) == list(documents("1", stop=5))
+    assert list(documents("test", start=5, stop=5)) == []
+
+
+def test_documents_are_the_same_in_another_process():
+    code = "from stitch_utils.data.embedded.world import documents; print([d.text for d in documents('test', stop=50)])"
+    for hash_seed in ("1", "2"):
+        environment = os.environ | {"PYTHONHASHSEED": hash_seed, "PYTHONUTF8": "1"}
+        ran = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, check=True, encoding="utf-8"
+        )
+        assert ast.literal_eval(ran.stdout) == [document.text for document in stream()[:50]]
+
+
+def test_documents_differ_from_each_other():
+    texts = [document.text for document in stream()]
+    assert len(set(texts)) > 0.995 * len(texts)
+    assert all(document.text == document.text.strip() or document.language == "code" for document in stream())
+
+
+def test_shares_of_languages_and_formats():
+    assert list(SHARES) == [*LANGUAGES, "code"]
+    assert sum(SHARES.values()) == pytest.approx(1)
+    assert 0.35 < SHARES["en"] < 0.42 and 0.015 < SHARES["hu"] < 0.025
+    falling = [SHARES[language] for language in LANGUAGES]
+    assert falling == sorted(falling, reverse=True) and len(set(falling)) == len(LANGUAGES)
+
+    def close(count, n, share):
+        return abs(count / n - share) < 4 * math.sqrt(share * (1 - share) / n)
+
+    assert close(sum(document.language == "code" for document in stream()), len(stream()), SHARES["code"])
+    # Requests are counted under the language of their answer, which may be another: left out here.
+    told = [document.language for document in stream() if document.format not in ("request", "code")]
+    for language in LANGUAGES:
+        assert close(told.count(language), len(told), SHARES[language] / (1 - SHARES["code"])), language
+    formats = collections.Counter(document.format for document in stream() if document.language != "code")
+    for name, weight in FORMATS.items():
+        assert close(formats[name], formats.total(), weight / sum(FORMATS.values())), name
+    assert {document.labels["topic"] for document in stream()} == set(TOPICS)
+
+
+def test_language_and_format_can_be_fixed():
+    for language, format in (("fi", "list"), ("hu", "quotes"), ("pt", "record")):
+        for document in documents("fixed", stop=20, language=language, format=format):
+            assert (document.language, document.format) == (language, format)
+            lines = document.text.split("\n")
+            if format == "list":
+                assert len(lines) >= 4 and all(re.fullmatch(r"- \w.*[.!?]", line) for line in lines)
+            elif format == "quotes":
+                assert len(lines) >= 4 and all(re.fullmatch(r'"[^"]+[.!?]"', line) for line in lines)
+            else:
+                assert len(lines) >= 2 and all(isinstance(json.loads(line), dict) for line in lines)
+
+
+def test_two_languages_take_turns_line_by_line():
+    names, second = re.compile("|".join(people())), collections.Counter()
+    for document in documents("turns", stop=60, language="fr", format="bilingual"):
+        lines = document.text.split("\n")
+        assert len(lines) in (6, 8, 10, 12) and document.language == "fr"
+        assert [set(names.findall(line)) for line in lines[::2]] == [set(names.findall(line)) for line in lines[1::2]]
+        assert detect(" ".join(lines[::2])) == "fr"
+        second[detect(" ".join(lines[1::2]))] += 1
+    assert set(second) == set(LANGUAGES) - {"fr"}
+
+
+def test_some_bare_requests_are_answered_in_another_language():
+    bare = [
+        document
+        for document in documents("elsewhere", stop=900, language="en", format="request")
+        if document.labels["instruction"] == "none"
+    ]
+    others = [document for document in bare if document.language != "en"]
+    assert abs(len(others) / len(bare) - ELSEWHERE) < 4 * math.sqrt(ELSEWHERE * (1 - ELSEWHERE) / len(bare))
+    assert {document.language for document in others} == set(LANGUAGES) - {"en"}
+    answers = [re.split(rf"{re.escape(ASSISTANT)}|\n", document.text)[1] for document in others]
+    assert np.mean([detect(a) == document.language for a, document in zip(answers, others)]) >= 0.95
+
+
+def test_no_document_has_gaps_or_unfilled_slots():
+    for document in stream():
+        # Python and JSON have braces of their own.
+        if document.format not in ("code", "record") and document.labels.get("instruction") != "json":
+            text = re.sub(r"<\|\w+\|>", "\n", document.text)
+            assert not re.search(r"[{}|~]|  | [.,?!]|\bNone\b", text), text
+
+
+@in_every_language
+def test_records_are_json_without_gaps(language):
+    keys = list(load_lexicon(language).json_keys.values())
+    for document in documents("records", stop=60, language=language, format="record"):
+        for line in document.text.split("\n"):
+            record = json.loads(line)
+            assert list(record) == keys
+            assert all(value.strip() == value != "" and "  " not in value for value in record.values()), line
+
+
+def test_hungarian_records_put_the_preverb_before_the_auxiliary():
+    key = load_lexicon("hu").json_keys["does"]
+    for document in documents("records", stop=60, language="hu", format="record"):
+        for line in document.text.split("\n"):
+            # "meg fogja sütni", "látni fogja": never "fogja sütni meg", "fogja  látni".
+            assert not json.loads(line)[key].startswith("fog"), line
+
+
+def test_reviews_are_of_one_mind():
+    kinds, english = load_concepts()["adjectives"], load_lexicon("en").adjectives
+    words = {
+        sign: {english[adjective]["x"] for kind in ("thing", "person") for adjective in kinds[f"{kind}_{sign}"]}
+        for sign in ("positive", "negative")
+    }
+    seen = collections.Counter()
+    for document in documents("reviews", stop=150, language="en", format="review"):
+        spoken = set(re.findall(r"\w+", document.text))
+        sentiment = document.labels["sentiment"]
+        seen[sentiment] += bool(spoken & words[sentiment])
+        assert not spoken & words["negative" if sentiment == "positive" else "positive"], document.text
+        assert not re.search(r"\bwill\b", document.text)
+    assert min(seen["positive"], seen["negative"]) > 40
+
+
+def test_a_story_with_a_tense_is_told_in_it_throughout():
+    stories = [
+        story for story in documents("tenses", stop=150, language="en", format="story") if "tense" in story.labels
+    ]
+    assert len(stories) > 100
+    for document in stories:
+        sentences = re.findall(r"[^.!?]+[.!?]", document.text)
+        assert {"will" in sentence.lower().split() for sentence in sentences} == {document.labels["tense"] == "fut"}
+
+
+def test_code_parses_and_shows_every_kind_of_statement():
+    nodes, names = set(), set()
+    for document in documents("code", stop=200, language="code"):
+        assert document.language == document.format == "code"
+        tree = ast.parse(document.text)
+        assert tree.body
+        nodes |= {type(node) for node in ast.walk(tree)}
+        names |= {node.name.split("_")[0] for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+        for name in (node.name for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.ClassDef))):
+            assert name.isidentifier()
+    assert {ast.FunctionDef, ast.ClassDef, ast.For, ast.If, ast.Return, ast.Lambda, ast.Raise, ast.Dict} <= nodes
+    assert {"total", "find", "count", "sort", "average", "is"} <= names
+
+
+# --- facts -----------------------------------------------------------------------------------------------------------
+
+
+def test_everybody_has_one_set_of_facts():
+    # Drawn afresh, without the cache.
+    assert people.__wrapped__() == people() and cities.__wrapped__() == cities()
+    assert len(people()) == N_PEOPLE
+    assert set(cities()) == set(load_concepts()["cities"])
+    for name, facts in people().items():
+        assert set(facts) == set(FACT_KINDS)
+        assert all(fact.name == name and fact.kind == kind for kind, fact in facts.items())
+        assert facts["friend"].name2 in people() and facts["friend"].name2 != name
+        assert facts["lives"].city in cities() and 18 <= facts["age"].number < 90
+    assert {gender_of(name) for name in people()} == {"f", "m"}
+
+
+@in_every_language
+def test_who_lives_where_agrees_in_every_document(language):
+    template = re.escape(load_lexicon(language).facts["lives"])
+    pattern = template.replace(r"\{N\}", r"(\w+ \w+)").replace(r"\{C\}", r"(\w+?)")
+    homes, count = collections.defaultdict(set), 0
+    for format in ("facts", "questions"):
+        for document in documents("homes", stop=250, language=language, format=format):
+            for name, city in re.findall(pattern, document.text):
+                homes[name].add(city)
+                count += 1
+    assert count > len(homes) > 100
+    for name, found in homes.items():
+        assert found == {people()[name]["lives"].city}, name
+
+
+def test_english_facts_are_those_of_the_world():
+    phrases = load_lexicon("en").phrases
+    patterns = {
+        "age": (r"(\w+ \w+) is (\d+) years old\.", lambda fact: str(fact.number)),
+        "friend": (r"The best friend of (\w+ \w+) is (\w+ \w+)\.", lambda fact: fact.name2),
+        "works": (r"(\w+ \w+) works ([^.]+)\.", lambda fact: phrases[fact.place]),
+        "colour": (r"The favourite colour of (\w+ \w+) is (\w+)\.", lambda fact: phrases[fact.colour]),
+    }
+    texts = [document.text for document in stream() if document.language == "en"]
+    for kind, (pattern, value) in patterns.items():
+        found = [match for text in texts for match in re.findall(pattern, text)]
+        assert len(found) > 50, kind
+        assert all(said == value(people()[name][kind]) for name, said in found), kind
+    bridges = [match for text in texts for match in re.findall(r"The city of (\w+) has (\d+) bridges\.", text)]
+    assert len(bridges) > 20 and all(int(number) == cities()[city].number for city, number in bridges)
+
+
+def test_questions_are_followed_by_their_answer():
+    whose = re.compile("|".join(people()))
+    for document in documents("questions", stop=80, language="en", format="questions"):
+        for line in document.text.split("\n"):
+            question, answer = re.fullmatch(r"([^?]+\?) ([^?]+\.)", line).groups()
+            if question.startswith(("Do ", "Does ", "Did ", "Will ")):
+                assert answer.startswith("Yes, ")
+                # The words of the question are all in the answer, the verb in another form.
+                asked, said = (re.findall(r"\w+", text) for text in (question, answer))
+                assert set(asked[1:]) - set(said) <= {asked[3]}, line
+            else:
+                assert whose.findall(question) == whose.findall(answer)[: len(whose.findall(question))], line
+
+
+# --- stories ---------------------------------------------------------------------------------------------------------
+
+
+def test_pronouns_agree_with_the_last_named_subject():
+    """A pronoun stands for the subject of its own sentence, or of the sentence before."""
+    whose = re.compile("|".join(people()))
+    expected = {"f": "she", "m": "he"}
+    checked = collections.Counter()
+    for document in documents("pronouns", stop=300, language="en", format="story"):
+        last = None
+        for sentence in re.findall(r"[^.!?]+[.!?]", document.text):
+            pronouns = {word.lower() for word in re.findall(r"\b(?:she|he|they)\b", sentence, re.IGNORECASE)}
+            if " says that " in sentence:
+                assert not pronouns
+                last = None
+                continue
+            names = whose.findall(sentence)
+            if names:
+                last = "they" if len(names) == 2 else expected[gender_of(names[0])]
+            elif not pronouns:
+                last = None
+            assert pronouns <= {last}, (sentence, document.text)
+            checked.update(pronouns)
+    assert min(checked["she"], checked["he"], checked["they"]) > 50
+
+
+def test_stories_return_to_their_people_and_things():
+    repeated = []
+    for seed in range(60):
+        frames = story_frames(random.Random(seed), "farm", count=10)
+        named = {name for frame in frames if not isinstance(frame.subject, Noun) for name in frame.subject.names}
+        assert len(named) <= 2
+        # Four things take part in most of what happens; drawn freely, their share is 0.8.
+        things = collections.Counter(frame.object.concept for frame in frames if frame.object)
+        repeated.append(sum(count for _, count in things.most_common(4)) / things.total())
+    assert np.mean(repeated) > 0.87
+
+
+# --- requests --------------------------------------------------------------------------------------------------------
+
+
+@in_every_language
+@pytest.mark.parametrize("instruction", INSTRUCTIONS)
+def test_answers_follow_their_instruction(language, instruction):
+    lex = load_lexicon(language)
+    for index, request in enumerate(requests("asked", 24, language=language, instruction=instruction)):
+        answer = request.answer
+        assert (request.instruction, request.language) == (instruction, language)
+        assert request.topic == TOPICS[index % len(TOPICS)]
+        assert request.prompt[0] != " " and request.prompt[-1] in ".?"
+        assert not re.search(r"[{}]|  ", request.prompt + request.instruction_text)
+        assert (request.answer_language == language) == (instruction != "language")
+        match instruction:
+            case None:
+                assert request.instruction_text == ""
+                assert re.fullmatch(r"([¿¡]?[A-ZÀ-ÖØ-ÞȘȚ][^.!?]*[.!?]( |$)){3,6}", answer), answer
+            case "upper":
+                assert not any(letter.islower() for letter in answer) and any(letter.isupper() for letter in answer)
+            case "lower":
+                assert not any(letter.isupper() for letter in answer) and any(letter.islower() for letter in answer)
+            case "quotes":
+                assert re.fullmatch(r'"[^"]+[.!?]"', answer)
+            case "bullets":
+                lines = answer.split("\n")
+                assert 3 <= len(lines) <= 6 and all(re.fullmatch(r"- [^.!?]+[.!?]", line) for line in lines)
+            case "json":
+                record = json.loads(answer)
+                assert list(record) == [lex.json_keys[key] for key in ("who", "does", "what")]
+                assert record[lex.json_keys["who"]] in people() and all(record.values())
+            case "no_commas":
+                assert "," not in answer and answer[-1] in ".!?"
+            case "closing":
+                assert answer.endswith(f" {lex.closing}") and request.instruction_text.endswith(lex.closing)
+            case "language":
+                assert lex.language_names[request.answer_language] in request.instruction_text
+                assert load_lexicon(language).closing not in answer
+
+
+def test_answers_in_another_language_are_in_it():
+    right = []
+    for language in ("en", "de", "fi"):
+        answers = requests("foreign", 60, language=language, instruction="language")
+        right += [detect(request.answer) == request.answer_language for request in answers]
+        assert {request.answer_language for request in answers} == set(LANGUAGES) - {language}
+    assert np.mean(right) >= 0.95
+
+
+def test_answers_are_about_what_was_asked():
+    """A form of the thing stands in the prompt and in the answer."""
+    nouns, found = load_lexicon("en").nouns, 0
+    for request in requests("about", 100, language="en"):
+        things = [
+            thing
+            for thing in load_concepts()["topics"][request.topic]["objects"]
+            if re.search(rf"\b({nouns[thing]['sg']}|{nouns[thing]['pl']})\b", request.prompt)
+        ]
+        assert len(things) == 1
+        found += bool(re.search(rf"\b({nouns[things[0]]['sg']}|{nouns[things[0]]['pl']})\b", request.answer))
+    assert found == 100
+
+
+def test_requests_among_the_documents_are_chats_or_plain():
+    chats = 0
+    asked = [document for document in stream() if document.format == "request"]
+    counts = collections.Counter(document.labels["instruction"] for document in asked)
+    assert set(counts) == {kind or "none" for kind in INSTRUCTIONS}
+    for document in asked:
+        if document.text.startswith(USER):
+            prompt, answer = document.text.removeprefix(USER).removesuffix(END).split(ASSISTANT)
+            assert document.text.endswith(END) and prompt and answer
+            chats += 1
+        else:
+            assert "<|" not in document.text and "\n" in document.text
+    assert 0.6 < chats / len(asked) < 0.8
+
+
+# --- sentences for the experiments -----------------------------------------------------------------------------------
+
+
+@in_every_language
+def test_parallel_sentences_say_the_same(language):
+    pairs, frames = parallel_sentences("parallel", 60, language), sentence_frames("parallel", 60)
+    whose, lex = re.compile("|".join(people())), load_lexicon(language)
+    for (english, other), frame in zip(pairs, frames, strict=True):
+        assert (english, other) == (realise(frame, "en"), realise(frame, language))
+        assert whose.findall(other) == whose.findall(english)
+        assert other[-1] == english[-1]
+        assert (other == english) == (language == "en")
+        for noun in (frame.object, frame.object2):
+            if noun:
+                forms = [form for key, form in lex.nouns[noun.concept].items() if key != "class"]
+                assert any(form.lower() in other.lower() for form in forms), (other, noun)
+        for phrase in (frame.place, frame.time, frame.manner):
+            assert phrase is None or lex.phrases[phrase].lower() in other.lower()
+
+
+def test_parallel_sentences_have_one_english_side():
+    sides = {tuple(english for english, _ in parallel_sentences("one", 30, language)) for language in LANGUAGES}
+    assert len(sides) == 1
+    assert len(set(*sides)) >= 29
+
+
+def test_augmented_sentences_come_in_groups_of_other_topics():
+    groups = augmented_sentences("groups", 30, 4)
+    frames = sentence_frames("groups", 30)
+    assert groups == augmented_sentences("groups", 30, 4)
+    for group, frame in zip(groups, frames, strict=True):
+        assert len(group) == 5 and group[0] == realise(frame, "en")
+        assert group[0] not in group[1:]
+        assert {sentence[-1] for sentence in group} == {group[0][-1]}
+    # The original is the same however many versions follow it.
+    assert [group[0] for group in augmented_sentences("groups", 30, 1, language="en")] == [group[0] for group in groups]
+
+
+def test_labelled_sentences_carry_the_labels_of_their_frame():
+    frames = sentence_frames("labels", 40)
+    for (sentence, labels), frame in zip(labelled_sentences("labels", 40, "sv"), frames, strict=True):
+        assert sentence == realise(frame, "sv") and labels == labels_of(frame)
+
+
+# --- language detection ----------------------------------------------------------------------------------------------
+
+
+def beginning(text):
+    """The first 50 tokens; about as much at a word boundary while there is no trained tokenizer."""
+    if TOKENIZER.exists():
+        tokenizer = load_tokenizer()
+        return tokenizer.decode(tokenizer(text)["input_ids"][:50], skip_special_tokens=True)
+    return text if len(text) <= 180 else text[:181].rsplit(maxsplit=1)[0]
+
+
+@functools.cache
+def load_tokenizer():
+    return AutoTokenizer.from_pretrained(TOKENIZER)
+
+
+def test_short_beginnings_are_cut_at_a_word():
+    text = "word " * 60
+    assert text.startswith(beginning(text)) and beginning("A short text.") == "A short text."
+    assert beginning(text).split()[0] == "word" and len(beginning(text)) < len(text)
+
+
+@in_every_language
+def test_langdetect_names_the_language(language):
+    # Requests that are answered in another language hold two, as bilingual documents do: left out.
+    stream = (
+        document
+        for document in documents("detect", language=language)
+        if document.language == language and document.format != "bilingual"
+    )
+    right = 0
+    for document in itertools.islice(stream, 100):
+        # langdetect ignores words in capitals; only those are written small.
+        pieces = [piece.lower() if piece.isupper() else piece for piece in beginning(document.text).split()]
+        right += detect(" ".join(pieces)) == language
+    assert right >= 95
+
+
+# --- training --------------------------------------------------------------------------------------------------------
+
+MICRO = tuple(
+    TrainingConfig(
+        name,
+        seed=seed,
+        hidden_size=16,
+        n_layers=2,
+        n_heads=2,
+        learning_rate=1e-2,
+        tokens=15 * 8 * 64,
+        context=64,
+        batch_size=8,
+        warmup_steps=3,
+    )
+    for name, seed in (("micro-a", 1), ("micro-b", 2))
+)
+SCALE = {"n_documents": 240, "n_held_out": 20, "vocabulary": 512}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Two runs of the same training: (folder, report) of each."""
+    folders = [tmp_path_factory.mktemp(f"run{run}") for run in range(2)]
+    return [(folder, train_pair(folder, MICRO, **SCALE)) for folder in folders]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(trained):
+    return AutoTokenizer.from_pretrained(trained[0][0] / "micro-a")
+
+
+def test_training_twice_gives_the_same_models(trained):
+    (first, report), (second, again) = trained
+    for config in MICRO:
+        ours, theirs = report["models"][config.name], again["models"][config.name]
+        assert ours["held_out_loss"] == pytest.approx(theirs["held_out_loss"], abs=5e-4)
+        assert ours["train_loss"] == pytest.approx(theirs["train_loss"], abs=5e-4)
+        weights, repeated = (load_file(folder / config.name / "model.safetensors") for folder in (first, second))
+        assert weights.keys() == repeated.keys()
+        assert all(torch.allclose(weights[key], repeated[key], atol=1e-3) for key in weights)
+        assert {weight.dtype for weight in weights.values()} == {torch.float16}
+    a, b = (load_file(first / config.name / "model.safetensors")["gpt_neox.embed_in.weight"] for config in MICRO)
+    assert not torch.allclose(a, b, atol=1e-2)
+
+
+def test_training_reports_what_it_did(trained):
+    folder, report = trained[0]
+    assert json.loads((folder / "training.json").read_text()) == report
+    assert report["documents"] == 240 and report["vocabulary"] == 512
+    assert set(report["models"]) == {"micro-a", "micro-b"}
+    for config in MICRO:
+        model = report["models"][config.name]
+        assert model["steps"] == config.steps == 15
+        assert model["seed"] == config.seed and model["hidden_size"] == 16
+        assert model["held_out_loss"] < math.log(512) - 0.3  # learnt more than the size of the vocabulary
+        assert model["text_tokens"] % 63 == 0
+
+
+def test_saved_models_load_and_have_the_reported_loss(trained, tokenizer):
+    folder, report = trained[0]
+    held_out = [document.text for document in documents("held-out:0", stop=20)]
+    rows = torch.from_numpy(pack(tokenizer, held_out, 64).astype(np.int64))
+    for config in MICRO:
+        model = AutoModelForCausalLM.from_pretrained(folder / config.name, dtype=torch.float32).eval()
+        assert model.config.model_type == "gpt_neox" and model.config.num_hidden_layers == 2
+        assert sum(p.numel() for p in model.parameters()) == report["models"][config.name]["parameters"]
+        with torch.no_grad():
+            log_probabilities = model(rows).logits[:, :-1].log_softmax(-1)
+        surprise = -log_probabilities.gather(-1, rows[:, 1:, None])
+        assert surprise.mean().item() == pytest.approx(report["models"][config.name]["held_out_loss"], abs=2e-4)
+
+
+def test_the_chat_template_renders_turns(tokenizer):
+    turns = [
+        {"role": "user", "content": "Describe the boat."},
+        {"role": "assistant", "content": "The boat is old."},
+        {"role": "user", "content": "And the sail?"},
+    ]
+    text = tokenizer.apply_chat_template(turns, tokenize=False)
+    assert text == f"{USER}Describe the boat.{ASSISTANT}The boat is old.{END}{USER}And the sail?"
+    prompt = tokenizer.apply_chat_template(turns[:1], tokenize=False, add_generation_prompt=True)
+    assert prompt == f"{USER}Describe the boat.{ASSISTANT}"
+
+
+def test_the_tokenizer_keeps_every_text_and_its_special_tokens_whole(tokenizer):
+    for document in stream()[:200]:
+        assert tokenizer.decode(tokenizer(document.text)["input_ids"]) == document.text
+    for token in ("<|endoftext|>", USER, ASSISTANT, END):
+        assert len(tokenizer(token)["input_ids"]) == 1
+    assert tokenizer.bos_token == tokenizer.eos_token == "<|endoftext|>"
+    assert len(tokenizer) == 512
+
+
+def test_packed_rows_begin_with_end_of_text_and_lose_less_than_a_row():
+    texts = [document.text for document in stream()[:60]]
+    tokenizer = train_tokenizer(texts, 300)
+    end = tokenizer.eos_token_id
+    expected = [token for text in texts for token in [*tokenizer.encode(text, add_special_tokens=False), end]]
+    for context in (16, 50, 256):
+        rows = pack(tokenizer, texts, context)
+        assert rows.shape[1] == context and rows.dtype == np.uint16
+        assert (rows[:, 0] == end).all()
+        kept = rows[:, 1:].reshape(-1).tolist()
+        assert kept == expected[: len(kept)]
+        assert 0 <= len(expected) - len(kept) < context - 1
+
+
+def test_a_width_that_the_heads_do_not_divide_is_refused():
+    with pytest.raises(ValueError, match="hidden_size 10 is not a multiple of n_heads 4"):
+        TrainingConfig("odd", seed=0, hidden_size=10, n_layers=1, n_heads=4, learning_rate=1e-3, tokens=1000)

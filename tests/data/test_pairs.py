@@ -1,0 +1,199 @@
+"""Pair files: what comes with the package is sound, and what is wrong with a user's file is said."""
+
+import shutil
+
+import pytest
+import yaml
+
+from stitch_utils.data.hub import HubBusy, HubError
+from stitch_utils.data.pairs import PAIRS_FOLDER, SCALES, AugmenterRef, blaming, load_pair
+from stitch_utils.data.text import read_documents
+from stitch_utils.models.language_model import check_pair, load_models
+
+
+def tiny():
+    return yaml.safe_load((PAIRS_FOLDER / "tiny.yml").read_text())
+
+
+MINIMAL = """
+name: mine
+a: {model: models/a, layer: 1}
+b: {model: models/b}
+text: story.txt
+"""
+
+
+def write(tmp_path, data):
+    path = tmp_path / "mine.yml"
+    path.write_text(yaml.safe_dump(data))
+    return path
+
+
+@pytest.mark.parametrize("path", sorted(PAIRS_FOLDER.glob("*.yml")), ids=lambda path: path.stem)
+def test_every_pair_of_the_package(path):
+    pair = load_pair(path.stem)
+    assert pair.name == path.stem
+    sizes = [pair.scale(scale) for scale in SCALES]
+    assert sizes[0].train_tokens <= sizes[1].train_tokens <= sizes[2].train_tokens
+
+
+def test_a_file_of_ones_own(tmp_path, random_folders):
+    data = tiny() | {
+        "name": "mine",
+        "a": {"model": str(random_folders / "a"), "layer": 1},
+        "b": {"model": str(random_folders / "b"), "layer": 2},
+        "context": 32,
+    }
+    pair = load_pair(write(tmp_path, data))
+    model_a, model_b = load_models(pair)
+    assert pair.name == "mine" and (model_a.n_layers, model_b.n_layers) == (3, 4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dtype": "int4"}, "unknown dtype 'int4': expected one of float32"),
+        ({"rows": "loose"}, "unknown rows 'loose': expected document or packed"),
+        ({"threads": -1}, "threads must be a number of threads, or 0: got -1"),
+        ({"strength": -1}, "strength must be a positive number, or 0 to choose one: got -1"),
+        ({"strength": "mean"}, "strength must be a positive number, or 0 to choose one: got 'mean'"),
+        ({"name": 160}, "name is no text but 160: expected it in quotation marks"),
+        ({"context": 1}, "context must be at least 2: got 1"),
+        ({"colour": "red"}, "ModelPair: unknown colour; expected name, title"),
+        (
+            {"text": {"train": {"source": "world", "name": "x"}}, "txt": 1},
+            "the entry 'evaluation' is missing, and 'txt' is none that is known",
+        ),
+        ({"a": {"layer": 1}}, "ModelRef: missing model; expected model, layer, revision"),
+        ({"a": {"model": "x"}}, "model a has no layer: expected the number of the block"),
+        ({"a": "x"}, "ModelRef: expected a mapping, got 'x'"),
+        (
+            {"augmenter": {"model": "x", "dtype": "int8"}},
+            "unknown dtype 'int8': expected one of float32",
+        ),
+        ({"augmenter": {"id": "x"}}, "AugmenterRef: unknown id; missing model; expected model, revision, dtype"),
+        ({"saes": {"c": {"format": "sparsify", "release": "x", "id": "y"}}}, "saes of unknown side c: expected a or b"),
+        ({"scales": {}}, "scales is empty: expected at least one, of smoke, default, paper"),
+        ({"scales": {"smoke": {"train_tokens": 0}}}, "missing adam_steps, batch_size"),
+        ({"text": {"train": {"source": "world", "name": "x"}}}, "the entry 'evaluation' is missing"),
+        ({"text": {key: {"source": "world", "name": "x"} for key in ("train", "evaluation")}}, "text are the same"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_said(tmp_path, change, message):
+    with pytest.raises(ValueError, match=message) as error:
+        load_pair(write(tmp_path, tiny() | change))
+    assert str(error.value).startswith("mine.yml: ")
+
+
+@pytest.fixture
+def own(tmp_path, random_folders):
+    """A minimal file with relative paths, beside two models and a text of 25 documents."""
+    shutil.copytree(random_folders, tmp_path / "models")
+    sentences = [f"The cook bakes cake number {number}, and the fish is big." for number in range(25)]
+    (tmp_path / "story.txt").write_text("\n\n".join(sentences))
+    (tmp_path / "mine.yml").write_text(MINIMAL)
+    return tmp_path / "mine.yml"
+
+
+def test_the_least_that_a_file_must_say(own, monkeypatch):
+    monkeypatch.chdir(own.parent.parent)  # paths count from the file, wherever the command is given
+    pair = load_pair(own)
+    assert (pair.title, pair.b.layer, pair.dtype, pair.rows) == ("mine", None, "float32", "document")
+    assert [pair.a.model, pair.b.model] == [str(own.parent / "models" / side) for side in "ab"]
+    assert set(pair.scales) == set(SCALES)
+    train, evaluation = (list(read_documents(text)) for text in (pair.train, pair.evaluation))
+    assert [text.split()[5] for text in evaluation] == ["9,", "19,"], "every tenth document is kept for evaluation"
+    assert len(train) == 23 and not set(train) & set(evaluation)
+
+
+def test_a_hub_dataset_by_its_name_alone(own):
+    own.write_text(MINIMAL.replace("story.txt", "someone/stories"))
+    pair = load_pair(own)
+    assert (pair.train.source, pair.train.name, pair.train.held_out) == ("hub", "someone/stories", False)
+
+
+def test_a_file_of_another_kind_is_not_sought_on_the_hub(own):
+    (own.parent / "story.json").write_text('["Once upon a time."]')
+    own.write_text(MINIMAL.replace("story.txt", "story.json"))
+    with pytest.raises(ValueError, match=r"story\.json' is not of a known kind: expected \.txt, \.jsonl or \.parquet"):
+        list(read_documents(load_pair(own).train))
+
+
+def test_text_of_too_few_documents(own):
+    (own.parent / "story.txt").write_text("One.\n\nTwo.")
+    with pytest.raises(ValueError, match="has 2 documents that are not empty: every tenth is kept for evaluation"):
+        list(read_documents(load_pair(own).evaluation))
+
+
+def test_what_a_model_lacks_names_the_pair_and_its_file(own):
+    with pytest.raises(ValueError, match=r"pair 'mine' \(.*mine\.yml\), model a: .*reads 48 tokens at most"):
+        check_pair(load_pair(own))
+    own.write_text(MINIMAL.replace("models/b", "models/nowhere/c") + "context: 32\n")
+    with pytest.raises(ValueError, match=r"pair 'mine' .*, model b: 'models/nowhere/c' is no folder .* and no Hub id"):
+        check_pair(load_pair(own))
+
+
+@pytest.mark.parametrize("kind", [HubError, HubBusy])
+def test_what_the_hub_does_not_give_is_told_with_the_pair_and_stays_of_its_kind(kind):
+    with pytest.raises(ValueError) as error, blaming(load_pair("gpt2"), "text"):
+        raise kind("dataset 'a/b' could not be had")
+    assert type(error.value) is kind
+    assert str(error.value) == "pair 'gpt2' (stitch_utils/data/pairs/gpt2.yml), text: dataset 'a/b' could not be had"
+
+
+def test_an_augmenter_is_a_model_beside_the_file_or_on_the_hub(own):
+    own.write_text(MINIMAL + "augmenter: {model: google/gemma-2-9b-it}\n")
+    assert load_pair(own).augmenter == AugmenterRef("google/gemma-2-9b-it", None, "bfloat16")
+    own.write_text(MINIMAL + "augmenter: {model: models/a, revision: v1, dtype: float32}\n")
+    assert load_pair(own).augmenter == AugmenterRef(str(own.parent / "models" / "a"), "v1", "float32")
+    assert load_pair("gpt2").augmenter.model == "google/gemma-2-9b-it" and load_pair("tiny").augmenter is None
+
+
+def test_the_pairs_of_the_paper():
+    """Table 1 and App. A, written out."""
+    said = {
+        "pythia": ("EleutherAI/pythia-70m-deduped", 3, "EleutherAI/pythia-160m-deduped", 4, 512),
+        "gpt2": ("openai-community/gpt2", 6, "openai-community/gpt2-medium", 10, 512),
+        "gemma": ("google/gemma-2-2b", 20, "google/gemma-2-9b", 33, 128),
+        "gemma-it": ("google/gemma-2-2b-it", 20, "google/gemma-2-9b-it", 33, 128),
+    }
+    for name, expected in said.items():
+        pair = load_pair(name)
+        assert (pair.a.model, pair.a.layer, pair.b.model, pair.b.layer, pair.context) == expected
+        assert pair.scale("paper").train_tokens == 180_000 * pair.context
+        assert (pair.train.take, pair.evaluation.skip, pair.evaluation.take) == (180_000, 180_000, 1_000)
+        assert pair.file == f"stitch_utils/data/pairs/{name}.yml"
+
+
+def test_unknown_names(tmp_path):
+    with pytest.raises(ValueError, match=r"unknown pair 'gpt5': known are .*tiny"):
+        load_pair("gpt5")
+    with pytest.raises(ValueError, match=r"unknown pair .*: there is no file '.*none\.yml'"):
+        load_pair(tmp_path / "none.yml")
+    with pytest.raises(ValueError, match="unknown scale 'huge' for pair 'tiny': known are smoke, default, paper"):
+        load_pair("tiny").scale("huge")
+
+
+def test_a_layer_that_a_model_does_not_have(tmp_path, random_folders):
+    data = tiny() | {
+        "a": {"model": str(random_folders / "a"), "layer": 3},
+        "b": {"model": str(random_folders / "b"), "layer": 2},
+    }
+    with pytest.raises(ValueError, match=r"layer 3 of .* does not exist: it has 3 layers \(0-2\)"):
+        load_models(load_pair(write(tmp_path, data)))
+
+
+def test_tokenizers_that_differ(tmp_path, random_folders):
+    from tools.train_pair import TrainingConfig, build_model, save_model, train_tokenizer
+
+    tokenizer = train_tokenizer(["entirely different text, and no more of it"] * 3, 300)
+    save_model(
+        build_model(TrainingConfig("c", 1, 16, 2, 2, 1e-3, 100, context=16), tokenizer), tokenizer, tmp_path / "c"
+    )
+    data = tiny() | {
+        "context": 16,
+        "a": {"model": str(random_folders / "a"), "layer": 1},
+        "b": {"model": str(tmp_path / "c"), "layer": 1},
+    }
+    with pytest.raises(ValueError, match=r"tokenizers of .* differ .*: both models must read the same tokens"):
+        load_models(load_pair(write(tmp_path, data)))

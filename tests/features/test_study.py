@@ -1,0 +1,204 @@
+"""The study of section 5 as a whole: what its numbers are numbers of, and that the claims find theirs."""
+
+import dataclasses
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from scipy import stats
+from toy_saes import make_sae
+
+from stitch_utils.book.figures import features as feature_plots
+from stitch_utils.data.embedded.world import augmented_sentences
+from stitch_utils.data.pairs import load_pair
+from stitch_utils.features import study as feature_study
+from stitch_utils.features.known_words import KnownWords, recovery
+from stitch_utils.features.rewriting import RewritingConfig, augmented_groups, broken_rules
+from stitch_utils.features.structure import classify, feature_presence
+from stitch_utils.features.study import FeatureStudy, FeatureStudyConfig, feature_study_config, study_features
+from stitch_utils.models.harvest import evaluation_batches
+from stitch_utils.models.language_model import load_models
+from stitch_utils.stitching.pair import pair_moments
+from stitch_utils.stitching.stitch import fit_exact
+
+LAYERS = (1, 2)
+CONFIG = FeatureStudyConfig(
+    sentences=40,
+    versions=3,
+    share=0.3,
+    min_groups=2,
+    threshold=5.0,
+    min_fires=12,
+    contexts=2,
+    context_documents=6,
+    seed=3,
+)
+ROOT = Path(__file__).parents[2]
+
+
+class Run:
+    def __init__(self, path):
+        self.pair = load_pair(path)
+        self.models = load_models(self.pair)
+        self.moments = pair_moments(self.pair, self.models, LAYERS, scale="smoke")
+        self.stitch = fit_exact(self.moments)
+        self.saes = tuple(make_sae("topk", model.d_model, dtype="float32") for model in self.models)
+        with torch.no_grad():  # centred, so that many features fire
+            for sae, mean in zip(self.saes, (self.moments.mean_x, self.moments.mean_y)):
+                sae.b_enc.copy_(-mean.float() @ sae.W_enc)
+        self.study = study_features(
+            self.pair, self.models, LAYERS, self.saes, self.stitch, self.moments, CONFIG, scale="smoke"
+        )
+        self.numbers = self.study.numbers("mine")
+
+
+@pytest.fixture
+def run(small_pair):
+    return Run(small_pair(sizes={"eval_documents": 40}))
+
+
+def test_the_numbers_are_those_of_the_classes(run):
+    groups = augmented_sentences("augmentation:3", 40, 3)
+    assert run.study.groups.groups == groups
+    for number, direction in enumerate(("up", "down")):
+        model, layer, sae = run.models[number], LAYERS[number], run.saes[number]
+        presence = feature_presence(model, layer, sae, groups, threshold=5)
+        assert (presence != feature_presence(model, layer, sae, groups)).any()
+        classes = classify(presence, share=0.3, min_groups=2)
+        result = run.study.correlations[direction]["transferred"]
+        fires = np.minimum(result.firing_rate, result.twin_firing_rate) * result.n_tokens
+        alive = (fires > 11.5) & np.isfinite(result.correlation)
+        start = f"figure4b.mine.{direction}"
+        for kind in ("structural", "semantic"):
+            some = getattr(classes, kind) & alive
+            assert some.sum() == run.numbers[f"{start}.{kind}.features"] > 0
+            assert run.numbers[f"{start}.{kind}.mean"] == pytest.approx(result.correlation[some].mean())
+            assert run.numbers[f"{start}.{kind}.spread"] == pytest.approx(result.correlation[some].std())
+            rates = result.firing_rate[some]
+            assert run.numbers[f"{start}.{kind}.rate"] == pytest.approx(np.median(rates))
+            spread = stats.bootstrap((rates,), np.median, method="percentile", n_resamples=999, rng=0)
+            for bound, expected in zip(("low", "high"), spread.confidence_interval):
+                found = run.numbers[f"{start}.{kind}.rate.{bound}"]
+                assert (rates <= found).mean() == pytest.approx((rates <= expected).mean(), abs=0.15)
+        difference = run.numbers[f"{start}.structural.mean"] - run.numbers[f"{start}.semantic.mean"]
+        assert run.numbers[f"{start}.all.mean"] == pytest.approx(difference)
+        start = f"figure14.mine.{direction}"
+        assert run.numbers[f"{start}.features"] == alive.sum()
+        assert run.numbers[f"{start}.left_out"] == len(alive) - alive.sum() > 0
+        assert run.numbers[f"{start}.transferred.median"] == pytest.approx(np.median(result.correlation[alive]))
+        random = run.study.correlations[direction]["random"].correlation[alive]
+        random = random[np.isfinite(random)]
+        assert run.numbers[f"{start}.random.mean"] == pytest.approx(random.mean())
+        assert run.study.random_band(direction) == pytest.approx(np.percentile(random, (5, 95)))
+        better = (result.correlation[alive] > np.quantile(random, 0.95)).mean()
+        assert run.numbers[f"{start}.better"] == pytest.approx(better)
+
+
+def test_words_are_recovered_from_all_groups_and_from_those_that_keep_the_structure(monkeypatch):
+    groups = augmented_groups(load_pair("tiny"), 40, 3, config=RewritingConfig(seed=3))
+    whole = [not any(broken_rules(group[0], version) for version in group[1:]) for group in groups.groups]
+    assert 5 < sum(whole) < 40
+    generator = np.random.default_rng(0)
+    presence = {way: generator.random((40, 4, 64)) < generator.uniform(0.5, 1, 64) for way in ("up", "down")}
+    known = KnownWords(generator.random(64), np.full(64, 20), 0.5)
+    monkeypatch.setattr(feature_study, "known_words", lambda model, layer, sae, sentences: known)
+    options = {"share": 0.3, "min_groups": 2}
+    few = dataclasses.replace(CONFIG, min_fires=21)  # than any word is known to make a feature fire
+    assert feature_study._recovered((0, 0), LAYERS, (0, 0), presence, groups, few, options)[0] == {"up": [], "down": []}
+    found = feature_study._recovered((0, 0), LAYERS, (0, 0), presence, groups, CONFIG, options)
+    monkeypatch.setattr(FeatureStudy, "_figure14", lambda *_: {})
+    monkeypatch.setattr(FeatureStudy, "_figure4b", lambda *_: {})
+    numbers = FeatureStudy(CONFIG, presence, groups, {}, {}, *found, {}).numbers("mine")
+    assert (numbers["recovery.mine.groups"], numbers["recovery.mine.kept_groups"]) == (40, sum(whole))
+    for way, name in itertools.product(("up", "down"), ("k", "kept")):
+        some = presence[way] if name == "k" else np.stack([one for one, good in zip(presence[way], whole) if good])
+        expected, start = recovery(some, known, seed=3, **options), f"recovery.mine.{way}"
+        assert [one.k for one in expected] == [1, 2, 3]
+        assert numbers[f"{start}.{'features' if name == 'k' else 'kept_features'}"] == 64
+        for one, measure in itertools.product(expected, ("auc", "balanced", "accuracy")):
+            assert getattr(one, measure).numbers(f"{start}.{name}_{one.k}.{measure}").items() <= numbers.items()
+    assert numbers["recovery.mine.up.k_3.auc"] != numbers["recovery.mine.up.kept_3.auc"]
+
+
+def test_contexts_are_of_the_model_that_they_are_named_after(run):
+    every = evaluation_batches(run.pair, run.pair.scale("smoke"), run.models[0].tokenizer)
+    batches = [batch for batch in every if batch.documents.min() < CONFIG.context_documents]
+    for direction, (source, target) in {"up": "ab", "down": "ba"}.items():
+        assert set(run.study.contexts[direction]) == {source, target}
+        side = "ab".index(source)
+        largest = max(
+            run.saes[side].encode(run.models[side].residuals(b.tokens, [LAYERS[side]])[LAYERS[side]])[b.mask].max()
+            for b in batches
+        )
+        shown = [text for texts in run.study.contexts[direction][source].values() for text in texts]
+        assert max(a for text in shown for _, a in text.tokens) == pytest.approx(largest.item(), rel=1e-4)
+
+
+def test_every_number_that_a_claim_needs_is_there(run):
+    claims = yaml.safe_load((ROOT / "book" / "published.yml").read_text(encoding="utf-8"))["claims"]
+    ours = [claim for claim in claims if claim["chapter"] == "feature_transfer"]
+    needed = {id.replace("{pair}", "mine") for claim in ours for id in claim["needs"].values()}
+    # three versions and a random model: the number after five, and what needs features of both kinds, may be missing
+    assert {id for id in needed if not id.startswith(("recovery.", "figure4b.mine.up.matched"))} <= set(run.numbers)
+    assert all(isinstance(value, int | float) and np.isfinite(value) for value in run.numbers.values())
+
+
+def test_a_random_stitch_across_which_nothing_fires(run):
+    silent = {
+        direction: twins
+        | {"random": twins["random"]._replace(correlation=np.full_like(twins["random"].correlation, np.nan))}
+        for direction, twins in run.study.correlations.items()
+    }
+    study = dataclasses.replace(run.study, correlations=silent)
+    numbers = study.numbers("mine")
+    assert set(run.numbers) - set(numbers) == {
+        id
+        for id in run.numbers
+        if id.startswith("figure14.") and any(part in id for part in (".random.", ".better", ".negative"))
+    }
+    band = study.random_band("up")
+    assert np.isnan(band).all()
+    feature_plots.class_densities({"up": {"structural": np.array([0.5, 0.6])}}, random={"up": band}).canvas.draw()
+
+
+def test_the_figures_show_what_they_are_given():
+    values = {"structural": np.array([0.52, 0.55, 0.95]), "semantic": np.array([-0.45, 0.15])}
+    figure = feature_plots.class_densities({"up": values}, random={"up": (-0.02, 0.03)})
+    below = figure.axes[1]
+    assert [text.get_text() for text in below.get_legend().get_texts()] == [
+        "structural (3)",
+        "semantic (2)",
+        "random stitch",
+    ]
+    shares = [patch for patch in figure.axes[0].patches if patch.get_height() > 0]
+    at = {(round(patch.get_x(), 2), round(patch.get_height(), 2)) for patch in shares}
+    assert {(-0.5, 1.0), (0.5, 1.0), (0.1, 1.0)} <= at
+    numbers = {(round(text.get_position()[0], 2), text.get_text()) for text in figure.axes[0].texts}
+    assert numbers == {(-0.45, "1"), (0.15, "1"), (0.55, "2"), (0.95, "1")}
+    figure = feature_plots.recovery_by_versions({"up": {"AUC": [(0.6, 0.5, 0.7), (0.8, 0.7, 0.9)]}})
+    line = figure.axes[0].containers[0][0]
+    assert (list(line.get_xdata()), list(line.get_ydata())) == ([1, 2], [0.6, 0.8])
+    four = {title: [(value, value, value)] for title, value in zip("abcd", (0.6, 0.7, 0.8, 0.9))}
+    lines = [container[0] for container in feature_plots.recovery_by_versions({"up": four}).axes[0].containers]
+    assert [line.get_linestyle() for line in lines] == ["-", "-", "--", "--"]
+    assert [line.get_color() for line in lines[:2]] == [line.get_color() for line in lines[2:]]
+    assert [line.get_ydata()[0] for line in lines] == [0.6, 0.7, 0.8, 0.9]
+
+
+def test_sizes():
+    pair = load_pair("tiny")
+    assert feature_study_config(pair, "default", seed=2, share=0.7) == FeatureStudyConfig(400, share=0.7, seed=2)
+    assert feature_study_config(pair, "smoke").sentences == 40
+    assert feature_study_config(pair, "smoke", min_groups=None, min_fires=3).min_groups == 2
+    assert feature_study_config(pair, "smoke", min_groups=4, threshold=0.5).min_groups == 4
+    for wrong in ({"min_groups": 0}, {"min_fires": 0}, {"threshold": -0.1}):
+        with pytest.raises(ValueError, match="expected min_groups >= 1, min_fires >= 1 and threshold >= 0"):
+            dataclasses.replace(CONFIG, **wrong)
+    assert feature_study_config(load_pair("gpt2"), "smoke").sentences == 4
+    with pytest.raises(ValueError, match="unknown scale 'huge'"):
+        feature_study_config(pair, "huge")
+    with pytest.raises(ValueError, match="at least one sentence"):
+        dataclasses.replace(CONFIG, sentences=0)

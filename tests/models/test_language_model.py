@@ -1,0 +1,168 @@
+"""The adapter against transformers itself, and the identities that splicing must keep."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, GPTNeoXForCausalLM
+
+from stitch_utils.data.hub import resolve
+from stitch_utils.models.language_model import load_model
+
+TOKENS = torch.tensor([[0, 17, 30, 44, 102, 7, 9, 250], [0, 5, 80, 81, 82, 83, 84, 85]])
+
+
+@pytest.fixture(scope="module")
+def reference(random_folders):
+    return GPTNeoXForCausalLM.from_pretrained(random_folders / "b", dtype=torch.float32, attn_implementation="eager")
+
+
+def test_logits_and_residuals_equal_transformers(random_models, reference):
+    model = random_models[1]
+    with torch.no_grad():
+        expected = reference(TOKENS, output_hidden_states=True)
+    torch.testing.assert_close(model.logits(TOKENS), expected.logits, rtol=0, atol=1e-5)
+    for layers in ([0, 1, 2, 3], [2], [3, 0]):
+        residuals = model.residuals(TOKENS, layers)
+        assert sorted(residuals) == sorted(layers)
+        for layer, residual in residuals.items():
+            torch.testing.assert_close(residual, expected.hidden_states[layer], rtol=0, atol=1e-5)
+
+
+def test_a_truncated_forward_does_not_run_the_blocks_behind(random_models):
+    model = random_models[1]
+    ran = []
+    with model.bridge.hooks(
+        fwd_hooks=[(f"blocks.{layer}.mlp.hook_out", lambda t, hook: ran.append(hook.name)) for layer in range(4)]
+    ):
+        model.residuals(TOKENS, [1])
+    assert len(ran) == 1, f"reading before block 1 needs block 0 alone, but these ran: {ran}"
+
+
+def test_cross_entropy_is_the_loss_of_transformers(random_models, reference):
+    ours = random_models[1].cross_entropy(TOKENS)
+    assert ours.shape == (2, 7)
+    with torch.no_grad():
+        assert ours.mean().item() == pytest.approx(reference(TOKENS, labels=TOKENS).loss.item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2])
+def test_replacing_a_residual_by_itself_changes_nothing(random_models, layer):
+    model = random_models[0]
+    residual = model.residuals(TOKENS, [layer])[layer]
+    spliced = model.cross_entropy(TOKENS, layer=layer, edit=lambda _: residual)
+    torch.testing.assert_close(spliced, model.cross_entropy(TOKENS), rtol=0, atol=1e-5)
+
+
+def test_replacing_a_residual_replaces_all_that_follows_from_it(random_models):
+    model = random_models[0]
+    other = model.residuals(TOKENS.flip(0), [2])[2]
+    spliced = model.logits(TOKENS, layer=2, edit=lambda _: other)
+    torch.testing.assert_close(spliced, model.logits(TOKENS.flip(0)), rtol=0, atol=1e-5)
+
+
+def test_an_edit_of_another_shape_is_refused(random_models):
+    with pytest.raises(ValueError, match=r"edit at layer 1 .* returned shape \(2, 8, 31\): expected \(2, 8, 32\)"):
+        random_models[0].logits(TOKENS, layer=1, edit=lambda residual: residual[..., :-1])
+
+
+def test_hooks_are_gone_after_an_edit(random_models):
+    model = random_models[0]
+    before = model.logits(TOKENS)
+    model.logits(TOKENS, layer=1, edit=torch.zeros_like)
+    assert torch.equal(model.logits(TOKENS), before)
+
+
+def test_generation_is_the_models_own_greedy_output(random_models, reference):
+    with torch.no_grad():
+        expected = TOKENS
+        for _ in range(6):  # no cache: the naive way
+            expected = torch.cat([expected, reference(expected).logits[:, -1:].argmax(-1)], dim=1)
+    assert torch.equal(random_models[1].generate(TOKENS, 6), expected[:, 8:])
+
+
+def test_edited_generation_equals_editing_every_full_forward(random_models):
+    model = random_models[1]
+    push = 3 * torch.linspace(-1, 1, model.d_model)
+    expected = TOKENS
+    for _ in range(6):
+        logits = model.logits(expected, layer=2, edit=lambda residual: residual + push)
+        expected = torch.cat([expected, logits[:, -1:].argmax(-1)], dim=1)
+    edited = model.generate(TOKENS, 6, layer=2, edit=lambda residual: residual + push)
+    assert torch.equal(edited, expected[:, 8:])
+    assert not torch.equal(edited, model.generate(TOKENS, 6)), "the edit must matter for this test to say anything"
+
+
+def test_sampling_is_seeded(random_models):
+    model = random_models[0]
+    draws = [model.generate(TOKENS, 8, temperature=1.0, seed=seed) for seed in (1, 1, 2)]
+    assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
+
+
+@pytest.mark.parametrize("layer", [3, -1, True])
+def test_a_layer_that_does_not_exist(random_models, layer):
+    with pytest.raises(ValueError, match=r"does not exist: it has 3 layers \(0-2\)"):
+        random_models[0].hook_name(layer)
+
+
+def test_wrong_dtype_and_wrong_places(random_folders, tmp_path):
+    with pytest.raises(ValueError, match="unknown dtype 'int8': expected one of float32, bfloat16, float16"):
+        load_model(str(random_folders / "a"), dtype="int8")
+    with pytest.raises(ValueError, match="no embedded model 'tiny-c'"):
+        resolve("embedded:tiny-c")
+    with pytest.raises(ValueError, match=r"config\.json was not found"):
+        resolve(str(tmp_path))
+
+
+def test_bfloat16_models_keep_their_precision(random_folders):
+    model = load_model(str(random_folders / "a"), dtype="bfloat16")
+    assert model.residuals(TOKENS, [1])[1].dtype == torch.bfloat16
+    assert model.cross_entropy(TOKENS).dtype == torch.float32
+
+
+@pytest.mark.parametrize("id", ["EleutherAI/pythia-160m-deduped", "openai-community/gpt2", "google/gemma-2-2b"])
+def test_every_architecture_of_the_paper_equals_transformers(hub_root, id):
+    folder = hub_root / "models" / id
+    model = load_model(str(folder))
+    reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    tokens = torch.randint(10, 200, (2, 24), generator=torch.Generator().manual_seed(0))  # longer than Gemma's window
+    with torch.no_grad():
+        expected = reference(tokens, output_hidden_states=True)
+    torch.testing.assert_close(model.logits(tokens), expected.logits, rtol=0, atol=1e-4)
+    layers = range(model.n_layers)
+    for layer, residual in model.residuals(tokens, layers).items():
+        torch.testing.assert_close(residual, expected.hidden_states[layer], rtol=1e-5, atol=1e-4)
+    if "gemma" in id:  # the caps must matter, or their absence would not show
+        reference.config.final_logit_softcapping = None
+        with torch.no_grad():
+            assert (reference(tokens).logits - expected.logits).abs().max() > 0.1
+
+
+THREADED = """
+import torch
+from stitch_utils.models.language_model import load_models
+from stitch_utils.data.pairs import load_pair
+
+load_models(load_pair("tiny"))
+generator = torch.Generator().manual_seed(0)
+x, w = (torch.randn(*shape, generator=generator) for shape in ((1024, 96), (96, 1024)))
+for _ in range(50):
+    w -= 1e-6 * x.T @ (x @ w)
+print(torch.get_num_threads(), w.double().sum().item().hex())
+"""
+
+
+def test_the_embedded_pair_is_rounded_alike_whatever_the_threads():
+    said = [
+        subprocess.run(
+            [sys.executable, "-c", THREADED],
+            env=os.environ | {"OMP_NUM_THREADS": threads},
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+        for threads in ("1", "3")
+    ]
+    assert said[0] == said[1] and said[0].startswith("2 ")

@@ -1,0 +1,190 @@
+"""Thresholds against a loop, the power law against scipy, numpy and laws that are known."""
+
+import numpy as np
+import pytest
+from scipy.stats import linregress
+
+from stitch_utils.saes.scaling import (
+    PowerLaw,
+    at_common_threshold,
+    crossing,
+    fit_power_law,
+    frontier,
+    frontier_law,
+    in_tokens,
+    saved,
+    savings,
+    share_that_saves,
+    threshold_cost,
+)
+from stitch_utils.saes.training import Curve
+from stitch_utils.utils.stats import Estimate, over_seeds
+
+
+def curve(training, flops_per_step, mse=(1.0, 0.5), every=None):
+    """A run with the given explained variance at each step, evaluated before training and at the end."""
+    n = len(training)
+    every = every or n
+    points = np.arange(0, n + 1, every)
+    return Curve(
+        steps=points,
+        tokens=points * 10,
+        flops=points * float(flops_per_step),
+        mse=np.array(mse),
+        explained_variance=1 - np.array(mse),
+        seconds=points * 0.1,
+        training_flops=np.arange(1, n + 1) * flops_per_step,
+        training_explained_variance=np.array(training, dtype=float),
+        cosine=np.ones(3),
+        dead=np.zeros(3, dtype=bool),
+    )
+
+
+def naive_threshold(training, flops_per_step, threshold, window):
+    for step in range(1, len(training) + 1):
+        last = training[max(0, step - window) : step]
+        if sum(last) / len(last) >= threshold:
+            return step * flops_per_step
+    return None
+
+
+@pytest.mark.parametrize("window", [1, 3, 8, 100])
+def test_thresholds_are_where_the_moving_average_first_reaches_them(window):
+    rng = np.random.default_rng(0)
+    training = np.linspace(0.1, 0.9, 40) + 0.2 * rng.normal(size=40)
+    found = []
+    for threshold in (-1.0, 0.3, 0.5, 0.7, 5.0):
+        found.append(threshold_cost(curve(training, 7.0), threshold, window=window))
+        assert found[-1] == naive_threshold(list(training), 7.0, threshold, window)
+    assert found[0] == 7 and found[-1] is None and None not in found[:2]
+
+
+def test_saved_counts_the_stitch():
+    stitch, scratch = curve([0.2, 0.6, 0.7], 10), curve([0.1, 0.2, 0.3, 0.65], 10)
+    assert saved(stitch, scratch, 0.6, window=1) == pytest.approx(1 - 20 / 40)
+    assert saved(stitch, scratch, 0.6, window=1, extra=30) == pytest.approx(1 - 50 / 40)
+    assert saved(stitch, scratch, 0.7, window=1) is None and saved(scratch, stitch, 0.7, window=1) is None
+
+
+def test_other_costs_are_counted_at_the_same_step():
+    """A step reads 10 tokens in 0.1 s; both runs reach 0.6, after 2 and after 4 steps."""
+    stitch, scratch = curve([0.2, 0.6, 0.7], 10), curve([0.1, 0.2, 0.3, 0.65], 10, every=2, mse=(1.0, 0.9, 0.5))
+    assert threshold_cost(scratch, 0.3, cost=in_tokens, window=1) == 30
+    assert saved(stitch, scratch, 0.6, cost=in_tokens, extra=5, window=1) == pytest.approx(1 - 25 / 40)
+    passes = saved(stitch, scratch, 0.6, cost=lambda run: run.training_flops + 3 * in_tokens(run), window=1)
+    assert passes == pytest.approx(1 - (20 + 60) / (40 + 120))
+
+
+def test_savings_are_those_of_each_seed_where_all_arrive():
+    stitch = [curve([0.2, 0.6, 0.8], 10), curve([0.6, 0.7, 0.9], 10)]
+    scratch = [curve([0.1, 0.2, 0.6], 10), curve([0.1, 0.6, 0.85], 10)]
+    found = savings(stitch, scratch, [0.5, 0.85], extra=2, window=1)
+    shares = [1 - 22 / 30, 1 - 12 / 20]
+    assert list(found) == [0.5], "the first seed never reaches 0.85"
+    assert found[0.5] == over_seeds(shares) and found[0.5].value == pytest.approx(np.mean(shares))
+
+
+def test_the_frontier_is_the_best_of_the_runs_within_each_budget():
+    small = curve([0.0] * 4, 10, mse=(9.0, 4.0, 3.0, 3.5, 2.5), every=1)
+    large = curve([0.0] * 4, 20, mse=(9.0, 5.0, 2.8, 1.5, 1.0), every=1)
+    np.testing.assert_array_equal(
+        frontier([small, large], [5, 10, 30, 40, 60, 1000]), [np.nan, 4.0, 3.0, 2.5, 1.5, 1.0]
+    )
+    np.testing.assert_array_equal(frontier([small, large], [12, 15, 25], extra_flops=5), [np.nan, 4.0, 3.0])
+
+
+def test_a_known_law_is_found_exactly():
+    """Table 4, pythia-160m-deduped from scratch."""
+    flops = np.logspace(14, 17, 12)
+    law = fit_power_law(flops, 41.2 * flops**-0.16)
+    assert law.coefficient == pytest.approx((41.2, 41.2, 41.2), rel=1e-9)
+    assert law.exponent == pytest.approx((0.16, 0.16, 0.16), rel=1e-9)
+    np.testing.assert_allclose(law(flops), 41.2 * flops**-0.16)
+
+
+def test_a_noisy_law_is_that_of_scipy_and_the_interval_is_that_of_theory():
+    rng = np.random.default_rng(1)
+    flops = np.logspace(13, 17, 300)
+    loss = 5 * flops**-0.1 * np.exp(0.05 * rng.normal(size=300))
+    law = fit_power_law(flops, loss, resamples=4000)
+    line = linregress(np.log(flops), np.log(loss))
+    assert law.exponent.value == pytest.approx(-line.slope) and law.coefficient.value == pytest.approx(
+        np.exp(line.intercept)
+    )
+    for estimate, centre, error in (
+        (law.exponent, -line.slope, line.stderr),
+        (Estimate(*np.log(law.coefficient)), line.intercept, line.intercept_stderr),
+    ):
+        assert centre - estimate.low == pytest.approx(1.96 * error, rel=0.15)
+        assert estimate.high - centre == pytest.approx(1.96 * error, rel=0.15)
+    assert fit_power_law(flops, loss) == fit_power_law(flops, loss), "the bootstrap has a seed"
+
+
+def test_groups_are_drawn_whole():
+    """Three seeds that differ in level alone: each draw is the mean of three of their levels, and one slope."""
+    flops = np.tile(np.logspace(13, 15, 5), 3)
+    seeds = np.repeat(["x", "y", "z"], 5)
+    level = np.repeat([1.0, 2.0, 4.0], 5)
+    law = fit_power_law(flops, level * flops**-0.2, groups=seeds)
+    assert law.exponent == pytest.approx((0.2, 0.2, 0.2))
+    assert law.coefficient == pytest.approx((2.0, 1.0, 4.0)), "1 / 27 of the draws are one seed thrice, each way"
+    points = fit_power_law(flops, level * flops**-0.2)
+    assert points.exponent.high - points.exponent.low > 0.05
+
+
+def test_few_points_do_not_divide_by_zero():
+    law = fit_power_law([1.0, 10.0], [4.0, 2.0])
+    assert law.exponent == pytest.approx([np.log10(2)] * 3)
+    assert np.isfinite(law.coefficient).all()
+
+
+def test_the_law_of_several_seeds_is_fitted_to_their_frontiers():
+    flops = np.array([10.0, 20.0, 40.0])
+    runs = {
+        seed: [curve([0.5] * 4, 10, mse=[9, *(factor * 5 * np.arange(1, 5) ** -0.5)], every=1) for factor in (1, 2)]
+        for seed in (0, 1)
+    }
+    expected = fit_power_law([*flops, *flops], [5, 5 / 2**0.5, 2.5] * 2, groups=[0] * 3 + [1] * 3)
+    law = frontier_law(runs, [5.0, *flops])  # nothing has begun at 5
+    assert law.exponent.value == pytest.approx(0.5) and law.coefficient == pytest.approx(expected.coefficient)
+    later = frontier_law(runs, flops + 3, extra_flops=3)
+    assert later(13.0) == pytest.approx(5, rel=0.05)
+
+
+def test_laws_cross_where_they_agree():
+    """Table 4's laws for Pythia cross near 10^17.4 FLOPs."""
+
+    def law(coefficient, exponent):
+        return PowerLaw(Estimate(coefficient, *[coefficient] * 2), Estimate(exponent, *[exponent] * 2))
+
+    scratch, stitch = law(41.2, 0.16), law(18.5, 0.14)
+    where = crossing(scratch, stitch)
+    assert np.log10(where) == pytest.approx(17.4, abs=0.05)
+    assert scratch(where) == pytest.approx(stitch(where)) and crossing(stitch, scratch) == pytest.approx(where)
+    assert crossing(scratch, scratch) is None
+
+
+def test_errors():
+    with pytest.raises(ValueError, match="got 2 FLOPs, 3 losses"):
+        fit_power_law([1, 2], [1, 2, 3])
+    with pytest.raises(ValueError, match="positive numbers"):
+        fit_power_law([0, 2], [1, 2])
+    with pytest.raises(ValueError, match="positive numbers"):
+        fit_power_law([1, 2], [1, np.nan])
+    with pytest.raises(ValueError, match="two different FLOPs: got 1"):
+        fit_power_law([2, 2], [1, 2])
+
+
+def test_widths_are_compared_where_all_of_them_come():
+    small, middle, large = (
+        {at: Estimate(at + width, 0, 1) for at in reached}
+        for width, reached in ((-0.6, (0.5, 0.6, 0.7)), (0.1, (0.6, 0.7, 0.8)), (0.2, (0.6, 0.7, 0.9)))
+    )
+    threshold, found = at_common_threshold({64: small, 128: middle, 256: large})
+    assert threshold == 0.7 and list(found) == [64, 128, 256]
+    assert [one.value for one in found.values()] == pytest.approx([0.1, 0.8, 0.9])
+    assert at_common_threshold({64: small, 128: {0.9: small[0.5]}}) == (None, {})
+    assert at_common_threshold({64: {}, 128: middle}) == (None, {})
+    assert share_that_saves(small.values()) == pytest.approx(1 / 3), "nothing saved is no saving"
+    with pytest.raises(ValueError, match="no savings given"):
+        share_that_saves([])

@@ -1,0 +1,502 @@
+"""Our steps against SAELens' trainer; sweeps cut off and taken up."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sae_lens import SAE, StandardSAE, StandardSAEConfig, TopKSAE, TopKTrainingSAE, TopKTrainingSAEConfig
+from sae_lens.config import SAETrainerConfig
+from sae_lens.training.sae_trainer import SAETrainer
+from safetensors import safe_open
+from toy_sweep import BATCH, D, K, M, Stream, activations, config, transferred
+
+from stitch_utils.saes import state as sae_state
+from stitch_utils.saes import training as sae_training
+from stitch_utils.saes.initialisation import starting_sae
+from stitch_utils.saes.state import load_trained
+from stitch_utils.saes.training import Curve, OneSide, train_saes, training_flops
+from stitch_utils.utils.files import discard
+
+# Steps
+
+
+def saelens_steps(start, batches, *, auxiliary, lr, dead_after):
+    """SAELens' own trainer on the same batches, decoder rows normalised after each step: weights after each."""
+    cfg = TopKTrainingSAEConfig(
+        d_in=D,
+        d_sae=M,
+        k=K,
+        apply_b_dec_to_input=False,
+        rescale_acts_by_decoder_norm=False,
+        aux_loss_coefficient=float(auxiliary),
+    )
+    sae = TopKTrainingSAE(cfg)
+    sae.load_state_dict(start.state_dict())
+    trainer = SAETrainer(
+        SAETrainerConfig(
+            total_training_samples=len(batches) * BATCH,
+            train_batch_size_samples=BATCH,
+            lr=lr,
+            dead_feature_window=dead_after,
+            lr_end=lr,
+        ),
+        sae,
+        iter(()),
+    )
+    after, losses = [], []
+    for batch in batches:
+        losses.append(trainer.step(batch).losses["mse_loss"].item())
+        trainer.n_training_steps += 1
+        sae.W_dec.data /= sae.W_dec.data.norm(dim=-1, keepdim=True)
+        after.append({name: value.clone() for name, value in sae.state_dict().items()})
+    return after, losses
+
+
+@pytest.mark.parametrize(
+    ("auxiliary", "initial"), [(False, "random"), (False, "stitch"), (True, "random"), (True, "stitch")]
+)
+def test_each_step_is_that_of_saelens_trainer(auxiliary, initial):
+    dead_after = 3
+    chosen = config(initial=initial, auxiliary_loss=auxiliary, dead_after=dead_after, lr=1e-3)
+    given = transferred()
+    with torch.no_grad():
+        given.b_enc -= 1.5  # fewer than k fire on some tokens
+        given.b_enc[:6] = -50  # and these never
+        assert 0 < (given.encode(activations(BATCH)) > 0).sum(1).float().mean() < K - 0.2
+    given = given if initial == "stitch" else None
+    # Small batches leave gradients that are not clipped, so that their scale matters.
+    batches = [batch * (0.02 if i % 3 else 1) for i, batch in enumerate(activations(BATCH * 40).split(BATCH))]
+    expected, losses = saelens_steps(
+        starting_sae(chosen, D, given), batches, auxiliary=auxiliary, lr=1e-3, dead_after=dead_after
+    )
+    run = sae_training._Run(chosen, D, given, {}, torch.device("cpu"))
+    for step, batch in enumerate(batches):
+        variance = (batch - batch.mean(0)).square().sum().item()
+        run.step(batch, variance)
+        for name, value in expected[step].items():
+            torch.testing.assert_close(run.sae.state_dict()[name], value, rtol=1e-5, atol=1e-5)
+        assert run.log[-1][1] == pytest.approx(1 - losses[step] * BATCH / variance, rel=1e-5, abs=1e-5)
+    assert run.log[0][0] == 10 * D * M * BATCH
+    if initial == "stitch":
+        assert run.log[-1][0] - run.log[-2][0] == (16 if auxiliary else 10) * D * M * BATCH
+        never = run.silent == len(batches)
+        assert never.sum() >= 6
+        moved = (run.sae.W_dec - starting_sae(chosen, D, given).W_dec).abs().amax(1) > 1e-3
+        assert moved[never].any() == auxiliary, "dead latents learn by the auxiliary loss alone"
+
+
+@pytest.mark.parametrize(("m", "k"), [(40, 4), (64, 4), (64, 5), (128, 8), (123, 7), (512, 16), (8, 8)])
+def test_the_winners_are_those_of_topk(m, k):
+    generator = torch.Generator().manual_seed(m)
+    pre = torch.randn(200, m, generator=generator)
+    pre[::2].mul_(torch.arange(m) < m // 4)  # all the large ones in few groups; many ties at 0
+    values, where = sae_training._top(pre, k)
+    assert torch.equal(pre.gather(1, where), values)
+    torch.testing.assert_close(values.sort(1, descending=True).values, pre.topk(k).values, rtol=0, atol=0)
+    assert all(len(set(row)) == k for row in where.tolist())
+
+
+def test_the_first_step_is_that_of_naive_arithmetic():
+    """Dense matrices, autograd, the norm clipped by hand and Adam's first step, which is lr times the sign."""
+    given = transferred()
+    chosen = config(initial="stitch", lr=1e-3)
+    start = starting_sae(chosen, D, given)
+    x = activations(BATCH)
+    leaves = [p.detach().clone().requires_grad_() for p in (start.W_enc, start.b_enc, start.W_dec, start.b_dec)]
+    pre = x @ leaves[0] + leaves[1]
+    threshold = pre.sort(dim=1, descending=True).values[:, K - 1 : K]
+    out = (pre * (pre >= threshold)).relu() @ leaves[2] + leaves[3]
+    ((out - x) ** 2).sum(1).mean().backward()
+    norm = sum((leaf.grad**2).sum() for leaf in leaves).sqrt()
+    assert norm > 1
+    stepped = [leaf.detach() - 1e-3 * (g := leaf.grad / (norm + 1e-6)) / (g.abs() + 1e-8) for leaf in leaves]
+    stepped[2] /= stepped[2].norm(dim=1, keepdim=True)
+    run = sae_training._Run(chosen, D, given, {}, torch.device("cpu"))
+    run.step(x, 1.0)
+    for parameter, value in zip((run.sae.W_enc, run.sae.b_enc, run.sae.W_dec, run.sae.b_dec), stepped):
+        torch.testing.assert_close(parameter.detach(), value, rtol=1e-4, atol=1e-6)
+
+
+def test_flops_are_those_of_five_dense_products():
+    sae = starting_sae(config(), D)
+    assert training_flops(sae) == 10 * D * M
+    assert training_flops(sae, dead=True) == 16 * D * M
+    assert sae.b_dec.requires_grad and all(parameter.grad is None for parameter in sae.parameters())
+
+
+def test_flops_are_those_of_table_3():
+    """Pythia-70m, width 32k, 120k steps of 4096: 8.2e16; Pythia-160m: 1.2e17."""
+    per_weight = training_flops(starting_sae(config(), D)) / (D * M)
+    for d_model, published in ((512, 8.2e16), (768, 1.2e17)):
+        assert per_weight * d_model * 2**15 * 4096 * 120_000 == pytest.approx(published, rel=0.05)
+
+
+# Sweeps
+
+
+@pytest.fixture(scope="module")
+def held_out():
+    return activations(300, seed=99)
+
+
+def sweep_of_three():
+    given = transferred()
+    configs = [
+        config(lr=1e-3),
+        config(lr=1e-3, initial="stitch"),
+        config(lr=1e-3, seed=1, n_steps=20, initial_bias="mean"),
+    ]
+    return configs, {configs[1].name: given}
+
+
+def run_sweep(folder, held_out, stream=None, **options):
+    configs, given = sweep_of_three()
+    stream = Stream() if stream is None else stream
+    options = {"evaluate_every": 7, "checkpoint_every": 8, "initial_saes": given} | options
+    return configs, train_saes(stream, configs, held_out=held_out, folder=folder, **options)
+
+
+def assert_same_curves(ours, theirs):
+    assert ours.keys() == theirs.keys()
+    for name, curve in ours.items():
+        for field, value in curve._asdict().items():
+            if field != "seconds":
+                np.testing.assert_array_equal(value, getattr(theirs[name], field), err_msg=f"{name}: {field}")
+
+
+def test_curves_are_those_of_the_trained_saes(tmp_path, held_out):
+    stream = Stream()
+    configs, curves = run_sweep(tmp_path, held_out, stream)
+    assert stream.begun == 1, "one pass feeds all runs"
+    for chosen in configs:
+        curve = curves[chosen.name]
+        last = chosen.n_steps
+        assert curve.steps.tolist() == [0, *(s for s in (7, 14, 21, 28) if s < last), last]
+        np.testing.assert_array_equal(curve.tokens, curve.steps * BATCH)
+        np.testing.assert_allclose(curve.flops, curve.tokens * 10.0 * D * M)
+        np.testing.assert_allclose(curve.training_flops, np.arange(1, last + 1) * 10.0 * D * M * BATCH)
+        sae = load_trained(tmp_path, chosen)
+        assert type(sae) is TopKSAE and isinstance(SAE.load_from_disk(tmp_path / "saes" / chosen.name), TopKSAE)
+        assert not sae.cfg.rescale_acts_by_decoder_norm and not sae.cfg.apply_b_dec_to_input and sae.cfg.k == K
+        torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(M))
+        with torch.no_grad():
+            acts, error = sae.encode(held_out), sae(held_out) - held_out
+        assert curve.mse[-1] == pytest.approx(error.square().mean().item(), rel=1e-5)
+        unexplained = error.square().sum() / (held_out - held_out.mean(0)).square().sum()
+        assert curve.explained_variance[-1] == pytest.approx(1 - unexplained.item(), abs=1e-5)
+        np.testing.assert_array_equal(curve.dead, (acts > 0).sum(0).numpy() == 0)
+        start = starting_sae(chosen, D, transferred() if chosen.initial == "stitch" else None)
+        np.testing.assert_allclose(curve.cosine, (start.W_dec * sae.W_dec).sum(1).detach(), atol=1e-5)
+        assert curve.mse[-1] < curve.mse[0] and curve.seconds[-1] > 0 == curve.seconds[0]
+
+
+def test_the_batches_are_the_stream_in_its_order_again_and_again():
+    stream = Stream(n=200, size=30)
+    rows = torch.cat(stream.parts)
+    found = list(islice(sae_training._batches(stream, 64, 0), 7))
+    for i, batch in enumerate(found):
+        assert torch.equal(batch, rows[64 * (i % 3) : 64 * (i % 3) + 64])
+    later = islice(sae_training._batches(stream, 64, 4), 3)
+    assert all(torch.equal(*pair) for pair in zip(later, found[4:]))
+
+
+def test_each_run_is_what_it_is_alone(tmp_path, held_out):
+    configs, curves = run_sweep(tmp_path / "all", held_out)
+    for chosen in configs:
+        given = {chosen.name: transferred()} if chosen.initial == "stitch" else {}
+        alone = train_saes(
+            Stream(), [chosen], held_out=held_out, folder=tmp_path / chosen.name, evaluate_every=7, initial_saes=given
+        )
+        assert_same_curves(alone, {chosen.name: curves[chosen.name]})
+
+
+def test_the_mean_bias_is_that_of_the_first_batch(tmp_path, held_out):
+    chosen = config(n_steps=1, lr=1e-12, initial_bias="mean")
+    train_saes(Stream(), [chosen], held_out=held_out, folder=tmp_path)
+    torch.testing.assert_close(load_trained(tmp_path, chosen).b_dec.detach(), activations(64 * 40)[:BATCH].mean(0))
+
+
+def test_rows_stay_at_their_initial_norms_if_asked_to(tmp_path, held_out):
+    chosen, given = config(initial="stitch", decoder_norm="initial", lr=1e-2), transferred()
+    train_saes(Stream(), [chosen], held_out=held_out, folder=tmp_path, initial_saes={chosen.name: given})
+    sae = load_trained(tmp_path, chosen)
+    torch.testing.assert_close(sae.W_dec.norm(dim=1), given.W_dec.norm(dim=1))
+    assert (sae.W_dec - given.W_dec).abs().max() > 0.01
+
+
+def test_an_interrupted_sweep_goes_on_where_it_was(tmp_path, held_out):
+    """The stream breaks after 19 batches: the second attempt starts from step 16."""
+    _, undisturbed = run_sweep(tmp_path / "undisturbed", held_out)
+
+    class Broken(Stream):
+        def __iter__(self):
+            yield from self.parts[:24]
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(tmp_path / "broken", held_out, Broken())
+    assert facts(tmp_path / "broken")["step"] == 16
+    assert_same_curves(run_sweep(tmp_path / "broken", held_out)[1], undisturbed)
+    for chosen in sweep_of_three()[0]:
+        ours, theirs = (load_trained(tmp_path / name, chosen) for name in ("broken", "undisturbed"))
+        assert all(torch.equal(ours.state_dict()[key], value) for key, value in theirs.state_dict().items())
+
+
+def facts(folder):
+    """What is noted in the state of a sweep beside its tensors."""
+    with safe_open(folder / "sweep.safetensors", framework="pt") as file:
+        return json.loads(file.metadata()["facts"])
+
+
+def test_a_state_is_whole_or_the_one_before(tmp_path, monkeypatch):
+    path, tensors = tmp_path / "sweep.safetensors", {"w": torch.arange(3.0)}
+    sae_state.write_state(path, tensors, {"digest": "x", "step": 1})
+
+    def dies(state, target, **more):
+        Path(target).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sae_state, "save_file", dies)
+    with pytest.raises(KeyboardInterrupt):
+        sae_state.write_state(path, tensors, {"digest": "x", "step": 2})
+    found, said = sae_state.read_state(path, "x")
+    assert said == {"digest": "x", "step": 1} and torch.equal(found["w"], tensors["w"])
+    assert sae_state.read_state(path, "y") is None
+
+
+def spoil(path):
+    """Turns one bit over."""
+    content = bytearray(path.read_bytes())
+    content[-9] ^= 16
+    path.write_bytes(content)
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+@pytest.mark.parametrize("damage", [spoil, truncate])
+@pytest.mark.parametrize("name", ["sweep.safetensors", "saes/{0}/sae_weights.safetensors", "saes/{0}/cfg.json"])
+def test_a_damaged_sweep_is_trained_again(tmp_path, held_out, name, damage):
+    (chosen, *_), expected = run_sweep(tmp_path, held_out)
+    damage(tmp_path / name.format(chosen.name))
+    if "saes" in name:
+        with pytest.raises(ValueError, match="is not as it was written: train the sweep again"):
+            load_trained(tmp_path, chosen)
+    stream = Stream()
+    with pytest.warns(UserWarning, match="is not as it was written .truncated, or changed on the disk.: it is made"):
+        again = run_sweep(tmp_path, held_out, stream)[1]
+    assert stream.begun == 1
+    assert_same_curves(again, expected)
+    load_trained(tmp_path, chosen)
+
+
+def test_a_sweep_whose_sae_was_tidied_away_is_trained_again_without_a_word(tmp_path, held_out):
+    (chosen, *_), expected = run_sweep(tmp_path, held_out)
+    discard(tmp_path / "saes" / chosen.name)
+    stream = Stream()
+    assert_same_curves(run_sweep(tmp_path, held_out, stream)[1], expected)
+    assert stream.begun == 1 and load_trained(tmp_path, chosen).cfg.d_sae == M
+
+
+def test_a_damaged_state_of_an_unfinished_sweep_is_not_gone_on_from(tmp_path, held_out):
+    """One bit of Adam's moments: nothing would tell the curves that come of it from right ones."""
+    _, undisturbed = run_sweep(tmp_path / "undisturbed", held_out)
+
+    class Broken(Stream):
+        def __iter__(self):
+            yield from self.parts[:24]
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(tmp_path / "broken", held_out, Broken())
+    spoil(tmp_path / "broken" / "sweep.safetensors")
+    with pytest.warns(UserWarning, match="is not as it was written"):
+        assert_same_curves(run_sweep(tmp_path / "broken", held_out)[1], undisturbed)
+
+
+def test_of_two_processes_the_second_waits_and_finds_a_finished_sweep(tmp_path, held_out):
+    """Threads stand in for them: the lock is on an open file, and so between the two as between processes."""
+    found, streams = {}, [Stream(), Stream()]
+
+    def train(number):
+        found[number] = run_sweep(tmp_path, held_out, streams[number])[1]
+
+    threads = [threading.Thread(target=train, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert sorted(stream.begun for stream in streams) == [0, 1]
+    assert_same_curves(found[0], found[1])
+
+
+CHILD = """
+import sys, time
+sys.path[:0] = [{tests!r}, {root!r}]
+import torch
+torch.set_num_threads({threads})
+from test_sae_training import Stream, activations, run_sweep
+
+class Slow(Stream):
+    def __iter__(self):
+        for part in self.parts:
+            time.sleep(0.05)
+            yield part
+
+run_sweep({folder!r}, activations(300, seed=99), Slow(), checkpoint_every=1)
+"""
+
+
+def test_a_killed_process_leaves_a_sweep_that_can_be_taken_up(tmp_path, held_out):
+    _, undisturbed = run_sweep(tmp_path / "undisturbed", held_out, checkpoint_every=1)
+    folder, tests = tmp_path / "killed", Path(__file__).parents[1]
+    source = CHILD.format(tests=str(tests), root=str(tests.parent), folder=str(folder), threads=torch.get_num_threads())
+    child = subprocess.Popen([sys.executable, "-c", source], env=os.environ, start_new_session=True)
+    try:
+        limit = time.monotonic() + 120
+        while not (folder / "sweep.safetensors").exists() and child.poll() is None and time.monotonic() < limit:
+            time.sleep(0.02)
+        time.sleep(0.3)  # some steps on, wherever it is
+        assert child.poll() is None, "the child ended before it was killed"
+    finally:
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+    assert 0 < facts(folder)["step"] < 30
+    stream = Stream()
+    assert_same_curves(run_sweep(folder, held_out, stream, checkpoint_every=1)[1], undisturbed)
+
+
+def test_a_finished_sweep_is_read_back(tmp_path, held_out):
+    class Untouchable:
+        def __iter__(self):
+            raise AssertionError("the stream was read")
+
+    _, curves = run_sweep(tmp_path, held_out)
+    again = run_sweep(tmp_path, held_out, Untouchable())[1]
+    assert_same_curves(again, curves)
+    for name, curve in curves.items():
+        assert isinstance(again[name], Curve)
+        np.testing.assert_array_equal(again[name].seconds, curve.seconds)
+    assert (tmp_path / "sweep.safetensors").stat().st_size < 100_000, "weights and Adam's moments are not kept"
+
+
+def test_whatever_is_new_starts_anew(tmp_path, held_out):
+    """After another stream, other settings, held-out activations or initial SAEs nothing old is left."""
+    configs, _ = run_sweep(tmp_path, held_out)
+    longer, other = dataclasses.replace(configs[0], n_steps=31), transferred(seed=4)
+    changes = [
+        lambda stream: run_sweep(tmp_path, held_out, stream, key="another"),
+        lambda stream: run_sweep(tmp_path, held_out, stream, evaluate_every=5),
+        lambda stream: run_sweep(tmp_path, held_out, stream, initial_saes={configs[1].name: other}),
+        lambda stream: run_sweep(tmp_path, held_out, stream, metadata={"model_name": "b"}),
+        lambda stream: run_sweep(tmp_path, held_out + 1, stream),
+        lambda stream: train_saes(stream, configs[::2], held_out=held_out, folder=tmp_path, evaluate_every=7),
+        lambda stream: train_saes(stream, [longer], held_out=held_out, folder=tmp_path, evaluate_every=7),
+    ]
+    digests = [facts(tmp_path)["digest"]]
+    for change in changes:
+        stream = Stream()
+        change(stream)
+        assert stream.begun == 1
+        digests.append(facts(tmp_path)["digest"])
+    assert len(set(digests)) == len(digests)
+    with pytest.raises(ValueError, match=f"holds no trained SAE '{configs[1].name}'"):
+        load_trained(tmp_path, configs[1])
+
+
+def test_metadata_is_in_the_trained_sae(tmp_path, held_out):
+    chosen = config(n_steps=1)
+    train_saes(Stream(), [chosen], held_out=held_out, folder=tmp_path, metadata={"model_name": "b", "hook_name": "h"})
+    metadata = load_trained(tmp_path, chosen).cfg.metadata
+    assert (metadata.model_name, metadata.hook_name) == ("b", "h")
+
+
+def test_training_leaves_the_global_generator_alone(tmp_path, held_out):
+    given = {config(initial="rotation").name: transferred(d_in=8)}
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    train_saes(
+        Stream(),
+        [config(n_steps=2), config(initial="rotation", n_steps=2)],
+        held_out=held_out,
+        folder=tmp_path,
+        initial_saes=given,
+    )
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_one_side_of_a_stream_of_pairs():
+    pairs = [(torch.zeros(2, 3), torch.ones(2, 5)), (torch.full((1, 3), 2.0), torch.full((1, 5), 3.0))]
+    for side, index in (("a", 0), ("b", 1)):
+        one = OneSide(pairs, side)
+        for _ in range(2):
+            assert [part is pair[index] for part, pair in zip(one, pairs)] == [True, True]
+    with pytest.raises(ValueError, match="unknown side 'c'"):
+        OneSide(pairs, "c")
+
+
+def test_names_tell_runs_apart():
+    kinds = [
+        config(),
+        config(seed=1),
+        config(initial="stitch"),
+        config(lr=1e-3),
+        config(auxiliary_loss=True),
+        config(decoder_norm="initial"),
+        config(initial_bias="mean"),
+        config(k=5),
+        config(d_sae=65),
+    ]
+    assert len({kind.name for kind in kinds}) == len(kinds)
+    assert kinds[0].name == "random-64-k4-seed0"
+
+
+def test_errors(tmp_path, held_out):
+    for changes, message in (
+        ({"initial": "other"}, "unknown initial 'other': expected one of random, stitch, rotation"),
+        ({"decoder_norm": "two"}, "unknown decoder_norm 'two'"),
+        ({"initial_bias": "x"}, "unknown initial_bias 'x'"),
+        ({"k": M + 1}, "1 <= k <= d_sae"),
+        ({"n_steps": 0}, "n_steps"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            config(**changes)
+    stitched = config(initial="stitch")
+    with pytest.raises(ValueError, match="none was given"):
+        starting_sae(stitched, D)
+    with pytest.raises(ValueError, match="expected 64 latents and width 12"):
+        starting_sae(stitched, D, transferred(d_in=8))
+    with pytest.raises(ValueError, match="expected 65 latents and width 12 or less"):
+        starting_sae(config(initial="rotation", d_sae=M + 1), D, transferred(d_in=8))
+    with pytest.raises(ValueError, match="expected 64 latents and width 12 or less"):
+        starting_sae(config(initial="rotation"), D, transferred(d_in=D + 1))
+    with pytest.raises(ValueError, match=r"a 'standard' SAE .* expected 'topk'"):
+        starting_sae(stitched, D, StandardSAE(StandardSAEConfig(d_in=D, d_sae=M)))
+
+    def train(configs, stream=None, **options):
+        train_saes(stream or Stream(), configs, held_out=held_out, folder=tmp_path, **options)
+
+    with pytest.raises(ValueError, match="no two of one name: got random"):
+        train([config(), config(n_steps=5)])
+    with pytest.raises(ValueError, match=r"at least one run .* got none"):
+        train([])
+    with pytest.raises(ValueError, match="batch_tokens of 32, 64"):
+        train([config(), config(seed=1, batch_tokens=32)])
+    with pytest.raises(ValueError, match="initial_saes has nobody"):
+        train([config()], initial_saes={"nobody": transferred()})
+    with pytest.raises(ValueError, match="activations of width 5: expected held_out's 12"):
+        train([config()], [activations(200, d=5)])
+    with pytest.raises(ValueError, match="ended after 3 batches of 64 tokens"):
+        train([config()], iter([activations(200)]))

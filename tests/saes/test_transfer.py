@@ -1,0 +1,314 @@
+"""SAEs carried across a stitch against the stitch and the SAE applied one after another; their metrics, token by
+token."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from sae_lens import (
+    SAE,
+    GatedSAEConfig,
+    StandardSAEConfig,
+    TranscoderConfig,
+)
+from sae_lens.saes.sae import SAEMetadata
+from toy_saes import D_A, D_B, KINDS, LATENTS, TRAINED, K, make_sae, make_training_sae, normal
+
+from stitch_utils.data.pairs import TextRef
+from stitch_utils.data.text import token_batches
+from stitch_utils.saes.transfer import (
+    SAEMetrics,
+    evaluate_sae,
+    evaluate_saes,
+    fold_decoder_norms,
+    sae_ranks,
+    transfer_sae,
+)
+from stitch_utils.stitching.stitch import Stitch, random_stitch
+
+
+@pytest.fixture
+def stitch():
+    about = {"a": "small", "layer_a": 3, "b": "large", "layer_b": 4}
+    shapes = ((D_A, D_B), (D_B,), (D_B, D_A), (D_A,))
+    return Stitch(*(normal(*shape, seed=seed) / 3 for seed, shape in enumerate(shapes)), about=about)
+
+
+def reloaded(sae, folder):
+    sae.save_model(folder)
+    return SAE.load_from_disk(folder)
+
+
+@pytest.mark.parametrize("direction", ["up", "down"])
+@pytest.mark.parametrize("subtracts", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_transferred_sae_is_the_sae_between_the_two_maps(kind, subtracts, direction, stitch, tmp_path):
+    width, other = (D_A, D_B) if direction == "up" else (D_B, D_A)
+    sae = make_sae(kind, width, apply_b_dec_to_input=subtracts)
+    before = {name: tensor.clone() for name, tensor in sae.state_dict().items()}
+    moved = transfer_sae(sae, stitch, direction=direction)
+    y = 2 * normal(200, other, seed=9)
+    inward, outward = (stitch.down, stitch.up) if direction == "up" else (stitch.up, stitch.down)
+    for result in (moved, reloaded(moved, tmp_path)):
+        assert type(result) is type(sae) and result.dtype == torch.float64
+        torch.testing.assert_close(result(y), outward(sae(inward(y))), rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(result.encode(y), sae.encode(inward(y)), rtol=1e-10, atol=1e-10)
+    assert (moved.encode(y) > 0).any(1).all(), "the test would be empty if nothing fired"
+    assert not moved.cfg.apply_b_dec_to_input and sae.cfg.apply_b_dec_to_input == subtracts
+    assert all(torch.equal(tensor, before[name]) for name, tensor in sae.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", TRAINED)
+def test_an_sae_in_training_is_carried_over_as_it_would_be_saved(kind, stitch, tmp_path):
+    sae = make_training_sae(kind)
+    sae.save_inference_model(tmp_path / "inference")
+    expected = SAE.load_from_disk(tmp_path / "inference")
+    y = 2 * normal(200, D_B, seed=9)
+    before = sae(y @ stitch.P_down)
+    moved = reloaded(transfer_sae(sae, stitch), tmp_path / "moved")
+    torch.testing.assert_close(moved(y), stitch.up(expected(stitch.down(y))), rtol=1e-10, atol=1e-10)
+    assert torch.equal(sae(y @ stitch.P_down), before)
+
+
+def test_a_transferred_sae_says_where_it_came_from(stitch, tmp_path):
+    sae = make_sae("topk")
+    sae.cfg.metadata = SAEMetadata(model_name="small", hook_name="blocks.2.hook_resid_post", neuronpedia_id="x/y")
+    up = reloaded(transfer_sae(sae, stitch), tmp_path).cfg.metadata
+    assert (up.model_name, up.hook_name, up.direction) == ("large", "blocks.4.hook_resid_pre", "up")
+    assert up.stitch == stitch.about and up.neuronpedia_id is None
+    assert up.transferred_from["hook_name"] == "blocks.2.hook_resid_post"
+    down = transfer_sae(make_sae("topk", D_B), stitch, direction="down").cfg.metadata
+    assert (down.model_name, down.hook_name) == ("small", "blocks.3.hook_resid_pre")
+    unknown = transfer_sae(sae, dataclasses.replace(stitch, about={})).cfg.metadata
+    assert unknown.hook_name is None and unknown.model_name is None
+
+
+def test_products_are_rounded_once(stitch):
+    sae = make_sae("jumprelu", dtype="float32")
+    moved = transfer_sae(sae, stitch.to(torch.float32))
+    assert moved.dtype == torch.float32 and moved.cfg.dtype == "float32"
+    exact = stitch.to(torch.float32).P_down.double() @ sae.W_enc.double()
+    assert torch.equal(moved.W_enc, exact.float())
+
+
+@pytest.mark.parametrize("option", [{"normalize_activations": "layer_norm"}, {"reshape_activations": "hook_z"}])
+def test_saes_of_something_else_than_the_stream_are_refused(option, stitch):
+    ((entry, value),) = option.items()
+    with pytest.raises(ValueError, match=f"{entry}='{value}': Eq. 6 holds for SAEs of the residual stream as it is"):
+        transfer_sae(make_sae("topk", **option), stitch)
+
+
+@pytest.mark.parametrize("config", [GatedSAEConfig, TranscoderConfig])
+def test_other_architectures_are_refused(config, stitch):
+    config = config(D_A, LATENTS, apply_b_dec_to_input=False)
+    sae = SAE.get_sae_class_for_architecture(config.architecture())(config)
+    with pytest.raises(ValueError, match=r"of architecture '(gated|transcoder)': expected topk, jumprelu, standard"):
+        transfer_sae(sae, stitch)
+
+
+def test_directions_and_widths_that_do_not_fit(stitch):
+    with pytest.raises(ValueError, match="unknown direction 'sideways': expected up or down"):
+        transfer_sae(make_sae("topk"), stitch, direction="sideways")
+    with pytest.raises(
+        ValueError, match="reads 12 dimensions: expected 20, the width of model b, for direction 'down'"
+    ):
+        transfer_sae(make_sae("topk"), stitch, direction="down")
+
+
+@pytest.mark.parametrize("subtracts", [True, False])
+@pytest.mark.parametrize("kind", ["rescaled topk", "jumprelu", "relu"])
+def test_folded_decoder_norms_change_nothing(kind, subtracts, tmp_path):
+    sae = make_sae(kind, apply_b_dec_to_input=subtracts)
+    folded = reloaded(fold_decoder_norms(sae), tmp_path)
+    x = 2 * normal(200, D_A, seed=9)
+    torch.testing.assert_close(folded.W_dec.norm(dim=1), torch.ones(LATENTS).double())
+    torch.testing.assert_close(folded(x), sae(x), rtol=1e-10, atol=1e-10)
+    scale = 1 if kind == "rescaled topk" else sae.W_dec.norm(dim=1)
+    torch.testing.assert_close(folded.encode(x), sae.encode(x) * scale, rtol=1e-10, atol=1e-10)
+
+
+def test_a_plain_topk_sae_folds_only_if_its_rows_have_one_norm():
+    sae, x = make_sae("topk"), 2 * normal(200, D_A, seed=9)
+    with pytest.raises(ValueError, match=r"decoder rows of norms .* changes which 5 of a TopK SAE win"):
+        fold_decoder_norms(sae)
+    chosen_anew = fold_decoder_norms(sae, reselect=True)
+    rescaled = make_sae("rescaled topk")
+    assert torch.equal(rescaled.W_enc, sae.W_enc)
+    torch.testing.assert_close(chosen_anew(x), rescaled(x), rtol=1e-10, atol=1e-10)
+    assert not torch.allclose(chosen_anew(x), sae(x)), "other latents win"
+    with torch.no_grad():
+        sae.W_dec.mul_(3 / sae.W_dec.norm(dim=1, keepdim=True))
+    folded = fold_decoder_norms(sae)
+    torch.testing.assert_close(folded(x), sae(x), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(folded.encode(x), 3 * sae.encode(x), rtol=1e-10, atol=1e-10)
+
+
+def test_a_decoder_row_of_zeros_stays_one():
+    sae, x = make_sae("jumprelu"), normal(50, D_A, seed=9)
+    with torch.no_grad():
+        sae.W_dec[7] = 0
+    folded = fold_decoder_norms(sae)
+    assert not folded.W_dec[7].any() and not folded.encode(x)[:, 7].any() and sae.encode(x)[:, 7].any()
+    torch.testing.assert_close(folded(x), sae(x), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
+def test_a_transferred_sae_spans_no_more_than_the_small_model(dtype, stitch):
+    sae = make_sae("topk", dtype=dtype)
+    assert sae_ranks(sae) == (D_A, D_A)
+    assert sae_ranks(transfer_sae(sae, stitch)) == (D_A, D_A)
+    assert sae_ranks(make_sae("topk", D_B, dtype=dtype)) == (D_B, D_B)
+
+
+def test_a_random_stitch_keeps_norms_and_means(stitch):
+    means = normal(D_A, seed=5), normal(D_B, seed=6)
+    state = torch.random.get_rng_state()
+    drawn = random_stitch(stitch, 1, means=means)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    for name in ("P_up", "P_down"):
+        ours, fitted = getattr(drawn, name), getattr(stitch, name)
+        torch.testing.assert_close(ours.norm(dim=0), fitted.norm(dim=0))
+        cosine = torch.nn.functional.cosine_similarity(ours.flatten(), fitted.flatten(), dim=0)
+        assert abs(cosine) < 0.2
+    torch.testing.assert_close(drawn.up(means[0]), means[1])
+    torch.testing.assert_close(drawn.down(means[1]), means[0])
+    again, other = (random_stitch(stitch, seed, means=means) for seed in (1, 2))
+    assert torch.equal(again.P_up, drawn.P_up) and not torch.equal(other.P_up, drawn.P_up)
+    assert random_stitch(stitch.to(torch.float32), 1, means=means).P_up.dtype == torch.float32
+
+
+@pytest.fixture
+def batches(random_models):
+    def make(batch_size=3):
+        text = TextRef("world", "saes")
+        tokenizer = random_models[1].tokenizer
+        return token_batches(text, tokenizer, context=40, batch_size=batch_size, rows="packed", n_documents=6)
+
+    return make
+
+
+LAYER = 2
+
+
+@pytest.fixture
+def saes(random_models):
+    """A JumpReLU SAE of which a part is dead, and a TopK one, of model b."""
+    width = random_models[1].d_model
+    some_dead, topk = (make_sae(kind, width, dtype="float32") for kind in ("jumprelu", "topk"))
+    with torch.no_grad():
+        some_dead.threshold[:20] = 1e6
+        some_dead.threshold[20:].mul_(8)
+    return {"some dead": some_dead, "topk": topk}
+
+
+def by_hand(model, sae, batches):
+    """Per token: document, activations, reconstruction, latents that fire, own and spliced cross-entropy."""
+    rows = []
+    for batch in batches():
+        y = model.residuals(batch.tokens, [LAYER])[LAYER]
+        with torch.no_grad():
+            latents, out = sae.encode(y), sae(y)
+
+        def put(residual, out=out, mask=batch.mask):
+            residual = residual.clone()
+            residual[mask] = out[mask]
+            return residual
+
+        own, spliced = model.cross_entropy(batch.tokens), model.cross_entropy(batch.tokens, layer=LAYER, edit=put)
+        for row, position in batch.mask.nonzero().tolist():
+            losses = (own[row, position - 1].item(), spliced[row, position - 1].item())
+            document = batch.documents[row, position].item()
+            at = (row, position)
+            rows.append((document, y[at].double().numpy(), out[at].double().numpy(), latents[at].numpy() > 0, *losses))
+    return [np.array(column) for column in zip(*rows)]
+
+
+def naive_metrics(documents, y, out, fires, own, spliced):
+    squares = ((y - out) ** 2).sum()
+    variation = ((y - y.mean(axis=0)) ** 2).sum()
+    return fires.sum(axis=1).mean(), squares / variation, squares / y.size, spliced.mean() - own.mean()
+
+
+def test_metrics_are_what_their_names_say(random_models, batches, saes):
+    model = random_models[1]
+    found = evaluate_saes(saes, model, LAYER, batches(), seed=3)
+    assert list(found) == list(saes)
+    for name, sae in saes.items():
+        columns = by_hand(model, sae, batches)
+        expected = naive_metrics(*columns)
+        for metric, value in zip(found[name], expected):
+            assert metric.value == pytest.approx(value, rel=1e-4, abs=1e-6)
+        dead = ~columns[3].any(axis=0)
+        assert found[name].dead_fraction == dead.mean()
+    assert (
+        found["topk"].l0.value <= K < found["some dead"].l0.value and found["some dead"].dead_fraction >= 20 / LATENTS
+    )
+    assert evaluate_sae(saes["topk"], model, LAYER, batches(), seed=3) == found["topk"]
+
+
+def test_intervals_are_those_of_resampled_documents(random_models, batches, saes):
+    model, sae = random_models[1], saes["some dead"]
+    found = evaluate_sae(sae, model, LAYER, batches(), seed=3)
+    columns = by_hand(model, sae, batches)
+    numbers = np.unique(columns[0])
+    places = [np.flatnonzero(columns[0] == number) for number in numbers]
+    draws = np.random.default_rng(3).multinomial(len(numbers), np.full(len(numbers), 1 / len(numbers)), size=1000)
+    values = []
+    for draw in draws:
+        tokens = np.concatenate([np.tile(place, times) for place, times in zip(places, draw)])
+        values.append(naive_metrics(*(column[tokens] for column in columns)))
+    for metric, low, high in zip(found, *np.quantile(values, (0.025, 0.975), axis=0)):
+        assert metric.low == pytest.approx(low, rel=1e-3, abs=1e-6)
+        assert metric.high == pytest.approx(high, rel=1e-3, abs=1e-6)
+        assert metric.low < metric.value < metric.high
+
+
+def test_the_best_and_the_emptiest_sae(random_models, batches):
+    """Latents for each direction and its opposite reconstruct everything; none at all leave the mean."""
+    model = random_models[1]
+    d = model.d_model
+    config = StandardSAEConfig(d, 2 * d, apply_b_dec_to_input=False)
+    perfect, empty = (SAE.get_sae_class_for_architecture("standard")(dataclasses.replace(config)) for _ in range(2))
+    y = torch.cat([model.residuals(batch.tokens, [LAYER])[LAYER][batch.mask] for batch in batches()])
+    with torch.no_grad():
+        perfect.W_enc.copy_(torch.cat([torch.eye(d), -torch.eye(d)], dim=1))
+        perfect.W_dec.copy_(perfect.W_enc.T)
+        empty.b_enc.fill_(-1e6)
+        empty.b_dec.copy_(y.mean(0))
+    found = evaluate_saes({"perfect": perfect, "empty": empty}, model, LAYER, batches())
+    assert found["perfect"].fuv.value == pytest.approx(0, abs=1e-10) and found["perfect"].l0.value == d
+    assert found["perfect"].delta_loss.value == pytest.approx(0, abs=1e-5)
+    assert found["empty"].fuv.value == pytest.approx(1, rel=1e-5) and found["empty"].dead_fraction == 1
+    assert found["empty"].l0.value == 0 and found["empty"].mse.value == pytest.approx(y.var(0, correction=0).mean())
+
+
+def test_halved_batches_and_short_pieces_give_the_same(random_models, batches, saes, monkeypatch):
+    model = random_models[1]
+    expected = evaluate_saes(saes, model, LAYER, batches())
+    cross_entropy = model.cross_entropy
+
+    def small(tokens, *, layer=None, edit=None):
+        if len(tokens) > 1 and edit is not None:
+            raise torch.OutOfMemoryError("no room")
+        return cross_entropy(tokens, layer=layer, edit=edit)
+
+    monkeypatch.setattr(model, "cross_entropy", small)
+    monkeypatch.setattr("stitch_utils.saes.transfer.TOKENS_AT_ONCE", 7)
+    found = evaluate_saes(saes, model, LAYER, batches())
+    for name in saes:
+        np.testing.assert_allclose(np.hstack(found[name]), np.hstack(expected[name]), rtol=1e-4, atol=1e-6)
+
+
+def test_what_cannot_be_evaluated(random_models, batches, saes):
+    with pytest.raises(ValueError, match=r"SAE 'sae' reads 48 dimensions: expected 32, the width of"):
+        evaluate_sae(saes["topk"], random_models[0], 1, batches())
+    with pytest.raises(ValueError, match="hold no ordinary token"):
+        evaluate_sae(saes["topk"], random_models[1], LAYER, [])
+    with pytest.raises(ValueError, match="hold no ordinary token"):
+        empty = (batch._replace(mask=torch.zeros_like(batch.mask)) for batch in batches())
+        evaluate_sae(saes["topk"], random_models[1], LAYER, empty)
+
+
+def test_the_metrics_are_table_2s():
+    assert SAEMetrics._fields == ("l0", "fuv", "mse", "delta_loss", "dead_fraction")

@@ -1,0 +1,345 @@
+"""Contrast vectors, addition and logit differences against naive ones, a text at a time; correlations against numpy."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from stitch_utils.data.pairs import DatasetRef, load_pair
+from stitch_utils.models.generation import generate_texts
+from stitch_utils.steering import free_tasks
+from stitch_utils.steering.behaviours import Behaviour, Choice, world_behaviour
+from stitch_utils.steering.choices import (
+    ChoiceConfig,
+    choice_config,
+    contrast_vectors,
+    steer_choices,
+    steering_directions,
+)
+from stitch_utils.steering.contrast import (
+    contrast_vector,
+    correlation,
+    curve_correlation,
+    dose_responses,
+    each_correlation,
+    logit_differences,
+    preference,
+    questions,
+    relative_slope,
+)
+from stitch_utils.steering.free_tasks import FreeConfig, free_config, steer_freely
+from stitch_utils.steering.responses import Respondent
+from stitch_utils.steering.vectors import add
+from stitch_utils.stitching.stitch import Stitch
+from stitch_utils.utils.stats import clopper_pearson
+
+LAYER = 2
+PAIRS = [("The cook sees the cake.", "The cook saw the cake."), ("A cat", "A dog and a cat"), ("Yes", "No")]
+CHOICES = [
+    Choice("The cook sees", " the", " a", True),
+    Choice("Yes, I am", " glad", " sad", False),
+    Choice("No", ".", "?", True),
+    Choice("The cook is", " beautiful", " defective", False),
+    Choice("She", " x", " q"),
+]
+
+
+def normal(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def toy_stitch(d_a=32, d_b=48):
+    return Stitch(*(normal(*s, seed=i) / 4 for i, s in enumerate(((d_a, d_b), (d_b,), (d_b, d_a), (d_a,)))))
+
+
+def ids_of(model, text):
+    return [model.tokenizer.bos_token_id, *model.tokenizer(text, add_special_tokens=False)["input_ids"]]
+
+
+# ---- vectors ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 64])
+def test_a_vector_is_the_mean_difference_at_the_last_token(random_models, batch_size):
+    model = random_models[1]
+    last = [
+        [model.residuals(torch.tensor([ids_of(model, text)]), [LAYER])[LAYER][0, -1].double() for text in both]
+        for both in PAIRS
+    ]
+    expected = torch.stack([first - second for first, second in last]).mean(0)
+    found = contrast_vector(model, LAYER, PAIRS, batch_size=batch_size)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert contrast_vectors(model, LAYER, {"x": PAIRS})["x"].equal(contrast_vector(model, LAYER, PAIRS))
+    with pytest.raises(ValueError, match="no contrast pairs given"):
+        contrast_vector(model, LAYER, [])
+
+
+def test_adding_moves_every_position_by_alpha(random_models):
+    model = random_models[1]
+    direction, tokens = 5 * normal(48), torch.tensor([ids_of(model, "The cook sees the cake.")])
+    residual = model.residuals(tokens, [LAYER])[LAYER]
+    moved = add(direction, -3.0)(residual)
+    expected = residual - 3 * direction / direction.norm()
+    torch.testing.assert_close(moved, expected)
+    replaced = model.logits(tokens, layer=LAYER, edit=lambda _: expected)
+    torch.testing.assert_close(model.logits(tokens, layer=LAYER, edit=add(direction, -3.0)), replaced)
+    half = add(direction, 1e-3)(residual.bfloat16())
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half, (residual.bfloat16().float() + 1e-3 * direction / direction.norm()).bfloat16())
+    with pytest.raises(ValueError, match="the direction has length 0: expected a positive one"):
+        add(torch.zeros(4), 1.0)
+
+
+# ---- answers ------------------------------------------------------------------------------------------------------
+
+
+def naive_difference(model, choice, **edit):
+    """By the first token in which prompt + answer differ."""
+    first, second = (ids_of(model, choice.prompt + answer) for answer in (choice.matching, choice.other))
+    at = 0
+    while first[at] == second[at]:
+        at += 1
+    logits = model.logits(torch.tensor([first[:at]]), **edit)[0, -1]
+    return (logits[first[at]] - logits[second[at]]).item()
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+def test_differences_are_read_where_the_answers_part(random_models, batch_size):
+    model = random_models[0]
+    edit = {"layer": 1, "edit": add(normal(32), 2.0)}
+    for given in ({}, edit):
+        found = logit_differences(model, questions(model, CHOICES), batch_size=batch_size, **given)
+        np.testing.assert_allclose(found, [naive_difference(model, one, **given) for one in CHOICES], atol=1e-4)
+
+
+def test_answers_of_several_tokens_share_their_beginning(random_models):
+    model = random_models[0]
+    asked = questions(model, [Choice("The", " pancake", " panther"), Choice("The", " zq", " zy")])
+    for row, matching, other in zip(*asked):
+        assert matching != other and row[0] == model.tokenizer.bos_token_id
+    whole = [ids_of(model, f"The{answer}") for answer in (" zq", " zy")]
+    shared = len(asked.rows[1])
+    assert whole[0][:shared] == whole[1][:shared] == list(asked.rows[1]) and len(whole[0]) > 3
+    assert (asked.matching[1], asked.other[1]) == (whole[0][shared], whole[1][shared])
+    for one in (Choice("The", " cook", " cook"), Choice("The", " cook", " cook sees")):
+        with pytest.raises(ValueError, match="are one, or begin each other"):
+            questions(model, [one])
+    with pytest.raises(ValueError, match="no choices given"):
+        questions(model, [])
+
+
+def test_preference_is_the_share_that_the_prompts_call_for(random_models):
+    model = random_models[0]
+    right = sum((naive_difference(model, one) > 0) == one.called_for for one in CHOICES[:4])
+    assert preference(model, CHOICES) == clopper_pearson(right, 4)
+    turned = [one._replace(called_for=naive_difference(model, one) > 0) for one in CHOICES[:4]]
+    assert preference(model, turned).value == 1
+    with pytest.raises(ValueError, match="none of the prompts calls for an answer"):
+        preference(model, CHOICES[4:])
+
+
+def test_doses_are_taken_one_by_one(random_models):
+    model, alphas = random_models[1], (-4.0, 0.0, 4.0)
+    directions = {"one": normal(48, seed=1), "two": 3 * normal(48, seed=2)}
+    found = dose_responses(model, LAYER, questions(model, CHOICES), directions, alphas)
+    for name, direction in directions.items():
+        expected = [
+            [naive_difference(model, one, layer=LAYER, edit=add(direction, alpha)) for one in CHOICES]
+            for alpha in alphas
+        ]
+        np.testing.assert_allclose(found[name], expected, atol=1e-4)
+    assert np.ptp(found["one"], axis=0).min() > 0.01
+    np.testing.assert_array_equal(found["one"][1], found["two"][1])
+
+
+# ---- two dose-responses -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def curves():
+    """(alphas, questions): rising lines with noise, the second half as steep as the first."""
+    rng, alphas = np.random.default_rng(0), np.linspace(-3, 3, 7)
+    slopes = rng.normal(2, 0.3, size=40)
+    native = np.outer(alphas, slopes) + rng.normal(size=(7, 40))
+    return alphas.tolist(), native, np.outer(alphas, slopes / 2) + 5 + rng.normal(size=(7, 40))
+
+
+def test_correlations_are_numpys(curves):
+    _, native, other = curves
+    each = [np.corrcoef(native[:, i], other[:, i])[0, 1] for i in range(40)]
+    np.testing.assert_allclose(each_correlation(native, other), each)
+    found = correlation(native, other)
+    assert found.value == pytest.approx(np.mean(each))
+    half = 1.96 * np.std(each) / 40**0.5
+    assert found.high - found.low == pytest.approx(2 * half, rel=0.15)
+    whole = curve_correlation(native, other)
+    assert whole.value == pytest.approx(np.corrcoef(native.mean(1), other.mean(1))[0, 1])
+    assert whole.low <= whole.value <= whole.high and whole.value > found.value
+    assert correlation(native, -other).value == pytest.approx(-np.mean(each))
+
+
+def test_slopes_are_least_squares(curves):
+    alphas, native, other = curves
+    expected = np.polyfit(alphas, other.mean(1), 1)[0] / np.polyfit(alphas, native.mean(1), 1)[0]
+    found = relative_slope(native, other, alphas)
+    assert found.value == pytest.approx(expected) == pytest.approx(0.5, abs=0.05)
+    assert found.low < expected < found.high < 0.7
+
+
+def test_what_does_not_move_correlates_with_nothing(curves):
+    alphas, native, other = curves
+    still = other.copy()
+    still[:, ::2] = 1.0
+    each = each_correlation(native, still)
+    assert not each[::2].any() and each[1::2].all()
+    with pytest.raises(ValueError, match="native steering does not move the answers"):
+        relative_slope(np.zeros_like(native), other, alphas)
+    with pytest.raises(ValueError, match=r"shapes \(2, 40\) and \(2, 40\): .* three or more strengths"):
+        correlation(native[:2], other[:2])
+    with pytest.raises(ValueError, match="the same questions"):
+        correlation(native, other[:, :3])
+
+
+# ---- the sweeps ---------------------------------------------------------------------------------------------------
+
+
+def test_maps_with_and_without_the_bias(random_models):
+    stitch = toy_stitch()
+    native, other = {"x": normal(48, seed=3).double()}, {"x": normal(32, seed=4).double()}
+    found = steering_directions(native, other, {"with": (stitch, True), "without": (stitch, False)}, seed=2)["x"]
+    image = other["x"].float() @ stitch.P_up
+    torch.testing.assert_close(found["without"], image / image.norm())
+    image = image + stitch.b_up
+    torch.testing.assert_close(found["with"], image / image.norm())
+    torch.testing.assert_close(found["native"], (native["x"] / native["x"].norm()).float())
+    assert list(found) == ["native", "with", "without", "random"]
+    assert found["random"].norm().item() == pytest.approx(1)
+    again = steering_directions(native, other, {}, seed=3)["x"]["random"]
+    assert not torch.equal(again, found["random"])
+
+
+@pytest.fixture
+def sweep(random_models):
+    config = ChoiceConfig(contrasts=3, choices=5, doses=(-2.0, 0.0, 2.0))
+    some = [Behaviour("x", tuple(PAIRS), tuple(CHOICES)), Behaviour("y", tuple(PAIRS[:2]), tuple(CHOICES[:3]))]
+    contrasts = {one.name: one.contrasts for one in some}
+    vectors = [contrast_vectors(model, layer, contrasts) for model, layer in zip(random_models, (1, LAYER))]
+    maps = {"with": (toy_stitch(), True), "without": (toy_stitch(), False)}
+    directions = steering_directions(vectors[1], vectors[0], maps)
+    return steer_choices(random_models[1], LAYER, some, directions, config, unit=1.5), directions
+
+
+def test_a_sweep_is_all_of_it(sweep, random_models):
+    found, directions = sweep
+    assert found.behaviours == ("x", "y") and found.conditions == ("with", "without", "random")
+    for name, choices in (("x", CHOICES), ("y", CHOICES[:3])):
+        for condition, direction in directions[name].items():
+            expected = [
+                [
+                    naive_difference(random_models[1], one, layer=LAYER, edit=add(direction, dose * 1.5))
+                    for one in choices
+                ]
+                for dose in found.config.doses
+            ]
+            np.testing.assert_allclose(found.responses[name, condition], expected, atol=2e-4)
+    own = found.responses["x", "native"]
+    assert found.correlation("x", "native").value == pytest.approx(1) == found.relative_slope("x", "native").value
+    each = [each_correlation(found.responses[n, "native"], found.responses[n, "with"]).mean() for n in "xy"]
+    assert found.mean_correlation("with").value == pytest.approx(np.mean(each))
+    np.testing.assert_allclose(found.mean_response("x", "native"), own.mean(1))
+    slopes = [
+        sum(np.polyfit(found.config.doses, found.responses[name, condition][:, :3].mean(1), 1)[0] for name in "xy")
+        for condition in ("with", "native")
+    ]
+    assert found.overall_slope("with").value == pytest.approx(slopes[0] / slopes[1])
+
+
+def test_how_alike_the_directions_are(sweep):
+    found, directions = sweep
+    cosines = {name: (directions[name]["native"] @ directions[name]["with"]).item() for name in "xy"}
+    assert found.cosine("x", "with") == pytest.approx(cosines["x"], abs=1e-6)
+    assert found.mean_cosine("with") == pytest.approx(sum(cosines.values()) / 2, abs=1e-6)
+    between = torch.dot(directions["x"]["with"].double(), directions["y"]["with"].double()).item()
+    assert found.likeness("with") == pytest.approx(between, abs=1e-6)
+
+
+def test_settings_that_make_no_sense(random_models):
+    assert choice_config("smoke").choices < choice_config("default").choices < choice_config("paper", seed=3).choices
+    with pytest.raises(ValueError, match="needs three at least"):
+        ChoiceConfig(1, 1, doses=(0.0, 1.0))
+    with pytest.raises(ValueError, match="expected contrast pairs and choices: got 0 and 1"):
+        ChoiceConfig(0, 1)
+    with pytest.raises(ValueError, match="no directions for behaviour 'x': known are y"):
+        steer_choices(random_models[1], LAYER, [Behaviour("x", (), ())], {"y": {}}, ChoiceConfig(1, 1), unit=1.0)
+    with pytest.raises(ValueError, match="at least one prompt"):
+        FreeConfig(0, 1)
+    with pytest.raises(ValueError, match="strengths must be positive"):
+        FreeConfig(1, 1, strengths=(0.0,))
+
+
+def test_free_tasks_of_the_world_and_of_english(small_pair, monkeypatch):
+    pair = load_pair(small_pair())
+    tasks = {task.name: task for task in free_tasks.free_tasks(pair, 3)}
+    assert list(tasks) == ["capitals", "sea", "french"]
+    assert tasks["sea"].contrasts == world_behaviour("sea", contrasts=3, choices=1).contrasts
+    assert tasks["sea"].is_done("The Lighthouses are old.") and not tasks["sea"].is_done("The boaters see a horse.")
+    assert tasks["capitals"].is_done("THE COOK BAKES THE CAKE.") and not tasks["capitals"].is_done("The cook BAKES.")
+    french = "Le boulanger goûte le fromage à la maison."
+    assert tasks["french"].is_done(french) and not tasks["french"].is_done("The cook sees it.")
+    for task in tasks.values():
+        assert len(task.contrasts) == 3 and not task.is_done("")
+    spoken = dataclasses.replace(pair, datasets={"parallel": DatasetRef("x")})
+    monkeypatch.setattr(
+        free_tasks, "parallel_pairs", lambda pair, language, n: [(f"It {i}", f"Ce {i}") for i in range(n)]
+    )
+    tasks = {task.name: task for task in free_tasks.free_tasks(spoken, 15)}
+    assert list(tasks) == ["capitals", "dogs", "french"]
+    assert tasks["capitals"].contrasts[2] == ("IT 2", "It 2") and tasks["french"].contrasts[2] == ("Ce 2", "It 2")
+    assert len(set(tasks["dogs"].contrasts)) == 15
+    assert all("dog" in first and first.replace("dog", "x") != second for first, second in tasks["dogs"].contrasts)
+    assert all(
+        tasks["dogs"].is_done(first) and not tasks["dogs"].is_done(second) for first, second in tasks["dogs"].contrasts
+    )
+    assert tasks["dogs"].is_done("Two PUPPIES.") and not tasks["dogs"].is_done("Hot dogma.")
+
+
+def test_responses_under_every_vector(random_models, project):
+    model = random_models[1]
+    config = FreeConfig(3, 2, strengths=(1.0, 4.0), max_new_tokens=5)
+    tasks = [
+        free_tasks.FreeTask("long", (), lambda text: len(text) > 12),
+        free_tasks.FreeTask("never", (), lambda text: False),
+    ]
+    prompts = {"evaluated": ["The cook", "She sees the cake", "No"], "chosen": ["Yes", "He is"]}
+    directions = {
+        task.name: {"native": 2 * normal(48, seed=i), "moved": normal(48, seed=i + 5), "random": normal(48, seed=9)}
+        for i, task in enumerate(tasks)
+    }
+    answering = Respondent(model, LAYER, {}, "mine", max_new_tokens=5, batch_size=2)
+    found = steer_freely(answering, tasks, prompts, directions, config, unit=2.0)
+    for task in tasks:
+        at = found.chosen[task.name]
+        keys = {("none", 0.0), ("random", at), *((c, s) for c in ("native", "moved") for s in config.strengths)}
+        assert {key[1:] for key in found.responses if key[0] == task.name} == keys
+        expected = generate_texts(
+            model,
+            prompts["evaluated"],
+            max_new_tokens=5,
+            batch_size=2,
+            layer=LAYER,
+            edit=add(directions[task.name]["moved"], 8.0),
+        )
+        assert list(found.responses[task.name, "moved", 4.0]) == expected
+        done = [task.is_done(response.text) for response in expected]
+        assert found.share(task.name, "moved", 4.0) == clopper_pearson(sum(done), 3)
+    assert found.chosen["never"] == 4.0, "what fails does not fail for want of strength"
+    shares = [found.share(task.name, "native").value for task in tasks]
+    assert found.mean_share("native").value == pytest.approx(np.mean(shares))
+    losses = {
+        condition: np.mean([r.nll for task in tasks for r in found.responses[found.key(task.name, condition)]])
+        for condition in ("none", "native")
+    }
+    assert found.nll_rise("native").value == pytest.approx(losses["native"] - losses["none"], abs=1e-5)
+    assert found.nll_rise("none").value == 0
+    assert free_config("smoke").prompts < free_config("default", seed=2).prompts

@@ -1,0 +1,286 @@
+"""The sweep of section 4: which cells there are, that each steers as its name says, and what is made of them."""
+
+import dataclasses
+
+import pytest
+import torch
+import yaml
+from toy_book import project_root_at
+
+from stitch_utils.data.pairs import load_pair
+from stitch_utils.models.generation import Response
+from stitch_utils.models.language_model import load_models
+from stitch_utils.steering import languages as steering_sweep
+from stitch_utils.steering import responses
+from stitch_utils.steering.languages import (
+    SteeringConfig,
+    SteeringSweep,
+    chosen_strength,
+    steering_config,
+    sweep_steering,
+)
+from stitch_utils.steering.prompts import parallel_pairs, steering_prompts
+from stitch_utils.steering.responses import Answers
+from stitch_utils.steering.vectors import language_vector
+from stitch_utils.stitching.stitch import Stitch
+from stitch_utils.utils.stats import clopper_pearson
+
+LAYERS = {"a": 1, "b": 2}
+CONFIG = SteeringConfig(
+    ("fr", "de"),
+    prompts=3,
+    choosing_languages=("de",),
+    choosing_prompts=2,
+    pairs=4,
+    strengths=(1.0, 3.0),
+    max_new_tokens=5,
+    batch_size=2,
+)
+
+
+class Run:
+    """A sweep of two random models, with what it was made of and how many cells were generated for it."""
+
+    def __init__(self, path):
+        self.pair, self.generated = load_pair(path), 0
+        self.models = dict(zip("ab", load_models(self.pair)))
+        generator = torch.Generator().manual_seed(0)
+        shapes = ((32, 48), (48,), (48, 32), (32,))
+        self.stitch = Stitch(*(torch.randn(shape, generator=generator) for shape in shapes))
+        self.sweep = self.again()
+        self.first = self.generated
+
+    def again(self, **changes):
+        config = dataclasses.replace(CONFIG, **changes)
+        return sweep_steering(self.pair, tuple(self.models.values()), (1, 2), self.stitch, config, scale="smoke")
+
+
+@pytest.fixture(scope="module")
+def run(random_folders, tmp_path_factory):
+    root, generate = tmp_path_factory.mktemp("steering"), responses.generate_texts
+    data = {
+        "name": "mine",
+        "context": 20,
+        "text": {"source": "world", "name": "small pair"},
+        "a": {"model": str(random_folders / "a"), "layer": 1},
+        "b": {"model": str(random_folders / "b"), "layer": 2},
+    }
+    (root / "mine.yml").write_text(yaml.safe_dump(data))
+
+    def counted(*args, **more):
+        made.generated += 1
+        return generate(*args, **more)
+
+    made = Run.__new__(Run)
+    with project_root_at(root), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(responses, "generate_texts", counted)
+        made.__init__(root / "mine.yml")
+        yield made
+
+
+def naive(model, prompt, count, layer=None, edit=None):
+    ids = torch.tensor([[0, *model.tokenizer(prompt, add_special_tokens=False)["input_ids"]]])
+    start = ids.shape[1]
+    for _ in range(count):
+        ids = torch.cat([ids, model.logits(ids, layer=layer, edit=edit)[:, -1:].argmax(-1)], 1)
+    return model.tokenizer.decode(ids[0, start:], skip_special_tokens=True).strip()
+
+
+def test_every_condition_steers_as_its_name_says(run):
+    """Against a naive loop of full passes with Eq. 9 written out, for every condition, side and language."""
+    sweep, stitch = run.sweep, run.stitch
+    prompts = sweep.prompts["evaluated"]
+    assert len(prompts) == 3 and not set(prompts) & set(sweep.prompts["chosen"])
+    raw = {}
+    for side, model in run.models.items():
+        for language in CONFIG.languages:
+            vector = language_vector(model, LAYERS[side], parallel_pairs(run.pair, language, 4))
+            raw[side, language] = vector, vector.direction * (vector.target - vector.source)
+    different = 0
+    for side, model in run.models.items():
+        plain = [naive(model, prompt, 5) for prompt in prompts]
+        assert [response.text for response in sweep.cell(side, "none", "fr").responses] == plain
+        matrix, bias = (stitch.P_down, stitch.b_down) if side == "a" else (stitch.P_up, stitch.b_up)
+        for language in CONFIG.languages:
+            native, _ = raw[side, language]
+            moved = raw["ba"["ab".index(side)], language][1] @ matrix
+            directions = {"native": native.direction, "transferred": moved, "biased": moved + bias}
+            pairs = parallel_pairs(run.pair, language, 4)
+            for condition, direction in directions.items():
+                v = direction / direction.norm()
+                streams = [
+                    torch.cat(
+                        [
+                            model.residuals(torch.tensor([[0, *ids]]), [LAYERS[side]])[LAYERS[side]][0, 1:]
+                            for ids in model.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+                        ]
+                    )
+                    for texts in zip(*pairs)
+                ]
+                english, other = ((stream @ v).mean() for stream in streams)
+                z = english + sweep.chosen[side] * (other - english)
+                said = [
+                    naive(model, prompt, 5, LAYERS[side], lambda h, v=v, z=z: h + (z - h @ v)[..., None] * v)
+                    for prompt in prompts
+                ]
+                assert [response.text for response in sweep.cell(side, condition, language).responses] == said
+                different += said != plain
+            assert sweep.cosines[side, language] == pytest.approx(
+                torch.cosine_similarity(native.direction, moved, dim=0).item(), abs=1e-4
+            )
+    assert different >= 6, "the test would say little if steering changed no text"
+
+
+def test_a_random_direction_moves_tokens_as_far_as_the_native_one(run):
+    means = {
+        (side, "fr"): steering_sweep.language_means(model, LAYERS[side], parallel_pairs(run.pair, "fr", 4))
+        for side, model in run.models.items()
+    }
+    vectors = steering_sweep.steering_vectors(means, run.stitch, 0)
+    for (side, language), found in vectors.items():
+        drawn, native = found["random"], found["native"]
+        assert drawn.target - drawn.source == pytest.approx(native.target - native.source, abs=1e-5)
+        source = (means[side, language].source @ drawn.direction.double()).item()
+        assert drawn.source == pytest.approx(source, abs=1e-6)
+        assert abs((drawn.direction @ native.direction).item()) < 0.9
+    other = steering_sweep.steering_vectors(means, run.stitch, 1)
+    assert not torch.equal(other["a", "fr"]["random"].direction, vectors["a", "fr"]["random"].direction)
+
+
+def test_which_cells_there_are(run):
+    evaluated, doses = set(), set()
+    for side in "ab":
+        evaluated.add((side, "none", "", 0.0))
+        doses.add((side, "none", "", 0.0))
+        assert run.sweep.chosen[side] in CONFIG.strengths
+        for language in CONFIG.languages:
+            for condition in ("native", "transferred", "biased", "random"):
+                evaluated.add((side, condition, language, run.sweep.chosen[side]))
+            evaluated |= {(side, condition, language, 1.0) for condition in ("native", "transferred")}
+        doses |= {(side, c, "de", s) for c in ("native", "transferred") for s in CONFIG.strengths}
+    assert {key[1:] for key in run.sweep.cells if key[0] == "evaluated"} == evaluated
+    assert {key[1:] for key in run.sweep.cells if key[0] == "chosen"} == doses
+    assert all(
+        len(cell.responses) == len(cell.judged) == (3 if key[0] == "evaluated" else 2)
+        for key, cell in run.sweep.cells.items()
+    )
+
+
+def test_responses_are_made_once(run):
+    assert run.first == len(run.sweep.cells), "the unsteered ones once a model, not once a language"
+    before = run.generated
+    assert run.again() == run.sweep and run.generated == before
+    run.again(strengths=(1.0, 3.0, 5.0))
+    assert 4 <= run.generated - before <= 4 + 2 * 2 * 4, "one more strength, and perhaps another choice; nothing else"
+    before = run.generated
+    longer = run.again(max_new_tokens=6, languages=("de",))
+    assert run.generated - before == len(longer.cells)
+
+
+def test_a_strength_that_is_given_is_taken_and_all_prompts_are_evaluated(run):
+    sweep = run.again(strength=3.0, languages=("de",))
+    assert sweep.chosen == {"a": 3.0, "b": 3.0}
+    tokenizer = run.models["a"].tokenizer
+    assert sweep.prompts["evaluated"] == steering_prompts(run.pair, 3, tokenizer=tokenizer, split="all")
+    assert run.sweep.prompts["evaluated"] == steering_prompts(run.pair, 3, tokenizer=tokenizer, split="evaluated")
+
+
+def test_a_prompt_that_leaves_no_room_is_one_error(run):
+    with pytest.raises(
+        ValueError, match=r"pair 'mine' .*steering: a prompt of \d+ tokens .* and 99 new ones.* 48 at most"
+    ):
+        run.again(max_new_tokens=99)
+
+
+@pytest.mark.parametrize(
+    ("shares", "rises", "chosen"),
+    [
+        ([0.1, 0.7, 0.9], [0.0, 0.4, 0.8], 1.5),
+        ([0.1, 0.69, 0.9], [0.0, 0.4, 0.8], 2.0),
+        ([0.8, 0.9, 0.9], [0.5, 0.3, 0.3], 1.5),
+        ([0.1, 0.5, 0.5], [0.0, 0.4, 0.1], 1.5),
+        ([0.1, 0.1, 0.1], [0.0, 0.0, 0.0], 1.0),
+        ([0.0, 0.0, 0.0], [0.0, 0.4, 0.8], 2.0),
+    ],
+)
+def test_the_cheapest_of_the_strengths_that_do_is_chosen(shares, rises, chosen):
+    strengths = (1.0, 1.5, 2.0)
+    assert chosen_strength(dict(zip(strengths, shares)), dict(zip(strengths, rises)), 0.7) == chosen
+
+
+def cell(judged, nll=1.0):
+    return Answers(tuple(Response("", nll + index, 2 * nll, 3) for index, _ in enumerate(judged)), tuple(judged))
+
+
+@pytest.fixture
+def counted():
+    """Four prompts and two languages, counted by hand: native 3 and 1 of 4, transferred 1 and 2 of 4."""
+    cells = {("evaluated", "a", "none", "", 0.0): cell(["en", "en", "fr", "en"], nll=1.0)}
+    for condition, french, german in (("native", 3, 1), ("transferred", 1, 2), ("random", 0, 0)):
+        for language, count, nll in (("fr", french, 1.5), ("de", german, 2.5)):
+            cells["evaluated", "a", condition, language, 2.0] = cell([language] * count + ["en"] * (4 - count), nll=nll)
+    cells["evaluated", "a", "native", "fr", 1.0] = cell(["unknown"] * 4)
+    cells["evaluated", "a", "transferred", "fr", 1.0] = cell(["fr"] + ["en"] * 3)
+    config = SteeringConfig(("fr", "de"), 4, ("fr",), 4)
+    return SteeringSweep(config, {"a": 2.0}, {}, cells, {})
+
+
+def test_shares_have_clopper_and_pearsons_interval(counted):
+    assert counted.share("a", "native", "fr") == clopper_pearson(3, 4)
+    assert counted.share("a", "none", "fr") == clopper_pearson(1, 4)
+    assert counted.share("a", "none", "de").value == 0
+    assert counted.share("a", "native", "fr", 1.0).value == 0
+
+
+def test_means_are_over_languages(counted):
+    value, low, high = counted.mean_share("a", "native")
+    assert value == 0.5 and 0 <= low < value < high <= 1
+    assert counted.mean_share("a", "none").value == pytest.approx(0.125)
+    assert counted.mean_share("a", "random") == (0, 0, 0)
+
+
+def test_the_rise_is_over_the_unsteered_response_to_the_same_prompt(counted):
+    assert counted.nll_rise("a", "native") == pytest.approx((1.0, 0.5, 1.5))  # 0.5 in French and 1.5 in German
+    assert counted.nll_rise("a", "native", alone=True).value == pytest.approx(2.0)
+    assert counted.nll_rise("a", "native", languages=("de",)) == pytest.approx((1.5, 1.5, 1.5))
+    assert counted.nll_rise("a", "none") == (0, 0, 0)
+
+
+def test_gaps_are_equation_16(counted):
+    assert counted.gaps("a") == pytest.approx({"fr": 1 / 3, "de": 1.0})
+    counted.cells["evaluated", "a", "native", "de", 1.0] = cell(["en"] * 4)
+    counted.cells["evaluated", "a", "transferred", "de", 1.0] = cell(["en"] * 4)
+    assert counted.gaps("a", 1.0) == {"fr": 1.0, "de": 0.0}, "x/0 and 0/0"
+
+
+@pytest.mark.parametrize("scale", ["smoke", "default", "paper"])
+def test_the_sizes_of_a_scale(scale):
+    for name in ("tiny", "gemma"):
+        config = steering_config(load_pair(name), scale, strength=1.5, seed=3)
+        assert (config.strength, config.seed) == (1.5, 3)
+        if scale != "smoke":
+            assert config.languages == steering_sweep.languages(load_pair(name)) and config.prompts >= 100
+        if scale == "default":
+            assert config.choosing_languages == config.languages, "one strength is chosen for all of them"
+            assert config.choosing_languages[0] == config.languages[0]
+            assert config.choosing_languages[-1] == config.languages[-1]
+    assert steering_config(load_pair("tiny"), scale).strength == 0, "chosen"
+    assert steering_config(load_pair("gemma"), scale).strength == 1, "the paper's, where the paper's models are steered"
+    with pytest.raises(ValueError, match="unknown scale 'huge'"):
+        steering_config(load_pair("tiny"), "huge")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"choosing_languages": ("fr", "it")}, "languages to choose a strength on .*: it"),
+        ({"prompts": 0}, "at least one prompt and one language"),
+        ({"languages": (), "choosing_languages": ()}, "at least one prompt and one language"),
+        ({"strengths": ()}, "strengths must be positive"),
+        ({"strengths": (1.0, -1.0)}, "strengths must be positive"),
+        ({"strength": -1.0}, "strengths must be positive"),
+    ],
+)
+def test_settings_that_make_no_sense(changes, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(CONFIG, **changes)

@@ -1,0 +1,124 @@
+"""Maps by every recipe: which data and which fit each is made of, and what is measured of them."""
+
+import numpy as np
+import pytest
+import torch
+
+from stitch_utils.steering import recipes as map_recipes
+from stitch_utils.steering.behaviours import Behaviour, Choice
+from stitch_utils.steering.choices import ChoiceConfig, contrast_vectors, spread
+from stitch_utils.steering.recipes import RECIPES, fit_recipes, recipe_errors, recipe_numbers, steer_by_recipes
+from stitch_utils.steering.vectors import transfer_direction
+from stitch_utils.stitching.map_text import MapConfig, map_batches, map_stream
+from stitch_utils.stitching.maps import fit_unsquared, fit_unsquared_adam, moments_of
+from stitch_utils.stitching.stitch import fit_exact
+
+STITCHED = (1, 2)
+CONFIG = MapConfig(tokens=2000, step_tokens=50, lr=1e-2)
+PARTS = ("P_up", "b_up", "P_down", "b_down")
+BEHAVIOURS = [
+    Behaviour(
+        name,
+        (("A cook.", "Two cooks."), ("The cake", "The cakes")),
+        (Choice("The cook sees", " the", " a"), Choice("No", ".", "?"), Choice("She", " x", " q")),
+    )
+    for name in "xy"
+]
+
+
+@pytest.fixture
+def fitted(pair, models):
+    return fit_recipes(pair, models, STITCHED, CONFIG, scale="smoke")
+
+
+def test_every_recipe_is_its_own_fit_on_its_own_data(pair, models, fitted):
+    assert fitted.layers == {False: (1, 2), True: (1, 1)}
+    streams = {same: list(map_stream(pair, models, at, CONFIG, scale="smoke")) for same, at in fitted.layers.items()}
+    less = list(map_stream(pair, models, STITCHED, CONFIG, scale="smoke", tokens=200))
+    options = {"d_a": 32, "d_b": 48, "lr": CONFIG.lr}
+    expected = {
+        "main": fit_exact(moments_of(streams[False])),
+        "no_inversion": fit_exact(moments_of(streams[False]), alpha=0),
+        "unsquared": fit_unsquared(streams[False]).stitch,
+        "adam": fit_unsquared_adam(streams[False], **options),
+        "bias": fit_exact(moments_of(streams[False])),
+        "same_layers": fit_exact(moments_of(streams[True])),
+        "less_text": fit_exact(moments_of(less)),
+        "sister": fit_unsquared_adam(streams[True], **options),
+    }
+    assert expected.keys() == RECIPES.keys() == fitted.stitches.keys()
+    for name, stitch in expected.items():
+        for part in PARTS:
+            torch.testing.assert_close(
+                getattr(fitted.stitches[name], part), getattr(stitch, part), rtol=1e-4, atol=1e-5
+            )
+    assert len({tuple(fitted.stitches[name].P_up[0].tolist()) for name in RECIPES}) == len(RECIPES) - 1
+    assert len(fitted.unsquared.up) == len(fitted.unsquared.down) > 1
+
+
+def test_each_recipe_differs_from_the_first_in_one_choice():
+    first = RECIPES["main"]._asdict()
+    changed = {
+        name: {key for key, value in one._asdict().items() if value != first[key]} for name, one in RECIPES.items()
+    }
+    assert changed.pop("main") == set() and changed.pop("sister") == {"fit", "with_bias", "same_layers"}
+    assert all(len(keys) == 1 for keys in changed.values()) and len(changed) == 6
+
+
+def test_errors_are_those_of_the_held_out_tenth(pair, models, fitted):
+    errors = recipe_errors(pair, models, fitted, scale="smoke")
+    xs, ys = {False: [], True: []}, {False: [], True: []}
+    for batch in map_batches(pair, models, CONFIG, scale="smoke", held_out=True):
+        for same, (a, b) in fitted.layers.items():
+            xs[same].append(models[0].residuals(batch.tokens, [a])[a][batch.mask].double())
+            ys[same].append(models[1].residuals(batch.tokens, [b])[b][batch.mask].double())
+    for name, one in RECIPES.items():
+        x, y = torch.cat(xs[one.same_layers]), torch.cat(ys[one.same_layers])
+        stitch = fitted.stitches[name].to(torch.float64)
+        assert errors[name, "b"].length.value == pytest.approx((stitch.up(x) - y).norm(dim=1).mean().item(), rel=1e-5)
+        assert errors[name, "a"].length.value == pytest.approx((stitch.down(y) - x).norm(dim=1).mean().item(), rel=1e-5)
+    for same, name in ((False, "mean"), (True, "same_layers_mean")):
+        y = torch.cat(ys[same])
+        expected = (y - fitted.moments[same].mean_y).norm(dim=1).mean().item()
+        assert errors[name, "b"].length.value == pytest.approx(expected, rel=1e-5)
+        assert errors[name, "b"].fuv.value == pytest.approx(1, abs=0.1)
+
+
+def test_vectors_go_through_every_map_and_numbers_have_their_ids(pair, models, fitted):
+    config = ChoiceConfig(contrasts=2, choices=3, doses=(-1.0, 0.0, 1.0))
+    sweeps = steer_by_recipes(models, fitted, BEHAVIOURS, config)
+    other = contrast_vectors(models[0], 1, {"x": BEHAVIOURS[0].contrasts})["x"]
+    for name, one in RECIPES.items():
+        sweep = sweeps[one.same_layers]
+        expected = transfer_direction(other, fitted.stitches[name], towards="b", with_bias=one.with_bias)
+        torch.testing.assert_close(sweep.directions["x"][name], expected)
+        assert name not in sweeps[not one.same_layers].directions["x"]
+    for same, sweep in sweeps.items():
+        layer = fitted.layers[same][1]
+        again = map_recipes.steer_choices(
+            models[1], layer, BEHAVIOURS[:1], sweep.directions, config, unit=spread(fitted.moments[same])
+        )
+        np.testing.assert_allclose(again.responses["x", "random"], sweep.responses["x", "random"])
+    errors = recipe_errors(pair, models, fitted, scale="smoke")
+    numbers = recipe_numbers("mine", fitted, errors, sweeps)
+    assert numbers["lrt.mine.validation_loss"] == errors["sister", "b"].length.value
+    assert numbers["lrt.mine.validation_loss_of_mean"] == errors["same_layers_mean", "b"].length.value
+    own = [sweeps[True].correlation(name, "sister").value for name in "xy"]
+    assert [numbers[f"lrt.mine.correlation.{name}"] for name in "xy"] == own
+    assert numbers["lrt.mine.correlation_summary.lowest"] == min(own)
+    assert numbers["lrt.mine.correlation_summary.mean"] == pytest.approx(np.mean(own))
+    lengths = [errors[name, "b"].length.value for name in ("no_inversion", "unsquared", "adam")]
+    assert numbers["lrt.mine.unsquared.gain.to_b"] == pytest.approx((lengths[0] - lengths[1]) / lengths[0])
+    assert numbers["lrt.mine.unsquared.adam_excess.to_b"] == pytest.approx((lengths[2] - lengths[1]) / lengths[1])
+    assert numbers["lrt.mine.steered.bias.likeness"] == sweeps[False].likeness("bias")
+    assert {f"lrt.mine.steered.{name}.correlation.low" for name in (*RECIPES, "random", "same_layers_random")} <= {
+        *numbers
+    }
+
+
+def test_where_both_papers_take_the_same_layers_the_text_is_read_once(pair, models, monkeypatch):
+    asked = []
+    real = map_recipes.map_stream
+    monkeypatch.setattr(map_recipes, "map_stream", lambda *args, **options: asked.append(1) or real(*args, **options))
+    found = fit_recipes(pair, models, (1, 1), CONFIG, scale="smoke")
+    assert found.streams[True] is found.streams[False] and found.layers[True] == (1, 1)

@@ -1,0 +1,126 @@
+"""Table 1's conditions against splices written out by hand; intervals against their definitions."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import binom
+
+from stitch_utils.data.pairs import TextRef
+from stitch_utils.data.text import token_batches
+from stitch_utils.stitching.evaluation import CONDITIONS, Fidelity, measure_fidelity
+from stitch_utils.stitching.stitch import Stitch
+from stitch_utils.utils.stats import clopper_pearson
+
+
+@pytest.fixture
+def batches(random_models):
+    def make():
+        return token_batches(
+            TextRef("world", "fidelity"),
+            random_models[0].tokenizer,
+            context=40,
+            batch_size=3,
+            rows="packed",
+            n_documents=6,
+        )
+
+    return make
+
+
+def random_stitch(d_a, d_b, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    shapes = ((d_a, d_b), (d_b,), (d_b, d_a), (d_a,))
+    return Stitch(*(torch.randn(shape, generator=generator) / 4 for shape in shapes))
+
+
+def test_the_identity_stitch_gives_the_hosts_own_loss(random_models, batches):
+    model = random_models[0]
+    fidelity = measure_fidelity(model, model, 1, 1, {"identity": Stitch.identity(model.d_model)}, batches())
+    own = fidelity.cross_entropy("own", "a").value
+    for condition in CONDITIONS:
+        assert fidelity.cross_entropy("identity", condition).value == pytest.approx(own, abs=1e-5)
+        assert fidelity.increase("identity", condition).value == pytest.approx(0, abs=1e-6)
+
+
+def test_every_condition_is_the_splice_that_its_name_says(random_models, batches):
+    model_a, model_b = random_models
+    stitch = random_stitch(model_a.d_model, model_b.d_model)
+    means = torch.full((model_a.d_model,), 0.1), torch.full((model_b.d_model,), 0.2)
+    fidelity = measure_fidelity(model_a, model_b, 1, 2, {"random": stitch}, batches(), means=means)
+    names = {("random", condition) for condition in CONDITIONS} | {
+        ("own", name) for name in ("a_without_layer", "b_without_layer")
+    }
+    expected = {name: {} for name in names}
+    for batch in batches():
+        x, y = model_a.residuals(batch.tokens, [1])[1], model_b.residuals(batch.tokens, [2])[2]
+        up_x, down_y = x @ stitch.P_up + stitch.b_up, y @ stitch.P_down + stitch.b_down
+        replacements = {
+            ("random", "a_to_b"): (model_b, 2, up_x),
+            ("random", "b_to_a"): (model_a, 1, down_y),
+            ("random", "a_to_b_to_a"): (model_a, 1, up_x @ stitch.P_down + stitch.b_down),
+            ("random", "b_to_a_to_b"): (model_b, 2, down_y @ stitch.P_up + stitch.b_up),
+            ("own", "a_without_layer"): (model_a, 1, means[0].expand_as(x)),
+            ("own", "b_without_layer"): (model_b, 2, means[1].expand_as(y)),
+        }
+        for name, (host, layer, replacement) in replacements.items():
+
+            def put(residual, replacement=replacement, mask=batch.mask):
+                out = residual.clone()
+                out[mask] = replacement[mask]  # special tokens keep the host's own residual
+                return out
+
+            losses = host.cross_entropy(batch.tokens, layer=layer, edit=put)
+            for row in range(len(losses)):
+                for position in range(losses.shape[1]):
+                    if batch.mask[row, position + 1]:
+                        document = batch.documents[row, position + 1].item()
+                        expected[name].setdefault(document, []).append(losses[row, position].item())
+    for (stitch_name, condition), by_document in expected.items():
+        sums = [sum(by_document[document]) for document in sorted(by_document)]
+        np.testing.assert_allclose(fidelity.sums[stitch_name, condition], sums, rtol=1e-4)
+        np.testing.assert_array_equal(fidelity.tokens, [len(by_document[document]) for document in sorted(by_document)])
+        total = sum(sums) / sum(len(values) for values in by_document.values())
+        assert fidelity.cross_entropy(stitch_name, condition).value == pytest.approx(total, rel=1e-4)
+
+
+def test_increases_are_relative_to_the_model_that_comes_last():
+    sums = {("own", "a"): np.array([20.0, 40.0]), ("own", "b"): np.array([10.0, 30.0])}
+    sums |= {("s", name): np.array([30.0, 30.0]) for name in CONDITIONS}
+    fidelity = Fidelity(np.array([10.0, 20.0]), sums)
+    assert fidelity.cross_entropy("s", "a_to_b").value == pytest.approx(2.0)
+    assert fidelity.increase("s", "a_to_b").value == pytest.approx(0.5)
+    assert fidelity.increase("s", "b_to_a").value == pytest.approx(0.0)
+
+
+def test_the_bootstrap_interval_has_the_width_that_theory_gives():
+    rng = np.random.default_rng(0)
+    losses = rng.normal(3, 1, size=400)
+    fidelity = Fidelity(np.ones(400), {("own", "a"): losses}, resamples=4000)
+    value, low, high = fidelity.cross_entropy("own", "a")
+    half = 1.96 * losses.std() / 20
+    assert value == pytest.approx(losses.mean())
+    assert value - low == pytest.approx(half, rel=0.1) and high - value == pytest.approx(half, rel=0.1)
+
+
+def test_a_text_without_predictions_is_refused(random_models):
+    with pytest.raises(ValueError, match="predict no ordinary token"):
+        measure_fidelity(*random_models, 1, 2, {}, [])
+
+
+@pytest.mark.parametrize(("successes", "trials"), [(0, 20), (7, 20), (20, 20), (131, 163)])
+def test_clopper_pearson_bounds_are_where_the_tails_hold_a_fortieth(successes, trials):
+    value, low, high = clopper_pearson(successes, trials)
+    assert value == successes / trials
+    if successes:
+        assert binom.sf(successes - 1, trials, low) == pytest.approx(0.025, rel=1e-6)
+    if successes < trials:
+        assert binom.cdf(successes, trials, high) == pytest.approx(0.025, rel=1e-6)
+    assert (low == 0) == (successes == 0) and (high == 1) == (successes == trials)
+
+
+def test_clopper_pearson_agrees_with_the_papers_table_5():
+    """Table 5: 0.81 (0.74, 0.87) of 163 prompts."""
+    _, low, high = clopper_pearson(132, 163)
+    assert (round(low, 2), round(high, 2)) == (0.74, 0.87)
+    with pytest.raises(ValueError, match="at least one trial: got 0 of 0"):
+        clopper_pearson(0, 0)

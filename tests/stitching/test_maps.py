@@ -1,0 +1,288 @@
+"""The mean length of the error brought down by reweighting and by AdamW, against naive optimisation; its measurement
+token by token; and the text that it is fitted on."""
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize
+
+from stitch_utils.data.pairs import DatasetRef, load_pair
+from stitch_utils.models.harvest import evaluation_batches
+from stitch_utils.stitching import map_text as lrt_text
+from stitch_utils.stitching.map_errors import Prediction, down, map_errors, up
+from stitch_utils.stitching.map_text import (
+    CHATS,
+    VALIDATION,
+    MapConfig,
+    map_batches,
+    map_config,
+    map_stream,
+    same_layers,
+)
+from stitch_utils.stitching.maps import fit_unsquared, fit_unsquared_adam, moments_of
+from stitch_utils.stitching.stitch import Stitch, fit_exact
+
+CONFIG = MapConfig(tokens=2000, step_tokens=100, lr=1e-3)
+
+
+def data(seed=0, d_a=4, d_b=6, n=300):
+    """Streams related up to noise with heavy tails, off centre: (x, y), float64."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, d_a)) + 1
+    y = x @ rng.normal(size=(d_a, d_b)) + rng.standard_t(2, size=(n, d_b)) - 2
+    return torch.tensor(x), torch.tensor(y)
+
+
+def in_batches(x, y, size=70):
+    return list(zip(x.split(size), y.split(size)))
+
+
+def naive(x, y):
+    """The minimum of the mean length of x P + b - y by scipy's L-BFGS, from zero: value, P, b."""
+    ones = torch.cat([x, torch.ones(len(x), 1).double()], 1)
+    shape = (x.shape[1] + 1, y.shape[1])
+
+    def value_and_gradient(flat):
+        maps = torch.tensor(flat.reshape(shape), requires_grad=True)
+        loss = (ones @ maps - y).norm(dim=1).mean()
+        loss.backward()
+        return loss.item(), maps.grad.numpy().ravel()
+
+    options = {"maxiter": 10_000, "maxfun": 20_000, "ftol": 1e-15, "gtol": 1e-10}
+    found = minimize(value_and_gradient, np.zeros(np.prod(shape)), jac=True, method="L-BFGS-B", options=options)
+    return found.fun, torch.tensor(found.x.reshape(shape)[:-1]), torch.tensor(found.x.reshape(shape)[-1])
+
+
+# ---- the fits -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [70, 300])
+def test_reweighting_ends_at_the_minimum(size):
+    x, y = data()
+    fit = fit_unsquared(in_batches(x, y, size), tolerance=1e-12, max_passes=200, dtype=torch.float64)
+    for given, wanted, losses, matrix, bias in (
+        (x, y, fit.up, fit.stitch.P_up, fit.stitch.b_up),
+        (y, x, fit.down, fit.stitch.P_down, fit.stitch.b_down),
+    ):
+        best, best_matrix, best_bias = naive(given, wanted)
+        ours = (given @ matrix + bias - wanted).norm(dim=1).mean().item()
+        assert ours == pytest.approx(best, rel=1e-7) and losses[-1] == pytest.approx(ours, rel=1e-9)
+        torch.testing.assert_close(matrix, best_matrix, rtol=2e-3, atol=2e-3)
+        torch.testing.assert_close(bias, best_bias, rtol=2e-3, atol=2e-3)
+    assert fit.stitch.report.converged and fit.stitch.report.method == "unsquared"
+
+
+def test_every_reweighting_lowers_the_mean_length():
+    fit = fit_unsquared(in_batches(*data(seed=1)), tolerance=1e-9, max_passes=50)
+    for losses in (fit.up, fit.down):
+        assert len(losses) > 4 and losses[0] > losses[-1] * 1.001
+        assert all(after <= before * (1 + 1e-9) for before, after in itertools.pairwise(losses))
+
+
+def test_it_starts_from_least_squares_and_stops_when_told():
+    x, y = data(seed=2)
+    squares = fit_exact(moments_of(in_batches(x, y)), alpha=0, dtype=torch.float64)
+    fit = fit_unsquared(in_batches(x, y), max_passes=1, dtype=torch.float64)
+    assert fit.up == (pytest.approx((squares.up(x) - y).norm(dim=1).mean().item(), rel=1e-9),)
+    assert not fit.stitch.report.converged and fit.stitch.report.sweeps == 1
+    loose = fit_unsquared(in_batches(x, y), tolerance=1e-2)
+    assert loose.stitch.report.converged and len(loose.up) < 6
+
+
+def test_up_alone_leaves_least_squares_down():
+    x, y = data(seed=3)
+    both, alone = (fit_unsquared(in_batches(x, y), directions=which, tolerance=1e-9) for which in ("both", "up"))
+    torch.testing.assert_close(alone.stitch.P_up, both.stitch.P_up, rtol=1e-3, atol=1e-4)
+    squares = fit_exact(moments_of(in_batches(x, y)), alpha=0)
+    assert alone.down == () and torch.equal(alone.stitch.P_down, squares.P_down)
+    assert not torch.allclose(both.stitch.P_down, squares.P_down, rtol=1e-3)
+
+
+def test_a_map_without_error_is_found():
+    x, _ = data(seed=4)
+    y = x @ torch.randn(4, 6, generator=torch.Generator().manual_seed(0)).double() + 3
+    fit = fit_unsquared(in_batches(x, y), dtype=torch.float64)
+    assert fit.up[-1] < 1e-5
+    torch.testing.assert_close(fit.stitch.up(x), y, rtol=1e-4, atol=1e-4)
+
+
+def test_adamw_follows_its_update_rule():
+    """Two epochs of three batches, with decoupled weight decay, written out."""
+    x, y = (part.float() for part in data(seed=6, n=60))
+    batches, lr, decay = in_batches(x, y, 20), 1e-2, 0.1
+    starts = []
+    fit_unsquared_adam(batches, d_a=4, d_b=6, epochs=1, lr=0.0, on_step=lambda step, stitch: starts.append(stitch))
+    w = [starts[0].P_up.clone(), starts[0].b_up.clone(), starts[0].P_down.clone(), starts[0].b_down.clone()]
+    first, second = [torch.zeros_like(t) for t in w], [torch.zeros_like(t) for t in w]
+    for step, (bx, by) in enumerate(batches * 2, 1):
+        leaves = [t.clone().requires_grad_() for t in w]
+        ups = (bx @ leaves[0] + leaves[1] - by).square().sum(1).sqrt()
+        downs = (by @ leaves[2] + leaves[3] - bx).square().sum(1).sqrt()
+        (ups.mean() + downs.mean()).backward()
+        for i, leaf in enumerate(leaves):
+            first[i] = 0.9 * first[i] + 0.1 * leaf.grad
+            second[i] = 0.999 * second[i] + 0.001 * leaf.grad**2
+            unbiased = first[i] / (1 - 0.9**step), second[i] / (1 - 0.999**step)
+            w[i] = w[i] * (1 - lr * decay) - lr * unbiased[0] / (unbiased[1].sqrt() + 1e-8)
+    steps = []
+    stitch = fit_unsquared_adam(
+        batches, d_a=4, d_b=6, epochs=2, lr=lr, weight_decay=decay, on_step=lambda step, _: steps.append(step)
+    )
+    assert steps == [1, 2, 3, 4, 5, 6] and stitch.report.evaluations == 6
+    for name, expected in zip(("P_up", "b_up", "P_down", "b_down"), w):
+        torch.testing.assert_close(getattr(stitch, name), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_adamw_approaches_the_minimum_and_is_seeded():
+    x, y = data(seed=7)
+    best = fit_unsquared(in_batches(x, y), tolerance=1e-9)
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    fits = [
+        fit_unsquared_adam(in_batches(x, y), d_a=4, d_b=6, epochs=300, lr=1e-2, weight_decay=0.0, seed=seed)
+        for seed in (0, 0, 1)
+    ]
+    assert torch.equal(torch.rand(3), expected), "the global generator is left alone"
+    ours = (fits[0].up(x) - y).norm(dim=1).mean().item()
+    assert best.up[-1] <= ours <= best.up[-1] * 1.01
+    assert torch.equal(fits[0].P_up, fits[1].P_up) and not torch.equal(fits[0].P_up, fits[2].P_up)
+    one = fit_unsquared_adam(in_batches(x, y), d_a=4, d_b=6, epochs=1, directions="up")
+    assert not one.P_down.any() and one.P_up.any()
+
+
+def test_what_cannot_be_fitted():
+    x, y = data(n=20)
+    with pytest.raises(ValueError, match="unknown directions 'down': expected both or up"):
+        fit_unsquared([(x, y)], directions="down")
+    with pytest.raises(ValueError, match="no batches given"):
+        fit_unsquared([])
+    with pytest.raises(ValueError, match="max_passes must be positive: got 0"):
+        fit_unsquared([(x, y)], max_passes=0)
+    with pytest.raises(ValueError, match="batches gave 20 tokens, then 0: expected the same each time"):
+        fit_unsquared(iter([(x, y)]))
+    with pytest.raises(ValueError, match="unknown directions 'down'"):
+        fit_unsquared_adam([(x, y)], d_a=4, d_b=6, directions="down")
+    with pytest.raises(ValueError, match="epochs must be positive: got 0"):
+        fit_unsquared_adam([(x, y)], d_a=4, d_b=6, epochs=0)
+    with pytest.raises(ValueError, match="batches gave nothing in epoch 2"):
+        fit_unsquared_adam(iter([(x, y)]), d_a=4, d_b=6)
+
+
+# ---- its measurement ----------------------------------------------------------------------------------------------
+
+
+def random_stitch(d_a, d_b):
+    generator = torch.Generator().manual_seed(0)
+    return Stitch(*(torch.randn(s, generator=generator) / 4 for s in ((d_a, d_b), (d_b,), (d_b, d_a), (d_a,))))
+
+
+def test_errors_are_those_of_every_token(pair, models):
+    stitch, sizes = random_stitch(models[0].d_model, models[1].d_model), pair.scale("smoke")
+    batches = list(evaluation_batches(pair, sizes, models[0].tokenizer))
+    mean_y = torch.linspace(-1, 1, models[1].d_model)
+    found = map_errors(
+        models,
+        (1, 2),
+        batches,
+        {"up": up(stitch), "down": down(stitch), "mean": Prediction("b", lambda x, y: mean_y.expand_as(y))},
+    )
+    xs, ys = [], []
+    for batch in batches:
+        x, y = models[0].residuals(batch.tokens, [1])[1], models[1].residuals(batch.tokens, [2])[2]
+        for row in range(len(batch.tokens)):
+            for position in range(batch.tokens.shape[1]):
+                if batch.mask[row, position]:
+                    xs.append(x[row, position].double().numpy())
+                    ys.append(y[row, position].double().numpy())
+    x, y = np.array(xs), np.array(ys)
+    parts = [part.double().numpy() for part in (stitch.P_up, stitch.b_up, stitch.P_down, stitch.b_down)]
+    for name, error, target in (
+        ("up", x @ parts[0] + parts[1] - y, y),
+        ("down", y @ parts[2] + parts[3] - x, x),
+        ("mean", mean_y.double().numpy() - y, y),
+    ):
+        lengths = np.linalg.norm(error, axis=1)
+        assert found[name].length.value == pytest.approx(lengths.mean(), rel=1e-5)
+        expected = (lengths**2).sum() / ((target - target.mean(0)) ** 2).sum()
+        assert found[name].fuv.value == pytest.approx(expected, rel=1e-4)
+        assert found[name].length.low < found[name].length.value < found[name].length.high
+    with pytest.raises(ValueError, match="unknown target 'c': expected a or b"):
+        map_errors(models, (1, 2), batches, {"x": Prediction("c", lambda x, y: x)})
+    with pytest.raises(ValueError, match=r"prediction 'x' has shape .*expected .*, that of the stream of b"):
+        map_errors(models, (1, 2), batches, {"x": Prediction("b", lambda x, y: x)})
+    with pytest.raises(ValueError, match="hold no ordinary token"):
+        map_errors(models, (1, 2), [], {"up": up(stitch)})
+
+
+# ---- its text -----------------------------------------------------------------------------------------------------
+
+
+def rows_of(batches):
+    return [tuple(row.tolist()) for batch in batches for row in batch.tokens]
+
+
+def test_a_tenth_of_the_rows_is_kept_for_validation(pair, models):
+    fitted = rows_of(map_batches(pair, models, CONFIG, scale="smoke", held_out=False))
+    validated = rows_of(map_batches(pair, models, CONFIG, scale="smoke", held_out=True))
+    everything = rows_of(lrt_text._all_batches(pair, models, CONFIG, "smoke", CONFIG.tokens))
+    assert len(everything) == CONFIG.tokens // pair.context
+    assert validated == everything[VALIDATION - 1 :: VALIDATION] and len(fitted) + len(validated) == len(everything)
+    assert fitted == [row for number, row in enumerate(everything, 1) if number % VALIDATION]
+    less = rows_of(map_batches(pair, models, CONFIG, scale="smoke", held_out=False, tokens=400))
+    assert less == fitted[: len(less)] and len(less) == 18
+    stream = map_stream(pair, models, (1, 2), CONFIG, scale="smoke")
+    shapes = {(len(x), x.shape[1], y.shape[1]) for x, y in stream}
+    assert shapes == {(CONFIG.step_tokens, models[0].d_model, models[1].d_model)} and stream.keep
+
+
+def test_rows_of_another_length_as_long_as_both_models_read(pair, models):
+    for context, expected in ((30, 30), (512, 48)):
+        config = dataclasses.replace(CONFIG, context=context)
+        batch = next(map_batches(pair, models, config, scale="smoke", held_out=False))
+        assert batch.tokens.shape[1] == expected
+
+
+def test_a_third_of_chats_where_the_pair_names_some(pair, models, monkeypatch):
+    conversations = [
+        [{"role": "user", "content": f"Say {i}."}, {"role": "assistant", "content": f"It is {i}."}] for i in range(900)
+    ]
+
+    def dataset_rows(name, pick, **options):
+        assert (name, options["picked"]) == ("talk", "conversation")
+        yield from (pick({"conversation": turns}) for turns in conversations)
+
+    monkeypatch.setattr(lrt_text, "dataset_rows", dataset_rows)
+    tokenizer = models[0].tokenizer  # some templates write the beginning of the text, which every row has anyway
+    monkeypatch.setattr(tokenizer, "chat_template", "{{ bos_token }}" + tokenizer.chat_template)
+    talking = dataclasses.replace(pair, datasets={"map_chats": DatasetRef("talk")})
+    batches = list(lrt_text._all_batches(talking, models, CONFIG, "smoke", CONFIG.tokens))
+    spoken = [batch for batch in batches if (batch.documents < 0).any()]
+    assert [batch is spoken[0] for batch in batches].index(True) == CHATS - 1
+    share = sum(batch.tokens.numel() for batch in spoken) / sum(batch.tokens.numel() for batch in batches)
+    assert share == pytest.approx(1 / CHATS, abs=0.1)
+    text = tokenizer.decode(spoken[0].tokens[0])
+    assert "<|user|>Say " in text and "<|assistant|>It is " in text
+    assert tokenizer.bos_token_id == spoken[0].tokens[0, 0] != spoken[0].tokens[0, 1]
+    owners = torch.cat([batch.documents[:, 0] for batch in spoken])
+    assert len(owners.unique()) == len(owners)
+    wrong = dataclasses.replace(pair, datasets={"map_chats": DatasetRef("talk")})
+    monkeypatch.setattr(lrt_text, "dataset_rows", lambda name, pick, **options: iter([pick({"text": "x"})]))
+    with pytest.raises(ValueError, match=r"pair 'mine' .*map_chats: dataset 'talk' has no column 'conversation'"):
+        list(lrt_text._all_batches(wrong, models, CONFIG, "smoke", CONFIG.tokens))
+
+
+def test_sizes_and_layers(pair, models):
+    paper = map_config(load_pair("gemma"), "paper")
+    assert (paper.tokens, paper.step_tokens, paper.epochs, paper.lr) == (10_000_000, 16_384, 4, 1e-4)
+    assert map_config(load_pair("gemma-it"), "paper", lr=1e-3, seed=4) == dataclasses.replace(paper, lr=1e-3, seed=4)
+    assert map_config(pair, "smoke").tokens < map_config(pair, "default").tokens
+    with pytest.raises(ValueError, match="unknown scale 'huge'"):
+        map_config(pair, "huge")
+    with pytest.raises(ValueError, match="must be positive"):
+        dataclasses.replace(CONFIG, lr=0.0)
+    assert same_layers(models, (1, 2)) == (1, 1)
+    assert same_layers((models[1], models[0]), (3, 0)) == (3, 2)

@@ -1,0 +1,55 @@
+"""Intervals against scipy's."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from stitch_utils.utils.stats import clopper_pearson, crossed_mean, over_seeds, resampled_counts, stratified_mean
+
+
+def test_the_interval_over_seeds_is_students():
+    values = [0.31, 0.27, 0.44, 0.35]
+    expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    found = over_seeds(values)
+    assert found.value == pytest.approx(np.mean(values))
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    with pytest.raises(ValueError, match="needs two runs at least: got 1"):
+        over_seeds([0.3])
+
+
+@pytest.mark.parametrize(("successes", "trials"), [(0, 20), (7, 20), (20, 20)])
+def test_the_interval_of_a_share_is_clopper_and_pearsons(successes, trials):
+    expected = stats.binomtest(successes, trials).proportion_ci(0.95, method="exact")
+    found = clopper_pearson(successes, trials)
+    assert (found.value, found.low, found.high) == pytest.approx((successes / trials, expected.low, expected.high))
+
+
+def test_the_interval_of_a_mean_draws_languages_and_prompts():
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(12, 1)) + rng.normal(size=(1, 40)) + 0.1 * rng.normal(size=(12, 40))
+    value, low, high = crossed_mean(values, seed=0)
+    assert value == pytest.approx(values.mean())
+    spread = np.sqrt(values.mean(1).var() / 12 + values.mean(0).var() / 40)
+    assert high - low == pytest.approx(2 * 1.96 * spread, rel=0.15)
+    share = crossed_mean((rng.random((1, 200)) < 0.3).astype(float), seed=0)  # one language: prompts alone
+    count = round(share.value * 200)
+    expected = [stats.binom.ppf(q, 200, share.value) / 200 for q in (0.025, 0.975)]
+    assert count == share.value * 200 and [share.low, share.high] == pytest.approx(expected, abs=0.02)
+
+
+def test_a_mean_over_rows_of_different_lengths():
+    rows = [np.array([0.0, 1, 0, 1] * 25), np.ones(10)]
+    value, low, high = stratified_mean(rows, 0)
+    half = 1.96 * (0.5 / np.sqrt(100)) / 2  # the second row does not vary
+    assert (
+        value == 0.75 and low == pytest.approx(0.75 - half, abs=0.006) and high == pytest.approx(0.75 + half, abs=0.006)
+    )
+
+
+def test_resamples_draw_each_as_often_as_the_others():
+    counts = resampled_counts(8, 0, resamples=5000)
+    assert counts.shape == (5000, 8) and (counts.sum(1) == 8).all()
+    assert counts.mean(0) == pytest.approx(np.ones(8), abs=0.06) and counts.var(0) == pytest.approx(
+        np.full(8, 7 / 8), rel=0.1
+    )
+    assert (resampled_counts(8, 0) == resampled_counts(8, 0)).all()

@@ -1,0 +1,55 @@
+"""The paper's fitter at its full length on the embedded pair, recorded because a chapter has no time for it.
+
+App. A: 36 thousand steps of Adam; a chapter at its default scale takes two thousand. Both fitters see the activations
+of the stitching chapter's default scale and are judged by Eq. 3 on its held-out text.
+
+Run `python -m tools.full_adam` (ten minutes on two cores). It writes `stitch_utils/data/embedded/full_adam.json`, which
+the chapter shows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from stitch_utils.data.hub import EMBEDDED
+from stitch_utils.data.pairs import load_pair
+from stitch_utils.models.harvest import ActivationStream, evaluation_batches, training_batches
+from stitch_utils.models.language_model import load_models
+from stitch_utils.stitching.moments import harvest_moments
+from stitch_utils.stitching.stitch import fit_exact, stitch_loss, trace_adam
+
+RECORD = EMBEDDED / "full_adam.json"
+
+
+def compare(n_steps: int, *, scale: str = "default", seed: int = 0) -> dict[str, float]:
+    """Eq. 3 (alpha = 1) on held-out text, and seconds after the pass, of `n_steps` of Adam and of the exact fit."""
+    pair = load_pair("tiny")
+    sizes, models, layers = pair.scale(scale), load_models(pair), (pair.a.layer, pair.b.layer)
+    tokenizer = models[0].tokenizer
+
+    def training():
+        return training_batches(pair, sizes, tokenizer, sizes.train_tokens)
+
+    moments = harvest_moments(*models, training(), [layers])[layers]
+    held_out = harvest_moments(*models, evaluation_batches(pair, sizes, tokenizer), [layers])[layers]
+    exact = fit_exact(moments)
+    stream = ActivationStream(*models, *layers, training, keep=True)
+    next(iter(stream))  # the pass over the text is paid before the clock starts
+    adam = trace_adam(stream, held_out, n_steps=n_steps, seed=seed)
+    return {
+        "steps": n_steps,
+        "exact_loss": round(stitch_loss(exact, held_out).total, 4),
+        "adam_loss": round(stitch_loss(adam.stitch, held_out).total, 4),
+        "exact_seconds": round(exact.report.seconds, 3),
+        "adam_seconds": round(adam.seconds[-1], 1),
+    }
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Adam at the paper's full length beside the exact fit.")
+    parser.add_argument("--steps", type=int, default=load_pair("tiny").scale("paper").adam_steps)
+    parser.add_argument("--out", type=Path, default=RECORD)
+    arguments = parser.parse_args()
+    arguments.out.write_text(json.dumps(compare(arguments.steps), indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,232 @@
+"""Trains the embedded pair: one tokenizer and two small GPT-NeoX models, each from its own seed, on the same text.
+
+No section of the paper; Pythia 70m and 160m have this role there. Nothing about the relation of the two models is
+built in: they share text and tokenizer, as the paper's families do, and neither initialisation nor order of the
+batches.
+
+Run `python -m tools.train_pair --out FOLDER` (about an hour on two cores). It writes `tiny-a/` and
+`tiny-b/`, Hugging Face folders with float16 weights, and `training.json` (tokens, steps, losses, versions).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import platform
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tqdm import tqdm
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
+
+from stitch_utils.data.embedded.world import ASSISTANT, END, USER, documents
+from stitch_utils.data.hub import EMBEDDED
+
+END_OF_TEXT = "<|endoftext|>"
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] }}"
+    "{% if message['role'] == 'assistant' %}{{ '<|end|>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """One model of the pair and how it is trained."""
+
+    name: str
+    """Name of the folder."""
+    seed: int
+    """Of the initialisation and of the order of the batches."""
+    hidden_size: int
+    n_layers: int
+    n_heads: int
+    learning_rate: float
+    """Peak; linear warm-up, then cosine to a tenth."""
+    tokens: int
+    """Seen in training; the text is repeated if it is shorter."""
+    context: int = 256
+    """Positions of a training row; its first is always the end-of-text token."""
+    batch_size: int = 16
+    """Rows a step."""
+    warmup_steps: int = 200
+    weight_decay: float = 0.05
+    max_grad_norm: float = 1.0
+
+    def __post_init__(self):
+        if self.hidden_size % self.n_heads:
+            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of n_heads {self.n_heads}")
+
+    @property
+    def steps(self) -> int:
+        return self.tokens // (self.context * self.batch_size)
+
+
+PAIR = (
+    TrainingConfig("tiny-a", seed=1, hidden_size=64, n_layers=3, n_heads=4, learning_rate=3e-3, tokens=16_000_000),
+    TrainingConfig("tiny-b", seed=2, hidden_size=128, n_layers=6, n_heads=4, learning_rate=2e-3, tokens=16_000_000),
+)
+VOCABULARY = 3072
+TRAINING_DOCUMENTS = 156_000
+HELD_OUT_DOCUMENTS = 1_000
+
+
+def train_tokenizer(texts, vocabulary: int = VOCABULARY) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer with Pythia's end-of-text token and the three tokens of the chat template."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    specials = [END_OF_TEXT, USER, ASSISTANT, END]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer.train_from_iterator(
+        texts, trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=specials, initial_alphabet=alphabet)
+    )
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=END_OF_TEXT,
+        eos_token=END_OF_TEXT,
+        unk_token=END_OF_TEXT,
+        pad_token=END_OF_TEXT,
+        additional_special_tokens=[USER, ASSISTANT, END],
+        clean_up_tokenization_spaces=False,
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+def pack(tokenizer, texts, context: int) -> np.ndarray:
+    """Documents one after another, each ended by end-of-text, cut into rows that all begin with it: (rows, context)."""
+    end = tokenizer.eos_token_id
+    stream: list[int] = []
+    for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]:
+        stream += [*ids, end]
+    rows = len(stream) // (context - 1)
+    body = np.array(stream[: rows * (context - 1)], dtype=np.uint16).reshape(rows, context - 1)
+    return np.concatenate([np.full((rows, 1), end, dtype=np.uint16), body], axis=1)
+
+
+def build_model(config: TrainingConfig, tokenizer) -> GPTNeoXForCausalLM:
+    torch.manual_seed(config.seed)
+    return GPTNeoXForCausalLM(
+        GPTNeoXConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=config.hidden_size,
+            num_hidden_layers=config.n_layers,
+            num_attention_heads=config.n_heads,
+            intermediate_size=4 * config.hidden_size,
+            max_position_embeddings=config.context,
+            rotary_pct=0.25,
+            tie_word_embeddings=False,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+    )
+
+
+@torch.no_grad()
+def held_out_loss(model, rows: np.ndarray, batch_size: int = 50) -> float:
+    """Mean next-token cross-entropy, nats a token."""
+    losses = [
+        model(input_ids=batch, labels=batch).loss.item() * len(batch)
+        for batch in torch.from_numpy(rows.astype(np.int64)).split(batch_size)
+    ]
+    return sum(losses) / len(rows)
+
+
+def train_model(config: TrainingConfig, tokenizer, rows: np.ndarray) -> tuple[GPTNeoXForCausalLM, list[float]]:
+    """The trained model and its training loss at each step (nats)."""
+    model = build_model(config, tokenizer).train()
+    decay = [p for p in model.parameters() if p.dim() > 1]
+    rest = [p for p in model.parameters() if p.dim() <= 1]
+    groups = [{"params": decay, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95))
+
+    def schedule(step):
+        if step < config.warmup_steps:
+            return (step + 1) / config.warmup_steps
+        done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+        return 0.1 + 0.45 * (1 + math.cos(math.pi * min(1.0, done)))
+
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
+    order = np.random.default_rng(config.seed)
+    queue = np.empty(0, dtype=np.int64)
+    losses = []
+    for _ in tqdm(range(config.steps), desc=config.name, unit="step", mininterval=5):
+        if len(queue) < config.batch_size:
+            queue = np.concatenate([queue, order.permutation(len(rows))])
+        chosen, queue = queue[: config.batch_size], queue[config.batch_size :]
+        batch = torch.from_numpy(rows[chosen].astype(np.int64))
+        loss = model(input_ids=batch, labels=batch).loss
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+        optimizer.step()
+        scheduler.step()
+        losses.append(loss.item())
+    return model.eval(), losses
+
+
+def save_model(model: GPTNeoXForCausalLM, tokenizer, folder: Path) -> GPTNeoXForCausalLM:
+    """Write float16 weights and tokenizer; return the model as a reader will load it, in float32."""
+    model.half().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return GPTNeoXForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def train_pair(
+    out: Path,
+    configs=PAIR,
+    *,
+    seed: int = 0,
+    n_documents: int = TRAINING_DOCUMENTS,
+    n_held_out: int = HELD_OUT_DOCUMENTS,
+    vocabulary: int = VOCABULARY,
+) -> dict:
+    """Train tokenizer and models, write everything below `out`, and return what `training.json` holds."""
+    texts = [document.text for document in documents(f"train:{seed}", stop=n_documents)]
+    tokenizer = train_tokenizer(texts[: n_documents // 3], vocabulary)
+    held_out = [document.text for document in documents(f"held-out:{seed}", stop=n_held_out)]
+    report = {
+        "seed": seed,
+        "documents": n_documents,
+        "held_out_documents": n_held_out,
+        "vocabulary": len(tokenizer),
+        "versions": {
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "python": platform.python_version(),
+        },
+        "models": {},
+    }
+    for config in configs:
+        rows, test_rows = pack(tokenizer, texts, config.context), pack(tokenizer, held_out, config.context)
+        began = time.perf_counter()
+        model, losses = train_model(config, tokenizer, rows)
+        seconds = time.perf_counter() - began
+        model = save_model(model, tokenizer, out / config.name)
+        report["models"][config.name] = asdict(config) | {
+            "steps": config.steps,
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "text_tokens": int(rows[:, 1:].size),
+            "held_out_tokens": int(test_rows[:, 1:].size),
+            "train_loss": round(float(np.mean(losses[-50:])), 4),
+            "held_out_loss": round(held_out_loss(model, test_rows), 4),
+            "loss_curve": [round(float(np.mean(losses[i : i + 25])), 3) for i in range(0, len(losses), 25)],
+            "seconds": round(seconds),
+        }
+        (out / "training.json").write_text(json.dumps(report, indent=1) + "\n")
+    return report
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Train the embedded pair.")
+    parser.add_argument("--out", type=Path, default=EMBEDDED)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    train_pair(arguments.out, seed=arguments.seed)
