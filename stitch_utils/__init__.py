@@ -1,5 +1,90 @@
-"""Affine stitches between the residual streams of two language models, and the book that recomputes what they carry
-across.
+"""Carry SAEs, probes and steering vectors from one language model to another by affine stitches.
 
-Start with `pairs.load_pair`, `models.load_models`, `harvest.harvest_moments` and `stitch.fit_exact`.
+    import stitch_utils as su
+
+    stitch = su.fit_pair("tiny").stitch
+    su.transfer_sae(su.load_sae("embedded:tiny-a-sae"), stitch).save_model("sae-in-b")
+
+A room of this package is a folder; each builds on those before it: `utils`, `data`, `models`, `stitching`, `saes`,
+`probing`, `steering`, `features`, `book`. The names below are loaded when they are first used.
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .data.pairs import ModelPair, load_pair
+    from .features.attribution import attribution_correlations
+    from .models.language_model import LanguageModel, load_models
+    from .probing.probes import LinearProbe, transfer_probe
+    from .saes.evaluation import evaluate_saes
+    from .saes.io import load_sae
+    from .saes.transfer import transfer_sae
+    from .steering.vectors import SteeringVector, clamp, transfer_vector
+    from .stitching.evaluation import measure_fidelity
+    from .stitching.fit import fit_adam, fit_exact
+    from .stitching.moments import PairMoments, harvest_moments
+    from .stitching.pair import StitchedPair, fit_pair
+    from .stitching.stitch import AffineMap, Stitch, stitch_loss
+
+_WHERE = {
+    "ModelPair": "data.pairs",
+    "load_pair": "data.pairs",
+    "LanguageModel": "models.language_model",
+    "load_models": "models.language_model",
+    "PairMoments": "stitching.moments",
+    "harvest_moments": "stitching.moments",
+    "AffineMap": "stitching.stitch",
+    "Stitch": "stitching.stitch",
+    "stitch_loss": "stitching.stitch",
+    "fit_exact": "stitching.fit",
+    "fit_adam": "stitching.fit",
+    "StitchedPair": "stitching.pair",
+    "fit_pair": "stitching.pair",
+    "measure_fidelity": "stitching.evaluation",
+    "load_sae": "saes.io",
+    "transfer_sae": "saes.transfer",
+    "evaluate_saes": "saes.evaluation",
+    "LinearProbe": "probing.probes",
+    "transfer_probe": "probing.probes",
+    "SteeringVector": "steering.vectors",
+    "transfer_vector": "steering.vectors",
+    "clamp": "steering.vectors",
+    "attribution_correlations": "features.attribution",
+}
+
+__all__ = [
+    "AffineMap",
+    "LanguageModel",
+    "LinearProbe",
+    "ModelPair",
+    "PairMoments",
+    "SteeringVector",
+    "Stitch",
+    "StitchedPair",
+    "attribution_correlations",
+    "clamp",
+    "evaluate_saes",
+    "fit_adam",
+    "fit_exact",
+    "fit_pair",
+    "harvest_moments",
+    "load_models",
+    "load_pair",
+    "load_sae",
+    "measure_fidelity",
+    "stitch_loss",
+    "transfer_probe",
+    "transfer_sae",
+    "transfer_vector",
+]
+
+
+def __getattr__(name: str):
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_WHERE[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

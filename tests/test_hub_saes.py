@@ -18,7 +18,7 @@ SAES = {
 CHILD = """
 import dataclasses, json, sys, torch
 from stitch_utils.data.pairs import load_pair
-from stitch_utils.saes.transfer import load_sae
+from stitch_utils.saes.io import load_sae
 
 found = {"saes": {}, "errors": {}}
 for pair in ("pythia", "gemma"):

@@ -17,8 +17,9 @@ from stitch_utils.data.hub import EMBEDDED
 from stitch_utils.data.pairs import load_pair
 from stitch_utils.models.harvest import ActivationStream, evaluation_batches, training_batches
 from stitch_utils.models.language_model import load_models
+from stitch_utils.stitching.fit import fit_exact, trace_adam
 from stitch_utils.stitching.moments import harvest_moments
-from stitch_utils.stitching.stitch import fit_exact, stitch_loss, trace_adam
+from stitch_utils.stitching.stitch import stitch_loss
 
 RECORD = EMBEDDED / "full_adam.json"
 

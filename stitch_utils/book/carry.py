@@ -25,8 +25,8 @@ from ..data.text import TokenBatch
 from ..models.harvest import paired_residuals
 from ..models.language_model import LanguageModel
 from ..probing.probes import carried_weights
-from ..saes.transfer import SAEMetrics, evaluate_saes
-from ..steering.vectors import transfer_direction
+from ..saes.evaluation import SAEMetrics, evaluate_saes
+from ..steering.vectors import transfer_vector
 from ..stitching.evaluation import measure_fidelity
 from ..stitching.stitch import Stitch
 from .carry_files import LinearProbe, read_probe, read_sae, read_vectors, save_probe, save_sae
@@ -100,7 +100,7 @@ def carry_vectors(vectors: np.ndarray, stitch: Stitch, *, towards: str = "b", ke
     carried = []
     for index, row in enumerate(np.atleast_2d(vectors)):
         try:
-            carried.append(transfer_direction(torch.from_numpy(row), stitch, towards=towards, keep_norm=keep_norm))
+            carried.append(transfer_vector(torch.from_numpy(row), stitch, to=towards, keep_norm=keep_norm))
         except ValueError as error:
             raise ValueError(f"row {index}: {error}") from error
     return torch.stack(carried).numpy().reshape(*vectors.shape[:-1], -1)

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..saes.transfer import load_sae
+from ..saes.io import load_sae
 from ..utils.files import check_ours, put
 
 SAE_FILES = ("cfg.json", "sae_weights.safetensors", "sparsity.safetensors")  # those of SAELens, the first in any

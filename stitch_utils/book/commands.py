@@ -171,7 +171,7 @@ def transfer_sae(root: Path, *, pair: str, sae: str, out: str, towards: str, sti
     with _in_one_line():
         at_hand.pair.scale(scale)
         original = read_sae(sae)
-        carried = transfer(original, at_hand.stitch, direction="up" if towards == "b" else "down")
+        carried = transfer(original, at_hand.stitch, to=towards)
         look_ahead(root, at_hand.given)
         save_sae(carried, path)
     print(f"{carried.cfg.d_sae:,} latents; the SAE of {at_hand.name(towards)} is in {path.as_posix()}")
@@ -280,7 +280,9 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def _say_stand_ins(models: tuple[LanguageModel, LanguageModel]) -> None:
-    if any(model.is_stand_in for model in models):
+    from ..models.language_model import are_stand_ins
+
+    if are_stand_ins(models):
         print("These are random weights under the names of real models: the numbers below mean nothing.")
 
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -160,30 +161,10 @@ class Scale:
                 raise ValueError(f"{entry.name} must be a positive whole number: got {value!r}")
 
 
-# For pairs that do not say: seconds, minutes on a GPU, and the paper's sizes (App. A: 180k documents; App. D).
-OWN_SCALES = {
-    "smoke": Scale(train_tokens=20_000, svcca_tokens=8_000, eval_documents=20, adam_steps=30, batch_size=16),
-    "default": Scale(
-        train_tokens=1_000_000,
-        svcca_tokens=20_000,
-        eval_documents=200,
-        adam_steps=2_000,
-        batch_size=64,
-        sae_latents=4_096,
-        sae_steps=2_000,
-        sae_sweep_steps=2_000,
-    ),
-    "paper": Scale(
-        train_tokens=180_000 * OWN_CONTEXT,
-        svcca_tokens=50_000,
-        eval_documents=1_000,
-        adam_steps=36_000,
-        batch_size=64,
-        sae_latents=32_768,
-        sae_steps=120_000,
-        sae_sweep_steps=120_000,
-    ),
-}
+@functools.cache
+def _sizes() -> dict[str, dict[str, dict[str, Any]]]:
+    """`sizes.yml`: by scale and experiment."""
+    return yaml.safe_load((Path(__file__).parent / "sizes.yml").read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)
@@ -245,6 +226,16 @@ class ModelPair:
             raise ValueError(f"unknown scale {name!r} for pair {self.name!r}: known are {', '.join(self.scales)}")
         return self.scales[name]
 
+    def sizes_of(self, experiment: str, scale: str) -> dict[str, Any]:
+        """The sizes of an experiment at a scale, by the names that its configuration gives them (`sizes.yml`).
+
+        A scale that only the pair's file knows takes the sizes of `default`. ValueError for a scale that the pair does
+        not have.
+        """
+        self.scale(scale)
+        found = _sizes().get(scale, _sizes()["default"])[experiment]
+        return {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
+
 
 @contextlib.contextmanager
 def blaming(pair: ModelPair, part: str):
@@ -294,7 +285,11 @@ def load_pair(name: str | Path) -> ModelPair:
 def _parsed(data: dict, path: Path) -> dict:
     """The entries of a file, each made what `ModelPair` has in its place."""
     train, evaluation = _texts(data["text"], path.parent)
-    scales = {key: _build(Scale, value) for key, value in data["scales"].items()} if "scales" in data else OWN_SCALES
+    scales = (
+        {key: _build(Scale, value) for key, value in data["scales"].items()}
+        if "scales" in data
+        else {key: Scale(**found["own_pair"]) for key, found in _sizes().items()}
+    )
     return {key: value for key, value in data.items() if key != "text"} | {
         "title": data.get("title", data["name"]),
         "a": _model(data["a"], path.parent),

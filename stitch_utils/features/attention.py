@@ -30,12 +30,12 @@ from sae_lens import SAE
 from torch import Tensor
 
 from ..data.text import TokenBatch
-from ..models.harvest import as_fits
+from ..models.harvest import TOKENS_AT_ONCE, as_fits
 from ..models.heads import Head, first_streams, heads_of
 from ..models.language_model import LanguageModel
 from ..utils.progress import progress
 from ..utils.stats import Estimate, from_draws, resampled_counts
-from .entropy import TOKENS_AT_ONCE, ActivationSummary, decoder_rows
+from .entropy import ActivationSummary, decoder_rows
 
 QUERIES_AT_ONCE = 512  # bounds the keys that are gathered for them: 0.1 GB at 512 positions and 128 dimensions
 

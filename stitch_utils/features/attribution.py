@@ -34,7 +34,7 @@ from sae_lens import SAE
 from torch import Tensor
 
 from ..data.text import TokenBatch
-from ..models.harvest import as_fits
+from ..models.harvest import TOKENS_AT_ONCE, as_fits
 from ..models.language_model import LanguageModel
 from ..models.unembedding import LogitWeights
 from ..saes.transfer import transfer_sae
@@ -43,7 +43,6 @@ from ..utils.progress import progress
 from ..utils.stats import RESAMPLES, Estimate, from_draws
 
 SIDES = {"up": (0, 1), "down": (1, 0)}  # of A and B, where an SAE comes from and where it is carried to
-TOKENS_AT_ONCE = 4096
 ENTRIES_AT_ONCE = 2**25  # tokens x features: bounds each float64 table to 0.25 GB
 CONSTANT = 1e-20  # a sum of squared deviations below this share of the sum of squares is rounding
 MIN_FIRES = 10
@@ -69,7 +68,9 @@ def carried(
     `means` are the mean residuals of A and B, which the random stitch carries into each other too.
     """
     stitches = {"transferred": stitch, "random": random_stitch(stitch, seed, means=means)}
-    return Twins(sae, {name: transfer_sae(sae, maps, direction=direction) for name, maps in stitches.items()})
+    return Twins(
+        sae, {name: transfer_sae(sae, maps, to="b" if direction == "up" else "a") for name, maps in stitches.items()}
+    )
 
 
 class AttributionCorrelation(NamedTuple):

@@ -21,11 +21,10 @@ from sae_lens import SAE
 from torch import Tensor
 
 from ..data.text import TokenBatch
-from ..models.harvest import as_fits
+from ..models.harvest import TOKENS_AT_ONCE, as_fits
 from ..models.language_model import LanguageModel
 from ..utils.progress import progress
 
-TOKENS_AT_ONCE = 4096
 ENTRIES_AT_ONCE = 2**26  # tokens x features: bounds their activations to 0.25 GB
 NOTHING = -1  # in the place of a token, beyond the ends of a context
 BROKEN = "\ufffd"  # what a decoder writes for bytes that are a part of a character only

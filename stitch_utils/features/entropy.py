@@ -36,14 +36,13 @@ from torch import Tensor
 
 from ..data.pairs import ModelPair
 from ..data.text import TokenBatch
-from ..models.harvest import as_fits, evaluation_batches, training_batches
+from ..models.harvest import TOKENS_AT_ONCE, as_fits, evaluation_batches, training_batches
 from ..models.language_model import LanguageModel
 from ..models.unembedding import LogitWeights
 from ..utils.stats import Estimate
 
 BOTTOM = 0.02  # of the singular values (section 5.2)
 COLUMNS_AT_ONCE = 16_384  # of an unembedding in float64: 0.5 GB where a stream has 3584 dimensions
-TOKENS_AT_ONCE = 4096  # bounds the activations of latents, as in `saes`
 
 
 @dataclass(frozen=True)
@@ -86,37 +85,9 @@ class FunctionalConfig:
             raise ValueError(f"quantile and bottom lie between 0 and 1: got {self.quantile} and {self.bottom}")
 
 
-_SIZES = {
-    "smoke": {
-        "search_documents": 40,
-        "evaluation_documents": 40,
-        "entropy_documents": 2,
-        "candidates": 24,
-        "max_tokens": 60,
-        "min_tokens": 5,
-        "random_directions": 10,
-    },
-    "default": {
-        "search_documents": 600,
-        "evaluation_documents": 400,
-        "entropy_documents": 12,
-        "candidates": 128,
-        "max_tokens": 400,
-    },
-    "paper": {
-        "search_documents": 2_000,
-        "evaluation_documents": 1_000,
-        "entropy_documents": 12,
-        "candidates": 512,
-        "max_tokens": 1_000,
-        "random_directions": 50,
-    },
-}
-
-
-def functional_config(scale: str, **changes: float) -> FunctionalConfig:
-    """The sizes of a scale (of another than smoke, default, paper: those of default), with what is given changed."""
-    return FunctionalConfig(**{**_SIZES.get(scale, _SIZES["default"]), **changes})
+def functional_config(pair: ModelPair, scale: str, **changes: float) -> FunctionalConfig:
+    """The sizes of a scale, with `changes` to them."""
+    return FunctionalConfig(**pair.sizes_of("entropy", scale) | changes)
 
 
 def functional_texts(

@@ -26,13 +26,12 @@ from sae_lens import SAE
 from torch import Tensor
 
 from ..data.text import TokenBatch, text_rows
-from ..models.harvest import as_fits
+from ..models.harvest import TOKENS_AT_ONCE, as_fits
 from ..models.language_model import LanguageModel
 from ..utils.progress import progress
 from ..utils.stats import RESAMPLES, Estimate, from_draws
 
 CONTEXT = 128  # App. H.1
-TOKENS_AT_ONCE = 4096  # bounds the activations of latents, as in `saes`
 SHARE = 0.5
 MIN_GROUPS = 5
 BINS_A_DECADE = 5

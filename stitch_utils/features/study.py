@@ -75,18 +75,10 @@ class FeatureStudyConfig:
             )
 
 
-_SIZES = {
-    "smoke": dict(sentences=40, versions=2, min_groups=2, contexts=2, context_documents=20),
-    "default": dict(sentences=400),
-    "paper": dict(sentences=1000, contexts=8, context_documents=1000),
-}
-
-
 def feature_study_config(pair: ModelPair, scale: str, *, seed: int = 0, **changes) -> FeatureStudyConfig:
     """The sizes of a scale, with `changes` to them, None standing for no change; a model that writes versions takes its
     time even at scale smoke."""
-    pair.scale(scale)  # says which there are
-    sizes = _SIZES.get(scale, _SIZES["default"]) | {"seed": seed}
+    sizes = pair.sizes_of("feature_study", scale) | {"seed": seed}
     if scale == "smoke" and pair.augmenter is not None:
         sizes["sentences"] = 4
     return FeatureStudyConfig(**sizes | {name: value for name, value in changes.items() if value is not None})

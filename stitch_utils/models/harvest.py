@@ -30,6 +30,7 @@ from ..utils.files import digest
 from .language_model import LanguageModel
 
 T = TypeVar("T")
+TOKENS_AT_ONCE = 4096  # bounds the activations of latents: 0.5 GB for an SAE of 32 thousand
 ROWS_AT_ONCE = 4096  # bounds the float64 copies that moments make: 0.2 GB for two models of width 3000
 
 # {layer: (n, d_model)}; the widths of two models differ, so the axes are not named across them.

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -43,11 +43,6 @@ class LanguageModel:
         self.config = config
         self.n_layers: int = bridge.cfg.n_layers
         self.d_model: int = bridge.cfg.d_model
-
-    @property
-    def is_stand_in(self) -> bool:
-        """Whether these are random weights under another model's name, as those of `tests/hub`."""
-        return bool(getattr(self.config, "stand_in", False))
 
     @property
     def device(self) -> torch.device:
@@ -275,3 +270,8 @@ def load_models(pair: ModelPair, device: str | None = None) -> tuple[LanguageMod
         torch.set_num_threads(pair.threads)
     with blaming(pair, "models"):
         return tuple(load_model(ref.model, device, dtype=pair.dtype, revision=ref.revision) for ref in (pair.a, pair.b))
+
+
+def are_stand_ins(models: Iterable[LanguageModel]) -> bool:
+    """Whether any of these models has random weights under the name of a real one, as the tests' Hub serves them."""
+    return any(getattr(model.config, "stand_in", False) for model in models)

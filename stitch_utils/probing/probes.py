@@ -27,7 +27,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from ..data.text import TokenBatch, text_rows
-from ..models.harvest import as_fits
+from ..models.harvest import TOKENS_AT_ONCE, as_fits
 from ..models.language_model import LanguageModel
 from ..saes.transfer import transfer_sae
 from ..stitching.stitch import Stitch
@@ -37,7 +37,6 @@ from .tasks import ProbingTask
 
 KS = (1, 2, 5, 10, 20, 50)
 CONTEXT = 128  # SAEBench's
-TOKENS_AT_ONCE = 4096  # bounds the activations of latents, as in `saes`
 MAX_ITERATIONS = 1000
 SPARSE = ("original", "native", "transferred", "retrained", "random")
 DENSE = ("dense.original", "dense.native", "dense.transferred")

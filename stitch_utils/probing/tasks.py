@@ -11,7 +11,7 @@ languages of EuroParl. Rows are taken from the beginning of a set, where SAEBenc
 codeparrot/github-code, has a loading script that `datasets` no longer runs; we read the parquet files of the same
 repository, and the language off a file's ending, which is all that the script does.
 
-Offers `ProbingTask`, `probing_tasks`, `SIZES`.
+Offers `ProbingTask`, `probing_tasks`.
 """
 
 from __future__ import annotations
@@ -27,8 +27,6 @@ from ..data.embedded.world import documents, labelled_sentences, requests
 from ..data.hub import dataset_rows
 from ..data.pairs import DatasetRef, ModelPair, blaming
 
-# (texts to train on, texts to test on) of a task, by scale; the last as in SAEBench.
-SIZES = {"smoke": (20, 20), "default": (200, 200), "paper": (4000, 1000)}
 # Of a text, more than 128 tokens.
 MAX_CHARACTERS = 4000
 PREFIX = "probing_"

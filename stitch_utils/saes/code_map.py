@@ -27,9 +27,10 @@ from jaxtyping import Float
 from sae_lens import SAE
 from torch import Tensor
 
+from ..stitching.fit import fit_exact
 from ..stitching.map_errors import Prediction
 from ..stitching.maps import fit_unsquared_adam, moments_of
-from ..stitching.stitch import Stitch, fit_exact, stitch_loss
+from ..stitching.stitch import Stitch, stitch_loss
 from .transfer import transfer_sae
 
 RIDGES = (1e-6, 1e-4, 1e-2, 1e-1)

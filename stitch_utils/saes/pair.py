@@ -19,9 +19,9 @@ from ..models.harvest import ActivationStream, evaluation_batches, of_activation
 from ..models.language_model import LanguageModel
 from ..utils.cache import artifact
 from .initialisation import SAETrainingConfig
+from .io import load_sae
 from .state import load_trained
 from .training import OneSide, train_saes
-from .transfer import load_sae
 
 
 def paired_activations(

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..data.pairs import ModelPair
 from ..models.language_model import LanguageModel
 from ..stitching.moments import PairMoments
 from ..stitching.stitch import Stitch
@@ -34,7 +35,7 @@ from .contrast import (
     questions,
     relative_slope,
 )
-from .vectors import random_direction, transfer_direction
+from .vectors import random_direction, transfer_vector
 
 
 @dataclass(frozen=True)
@@ -60,16 +61,9 @@ class ChoiceConfig:
             raise ValueError(f"a correlation over doses needs three at least: got {self.doses}")
 
 
-_SIZES = {
-    "smoke": dict(contrasts=8, choices=4, behaviours=3, doses=(-0.4, 0.0, 0.4)),
-    "default": dict(contrasts=100, choices=24),
-    "paper": dict(contrasts=200, choices=100, doses=tuple(dose / 10 for dose in range(-8, 9))),
-}
-
-
-def choice_config(scale: str, *, seed: int = 0) -> ChoiceConfig:
+def choice_config(pair: ModelPair, scale: str, *, seed: int = 0) -> ChoiceConfig:
     """The sizes of a scale."""
-    return ChoiceConfig(**_SIZES.get(scale, _SIZES["default"]), seed=seed)
+    return ChoiceConfig(**pair.sizes_of("choices", scale), seed=seed)
 
 
 def spread(moments: PairMoments) -> float:
@@ -99,7 +93,7 @@ def steering_directions(
     for number, (name, own) in enumerate(native.items()):
         found[name] = {"native": (own / own.norm()).float()}
         for condition, (stitch, with_bias) in maps.items():
-            found[name][condition] = transfer_direction(other[name], stitch, towards=towards, with_bias=with_bias)
+            found[name][condition] = transfer_vector(other[name], stitch, to=towards, with_bias=with_bias)
         found[name]["random"] = random_direction(len(own), seed=1000 * seed + number)
     return found
 

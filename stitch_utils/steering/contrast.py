@@ -8,7 +8,7 @@ the last token of t,
 and v of the small model becomes one of the large model as v A + p, bias included. The main paper clamps instead of
 adding (`steering.clamp`) and carries v over without the bias: the difference of two images has none,
 (x A + p) - (x' A + p) = (x - x') A. With it, the vector is pulled towards p, more so the shorter v is, and vectors of
-different behaviours become alike. Both come from `steering.transfer_direction`.
+different behaviours become alike. Both come from `steering.transfer_vector`.
 
 Whether the large model does the same under both vectors is asked as that paper's Table 1 does: over a range of alpha,
 the difference of the logits of two answers under native and under mapped steering, and their correlation. Two curves

@@ -126,16 +126,9 @@ class FreeConfig:
             raise ValueError(f"strengths must be positive: got {self.strengths}")
 
 
-_SIZES = {
-    "smoke": dict(prompts=3, choosing_prompts=2, strengths=(0.8,), max_new_tokens=4),
-    "default": dict(prompts=40, choosing_prompts=20, strengths=(0.4, 0.6, 0.8, 1.0), max_new_tokens=24),
-    "paper": dict(prompts=100, choosing_prompts=40, strengths=(0.125, 0.25, 0.375, 0.5, 0.75, 1.0), max_new_tokens=64),
-}
-
-
-def free_config(scale: str, *, seed: int = 0) -> FreeConfig:
+def free_config(pair: ModelPair, scale: str, *, seed: int = 0) -> FreeConfig:
     """The sizes of a scale."""
-    return FreeConfig(**_SIZES.get(scale, _SIZES["default"]), seed=seed)
+    return FreeConfig(**pair.sizes_of("free_tasks", scale), seed=seed)
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ from .instructions import (
 )
 from .languages import chosen_strength
 from .responses import clamped, respondents
-from .vectors import LanguageMeans, SteeringVector, random_direction, steering_vector, transfer_direction
+from .vectors import LanguageMeans, SteeringVector, random_direction, steering_vector, transfer_vector
 
 CONDITIONS = ("none", "instructed", "native", "transferred", "template", "often", "random")
 UNSTEERED = ("none", "instructed")
@@ -90,36 +90,13 @@ class InstructionConfig:
         return self.carried_strengths if condition in CARRIED else self.strengths
 
 
-_SIZES = {
-    "smoke": dict(
-        kinds=2,
-        prompts=6,
-        choosing_prompts=4,
-        fit_prompts=20,
-        strengths=(1.0, 2.0),
-        carried_strengths=(1.0, 4.0),
-        max_new_tokens=16,
-    ),
-    "default": dict(
-        kinds=None,
-        prompts=64,
-        choosing_prompts=12,
-        strengths=(1.0, 1.5, 2.5),
-        carried_strengths=(1.0, 1.5, 2.5, 6.0),
-        max_new_tokens=48,
-    ),
-    "paper": dict(kinds=None, prompts=163, choosing_prompts=64, max_new_tokens=256),
-}
-
-
 def instruction_config(pair: ModelPair, scale: str, *, strength: float = 0.0, seed: int = 0) -> InstructionConfig:
     """The sizes of a scale; where there is no time for all instructions, some that lie far apart in their list.
 
     Without a strength, that of the pair's file.
     """
-    pair.scale(scale)  # says which there are
-    sizes, kinds = dict(_SIZES.get(scale, _SIZES["default"])), instruction_kinds(pair)
-    count = min(sizes.pop("kinds") or len(kinds), len(kinds))
+    sizes, kinds = pair.sizes_of("instructions", scale), instruction_kinds(pair)
+    count = min(sizes.pop("kinds", len(kinds)), len(kinds))
     some = np.linspace(0, len(kinds) - 1, count).round().astype(int)
     return InstructionConfig(tuple(kinds[i] for i in some), strength=strength or pair.strength, seed=seed, **sizes)
 
@@ -272,7 +249,7 @@ def instruction_vectors(
         own, other = steering_vector(found), steering_vector(means["ab".replace(side, ""), kind])
         drawn = steering_vector(found, random_direction(len(own.direction), seed=1000 * seed + number))
         across = {
-            name: steering_vector(found, transfer_direction(other.direction, stitches[of], towards=side))
+            name: steering_vector(found, transfer_vector(other.direction, stitches[of], to=side))
             for name, of in CARRIED.items()
         }
         vectors[side, kind] = {

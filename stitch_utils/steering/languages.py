@@ -32,7 +32,7 @@ from .vectors import (
     language_means,
     random_direction,
     steering_vector,
-    transfer_direction,
+    transfer_vector,
 )
 
 CONDITIONS = ("none", "native", "transferred", "biased", "random")
@@ -77,37 +77,14 @@ class SteeringConfig:
             raise ValueError(f"strengths must be positive: got {self.strengths} and {self.strength}")
 
 
-_SIZES = {
-    "smoke": dict(
-        languages=2,
-        prompts=6,
-        choosing_languages=1,
-        choosing_prompts=4,
-        strengths=(1.0, 2.0),
-        max_new_tokens=16,
-        frequency_documents=20,
-    ),
-    "default": dict(languages=None, prompts=100, choosing_languages=None, choosing_prompts=12, batch_size=128),
-    "paper": dict(
-        languages=None,
-        prompts=163,
-        choosing_languages=None,
-        choosing_prompts=41,
-        max_new_tokens=100,
-        frequency_documents=100_000,
-    ),
-}
-
-
 def steering_config(pair: ModelPair, scale: str, *, strength: float = 0.0, seed: int = 0) -> SteeringConfig:
     """The sizes of a scale; the languages to choose on are spread over all, from frequent to rare.
 
     Without a strength, that of the pair's file.
     """
-    pair.scale(scale)  # says which there are
-    sizes = dict(_SIZES.get(scale, _SIZES["default"]))
-    chosen = languages(pair)[: sizes.pop("languages")]
-    spread = np.linspace(0, len(chosen) - 1, sizes.pop("choosing_languages") or len(chosen)).round().astype(int)
+    sizes = pair.sizes_of("languages", scale)
+    chosen = languages(pair)[: sizes.pop("languages", None)]
+    spread = np.linspace(0, len(chosen) - 1, sizes.pop("choosing_languages", len(chosen))).round().astype(int)
     return SteeringConfig(
         chosen,
         choosing_languages=tuple(chosen[i] for i in spread),
@@ -217,8 +194,8 @@ def steering_vectors(
         drawn = steering_vector(found, random_direction(len(own.direction), seed=1000 * seed + number))
         vectors[side, language] = {
             "native": own,
-            "transferred": steering_vector(found, transfer_direction(moved, stitch, towards=side)),
-            "biased": steering_vector(found, transfer_direction(moved, stitch, towards=side, with_bias=True)),
+            "transferred": steering_vector(found, transfer_vector(moved, stitch, to=side)),
+            "biased": steering_vector(found, transfer_vector(moved, stitch, to=side, with_bias=True)),
             "random": drawn._replace(target=drawn.source + own.target - own.source),
         }
     return vectors

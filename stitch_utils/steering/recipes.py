@@ -21,11 +21,12 @@ from torch import Tensor
 from ..data.pairs import ModelPair
 from ..models.harvest import ActivationStream
 from ..models.language_model import LanguageModel
+from ..stitching.fit import fit_exact
 from ..stitching.map_errors import MapErrors, Prediction, down, map_errors, up
 from ..stitching.map_text import MapConfig, map_batches, map_stream, same_layers
 from ..stitching.maps import UnsquaredFit, fit_unsquared, fit_unsquared_adam, moments_of
 from ..stitching.moments import PairMoments
-from ..stitching.stitch import Stitch, fit_exact
+from ..stitching.stitch import Stitch
 from ..utils.progress import progress
 from .behaviours import Behaviour
 from .choices import ChoiceConfig, ChoiceSweep, contrast_vectors, spread, steer_choices, steering_directions

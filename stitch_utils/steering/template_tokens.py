@@ -24,17 +24,15 @@ from ..data.text import TokenBatch, read_documents
 from ..models.generation import encoded
 from ..models.harvest import evaluation_batches, of_activations, training_batches
 from ..models.language_model import LanguageModel
+from ..stitching.fit import fit_exact
 from ..stitching.moments import PairMoments, harvest_moments
-from ..stitching.pair import pair_moments
-from ..stitching.stitch import Stitch, fit_exact, stitch_loss
+from ..stitching.stitch import Stitch, stitch_loss
 from ..utils.cache import artifact, kept
 from .instructions import last_token_residuals
 
 STITCHES = ("without", "with", "often")
 OFTEN = 0.1  # share of the template's tokens in what the third stitch is fitted on
 GROUPS = ("ordinary", "template", "last", "last_centred")
-# Chats made of documents and added to the training text where that holds none, by scale; a tenth as many held out.
-CHATS = {"smoke": 40, "default": 2_000, "paper": 20_000}
 TURN_WORDS = 40
 
 
@@ -140,11 +138,12 @@ def fit_template_stitches(
 ) -> TemplateFit:
     """The three stitches of a pair, and their errors on held-out text and at the last token of `prompts`.
 
-    The world's text holds chats. To other text as many as `CHATS` are added, for all stitches, made of the first
+    The world's text holds chats. To other text as many as `sizes.yml` says
+    are added, for all stitches, made of the first
     documents; the ordinary tokens in them count for all.
     """
     template = template_tokens(models[0])
-    added = 0 if pair.train.source == "world" else CHATS.get(scale, CHATS["default"])
+    added = 0 if pair.train.source == "world" else pair.sizes_of("template_tokens", scale)["chats"]
     sizes, tokenizer = pair.scale(scale), models[0].tokenizer
 
     def harvest(batches: Iterable[TokenBatch]) -> PairMoments:
@@ -168,7 +167,7 @@ def fit_template_stitches(
         PairMoments.save,
         PairMoments.load,
     )
-    ordinary = pair_moments(pair, models, layers, scale=scale)
+    ordinary = StitchedPair(pair, models, layers, scale).moments
     if added:
         ordinary = ordinary + harvest(chats(pair.train, added))
     repeats = max(1, round(OFTEN / (1 - OFTEN) * ordinary.count / max(in_template.count, 1)))

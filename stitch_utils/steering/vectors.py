@@ -12,7 +12,7 @@ across, v becomes v P of unit length, and both mean components are taken anew in
 the mean streams of the two languages give the components along any direction: each text is read once a model.
 
 Offers `SteeringVector`, `language_means`, `steering_vector`, `language_vector`, `clamp`, `add`,
-`transfer_direction`, `random_direction`, `clipped_gap`, `language_frequencies`, `rank_correlation`.
+`transfer_vector`, `random_direction`, `clipped_gap`, `language_frequencies`, `rank_correlation`.
 """
 
 from __future__ import annotations
@@ -148,26 +148,24 @@ def add(direction: Float[Tensor, " d_model"], length: float) -> Edit:
     return edit
 
 
-def transfer_direction(
-    direction: Float[Tensor, " d_from"],
+def transfer_vector(
+    vector: Float[Tensor, " d_from"],
     stitch: Stitch,
     *,
-    towards: str,
+    to: str = "b",
     with_bias: bool = False,
     keep_norm: bool = False,
 ) -> Float[Tensor, " d_to"]:
-    """v P at unit length: a direction of A as one of B (`towards="b"`), or of B as one of A (`"a"`).
+    """Carry a direction across a stitch: v P at unit length. `to="b"` makes one of A one of B.
 
     `with_bias` adds the map's bias first, as Bello et al. do (arXiv 2506.00653): the image of v as if it were a point,
     which depends on how long v is. `keep_norm` leaves the image as long as the map makes it.
-    ValueError for another `towards`, a direction of another width, or one that the map takes to zero.
+    ValueError for another `to`, a vector of another width, or one that the map takes to zero.
     """
-    if towards not in ("a", "b"):
-        raise ValueError(f"towards={towards!r}: expected 'a' or 'b', the model in which the direction is wanted")
-    matrix, bias = (stitch.P_up, stitch.b_up) if towards == "b" else (stitch.P_down, stitch.b_down)
-    if len(direction) != len(matrix):
-        raise ValueError(f"a direction of width {len(direction)}: the map towards {towards} takes {len(matrix)}")
-    image = direction.to(matrix) @ matrix + (bias if with_bias else 0)
+    across = stitch.towards(to)
+    if len(vector) != across.d_in:
+        raise ValueError(f"a direction of width {len(vector)}: the map towards {to} takes {across.d_in}")
+    image = vector.to(across.P) @ across.P + (across.b if with_bias else 0)
     unit = _unit(image, "the image of the direction")
     return image.detach().cpu().float() if keep_norm else unit
 

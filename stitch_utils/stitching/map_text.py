@@ -49,19 +49,9 @@ class MapConfig:
             raise ValueError(f"sizes and the learning rate must be positive: got {self}")
 
 
-# Outside of scale `paper` there are fewer steps, so they are smaller and go further.
-_SIZES = {
-    "smoke": dict(tokens=6_000, step_tokens=512, lr=1e-2),
-    "default": dict(tokens=100_000, step_tokens=1_024, lr=3e-3),
-    "paper": dict(tokens=10_000_000, step_tokens=32 * 512, lr=1e-4, context=512),
-}
-
-
 def map_config(pair: ModelPair, scale: str, *, lr: float = 0.0, seed: int = 0) -> MapConfig:
     """The sizes of a scale; another learning rate where one is given."""
-    pair.scale(scale)  # says which there are
-    sizes = dict(_SIZES.get(scale, _SIZES["default"]))
-    return MapConfig(**sizes | {"seed": seed} | ({"lr": lr} if lr else {}))
+    return MapConfig(**pair.sizes_of("map_text", scale) | {"seed": seed} | ({"lr": lr} if lr else {}))
 
 
 def same_layers(models: tuple[LanguageModel, LanguageModel], stitched: tuple[int, int]) -> tuple[int, int]:

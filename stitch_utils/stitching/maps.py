@@ -27,8 +27,9 @@ import torch
 from torch import Tensor
 
 from ..utils.progress import progress
+from .fit import finished_stitch, fit_exact, linear_maps, view_as_stitch
 from .moments import PairMoments
-from .stitch import FitReport, Stitch, finished_stitch, fit_exact, linear_maps, view_as_stitch
+from .stitch import FitReport, Stitch
 
 SMALLEST = 1e-3  # share of the mean error below which an error counts as if it were so long
 DIRECTIONS = ("both", "up")

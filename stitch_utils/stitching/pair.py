@@ -1,27 +1,142 @@
-"""From a pair to its stitch in one call, for those who want the maps and not the chapter.
+"""A stitched pair in one object, and a pair's stitch in one call.
 
-Section 2 and App. A, as the chapter on stitching does it: one pass over the training text, the exact minimum of Eq. 3,
-its loss on text that it was not fitted on. The moments of a pass are kept in `artifacts/`, so that other chapters, and
-other values of alpha, do without another.
+Section 2 and App. A: two models, the layers at which their streams are stitched, one pass over the training text, and
+the exact minimum of Eq. 3 with its loss on text that it was not fitted on. The moments of a pass are kept in
+`artifacts/`, so that other chapters, and other values of alpha, do without another.
 
-Offers `pair_moments`, `fit_pair`, `FittedPair`, `stitch_file`, where a pair's stitch lies, and `preflight`, which finds
-what would stop them before anything heavy is loaded.
+Offers `StitchedPair`, which the experiments take; `fit_pair` and `FittedPair`, for those who want the maps; and
+`stitch_file`, the path of a pair's stitch, and `preflight`, which finds errors before anything heavy is loaded.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from types import ModuleType
+from typing import Any, NamedTuple
 
-from ..data.pairs import ModelPair
+from ..data.pairs import ModelPair, Scale, load_pair
+from ..data.text import TokenBatch
 from ..models.harvest import evaluation_batches, of_activations, training_batches
-from ..models.language_model import LanguageModel, check_pair, load_models, load_tokenizer
+from ..models.language_model import LanguageModel, are_stand_ins, check_pair, load_models, load_tokenizer
 from ..utils.cache import artifact, kept
 from ..utils.files import project_root
+from .fit import fit_exact
 from .moments import PairMoments, harvest_moments
-from .stitch import Stitch, StitchLoss, fit_exact, stitch_loss
+from .stitch import Stitch, StitchLoss, stitch_loss
 from .svcca import stitched_layers
+
+
+@dataclass(frozen=True, eq=False)
+class StitchedPair:
+    """A pair whose models are loaded, at one scale, with the stitch between their residual streams.
+
+    What takes long is computed when it is first asked for, and moments are kept in `artifacts/`.
+    """
+
+    pair: ModelPair
+    models: tuple[LanguageModel, LanguageModel]
+    layers: tuple[int, int]
+    """The stitched stream of each model is the one before this block."""
+    scale: str
+    alpha: float = 1.0
+    """Weight of the inversion terms of Eq. 3."""
+    ridge: float = 1e-8
+    """As `fit_exact` takes it."""
+
+    @classmethod
+    def open(
+        cls,
+        pair: str | Path | ModelPair,
+        scale: str = "default",
+        *,
+        alpha: float = 1.0,
+        ridge: float = 1e-8,
+        device: str | None = None,
+    ) -> StitchedPair:
+        """Load the models of a pair (a name, a pair file, or a `ModelPair`) and find its layers.
+
+        ValueError for an unknown pair or scale, and for what the pair's file has wrong.
+        """
+        pair = pair if isinstance(pair, ModelPair) else load_pair(pair)
+        sizes = pair.scale(scale)
+        models = load_models(pair, device)
+        return cls(pair, models, stitched_layers(pair, *models, sizes), scale, alpha, ridge)
+
+    @property
+    def name(self) -> str:
+        return self.pair.name
+
+    @property
+    def sizes(self) -> Scale:
+        """The sizes of harvests and SAE trainings at this scale."""
+        return self.pair.scale(self.scale)
+
+    def sizes_of(self, experiment: str) -> dict[str, Any]:
+        """The sizes of an experiment at this scale, by the names that its configuration gives them."""
+        return self.pair.sizes_of(experiment, self.scale)
+
+    @property
+    def tokenizer(self):
+        """The tokenizer that both models share."""
+        return self.models[0].tokenizer
+
+    @property
+    def is_stand_in(self) -> bool:
+        """Whether a model has random weights under the name of a real one, as the tests' Hub serves them."""
+        return are_stand_ins(self.models)
+
+    def side(self, name: str) -> tuple[LanguageModel, int]:
+        """The model and the stitched layer of side `a` or `b`."""
+        index = "ab".index(name)
+        return self.models[index], self.layers[index]
+
+    def training_batches(self, n_tokens: int | None = None) -> Iterator[TokenBatch]:
+        """The training text: the first `n_tokens` positions, by default as many as the scale takes."""
+        return training_batches(self.pair, self.sizes, self.tokenizer, n_tokens or self.sizes.train_tokens)
+
+    def evaluation_batches(self) -> Iterator[TokenBatch]:
+        """The documents of the evaluation text that the scale takes."""
+        return evaluation_batches(self.pair, self.sizes, self.tokenizer)
+
+    @cached_property
+    def moments(self) -> PairMoments:
+        """Moments of the training text at the stitched layers."""
+        return self.harvest()
+
+    def harvest(self, *, anew: bool = False) -> PairMoments:
+        """Read the moments from `artifacts/`, or harvest and keep them; `anew` harvests in any case."""
+        return kept(
+            self.artifact("moments", sources=(harvest_moments,), suffix=".safetensors"),
+            lambda: harvest_moments(*self.models, self.training_batches(), [self.layers])[self.layers],
+            PairMoments.save,
+            PairMoments.load,
+            anew=anew,
+        )
+
+    @cached_property
+    def held_out_moments(self) -> PairMoments:
+        """Moments of the evaluation text at the stitched layers."""
+        return harvest_moments(*self.models, self.evaluation_batches(), [self.layers])[self.layers]
+
+    @cached_property
+    def stitch(self) -> Stitch:
+        """The exact minimum of Eq. 3 on the training text."""
+        return fit_exact(self.moments, alpha=self.alpha, ridge=self.ridge)
+
+    def artifact(
+        self,
+        kind: str,
+        ingredients: Mapping[str, object] | None = None,
+        *,
+        sources: Iterable[ModuleType | Callable],
+        suffix: str,
+    ) -> Path:
+        """The path of something made from this pair's activations and `ingredients`; see `utils.cache.artifact`."""
+        made_of = of_activations(self.pair, self.layers, scale=self.scale) | dict(ingredients or {})
+        return artifact(self.name, kind, made_of, sources=sources, suffix=suffix)
 
 
 class FittedPair(NamedTuple):
@@ -31,7 +146,7 @@ class FittedPair(NamedTuple):
     layers: tuple[int, int]
     """Of A and of B."""
     tokens: int
-    """Fitted on."""
+    """Tokens that it was fitted on."""
     fitted: StitchLoss
     """Eq. 3 on the text that it was fitted on."""
     held_out: StitchLoss
@@ -39,16 +154,16 @@ class FittedPair(NamedTuple):
     unexplained: tuple[float, float]
     """Share of the variance of y, and of x, that the maps leave unexplained on the evaluation text."""
     is_stand_in: bool
-    """Whether a model has random weights under another's name."""
+    """Whether a model has random weights under the name of a real one."""
 
 
 def stitch_file(pair: str) -> Path:
-    """Where `stitch-book fit` puts the stitch of the pair of this name, and other commands look for it."""
+    """The path where `stitch-book fit` puts the stitch of the pair of this name, and where other commands look."""
     return project_root() / "artifacts" / pair / "stitch.safetensors"
 
 
 def preflight(pair: ModelPair) -> None:
-    """Fetches configurations, tokenizers and the first texts; ValueError names the pair, its file and what to do."""
+    """Fetch configurations, tokenizers and the first texts; ValueError names the pair, its file and what to do."""
     check_pair(pair)
     # any scale will do: no more than the first batch of its texts is read
     sizes, tokenizer = next(iter(pair.scales.values())), load_tokenizer(pair.a.model, revision=pair.a.revision)
@@ -56,44 +171,16 @@ def preflight(pair: ModelPair) -> None:
         next(batches)
 
 
-def pair_moments(
-    pair: ModelPair,
-    models: tuple[LanguageModel, LanguageModel],
-    layers: tuple[int, int],
-    *,
-    scale: str,
-    anew: bool = False,
-) -> PairMoments:
-    """Moments of the training text at the stitched layers, from `artifacts/` if they were harvested before.
-
-    `anew` harvests in any case, for whoever wants to time it, and keeps the result.
-    """
-    sizes = pair.scale(scale)
-    made_of = of_activations(pair, layers, scale=scale)
-    return kept(
-        artifact(pair.name, "moments", made_of, sources=(harvest_moments,), suffix=".safetensors"),
-        lambda: harvest_moments(
-            *models, training_batches(pair, sizes, models[0].tokenizer, sizes.train_tokens), [layers]
-        )[layers],
-        PairMoments.save,
-        PairMoments.load,
-        anew=anew,
-    )
-
-
-def fit_pair(pair: ModelPair, *, scale: str = "default", alpha: float = 1.0, ridge: float = 1e-8) -> FittedPair:
-    """The exact stitch of a pair (Eq. 3) at one of its scales; ValueError for what the pair's file has wrong."""
-    sizes = pair.scale(scale)
-    models = load_models(pair)
-    layers = stitched_layers(pair, *models, sizes)
-    moments = pair_moments(pair, models, layers, scale=scale)
-    held_out = harvest_moments(*models, evaluation_batches(pair, sizes, models[0].tokenizer), [layers])[layers]
-    stitch = fit_exact(moments, alpha=alpha, ridge=ridge)
-    losses = [stitch_loss(stitch, part, alpha=alpha) for part in (moments, held_out)]
+def fit_pair(
+    pair: str | Path | ModelPair, *, scale: str = "default", alpha: float = 1.0, ridge: float = 1e-8
+) -> FittedPair:
+    """Fit the exact stitch of a pair (Eq. 3) at one of its scales; ValueError for what the pair's file has wrong."""
+    opened = StitchedPair.open(pair, scale, alpha=alpha, ridge=ridge)
+    pair, layers, moments, held_out = opened.pair, opened.layers, opened.moments, opened.held_out_moments
+    losses = [stitch_loss(opened.stitch, part, alpha=alpha) for part in (moments, held_out)]
     variances = [covariance.diagonal().mean().item() for covariance in (held_out.cyy, held_out.cxx)]
     unexplained = losses[1].up / variances[0], losses[1].down / variances[1]
-    is_stand_in = any(model.is_stand_in for model in models)
-    # What a stitch file says of itself, so that whoever is handed it need not ask.
+    # A stitch file says these things of itself, so that whoever is handed it need not ask.
     about = {
         "pair": pair.name,
         "a": pair.a.model,
@@ -107,8 +194,9 @@ def fit_pair(pair: ModelPair, *, scale: str = "default", alpha: float = 1.0, rid
         "loss_fitted": losses[0]._asdict(),
         "loss_held_out": losses[1]._asdict(),
         "unexplained": unexplained,
-        "is_stand_in": is_stand_in,
+        "is_stand_in": opened.is_stand_in,
     }
     revisions = {"revision_a": pair.a.revision, "revision_b": pair.b.revision, "text_revision": pair.train.revision}
     about |= {name: revision for name, revision in revisions.items() if revision}
-    return FittedPair(replace(stitch, about=about), layers, moments.count, *losses, unexplained, is_stand_in)
+    stitch = replace(opened.stitch, about=about)
+    return FittedPair(stitch, layers, moments.count, losses[0], losses[1], unexplained, opened.is_stand_in)

@@ -27,11 +27,13 @@ from stitch_utils.book.carry import (
 )
 from stitch_utils.models.harvest import evaluation_batches
 from stitch_utils.models.language_model import load_models
-from stitch_utils.saes.transfer import evaluate_sae, transfer_sae
-from stitch_utils.steering.vectors import transfer_direction
+from stitch_utils.saes.evaluation import evaluate_sae
+from stitch_utils.saes.transfer import transfer_sae
+from stitch_utils.steering.vectors import transfer_vector
 from stitch_utils.stitching.evaluation import measure_fidelity
+from stitch_utils.stitching.fit import fit_exact
 from stitch_utils.stitching.moments import harvest_moments
-from stitch_utils.stitching.stitch import Stitch, fit_exact
+from stitch_utils.stitching.stitch import Stitch
 from stitch_utils.utils.files import SCRATCH
 
 D_A, D_B = 6, 9
@@ -84,7 +86,7 @@ def test_vectors_go_the_way_of_the_stream_without_the_bias(stitch, tmp_path, tow
         shift = (ends[0] - ends[1]).numpy()
         np.testing.assert_allclose(found, shift if keep_norm else shift / np.sqrt((shift**2).sum()), rtol=1e-5)
         if not keep_norm:
-            expected = transfer_direction(torch.from_numpy(row), stitch, towards=towards)
+            expected = transfer_vector(torch.from_numpy(row), stitch, to=towards)
             np.testing.assert_array_equal(found, expected.numpy())
     one = carry_vectors(rows[0], stitch, towards=towards, keep_norm=keep_norm)
     assert one.shape == carried.shape[1:] and (one == carried[0]).all()
@@ -165,7 +167,7 @@ def test_an_sae_is_judged_beside_the_original(small, towards):
     source, target = (0, 1) if towards == "b" else (1, 0)
     torch.manual_seed(0)
     sae = TopKSAE(TopKSAEConfig((32, 48)[source], 64, k=3))
-    carried = transfer_sae(sae, stitch, direction="up" if towards == "b" else "down")
+    carried = transfer_sae(sae, stitch, to=towards)
     trust = judge_sae(sae, carried, stitch, models, (1, 2), batches, towards=towards)
     assert trust.original == evaluate_sae(sae, models[source], (1, 2)[source], batches)
     assert trust.carried == evaluate_sae(carried, models[target], (1, 2)[target], batches)

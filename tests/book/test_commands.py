@@ -48,7 +48,10 @@ def test_the_commands_write_what_others_load(fitted, bare_book):
         given = ("transfer-sae", str(bare_book / f"sae-{side}"), *across, str(bare_book / f"carried-{side}"))
         code, lines, err = call_here(bare_book, *given, "--towards", side, "--scale", "smoke")
         assert (code, err) == (0, "")
-        found, expected = load_from_disk(bare_book / f"carried-{side}"), transfer_sae(sae, stitch, direction=direction)
+        found, expected = (
+            load_from_disk(bare_book / f"carried-{side}"),
+            transfer_sae(sae, stitch, to="b" if direction == "up" else "a"),
+        )
         x = torch.randn(9, 80 - d)
         torch.testing.assert_close(found(x), expected(x))
         pair = load_pair(fitted)

@@ -196,7 +196,9 @@ def test_a_share_that_chance_gives_makes_no_candidate():
 
 def test_every_row_holds_one_document(random_models):
     pair = dataclasses.replace(load_pair("tiny"), context=40)
-    config = functional_config("smoke", search_documents=8, evaluation_documents=6, entropy_documents=2)
+    config = functional_config(
+        load_pair("tiny"), "smoke", search_documents=8, evaluation_documents=6, entropy_documents=2
+    )
     tokenizer = random_models[0].tokenizer
     search, evaluation, few = functional_texts(pair, tokenizer, config, scale="smoke")
     assert [sum(len(batch.tokens) for batch in text) for text in (search, evaluation, few)] == [8, 6, 2]
@@ -209,9 +211,8 @@ def test_every_row_holds_one_document(random_models):
 
 
 def test_settings_that_make_no_sense():
-    assert functional_config("mine") == functional_config("default")
-    assert functional_config("paper", quantile=0.5).quantile == 0.5
+    assert functional_config(load_pair("tiny"), "paper", quantile=0.5).quantile == 0.5
     with pytest.raises(ValueError, match="candidates must be 1 or more: got 0"):
-        functional_config("smoke", candidates=0)
+        functional_config(load_pair("tiny"), "smoke", candidates=0)
     with pytest.raises(ValueError, match=r"lie between 0 and 1: got 1\.5 and 0\.02"):
         FunctionalConfig(1, 1, 2, 1, 1, quantile=1.5)

@@ -21,8 +21,8 @@ from stitch_utils.features.structure import classify, feature_presence
 from stitch_utils.features.study import FeatureStudy, FeatureStudyConfig, feature_study_config, study_features
 from stitch_utils.models.harvest import evaluation_batches
 from stitch_utils.models.language_model import load_models
-from stitch_utils.stitching.pair import pair_moments
-from stitch_utils.stitching.stitch import fit_exact
+from stitch_utils.stitching.fit import fit_exact
+from stitch_utils.stitching.pair import StitchedPair
 
 LAYERS = (1, 2)
 CONFIG = FeatureStudyConfig(
@@ -43,7 +43,7 @@ class Run:
     def __init__(self, path):
         self.pair = load_pair(path)
         self.models = load_models(self.pair)
-        self.moments = pair_moments(self.pair, self.models, LAYERS, scale="smoke")
+        self.moments = StitchedPair(self.pair, self.models, LAYERS, "smoke").moments
         self.stitch = fit_exact(self.moments)
         self.saes = tuple(make_sae("topk", model.d_model, dtype="float32") for model in self.models)
         with torch.no_grad():  # centred, so that many features fire

@@ -14,8 +14,9 @@ from stitch_utils.features.entropy import FunctionalConfig, decoder_rows, functi
 from stitch_utils.features.entropy_effects import entropy_effects
 from stitch_utils.features.twins import functional_twins, study_deactivation, study_entropy
 from stitch_utils.saes.transfer import transfer_sae
-from stitch_utils.stitching.pair import pair_moments
-from stitch_utils.stitching.stitch import fit_exact, random_stitch
+from stitch_utils.stitching.fit import fit_exact
+from stitch_utils.stitching.pair import StitchedPair
+from stitch_utils.stitching.stitch import random_stitch
 from stitch_utils.utils.stats import over_seeds
 
 LAYERS = (1, 2)
@@ -27,7 +28,7 @@ ROOT = File(__file__).parents[2]
 
 @pytest.fixture
 def twins(pair, models):
-    moments = pair_moments(pair, models, LAYERS, scale="smoke")
+    moments = StitchedPair(pair, models, LAYERS, "smoke").moments
     sae = make_sae("topk", models[0].d_model, dtype="float32")
     with torch.no_grad():
         sae.b_enc.copy_(-moments.mean_x.float() @ sae.W_enc)  # centred, so that many features fire
@@ -183,8 +184,8 @@ def test_every_number_that_a_claim_needs_is_there(twins):
 
 
 def test_settings_that_make_no_sense():
-    assert functional_config("smoke", seed=4, smallest=0.1).smallest == 0.1
+    assert functional_config(load_pair("tiny"), "smoke", seed=4, smallest=0.1).smallest == 0.1
     with pytest.raises(ValueError, match="entropy_documents must be 2 or more: got 1"):
-        functional_config("smoke", entropy_documents=1)
+        functional_config(load_pair("tiny"), "smoke", entropy_documents=1)
     with pytest.raises(ValueError, match="random_stitches must be 2 or more: got 1"):
-        functional_config("smoke", random_stitches=1)
+        functional_config(load_pair("tiny"), "smoke", random_stitches=1)

@@ -19,8 +19,8 @@ from stitch_utils.models.costs import (
 )
 from stitch_utils.models.language_model import load_model
 from stitch_utils.stitching import moments
+from stitch_utils.stitching.fit import fit_adam
 from stitch_utils.stitching.moments import PairMoments, harvest_moments
-from stitch_utils.stitching.stitch import fit_adam
 
 # No two sizes alike, so that none can stand in for another; and each switch on and off.
 NEOX = {

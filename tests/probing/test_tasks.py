@@ -9,7 +9,7 @@ import pytest
 from hub import Hub, child
 
 from stitch_utils.data.pairs import DatasetRef, load_pair
-from stitch_utils.probing.tasks import SIZES, WORLD, ProbingTask, _one_stream, probing_tasks
+from stitch_utils.probing.tasks import WORLD, ProbingTask, _one_stream, probing_tasks
 from stitch_utils.steering.language import detect_language
 
 SAEBENCH = ("bios_1", "bios_2", "bios_3", "amazon_category", "amazon_sentiment", "code", "ag_news", "language")
@@ -117,8 +117,9 @@ def test_the_others_are_of_every_other_class(world):
 
 
 def test_every_scale_has_sizes_that_can_be_balanced():
-    assert set(SIZES) == {"smoke", "default", "paper"} and SIZES["paper"] == (4000, 1000)
-    assert all(size % 4 == 0 for sizes in SIZES.values() for size in sizes)
+    sizes = [load_pair("tiny").sizes_of("probing", scale) for scale in ("smoke", "default", "paper")]
+    assert sizes[2] == {"n_train": 4000, "n_test": 1000}
+    assert all(size % 4 == 0 for of_scale in sizes for size in of_scale.values())
 
 
 @pytest.mark.parametrize("size", [0, 2, 6, -4])

@@ -8,9 +8,7 @@ from safetensors.torch import load_file, save_file
 from toy_saes import D_A, LATENTS, K, make_sae, make_training_sae, normal
 
 from stitch_utils.data.pairs import SAERef
-from stitch_utils.saes.transfer import (
-    load_sae,
-)
+from stitch_utils.saes.io import load_sae
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ from stitch_utils.data.pairs import load_pair
 from stitch_utils.models.language_model import load_models
 from stitch_utils.saes import sweep as sae_sweep
 from stitch_utils.saes.transfer import transfer_sae
-from stitch_utils.stitching.pair import pair_moments
-from stitch_utils.stitching.stitch import fit_exact
+from stitch_utils.stitching.fit import fit_exact
+from stitch_utils.stitching.pair import StitchedPair
 
 RECIPE = {"k": 1, "batch_tokens": 400, "lr": 0.01, "dead_after": 1}
 
@@ -22,7 +22,7 @@ def swept(small_pair, monkeypatch):
     monkeypatch.setattr(sae_sweep, "train_saes", lambda *args, **more: given.append(more) or train(*args, **more))
     pair = load_pair(small_pair(sizes={"sae_sweep_steps": 4}, sae_recipe=RECIPE))
     models = load_models(pair)
-    stitch = fit_exact(pair_moments(pair, models, (1, 2), scale="smoke"))
+    stitch = fit_exact(StitchedPair(pair, models, (1, 2), "smoke").moments)
     sweep = sae_sweep.sweep_saes(pair, models, (1, 2), stitch, scale="smoke", widths=[16, 24], seeds=[0, 1])
     return sweep, stitch, given
 

@@ -17,14 +17,8 @@ from toy_saes import D_A, D_B, KINDS, LATENTS, TRAINED, K, make_sae, make_traini
 
 from stitch_utils.data.pairs import TextRef
 from stitch_utils.data.text import token_batches
-from stitch_utils.saes.transfer import (
-    SAEMetrics,
-    evaluate_sae,
-    evaluate_saes,
-    fold_decoder_norms,
-    sae_ranks,
-    transfer_sae,
-)
+from stitch_utils.saes.evaluation import SAEMetrics, evaluate_sae, evaluate_saes
+from stitch_utils.saes.transfer import fold_decoder_norms, sae_ranks, transfer_sae
 from stitch_utils.stitching.stitch import Stitch, random_stitch
 
 
@@ -47,7 +41,7 @@ def test_a_transferred_sae_is_the_sae_between_the_two_maps(kind, subtracts, dire
     width, other = (D_A, D_B) if direction == "up" else (D_B, D_A)
     sae = make_sae(kind, width, apply_b_dec_to_input=subtracts)
     before = {name: tensor.clone() for name, tensor in sae.state_dict().items()}
-    moved = transfer_sae(sae, stitch, direction=direction)
+    moved = transfer_sae(sae, stitch, to="b" if direction == "up" else "a")
     y = 2 * normal(200, other, seed=9)
     inward, outward = (stitch.down, stitch.up) if direction == "up" else (stitch.up, stitch.down)
     for result in (moved, reloaded(moved, tmp_path)):
@@ -78,7 +72,7 @@ def test_a_transferred_sae_says_where_it_came_from(stitch, tmp_path):
     assert (up.model_name, up.hook_name, up.direction) == ("large", "blocks.4.hook_resid_pre", "up")
     assert up.stitch == stitch.about and up.neuronpedia_id is None
     assert up.transferred_from["hook_name"] == "blocks.2.hook_resid_post"
-    down = transfer_sae(make_sae("topk", D_B), stitch, direction="down").cfg.metadata
+    down = transfer_sae(make_sae("topk", D_B), stitch, to="a").cfg.metadata
     assert (down.model_name, down.hook_name) == ("small", "blocks.3.hook_resid_pre")
     unknown = transfer_sae(sae, dataclasses.replace(stitch, about={})).cfg.metadata
     assert unknown.hook_name is None and unknown.model_name is None
@@ -109,11 +103,11 @@ def test_other_architectures_are_refused(config, stitch):
 
 def test_directions_and_widths_that_do_not_fit(stitch):
     with pytest.raises(ValueError, match="unknown direction 'sideways': expected up or down"):
-        transfer_sae(make_sae("topk"), stitch, direction="sideways")
+        transfer_sae(make_sae("topk"), stitch, to="sideways")
     with pytest.raises(
         ValueError, match="reads 12 dimensions: expected 20, the width of model b, for direction 'down'"
     ):
-        transfer_sae(make_sae("topk"), stitch, direction="down")
+        transfer_sae(make_sae("topk"), stitch, to="a")
 
 
 @pytest.mark.parametrize("subtracts", [True, False])
@@ -294,7 +288,7 @@ def test_halved_batches_and_short_pieces_give_the_same(random_models, batches, s
         return cross_entropy(tokens, layer=layer, edit=edit)
 
     monkeypatch.setattr(model, "cross_entropy", small)
-    monkeypatch.setattr("stitch_utils.saes.transfer.TOKENS_AT_ONCE", 7)
+    monkeypatch.setattr("stitch_utils.saes.evaluation.TOKENS_AT_ONCE", 7)
     found = evaluate_saes(saes, model, LAYER, batches())
     for name in saes:
         np.testing.assert_allclose(np.hstack(found[name]), np.hstack(expected[name]), rtol=1e-4, atol=1e-6)

@@ -265,7 +265,12 @@ def test_how_alike_the_directions_are(sweep):
 
 
 def test_settings_that_make_no_sense(random_models):
-    assert choice_config("smoke").choices < choice_config("default").choices < choice_config("paper", seed=3).choices
+    tiny = load_pair("tiny")
+    assert (
+        choice_config(tiny, "smoke").choices
+        < choice_config(tiny, "default").choices
+        < choice_config(tiny, "paper").choices
+    )
     with pytest.raises(ValueError, match="needs three at least"):
         ChoiceConfig(1, 1, doses=(0.0, 1.0))
     with pytest.raises(ValueError, match="expected contrast pairs and choices: got 0 and 1"):
@@ -342,4 +347,4 @@ def test_responses_under_every_vector(random_models, project):
     }
     assert found.nll_rise("native").value == pytest.approx(losses["native"] - losses["none"], abs=1e-5)
     assert found.nll_rise("none").value == 0
-    assert free_config("smoke").prompts < free_config("default", seed=2).prompts
+    assert free_config(load_pair("tiny"), "smoke").prompts < free_config(load_pair("tiny"), "default", seed=2).prompts

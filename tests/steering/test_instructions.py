@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from stitch_utils.data import pairs
 from stitch_utils.data.embedded.world import ASSISTANT, END, USER
 from stitch_utils.data.pairs import DatasetRef, TextRef, load_pair
 from stitch_utils.data.text import TokenBatch
@@ -38,8 +39,8 @@ from stitch_utils.steering.template_tokens import (
     with_template_tokens,
 )
 from stitch_utils.steering.verifiers import WORLD_INSTRUCTIONS
+from stitch_utils.stitching.fit import fit_exact
 from stitch_utils.stitching.moments import PairMoments
-from stitch_utils.stitching.stitch import fit_exact
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "ifeval" / "ifeval_single_instr_format.jsonl"
 LAYERS = (1, 2)
@@ -293,7 +294,7 @@ def test_the_stitches_are_those_of_the_tokens_that_they_name(context_40):
 
 
 def test_text_without_chats_gets_some(small_pair, tmp_path, monkeypatch):
-    monkeypatch.setattr("stitch_utils.steering.template_tokens.CHATS", {"smoke": 6, "default": 6})
+    monkeypatch.setitem(pairs._sizes()["smoke"], "template_tokens", {"chats": 6})
     words = "the old boat and the sea of the cook who bakes a cake in the kitchen"
     text = "\n\n".join(f"{n} {words} {n}. {words}" for n in range(120))
     (tmp_path / "text.txt").write_text(text)

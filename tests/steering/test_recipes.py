@@ -8,10 +8,10 @@ from stitch_utils.steering import recipes as map_recipes
 from stitch_utils.steering.behaviours import Behaviour, Choice
 from stitch_utils.steering.choices import ChoiceConfig, contrast_vectors, spread
 from stitch_utils.steering.recipes import RECIPES, fit_recipes, recipe_errors, recipe_numbers, steer_by_recipes
-from stitch_utils.steering.vectors import transfer_direction
+from stitch_utils.steering.vectors import transfer_vector
+from stitch_utils.stitching.fit import fit_exact
 from stitch_utils.stitching.map_text import MapConfig, map_batches, map_stream
 from stitch_utils.stitching.maps import fit_unsquared, fit_unsquared_adam, moments_of
-from stitch_utils.stitching.stitch import fit_exact
 
 STITCHED = (1, 2)
 CONFIG = MapConfig(tokens=2000, step_tokens=50, lr=1e-2)
@@ -90,7 +90,7 @@ def test_vectors_go_through_every_map_and_numbers_have_their_ids(pair, models, f
     other = contrast_vectors(models[0], 1, {"x": BEHAVIOURS[0].contrasts})["x"]
     for name, one in RECIPES.items():
         sweep = sweeps[one.same_layers]
-        expected = transfer_direction(other, fitted.stitches[name], towards="b", with_bias=one.with_bias)
+        expected = transfer_vector(other, fitted.stitches[name], to="b", with_bias=one.with_bias)
         torch.testing.assert_close(sweep.directions["x"][name], expected)
         assert name not in sweeps[not one.same_layers].directions["x"]
     for same, sweep in sweeps.items():

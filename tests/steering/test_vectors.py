@@ -21,7 +21,7 @@ from stitch_utils.steering.vectors import (
     random_direction,
     rank_correlation,
     steering_vector,
-    transfer_direction,
+    transfer_vector,
 )
 from stitch_utils.stitching.stitch import Stitch
 
@@ -157,9 +157,9 @@ def test_a_direction_is_carried_by_the_matrix_and_made_unit(towards, width, with
     v_list, rows, shift = v.tolist(), matrix.tolist(), bias.tolist()
     image = [sum(v_list[i] * rows[i][j] for i in range(width)) + with_bias * shift[j] for j in range(len(shift))]
     length = math.sqrt(sum(x * x for x in image))
-    moved = transfer_direction(v, stitch, towards=towards, with_bias=with_bias)
+    moved = transfer_vector(v, stitch, to=towards, with_bias=with_bias)
     assert moved.tolist() == pytest.approx([x / length for x in image], abs=1e-6)
-    longer = transfer_direction(3 * v, stitch, towards=towards, with_bias=with_bias)
+    longer = transfer_vector(3 * v, stitch, to=towards, with_bias=with_bias)
     assert torch.allclose(longer, moved, atol=1e-6) != with_bias, "its length matters only beside a bias"
 
 
@@ -228,10 +228,10 @@ def test_values_without_an_order_say_nothing():
         (lambda m: language_means(m, 9, [("a", "x")]), r"layer 9 of .* does not exist: it has 3 layers \(0-2\)"),
         (lambda m: language_vector(m, 1, [("a b", "a b")]), "difference of the two languages' means has length 0"),
         (lambda m: steering_vector(LanguageMeans(torch.zeros(4), torch.ones(4)), torch.ones(3)), "width 3 .* width 4"),
-        (lambda m: transfer_direction(torch.ones(5), toy_stitch(), towards="up"), "'up': expected 'a' or 'b'"),
-        (lambda m: transfer_direction(torch.ones(5), toy_stitch(), towards="a"), "width 5: the map towards a takes 7"),
+        (lambda m: transfer_vector(torch.ones(5), toy_stitch(), to="up"), "'up': expected 'a' or 'b'"),
+        (lambda m: transfer_vector(torch.ones(5), toy_stitch(), to="a"), "width 5: the map towards a takes 7"),
         (
-            lambda m: transfer_direction(torch.zeros(5), toy_stitch(), towards="b"),
+            lambda m: transfer_vector(torch.zeros(5), toy_stitch(), to="b"),
             "image of the direction has length 0",
         ),
         (lambda m: clamp(torch.full((3,), torch.nan), 1.0), "the direction has length nan: expected a positive one"),

@@ -12,6 +12,7 @@ from scipy.optimize import minimize
 from stitch_utils.data.pairs import DatasetRef, load_pair
 from stitch_utils.models.harvest import evaluation_batches
 from stitch_utils.stitching import map_text as lrt_text
+from stitch_utils.stitching.fit import fit_exact
 from stitch_utils.stitching.map_errors import Prediction, down, map_errors, up
 from stitch_utils.stitching.map_text import (
     CHATS,
@@ -23,7 +24,7 @@ from stitch_utils.stitching.map_text import (
     same_layers,
 )
 from stitch_utils.stitching.maps import fit_unsquared, fit_unsquared_adam, moments_of
-from stitch_utils.stitching.stitch import Stitch, fit_exact
+from stitch_utils.stitching.stitch import Stitch
 
 CONFIG = MapConfig(tokens=2000, step_tokens=100, lr=1e-3)
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from stitch_utils.stitching.fit import fit_exact
 from stitch_utils.stitching.moments import PairMoments
-from stitch_utils.stitching.stitch import fit_exact
 
 
 def data(n=700, d_a=5, d_b=8, seed=0):

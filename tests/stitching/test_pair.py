@@ -13,9 +13,10 @@ from stitch_utils.data.pairs import load_pair
 from stitch_utils.models.harvest import evaluation_batches, sample_residuals, training_batches
 from stitch_utils.models.language_model import load_models
 from stitch_utils.stitching import pair as fitting
+from stitch_utils.stitching.fit import fit_exact
 from stitch_utils.stitching.moments import harvest_moments
 from stitch_utils.stitching.pair import fit_pair, preflight
-from stitch_utils.stitching.stitch import Stitch, fit_exact, stitch_loss
+from stitch_utils.stitching.stitch import Stitch, stitch_loss
 from stitch_utils.stitching.svcca import stitched_layers, svcca
 
 

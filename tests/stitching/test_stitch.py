@@ -6,8 +6,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from stitch_utils.stitching.fit import best_given_other, fit_adam, fit_exact
 from stitch_utils.stitching.moments import PairMoments
-from stitch_utils.stitching.stitch import TENSORS, FitReport, Stitch, best_given_other, fit_adam, fit_exact, stitch_loss
+from stitch_utils.stitching.stitch import TENSORS, FitReport, Stitch, stitch_loss
 
 
 def gaussian_pair(seed, condition, d_a=96, d_b=160, n=4000, shared=70):

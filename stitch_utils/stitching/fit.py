@@ -1,0 +1,288 @@
+"""Fit a stitch: the exact minimum of Eq. 3 from moments, and the paper's own recipe with Adam.
+
+Section 2, Eq. 3, and App. A. Eq. 3 depends on the data through means and second moments alone, so `fit_exact` needs no
+activations. With one map fixed, the best other map solves a generalised Sylvester equation; the two are solved in turn,
+and L-BFGS in whitened coordinates ends the descent. `fit_adam` is the paper's fitter, for comparison.
+
+Offers `fit_exact`, `fit_adam`, `trace_adam` and `AdamTrace`; `best_given_other`, the step of the exact fit; and
+`linear_maps`, `view_as_stitch` and `finished_stitch`, which other fitters by gradient descent share.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..utils.progress import progress
+from .moments import PairMoments
+from .stitch import FitReport, Stitch, stitch_loss
+
+
+def best_given_other(p: Tensor, cxx: Tensor, cxy: Tensor, cyy: Tensor, alpha: float) -> Tensor:
+    """The P_down that minimises Eq. 3 for centred data when P_up = `p`; swap x and y for the converse.
+
+    Setting the derivative to zero gives A Q + B Q C = E with B = Cyy, A = (Cyy + alpha p' Cxx p) / d_a, C = alpha p
+    p' / d_b. With C = V diag(c) V' and W from the pencil (A, B), W'AW = I and W'BW = diag(beta), the columns of QV
+    decouple.
+    """
+    d_a, d_b = p.shape
+    left = (cyy + alpha * p.T @ cxx @ p) / d_a
+    right = cxy.T / d_a + alpha * (p.T @ cxx) / d_a + alpha * (cyy @ p.T) / d_b
+    c, v = torch.linalg.eigh(alpha * p @ p.T / d_b)
+    lower = torch.linalg.cholesky(left)
+    half = torch.linalg.solve_triangular(lower, cyy, upper=False)
+    pencil = torch.linalg.solve_triangular(lower, half.T, upper=False)
+    beta, u = torch.linalg.eigh((pencil + pencil.T) / 2)
+    w = torch.linalg.solve_triangular(lower.T, u, upper=True)
+    scale = 1 + beta.clamp_min(0)[:, None] * c.clamp_min(0)[None, :]
+    return w @ ((w.T @ right @ v) / scale) @ v.T
+
+
+def _centred_loss(up: Tensor, down: Tensor, cxx: Tensor, cxy: Tensor, cyy: Tensor, alpha: float) -> Tensor:
+    """Eq. 3 with the best biases."""
+    d_a, d_b = cxy.shape
+    gap_a, gap_b = up @ down, down @ up
+    gap_a = gap_a - torch.eye(d_a).to(gap_a)
+    gap_b = gap_b - torch.eye(d_b).to(gap_b)
+    terms_a = (down * (cyy @ down - 2 * cxy.T)).sum() + cxx.trace() + alpha * (gap_a * (cxx @ gap_a)).sum()
+    terms_b = (up * (cxx @ up - 2 * cxy)).sum() + cyy.trace() + alpha * (gap_b * (cyy @ gap_b)).sum()
+    return terms_a / d_a + terms_b / d_b
+
+
+def _polish(up, down, covariances, alpha, tolerance, max_evaluations):
+    """L-BFGS on both maps in coordinates in which x and y are white (Liu & Nocedal 1989)."""
+    cxx, _, cyy = covariances
+    unwhiten = []
+    for matrix in (cxx, cyy):
+        values, vectors = torch.linalg.eigh(matrix)
+        root = values.clamp_min(values[-1] * 1e-14).sqrt()
+        unwhiten.append(((vectors / root) @ vectors.T, (vectors * root) @ vectors.T))
+    (x_inverse, x_root), (y_inverse, y_root) = unwhiten
+    parameters = [(x_root @ up).requires_grad_(), (y_root @ down).requires_grad_()]
+    optimizer = torch.optim.LBFGS(
+        parameters,
+        lr=1,
+        max_iter=25,
+        max_eval=31,
+        history_size=20,
+        line_search_fn="strong_wolfe",
+        tolerance_grad=0,
+        tolerance_change=0,
+    )
+    evaluations = 0
+
+    def loss_now() -> Tensor:
+        return _centred_loss(x_inverse @ parameters[0], y_inverse @ parameters[1], *covariances, alpha)
+
+    def closure() -> Tensor:
+        nonlocal evaluations
+        evaluations += 1
+        optimizer.zero_grad()
+        loss = loss_now()
+        loss.backward()
+        return loss
+
+    best, best_maps, converged = float("inf"), (up, down), False
+    while evaluations < max_evaluations and not converged:
+        optimizer.step(closure)
+        with torch.no_grad():
+            loss = loss_now().item()
+            converged = 0 <= best - loss < tolerance * abs(loss)
+            if loss < best:
+                best, best_maps = loss, (x_inverse @ parameters[0], y_inverse @ parameters[1])
+            elif not converged:  # a line search that went astray: what was found before stands
+                break
+    return *best_maps, evaluations, converged
+
+
+def fit_exact(
+    moments: PairMoments,
+    *,
+    alpha: float = 1.0,
+    ridge: float = 1e-8,
+    tolerance: float = 1e-4,
+    max_sweeps: int = 20,
+    max_evaluations: int = 500,
+    dtype: torch.dtype = torch.float32,
+) -> Stitch:
+    """The minimiser of Eq. 3, from moments alone: for alpha = 0 exactly, else the best stationary point found.
+
+    `ridge` times the mean eigenvalue is added to the diagonals of Cxx and Cyy, so that dead or repeated dimensions do
+    no harm; it follows the scale of the data, and at its default it moves the loss by about one part in 1e8. For
+    alpha = 0 the answer is two least-squares problems. For alpha > 0 the problem is not convex: alternating solutions
+    are followed by L-BFGS until 25 steps lower the loss by less than `tolerance` (relative). `Stitch.report` says how
+    it ended.
+
+    Raises ValueError for a negative alpha or ridge, too few tokens, or activations that do not vary at all.
+    """
+    began = time.perf_counter()
+    if alpha < 0 or ridge < 0:
+        raise ValueError(f"alpha and ridge must not be negative: got alpha={alpha}, ridge={ridge}")
+    moments._require(2)
+    covariances = cxx, cxy, cyy = [matrix.clone() for matrix in (moments.cxx, moments.cxy, moments.cyy)]
+    for name, matrix in (("x", cxx), ("y", cyy)):
+        level = matrix.trace() / len(matrix)
+        if level <= 0:
+            raise ValueError(f"the activations {name} do not vary over {moments.count} tokens: there is nothing to fit")
+        matrix.diagonal().add_(max(ridge, 1e-15) * level)
+
+    up, down = torch.linalg.solve(cxx, cxy), torch.linalg.solve(cyy, cxy.T)
+    sweeps, evaluations, converged = 0, 0, True
+    loss = _centred_loss(up, down, *covariances, alpha).item()
+    if alpha > 0:
+        for sweeps in range(1, max_sweeps + 1):  # noqa: B007
+            before = loss
+            down = best_given_other(up, cxx, cxy, cyy, alpha)
+            up = best_given_other(down, cyy, cxy.T, cxx, alpha)
+            loss = _centred_loss(up, down, *covariances, alpha).item()
+            if before - loss < 10 * tolerance * loss:
+                break
+        up, down, evaluations, converged = _polish(up, down, covariances, alpha, tolerance, max_evaluations)
+    mean_x, mean_y = moments.mean_x, moments.mean_y
+    stitch = Stitch(up, mean_y - mean_x @ up, down, mean_x - mean_y @ down)
+    loss = stitch_loss(stitch, moments, alpha=alpha).total  # without the ridge
+    seconds = time.perf_counter() - began
+    report = FitReport("exact", alpha, loss, converged, sweeps, evaluations, ridge, seconds)
+    return replace(stitch.to(dtype), report=report)
+
+
+def fit_adam(
+    batches: Iterable[tuple[Tensor, Tensor]],
+    *,
+    d_a: int,
+    d_b: int,
+    alpha: float = 1.0,
+    lr: float = 1e-4,
+    max_grad_norm: float = 1.0,
+    n_steps: int,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    on_step: Callable[[int, Stitch], None] | None = None,
+) -> Stitch:
+    """The paper's recipe (App. A): Adam at `lr` with cosine annealing to zero, gradient norm clipped, biases from zero.
+
+    `batches` gives (x, y) of shapes (n, d_a), (n, d_b), one a step; it is iterated anew when it ends, if it can be.
+    Weights start as torch's Linear does, from `seed`; Adam's betas, which the paper does not give, are torch's.
+    `on_step(step, stitch)` is called after each step with the maps as they then are (views: copy what is kept).
+
+    Raises ValueError if `batches` ends before `n_steps` and cannot be iterated again.
+    """
+    began = time.perf_counter()
+    if n_steps < 1:
+        raise ValueError(f"n_steps must be positive: got {n_steps}")
+    up, down = linear_maps(d_a, d_b, seed=seed, device=device)
+    for layer in (up, down):
+        torch.nn.init.zeros_(layer.bias)
+    parameters = [*up.parameters(), *down.parameters()]
+    optimizer = torch.optim.Adam(parameters, lr=lr)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_steps)
+    mse = torch.nn.functional.mse_loss
+    losses = []
+    for step, (x, y) in enumerate(progress(_repeat(batches, n_steps), "Adam", total=n_steps), 1):
+        x, y = x.to(device, torch.float32), y.to(device, torch.float32)
+        up_x, down_y = up(x), down(y)
+        loss = mse(up_x, y) + mse(down_y, x)
+        if alpha:
+            loss = loss + alpha * (mse(down(up_x), x) + mse(up(down_y), y))
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+        optimizer.step()
+        schedule.step()
+        losses.append(loss.detach())
+        if on_step is not None:
+            on_step(step, view_as_stitch(up, down))
+    final = torch.stack(losses[-max(1, n_steps // 10) :]).mean().item()
+    report = FitReport("adam", alpha, final, False, 0, n_steps, 0.0, time.perf_counter() - began)
+    return finished_stitch(up, down, report)
+
+
+def linear_maps(
+    d_a: int, d_b: int, *, seed: int, device: torch.device | str
+) -> tuple[torch.nn.Linear, torch.nn.Linear]:
+    """A map up and a map down as torch's Linear starts them, from `seed`; the global generator is left alone."""
+    generator_state = torch.random.get_rng_state()
+    torch.manual_seed(seed)
+    maps = torch.nn.Linear(d_a, d_b), torch.nn.Linear(d_b, d_a)
+    torch.random.set_rng_state(generator_state)
+    return tuple(layer.to(device) for layer in maps)
+
+
+def view_as_stitch(up: torch.nn.Linear, down: torch.nn.Linear) -> Stitch:
+    """The maps as they are; they go on being trained, so copy what is kept."""
+    return Stitch(*(tensor.detach() for tensor in (up.weight.T, up.bias, down.weight.T, down.bias)))
+
+
+def finished_stitch(up: torch.nn.Linear, down: torch.nn.Linear, report: FitReport) -> Stitch:
+    """A copy of the maps, on the CPU."""
+    tensors = (up.weight.T, up.bias, down.weight.T, down.bias)
+    return Stitch(*(tensor.detach().cpu().clone() for tensor in tensors), report=report)
+
+
+def _repeat(batches: Iterable, n_steps: int):
+    """`n_steps` items, starting again when the batches end."""
+    taken = 0
+    while taken < n_steps:
+        at_start = taken
+        for batch in batches:
+            yield batch
+            taken += 1
+            if taken == n_steps:
+                return
+        if taken == at_start:
+            raise ValueError(f"batches ended after {taken} of {n_steps} steps and cannot be iterated again")
+
+
+class AdamTrace(NamedTuple):
+    """How a run of `fit_adam` came down, at a few steps from the first to the last."""
+
+    stitch: Stitch
+    """As it ended."""
+    steps: list[int]
+    tokens: list[int]
+    """Activations seen, repeats counted."""
+    seconds: list[float]
+    """Since the start, without the evaluation."""
+    losses: list[float]
+    """Eq. 3 on the moments given."""
+
+
+def trace_adam(
+    batches: Iterable[tuple[Tensor, Tensor]],
+    moments: PairMoments,
+    *,
+    points: int = 24,
+    alpha: float = 1.0,
+    n_steps: int,
+    **options,
+) -> AdamTrace:
+    """`fit_adam` with `options`, and Eq. 3 on `moments` (say held-out ones) at `points` steps, evenly spaced on a log
+    scale."""
+    wanted = {round(n_steps ** (i / (points - 1))) for i in range(points)} | {n_steps}
+    kept: list[tuple[int, float, Stitch]] = []
+    began = time.perf_counter()
+
+    def keep(step: int, stitch: Stitch) -> None:
+        if step in wanted:
+            now = time.perf_counter() - began
+            maps = (stitch.P_up, stitch.b_up, stitch.P_down, stitch.b_down)
+            kept.append((step, now, Stitch(*(tensor.clone() for tensor in maps))))
+
+    sizes = []
+
+    def counted():
+        for x, y in _repeat(batches, n_steps):
+            sizes.append(len(x))
+            yield x, y
+
+    stitch = fit_adam(
+        counted(), d_a=moments.d_a, d_b=moments.d_b, alpha=alpha, n_steps=n_steps, on_step=keep, **options
+    )
+    steps = [step for step, _, _ in kept]
+    losses = [stitch_loss(at, moments, alpha=alpha).total for _, _, at in kept]
+    return AdamTrace(stitch, steps, [sum(sizes[:step]) for step in steps], [now for _, now, _ in kept], losses)
