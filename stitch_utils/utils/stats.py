@@ -3,7 +3,7 @@
 App. F computes Clopper-Pearson intervals at 0.05 for shares of responses; the paper gives no intervals for losses,
 where we resample documents.
 
-Offers `Estimate`, `from_draws`, `resampled_counts`, `stratified_mean`, `crossed_mean`, `over_seeds`,
+Offers `Estimate`, `from_draws`, `DocumentSums`, `resampled_counts`, `stratified_mean`, `crossed_mean`, `over_seeds`,
 `clopper_pearson`.
 """
 
@@ -13,7 +13,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import torch
+from jaxtyping import Float, Int
 from scipy.stats import beta, t
+from torch import Tensor
 
 RESAMPLES = 1000
 
@@ -34,6 +37,37 @@ def from_draws(value: float, draws: np.ndarray) -> Estimate:
     """A value with the middle 95% of its bootstrap draws."""
     low, high = np.quantile(draws, (0.025, 0.975))
     return Estimate(float(value), float(low), float(high))
+
+
+class DocumentSums:
+    """Sums over the tokens of each document, which bootstraps over documents resample.
+
+    `DocumentSums.of` sums one batch; `add` joins batches, in which a document may go on.
+    """
+
+    def __init__(self, sums: dict[int, np.ndarray] | None = None):
+        self._sums = dict(sums or {})
+
+    @classmethod
+    def of(cls, documents: Int[Tensor, " n"], values: Float[Tensor, n * columns]) -> DocumentSums:
+        """Sum `values` over the tokens of each document, in float64; `documents` tells whose each token is."""
+        owners, place = documents.unique(return_inverse=True)
+        sums = torch.zeros(len(owners), *values.shape[1:], dtype=torch.float64, device=values.device)
+        sums.index_add_(0, place.to(values.device), values.double())
+        return cls(dict(zip(owners.tolist(), sums.cpu().numpy())))
+
+    def add(self, other: DocumentSums) -> None:
+        """Take in the sums of another batch."""
+        for document, values in other._sums.items():
+            self._sums[document] = self._sums[document] + values if document in self._sums else values
+
+    def __len__(self) -> int:
+        """The number of documents."""
+        return len(self._sums)
+
+    def table(self) -> np.ndarray:
+        """The sums, (documents, *columns), in the order of the documents' numbers."""
+        return np.array([self._sums[document] for document in sorted(self._sums)])
 
 
 def resampled_counts(n: int, seed: int | np.random.Generator, resamples: int = RESAMPLES) -> np.ndarray:

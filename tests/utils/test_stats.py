@@ -2,9 +2,17 @@
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
-from stitch_utils.utils.stats import clopper_pearson, crossed_mean, over_seeds, resampled_counts, stratified_mean
+from stitch_utils.utils.stats import (
+    DocumentSums,
+    clopper_pearson,
+    crossed_mean,
+    over_seeds,
+    resampled_counts,
+    stratified_mean,
+)
 
 
 def test_the_interval_over_seeds_is_students():
@@ -53,3 +61,18 @@ def test_resamples_draw_each_as_often_as_the_others():
         np.full(8, 7 / 8), rel=0.1
     )
     assert (resampled_counts(8, 0) == resampled_counts(8, 0)).all()
+
+
+def test_sums_by_document_are_those_of_a_loop():
+    generator = torch.Generator().manual_seed(0)
+    batches = [
+        (torch.randint(0, 5, (30,), generator=generator), torch.randn(30, 3, generator=generator)) for _ in range(3)
+    ]
+    sums, expected = DocumentSums(), {}
+    for documents, values in batches:
+        sums.add(DocumentSums.of(documents, values))
+        for document, row in zip(documents.tolist(), values.double()):
+            expected[document] = expected.get(document, 0) + row
+    assert len(sums) == len(expected) == 5
+    table = np.array([expected[document].numpy() for document in sorted(expected)])
+    np.testing.assert_allclose(sums.table(), table, rtol=1e-12)
