@@ -13,19 +13,16 @@ import shutil
 from pathlib import Path
 
 from stitch_utils.data.hub import EMBEDDED
-from stitch_utils.data.pairs import load_pair
-from stitch_utils.models.language_model import load_models
 from stitch_utils.saes.pair import native_saes
+from stitch_utils.stitching.pair import StitchedPair
 
 FOLDER = EMBEDDED
 
 
 def ship(scale: str = "default", folder: Path = FOLDER) -> list[Path]:
     """The folders written, A's first."""
-    pair = load_pair("tiny")
-    models = load_models(pair)
     written = []
-    for side, sae in zip("ab", native_saes(pair, models, (pair.a.layer, pair.b.layer), scale=scale, anew=True)):
+    for side, sae in zip("ab", native_saes(StitchedPair.open("tiny", scale), anew=True)):
         written.append(folder / f"tiny-{side}-sae")
         shutil.rmtree(written[-1], ignore_errors=True)
         sae.save_model(written[-1])

@@ -5,7 +5,7 @@ passes once through both models, truncated at the deepest layer asked for; what 
 a small sample, a step of Adam) is taken before the next batch.
 
 Offers `training_batches`, `evaluation_batches`, `as_fits`, `paired_residuals`, `sample_residuals`,
-`ActivationStream`, and `of_activations`, the key of all that hangs on activations.
+`ActivationStream`, `ModelStream`, and `of_activations`, the key of all that hangs on activations.
 """
 
 from __future__ import annotations
@@ -166,6 +166,52 @@ class ActivationStream:
             whole = held // self.step_tokens * self.step_tokens
             yield from zip(x[:whole].split(self.step_tokens), y[:whole].split(self.step_tokens))
             waiting_x, waiting_y, held = [x[whole:]], [y[whole:]], held - whole
+
+
+class ModelStream:
+    """The activations of one model at one layer, batch by batch of tokens, without a pass through the other model.
+
+    Iterating runs the model over `batches()`; with `keep=True` it reads each batch once, when it is first wanted, and
+    its activations stay in memory (float32).
+    """
+
+    def __init__(
+        self, model: LanguageModel, layer: int, batches: Callable[[], Iterable[TokenBatch]], *, keep: bool = False
+    ):
+        self.model, self.layer, self.batches, self.keep = model, layer, batches, keep
+        self._kept: dict[int, Tensor] = {}
+
+    def count(self) -> int:
+        """Count the activations of one pass, without the model."""
+        return sum(int(batch.mask.sum()) for batch in self.batches())
+
+    def __iter__(self) -> Iterator[Float[Tensor, "_ _"]]:
+        return self.after(0)
+
+    def after(self, skip: int) -> Iterator[Float[Tensor, "_ _"]]:
+        """Give the activations of one pass but for the first `skip`; the model reads no batch that holds only those."""
+
+        def read(batch: TokenBatch) -> Tensor:
+            keep = batch.mask.to(self.model.device)
+            return self.model.residuals(batch.tokens, [self.layer])[self.layer][keep].float()
+
+        wanted: list[TokenBatch] = []
+        parts = as_fits(iter(wanted.pop, None), read)  # one for all batches, so that it keeps the size that fits
+        for number, batch in enumerate(self.batches()):
+            rows = int(batch.mask.sum())
+            passed = min(skip, rows)
+            skip -= passed
+            if passed == rows:
+                continue
+            found = self._kept.get(number)
+            if found is None:
+                wanted.append(batch)
+                found = next(parts)
+                while len(found) < rows:
+                    found = torch.cat([found, next(parts)])
+                if self.keep:
+                    self._kept[number] = found
+            yield found[passed:]
 
 
 def of_activations(pair: ModelPair, layers: tuple[int, int], *, scale: str) -> dict[str, object]:

@@ -1,97 +1,158 @@
-"""The SAEs of a pair's two models, published or trained here, so that chapters need not care which.
+"""The SAEs of a stitched pair: published or trained here, and the sweep that trains B's from A's.
 
-Section 3 and App. D: published TopK SAEs for Pythia and JumpReLU ones for Gemma; for GPT-2, as for a reader's own pair,
-TopK SAEs trained on the unnormalised residual stream by the paper's recipe. Those of the embedded pair were trained in
-the same way and come with the package.
+Sections 3 and 3.1, App. D: published TopK SAEs for Pythia and JumpReLU ones for Gemma; for GPT-2, as for a reader's own
+pair, TopK SAEs trained on the unnormalised residual stream by the paper's recipe, as those were that come with the
+embedded pair. The sweep (Figs. 1c, 2 and 8, Table 4) trains, for each width and seed, an SAE of A, carries it across
+(Eq. 6), and trains it on as one of B, beside a run from scratch and a control that gets the angles between A's decoder
+directions and nothing of the stitch. The widest are also trained with the auxiliary loss, which the paper leaves out.
+Training an SAE of one model never runs the other.
 
-Offers `native_saes`, `paired_activations`.
+Offers `native_saes`, `sweep_saes`, `SAESweep`, `side_activations`.
 """
 
 from __future__ import annotations
 
+import functools
+import hashlib
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from sae_lens import SAE
+from torch import Tensor
 
-from ..data.pairs import ModelPair
-from ..models.harvest import ActivationStream, evaluation_batches, of_activations, paired_residuals, training_batches
-from ..models.language_model import LanguageModel
-from ..utils.cache import artifact
-from .initialisation import SAETrainingConfig
+from ..models.harvest import ModelStream
+from ..stitching.pair import StitchedPair
+from .initialisation import INITIALS, SAETrainingConfig
 from .io import load_sae
-from .state import load_trained
-from .training import OneSide, train_saes
+from .training import Curve, load_trained, train_saes
+from .transfer import transfer_sae
+
+CHECKPOINT_EVERY = 50  # steps: a sweep that is killed loses less than a minute
+JUDGED_TOKENS = 8192  # of the evaluation text; all runs are judged often, and together that must not outweigh training
 
 
-def paired_activations(
-    pair: ModelPair, models: tuple[LanguageModel, LanguageModel], layers: tuple[int, int], *, scale: str
-) -> tuple[ActivationStream, tuple[torch.Tensor, torch.Tensor]]:
-    """Activations (x, y) of the training text as a stream, and those of the evaluation text: (n, d_a), (n, d_b).
+def side_activations(stitched: StitchedPair, sides: Iterable[str] = "ab") -> dict[str, tuple[ModelStream, Tensor]]:
+    """Read, for each of these sides, its model alone: a stream of the training text's activations and, (n, d), those of
+    the evaluation text.
 
-    The stream is kept in memory but for scale `paper`, where each pass runs the models anew.
+    The streams are kept in memory but for scale `paper`, where each pass runs the model anew.
     """
-    sizes, tokenizer = pair.scale(scale), models[0].tokenizer
-    stream = ActivationStream(
-        *models,
-        *layers,
-        lambda: training_batches(pair, sizes, tokenizer, sizes.train_tokens),
-        step_tokens=pair.sae_recipe.batch_tokens,
-        keep=scale != "paper",
-    )
-    held_out = paired_residuals(*models, evaluation_batches(pair, sizes, tokenizer), [layers[0]], [layers[1]])
-    sides = zip(*((xs[layers[0]].float(), ys[layers[1]].float()) for xs, ys in held_out))
-    return stream, tuple(torch.cat(side) for side in sides)
+    keep = stitched.scale != "paper"
+    training, evaluation = stitched.training_batches, functools.cache(lambda: list(stitched.evaluation_batches()))
+    if keep:  # both sides read one list of tokens
+        training = functools.cache(lambda: list(stitched.training_batches()))
+    return {
+        side: (
+            ModelStream(*stitched.side(side), training, keep=keep),
+            torch.cat(list(ModelStream(*stitched.side(side), evaluation))),
+        )
+        for side in sides
+    }
 
 
-def native_saes(
-    pair: ModelPair,
-    models: tuple[LanguageModel, LanguageModel],
-    layers: tuple[int, int],
-    *,
-    scale: str,
-    seed: int = 0,
-    sides: str = "ab",
-    anew: bool = False,
-) -> tuple[SAE, ...]:
-    """SAEs of A and B, or of one of them, at the stitched layers: those that the pair's file names, else trained ones.
+def native_saes(stitched: StitchedPair, *, seed: int = 0, sides: str = "ab", anew: bool = False) -> tuple[SAE, ...]:
+    """Give SAEs of A and B, or of one of them, at the stitched layers: those that the pair's file names, or else train.
 
-    Training is done once for what it is made of; its state and its SAEs are kept in `artifacts/`. With `anew` those of
-    the embedded pair are trained by it too, instead of read as they were shipped. ValueError if a named SAE is of
+    Training is done once for its ingredients; its state and its SAEs are kept in `artifacts/`. With `anew` the SAEs
+    that the package ships for the embedded pair are trained again, instead of read. ValueError if a named SAE is of
     another width than its model.
     """
-    found, stream, held_out = [], None, ()
-    for side in sides:
-        index = "ab".index(side)
-        ref, model = pair.saes.get(side), models[index]
-        if ref is None or (anew and str(ref).startswith("embedded:")):
-            if stream is None:
-                stream, held_out = paired_activations(pair, models, layers, scale=scale)
-            found.append(_trained(pair, side, layers, stream, held_out[index], scale, seed))
-            continue
-        found.append(load_sae(ref, device=str(model.device)))
-        if found[-1].cfg.d_in != model.d_model:
+    named = {side: stitched.pair.saes.get(side) for side in sides}
+    missing = [side for side, ref in named.items() if ref is None or (anew and str(ref).startswith("embedded:"))]
+    saes = {}
+    for side in set(sides) - set(missing):
+        model, _ = stitched.side(side)
+        saes[side] = load_sae(named[side], device=str(model.device))
+        if (width := saes[side].cfg.d_in) != model.d_model:
             raise ValueError(
-                f"the SAE of {side} ({ref}) reads {found[-1].cfg.d_in} dimensions: expected {model.d_model}, the "
+                f"the SAE of {side} ({named[side]}) reads {width} dimensions: expected {model.d_model}, the "
                 f"width of {model.ref!r}"
             )
-    return tuple(found)
+    for side, (stream, held_out) in side_activations(stitched, missing).items():
+        config = _config(stitched, d_sae=stitched.sizes.sae_latents, n_steps=stitched.sizes.sae_steps, seed=seed)
+        folder = _folder(stitched, f"sae-{side}", {"config": asdict(config)})
+        hook = f"blocks.{stitched.side(side)[1]}.hook_resid_pre"
+        metadata = {"model_name": getattr(stitched.pair, side).model, "hook_name": hook}
+        train_saes(stream, [config], held_out=held_out, folder=folder, key=folder.name, metadata=metadata)
+        saes[side] = load_trained(folder, config, device=str(held_out.device))
+    return tuple(saes[side] for side in sides)
 
 
-def _trained(pair: ModelPair, side: str, layers: tuple[int, int], stream, held_out, scale: str, seed: int) -> SAE:
-    sizes, recipe = pair.scale(scale), pair.sae_recipe
-    config = SAETrainingConfig(
-        d_sae=sizes.sae_latents,
-        k=recipe.k,
-        lr=recipe.lr,
-        batch_tokens=recipe.batch_tokens,
-        n_steps=sizes.sae_steps,
-        seed=seed,
-        initial_bias="mean",
+def _config(stitched: StitchedPair, **options) -> SAETrainingConfig:
+    """A run by the pair's recipe, but for these options."""
+    recipe = stitched.pair.sae_recipe
+    by_recipe = {"k": recipe.k, "lr": recipe.lr, "batch_tokens": recipe.batch_tokens, "initial_bias": "mean"}
+    return SAETrainingConfig(**by_recipe | options)
+
+
+def _folder(stitched: StitchedPair, kind: str, ingredients: dict[str, object]) -> Path:
+    return stitched.artifact(kind, ingredients, sources=(side_activations,), suffix="")  # imports all that trains
+
+
+class SAESweep(NamedTuple):
+    """The curves of a sweep."""
+
+    a: dict[tuple[int, int], Curve]
+    """Runs of A, by width and seed."""
+    b: dict[tuple[str, int, int], Curve]
+    """Runs of B, by `initial` as in `SAETrainingConfig`, width and seed."""
+    auxiliary: dict[tuple[str, int, int], Curve]
+    """Runs of B with the auxiliary loss, by the same: `random` and `stitch`, the largest width."""
+
+
+def sweep_saes(stitched: StitchedPair, *, widths: Sequence[int], seeds: Sequence[int]) -> SAESweep:
+    """Train the SAEs of A and of B for all widths and seeds, or read them from `artifacts/`.
+
+    All runs of a side read the same batches in one pass. A sweep that was cut off goes on from its last checkpoint.
+    """
+    recipe, steps = stitched.pair.sae_recipe, stitched.sizes.sae_sweep_steps
+    maps = (stitched.stitch.P_up, stitched.stitch.P_down)
+    made_of = {
+        "widths": list(widths),
+        "seeds": list(seeds),
+        "recipe": asdict(recipe),
+        "steps": steps,
+        "stitch": [hashlib.sha256(matrix.cpu().numpy().tobytes()).hexdigest() for matrix in maps],
+    }
+    folders = {side: _folder(stitched, f"sweep-{side}", made_of) for side in "ab"}
+    activations = side_activations(stitched)
+
+    def config(initial: str, width: int, seed: int, auxiliary_loss: bool = False) -> SAETrainingConfig:
+        run = {"d_sae": width, "k": min(recipe.k, width), "n_steps": steps, "initial": initial, "seed": seed}
+        return _config(stitched, **run, auxiliary_loss=auxiliary_loss, dead_after=recipe.dead_after)
+
+    def train(side: str, configs: Iterable[SAETrainingConfig], initial_saes=None) -> dict[str, Curve]:
+        stream, held_out = activations[side]
+        return train_saes(
+            stream,
+            list(configs),
+            held_out=held_out[:JUDGED_TOKENS],
+            folder=folders[side],
+            key=folders[side].name,
+            initial_saes=initial_saes,
+            evaluate_every=max(1, steps // 20),
+            checkpoint_every=CHECKPOINT_EVERY,
+        )
+
+    both = [(width, seed) for width in widths for seed in seeds]
+    of_a = {key: config("random", *key) for key in both}
+    a = train("a", of_a.values())
+    of_b = {(initial, *key): config(initial, *key) for initial in INITIALS for key in both}
+    starts = [(initial, max(widths), seed) for initial in ("random", "stitch") for seed in seeds]
+    helped = {key: config(*key, True) for key in starts}
+    initial_saes = {}
+    for chosen in (*of_b.values(), *helped.values()):
+        if chosen.initial != "random":
+            of = of_a[chosen.d_sae, chosen.seed]
+            small = load_trained(folders["a"], of, device=str(stitched.models[1].device))
+            carried = transfer_sae(small, stitched.stitch) if chosen.initial == "stitch" else small
+            initial_saes[chosen.name] = carried
+    b = train("b", [*of_b.values(), *helped.values()], initial_saes)
+    return SAESweep(
+        {key: a[chosen.name] for key, chosen in of_a.items()},
+        {key: b[chosen.name] for key, chosen in of_b.items()},
+        {key: b[chosen.name] for key, chosen in helped.items()},
     )
-    made_of = of_activations(pair, layers, scale=scale) | {"config": asdict(config)}
-    folder = artifact(pair.name, f"sae-{side}", made_of, sources=(train_saes, paired_activations), suffix="")
-    hook = f"blocks.{layers['ab'.index(side)]}.hook_resid_pre"
-    metadata = {"model_name": getattr(pair, side).model, "hook_name": hook}
-    train_saes(OneSide(stream, side), [config], held_out=held_out, folder=folder, key=folder.name, metadata=metadata)
-    return load_trained(folder, config, device=str(held_out.device))

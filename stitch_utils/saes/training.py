@@ -5,15 +5,10 @@ Section 3.1 and App. D (Figs. 1c, 2, 8, Tables 3, 4). With row vectors, as Eqs. 
     f = TopK(x W_enc + b_enc),   x' = f W_dec + b_dec,   loss = E |x' - x|^2
 
 and the paper's recipe: Adam at a constant 1e-4, batches of 4096 tokens, decoder rows normalised after each step, no
-auxiliary loss. Where a run starts is `sae_start`'s matter.
+auxiliary loss. `initialisation` says where a run starts. SAELens gives the classes, the initial weights and the losses;
+on a CPU `sparse_step` computes the same gradients. FLOPs count all dense products, as the paper's do.
 
-SAELens gives the classes, the initial weights and the losses. On a CPU the same gradients are had from the k latents
-that fire, which leaves one dense product of five, and those of the auxiliary loss from the dead latents alone; FLOPs
-count all products, as the paper's do.
-
-What a sweep leaves in its folder is `sae_state`'s matter.
-
-Offers `train_saes`, `Curve`, `training_flops`, `OneSide`.
+Offers `train_saes`, `load_trained`, `Curve`, `training_flops`, `CHECKPOINT`.
 """
 
 from __future__ import annotations
@@ -33,18 +28,20 @@ from filelock import FileLock
 from jaxtyping import Float
 from sae_lens import SAE, TopKTrainingSAE
 from sae_lens.saes.sae import SAEMetadata, TrainStepInput
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..utils.files import damaged, discard, put
+from ..models.harvest import ModelStream
+from ..utils.files import damaged, discard, is_sound, put
 from ..utils.progress import progress
 from .initialisation import SAETrainingConfig, starting_sae
-from .state import CHECKPOINT, read_state, sae_folder, write_state
+from .sparse_step import add_auxiliary_gradients, encode, sparse_gradients
 
+CHECKPOINT = "sweep.safetensors"
 MAX_GRAD_NORM = 1.0  # as SAELens' trainer clips gradients
-CHUNK = 512  # tokens encoded at once, so that their pre-activations stay in a CPU's cache
-GROUP = 8  # latents that `_top` looks at together
 
 
 class Curve(NamedTuple):
@@ -78,23 +75,11 @@ class Curve(NamedTuple):
         return (total[last] - total[first]) / (last - first)
 
 
-class OneSide:
-    """The activations of one model, re-iterable, from a re-iterable of pairs such as `harvest.ActivationStream`."""
-
-    def __init__(self, pairs: Iterable[tuple[Tensor, Tensor]], side: str):
-        if side not in ("a", "b"):
-            raise ValueError(f"unknown side {side!r}: expected 'a' or 'b'")
-        self.pairs, self.index = pairs, "ab".index(side)
-
-    def __iter__(self) -> Iterator[Float[Tensor, "_ _"]]:
-        return (pair[self.index] for pair in self.pairs)
-
-
 def training_flops(sae: TopKTrainingSAE, *, dead: bool = False) -> int:
-    """FLOPs a token of one training step, by torch's FlopCounterMode: 10 d_in d_sae, Table 3's rate.
+    """Count the FLOPs a token of one training step, by torch's FlopCounterMode: 10 d_in d_sae, Table 3's rate.
 
-    Encoder and decoder forwards, and backwards the decoder's two products and the encoder's one, at 2 d_in d_sae each.
-    With `dead`, what a step takes that has an auxiliary loss: three more.
+    These are five products of 2 d_in d_sae: the encoder's and the decoder's forward, and one and two backward. The
+    auxiliary loss of a step with `dead` latents takes three more.
     """
     x, mask = sae.b_dec.detach().new_zeros(1, sae.cfg.d_in), None
     if dead:
@@ -106,68 +91,6 @@ def training_flops(sae: TopKTrainingSAE, *, dead: bool = False) -> int:
     sae.b_dec.requires_grad_(True)
     sae.zero_grad(set_to_none=True)
     return counter.get_total_flops()
-
-
-def _top(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """`pre.topk(k, sorted=False)`, among the k groups of latents with the largest maxima: half the time on a CPU."""
-    n, m = pre.shape
-    if m % GROUP or m < 2 * k * GROUP:
-        return pre.topk(k, sorted=False)
-    grouped = pre.view(n, GROUP, m // GROUP)  # latents j, j + m / 8, j + 2 m / 8, ... are a group
-    groups = grouped.amax(1).topk(k, sorted=False).indices
-    candidates = grouped.gather(2, groups[:, None].expand(-1, GROUP, -1)).flatten(1)  # (n, 8 k)
-    values, which = candidates.topk(k, sorted=False)
-    return values, groups.gather(1, which % k) + which // k * (m // GROUP)
-
-
-@torch.no_grad()
-def _encode(sae: TopKTrainingSAE, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Activations of the k winners of each token and which they are: (n, k) each."""
-    parts = [_top(torch.addmm(sae.b_enc, chunk, sae.W_enc), sae.cfg.k) for chunk in x.split(CHUNK)]
-    values, winners = (torch.cat(part) for part in zip(*parts))
-    return values.relu_(), winners
-
-
-def _sparse_gradients(sae: TopKTrainingSAE, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Fills in the gradients of E |x' - x|^2; the errors x' - x, and which latents fired."""
-    acts, winners = _encode(sae, x)
-    decoder = sae.W_dec.detach()
-    acts.requires_grad_()
-    written = embedding_bag(winners, decoder, per_sample_weights=acts, mode="sum")
-    error = (written + sae.b_dec).detach() - x
-    by_output = error * (2 / len(x))
-    (by_acts,) = torch.autograd.grad(written, acts, by_output)
-    by_acts = by_acts.flatten() * (acts.flatten() > 0)  # relu
-    acts = acts.detach().flatten()
-
-    # Latent by latent the tokens on which it won: sums over them are the rows of both matrices' gradients.
-    order = winners.flatten().argsort(stable=True)
-    tokens, counts = order // sae.cfg.k, winners.flatten().bincount(minlength=sae.cfg.d_sae)
-    starts = counts.cumsum(0) - counts
-    sae.W_dec.grad = embedding_bag(tokens, by_output, starts, per_sample_weights=acts[order], mode="sum")
-    sae.W_enc.grad = embedding_bag(tokens, x, starts, per_sample_weights=by_acts[order], mode="sum").T.contiguous()
-    sae.b_enc.grad = torch.zeros_like(sae.b_enc).index_add_(0, winners.flatten(), by_acts)
-    sae.b_dec.grad = by_output.sum(0)
-    fired = torch.zeros(sae.cfg.d_sae, dtype=torch.bool, device=x.device)
-    fired[winners.flatten()[acts > 0]] = True
-    return error, fired
-
-
-def _add_auxiliary_gradients(sae: TopKTrainingSAE, x: Tensor, error: Tensor, dead: Tensor) -> None:
-    """Adds the gradients of SAELens' auxiliary loss: the d_in / 2 best of the dead latents at each token are to write
-    what the others leave out."""
-    which = dead.nonzero().flatten()
-    parts = [tensor.detach().requires_grad_() for tensor in (sae.W_enc[:, which], sae.b_enc[which], sae.W_dec[which])]
-    encoder, bias, decoder = parts
-    pre, half = x @ encoder + bias, x.shape[1] // 2
-    values, winners = pre.topk(min(half, len(which)), sorted=False)
-    written = torch.zeros_like(pre).scatter(1, winners, values) @ decoder
-    scale = min(len(which) / half, 1.0)
-    loss = sae.cfg.aux_loss_coefficient * scale * (written + error).square().sum(-1).mean()
-    by_encoder, by_bias, by_decoder = torch.autograd.grad(loss, parts)
-    sae.W_enc.grad[:, which] += by_encoder
-    sae.b_enc.grad[which] += by_bias
-    sae.W_dec.grad[which] += by_decoder
 
 
 class _Run:
@@ -203,9 +126,9 @@ class _Run:
             output.loss.backward()
             error, fired = output.sae_out.detach() - x, output.feature_acts.bool().any(0)
         else:
-            error, fired = _sparse_gradients(self.sae, x)
+            error, fired = sparse_gradients(self.sae, x)
             if helped:
-                _add_auxiliary_gradients(self.sae, x, error, dead)
+                add_auxiliary_gradients(self.sae, x, error, dead)
         torch.nn.utils.clip_grad_norm_(self.sae.parameters(), MAX_GRAD_NORM)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -220,7 +143,7 @@ class _Run:
         squared, alive = 0.0, torch.zeros_like(self.silent, dtype=torch.bool)
         with torch.no_grad():
             for x in held_out.split(self.config.batch_tokens):
-                acts, winners = _encode(self.sae, x)
+                acts, winners = encode(self.sae, x)
                 written = embedding_bag(winners, self.sae.W_dec, per_sample_weights=acts, mode="sum")
                 squared += (written + self.sae.b_dec - x).square().sum(dtype=torch.float64).item()
                 alive[winners[acts > 0]] = True
@@ -281,17 +204,17 @@ def train_saes(
     checkpoint_every: int = 500,
     metadata: Mapping[str, str | int] | None = None,
 ) -> dict[str, Curve]:
-    """Train all runs of a sweep side by side, each batch going to every one, and give {name of the config: curve}.
+    """Train all runs of a sweep side by side on the same batches and return {name of the config: curve}.
 
-    `stream` gives activations (m, d), m as it likes, and is iterated anew when it ends, if it can be; what is left of
-    it that does not fill a batch is dropped. Whatever order it has, the batches have. `initial_saes` are those of the
-    runs that start from one, by the configs' names. Runs live where `held_out` is. `metadata` goes into the SAEs.
+    `stream` gives activations (m, d) of any m. It is cut into batches in its order and iterated anew when it ends; rows
+    at its end that do not fill a batch are dropped. `initial_saes` has the SAEs of the runs that start from one, by the
+    configs' names. Training runs on the device of `held_out`. `metadata` goes into the SAEs.
 
-    `folder` holds the state of the sweep, written every `checkpoint_every` steps and put in place at once: a sweep
-    that was cut off goes on from there and gives the same curves as one that was not, and one that is finished is read
-    back. A sweep of other configs, initial SAEs, held-out activations or another `key`, which stands for the stream,
-    starts anew, and so does one whose state or SAEs are damaged. Trained SAEs are there too: `load_trained`. Of two
-    processes that train one sweep the second waits for the first.
+    `folder` keeps the state of the sweep, written every `checkpoint_every` steps, and the trained SAEs, which
+    `load_trained` reads. A sweep that was cut off goes on from its state and gives the same curves as one that was not;
+    of a `ModelStream` it then reads nothing that it has read before. A finished sweep is read back. A sweep of other
+    configs, initial SAEs, held-out activations or another `key`, which stands for the stream, starts anew, and so does
+    one whose state or SAEs are damaged. Of two processes that train one sweep the second waits for the first.
 
     ValueError for configs of one name or of different batches, an SAE that does not fit, or a stream that is too short.
     """
@@ -324,7 +247,7 @@ class _Sweep:
         self.variance = _squared_deviations(self.held_out)
         self.runs = [_Run(config, self.d_in, given.get(config.name), metadata, self.device) for config in configs]
         self.done = 0
-        saved = read_state(folder / CHECKPOINT, digest)
+        saved = _read_state(folder / CHECKPOINT, digest)
         if saved is None:
             shutil.rmtree(folder / "saes", ignore_errors=True)
             return
@@ -358,13 +281,13 @@ class _Sweep:
                 self._save(step)
         curves = {run.config.name: run.curve() for run in self.runs}
         for run in self.runs:
-            put(sae_folder(self.folder, run.config.name), run.sae.save_inference_model)
+            put(_sae_folder(self.folder, run.config.name), run.sae.save_inference_model)
         tensors = {
             f"{name}/{field}": torch.from_numpy(array)
             for name, curve in curves.items()
             for field, array in curve._asdict().items()
         }
-        write_state(self.folder / CHECKPOINT, tensors, {"digest": self.digest, "finished": True})
+        _write_state(self.folder / CHECKPOINT, tensors, {"digest": self.digest, "finished": True})
         return curves
 
     def _save(self, step: int) -> None:
@@ -372,19 +295,48 @@ class _Sweep:
         for run in self.runs:
             own, numbers[run.config.name] = run.state()
             tensors |= {f"{run.config.name}/{name}": tensor for name, tensor in own.items()}
-        write_state(self.folder / CHECKPOINT, tensors, {"digest": self.digest, "step": step, "numbers": numbers})
+        _write_state(self.folder / CHECKPOINT, tensors, {"digest": self.digest, "step": step, "numbers": numbers})
 
 
 def _finished(folder: Path, digest: str, names: Sequence[str]) -> dict[str, Curve] | None:
-    """The curves of a finished sweep; None where it is not, or where a trained SAE has been lost."""
-    saved = read_state(folder / CHECKPOINT, digest)
+    """The curves of a finished sweep; None where it is not finished, or where a trained SAE has been lost."""
+    saved = _read_state(folder / CHECKPOINT, digest)
     if saved is None or "finished" not in saved[1]:
         return None
-    if any([damaged(sae_folder(folder, name)) for name in names]):  # all of them are looked at
+    if any([damaged(_sae_folder(folder, name)) for name in names]):  # a list, so that all of them are looked at
         discard(folder / CHECKPOINT)
         return None
     tensors = saved[0]
     return {name: Curve(*(tensors[f"{name}/{field}"].numpy() for field in Curve._fields)) for name in names}
+
+
+def _read_state(path: Path, digest: str) -> tuple[dict[str, Tensor], dict] | None:
+    """The tensors and facts that `_write_state` left, if they are undamaged and of the sweep with this digest."""
+    if not path.exists() or damaged(path):
+        return None
+    with safe_open(path, framework="pt") as file:
+        facts = json.loads(file.metadata()["facts"])
+    return (load_file(path), facts) if facts["digest"] == digest else None
+
+
+def _write_state(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, object]) -> None:
+    """Replace the state by these tensors and facts in one file, whole: a process that dies here leaves the old one."""
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    put(path, lambda place: save_file(plain, place, metadata={"facts": json.dumps(facts)}))
+
+
+def _sae_folder(folder: Path, name: str) -> Path:
+    return folder / "saes" / name
+
+
+def load_trained(folder: str | Path, config: SAETrainingConfig, device: str = "cpu") -> SAE:
+    """Load the SAE for inference that a finished sweep left; ValueError if there is none, or if it is damaged."""
+    path = _sae_folder(Path(folder), config.name)
+    if not path.is_dir():
+        raise ValueError(f"{folder} holds no trained SAE {config.name!r}: expected a finished sweep with this run")
+    if not is_sound(path):
+        raise ValueError(f"{path} is not as it was written: train the sweep again, which makes it anew")
+    return SAE.load_from_disk(path, device=device)
 
 
 def _squared_deviations(x: Tensor) -> float:
@@ -392,11 +344,13 @@ def _squared_deviations(x: Tensor) -> float:
 
 
 def _batches(stream: Iterable[Tensor], size: int, skip: int) -> Iterator[Tensor]:
-    """Batches of `size` rows without end, but for the first `skip`."""
-    taken = 0
+    """Give batches of `size` rows without end, but for the first `skip`, for which a `ModelStream` runs no model."""
+    taken, parts = 0, iter(stream)
+    if skip and isinstance(stream, ModelStream):
+        taken, parts = skip, stream.after(skip % (stream.count() // size) * size)
     while True:
         before, waiting, held = taken, [], 0
-        for part in stream:
+        for part in parts:
             waiting.append(part)
             held += len(part)
             if held < size:
@@ -409,6 +363,7 @@ def _batches(stream: Iterable[Tensor], size: int, skip: int) -> Iterator[Tensor]
             waiting, held = [rows[held // size * size :]], held % size
         if taken == before:
             raise ValueError(f"the stream ended after {taken} batches of {size} tokens and cannot be iterated again")
+        parts = iter(stream)
 
 
 def _digest(configs, held_out: Tensor, key: str, given: Mapping[str, SAE], evaluate_every: int, metadata) -> str:

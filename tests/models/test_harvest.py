@@ -5,7 +5,7 @@ import torch
 
 from stitch_utils.data.pairs import TextRef
 from stitch_utils.data.text import token_batches
-from stitch_utils.models.harvest import ActivationStream, as_fits, paired_residuals, sample_residuals
+from stitch_utils.models.harvest import ActivationStream, ModelStream, as_fits, paired_residuals, sample_residuals
 from stitch_utils.stitching.moments import harvest_moments
 
 
@@ -71,6 +71,45 @@ def test_steps_are_of_one_size_and_repeat(random_models, batches, keep):
         assert {len(step) for pair in steps for step in pair} == {50} and len(steps) == len(x) // 50
         torch.testing.assert_close(torch.cat([a for a, _ in steps]), x[: 50 * len(steps)], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(torch.cat([b for _, b in steps]), y[: 50 * len(steps)], rtol=1e-4, atol=1e-5)
+
+
+class Spy:
+    """A model that notes how many rows of tokens it reads at once, and has no room for more than `room` of them."""
+
+    def __init__(self, model, room=100):
+        self.model, self.device, self.room, self.rows = model, model.device, room, []
+
+    def residuals(self, tokens, layers):
+        self.rows.append(len(tokens))
+        if len(tokens) > self.room:
+            raise torch.OutOfMemoryError("no room")
+        return self.model.residuals(tokens, layers)
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_the_stream_of_one_model_is_that_of_the_pair_and_skips_unread(random_models, batches, keep):
+    both = list(paired_residuals(*random_models, batches(), [1], [2]))
+    for model, layer, parts in zip(random_models, (1, 2), zip(*both)):
+        expected = torch.cat([part[layer] for part in parts])
+        lengths = [len(part[layer]) for part in parts]
+        spy = Spy(model)
+        stream = ModelStream(spy, layer, batches, keep=keep)
+        assert stream.count() == len(expected) and not spy.rows
+        for skip in (0, 5, lengths[0], lengths[0] + 7, len(expected) - 1):
+            assert torch.equal(torch.cat(list(stream.after(skip))), expected[skip:])
+        assert len(spy.rows) == (3 if keep else 3 + 3 + 2 + 2 + 1)
+        late = ModelStream(spy, layer, batches, keep=keep)
+        spy.rows.clear()
+        assert torch.equal(torch.cat(list(late.after(lengths[0]))), expected[lengths[0] :]) and len(spy.rows) == 2
+        assert torch.equal(torch.cat(list(late)), expected), "what was skipped is read when it is wanted"
+        assert len(spy.rows) == (3 if keep else 5)
+
+
+def test_the_stream_of_one_model_keeps_the_size_that_fits(random_models, batches):
+    spy = Spy(random_models[0], room=2)
+    found = torch.cat(list(ModelStream(spy, 1, batches)))
+    torch.testing.assert_close(found, naive(random_models, batches, 1, 2)[0], rtol=1e-4, atol=1e-5)
+    assert [rows for rows in spy.rows if rows > 2] == [4], "one attempt was enough"
 
 
 def test_layers_that_do_not_exist(random_models, batches):

@@ -1,16 +1,28 @@
-"""SAEs of a pair: those that its file names are taken, others are trained once and found again."""
+"""SAEs of a pair: those that its file names are taken, others are trained once and found again, one model at a time.
 
+And the sweep of section 3.1: which runs there are, and that each starts where it says.
+"""
+
+from collections import Counter
+
+import numpy as np
 import pytest
 import torch
 import yaml
 from sae_lens import TopKSAE, TopKSAEConfig
 
-from stitch_utils.data.pairs import load_pair
-from stitch_utils.models import harvest
+from stitch_utils.data.pairs import TextRef
+from stitch_utils.data.text import token_batches
 from stitch_utils.models import language_model as models
-from stitch_utils.models.language_model import load_models
+from stitch_utils.models.harvest import ModelStream
+from stitch_utils.models.language_model import LanguageModel
 from stitch_utils.saes import pair as pair_saes
-from stitch_utils.saes.pair import native_saes, paired_activations
+from stitch_utils.saes import training as sae_training
+from stitch_utils.saes.initialisation import SAETrainingConfig
+from stitch_utils.saes.pair import native_saes, side_activations, sweep_saes
+from stitch_utils.saes.training import load_trained, train_saes
+from stitch_utils.saes.transfer import transfer_sae
+from stitch_utils.stitching.pair import StitchedPair
 
 
 @pytest.fixture
@@ -20,8 +32,7 @@ def file(small_pair):
 
 
 def saes(file, **options):
-    pair = load_pair(file)
-    return native_saes(pair, load_models(pair), (1, 2), scale="smoke", **options)
+    return native_saes(StitchedPair.open(file, "smoke"), **options)
 
 
 def test_saes_are_trained_once(file, monkeypatch):
@@ -40,25 +51,22 @@ def test_saes_are_trained_once(file, monkeypatch):
 
 
 def test_training_lowers_the_error(file):
-    pair = load_pair(file)
-    models = load_models(pair)
-    _, (x, y) = paired_activations(pair, models, (1, 2), scale="smoke")
+    held_out = [found for _, found in side_activations(StitchedPair.open(file, "smoke")).values()]
     errors = []
     for steps in (1, 60):
         data = yaml.safe_load(file.read_text())
         data["scales"]["smoke"]["sae_steps"] = steps
         file.write_text(yaml.safe_dump(data))
-        errors.append([(sae(z) - z).square().mean().item() for sae, z in zip(saes(file), (x, y))])
+        errors.append([(sae(z) - z).square().mean().item() for sae, z in zip(saes(file), held_out)])
     assert errors[1][0] < 0.7 * errors[0][0] and errors[1][1] < 0.7 * errors[0][1]
 
 
 def test_held_out_activations_are_those_of_the_evaluation_text(file):
-    pair = load_pair(file)
-    models = load_models(pair)
-    _, (x, y) = paired_activations(pair, models, (1, 2), scale="smoke")
-    batches = list(harvest.evaluation_batches(pair, pair.scale("smoke"), models[0].tokenizer))
+    stitched = StitchedPair.open(file, "smoke")
+    x, y = (found for _, found in side_activations(stitched).values())
+    batches = list(stitched.evaluation_batches())
     assert len(x) == len(y) == sum(batch.mask.sum().item() for batch in batches)
-    expected = models[1].residuals(batches[0].tokens, [2])[2][batches[0].mask]
+    expected = stitched.models[1].residuals(batches[0].tokens, [2])[2][batches[0].mask]
     torch.testing.assert_close(y[: len(expected)], expected)
 
 
@@ -75,8 +83,7 @@ def test_an_sae_that_the_file_names_is_taken(file, tmp_path):
 
 
 def test_one_side_alone(file, tmp_path):
-    pair = load_pair(file)
-    (only,) = native_saes(pair, load_models(pair), (1, 2), scale="smoke", sides="a")
+    (only,) = saes(file, sides="a")
     assert torch.equal(only.W_enc, saes(file)[0].W_enc)
     assert len(list(tmp_path.glob("artifacts/mine/sae-a-*"))) == 1
 
@@ -99,3 +106,120 @@ def test_a_text_that_changes_makes_other_saes(small_pair, tmp_path):
     before = saes(file)[0].W_enc
     text.write_text(text.read_text().replace("bakes", "sells"))
     assert not torch.equal(saes(file)[0].W_enc, before)
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """Counts forward passes, by the model's reference and the tokens that it reads."""
+    found, residuals = Counter(), LanguageModel.residuals
+
+    def counted(self, tokens, layers):
+        found[self.ref, tuple(tokens.flatten().tolist())] += 1
+        return residuals(self, tokens, layers)
+
+    monkeypatch.setattr(LanguageModel, "residuals", counted)
+    return found
+
+
+@pytest.mark.parametrize("side", ["a", "b"])
+def test_training_an_sae_of_one_model_never_runs_the_other(file, passes, side):
+    stitched = StitchedPair.open(file, "smoke")
+    saes(file, sides=side)
+    batches = [*stitched.training_batches(), *stitched.evaluation_batches()]
+    read = {(stitched.side(side)[0].ref, tuple(batch.tokens.flatten().tolist())) for batch in batches}
+    assert set(passes) == read and set(passes.values()) == {1}, "each batch once, for six steps in two passes"
+    passes.clear()
+    saes(file, sides=side)
+    evaluation = {tuple(batch.tokens.flatten().tolist()) for batch in stitched.evaluation_batches()}
+    assert {tokens for _, tokens in passes} == evaluation, "what is trained already reads no training text"
+
+
+@pytest.mark.parametrize(
+    ("stops", "n_steps", "read"), [(9, 14, [1, 2]), (9, 20, [1, 2, 0]), (29, 30, [2])], ids=["early", "late", "again"]
+)
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_training_that_goes_on_reads_nothing_again(
+    random_models, tmp_path, monkeypatch, passes, keep, stops, n_steps, read
+):
+    """15 steps a pass, of 3 batches of tokens; states at every fourth step."""
+    model, text = random_models[1], TextRef("world", "harvest")
+    options = {"context": 32, "batch_size": 4, "rows": "packed", "n_tokens": 320}
+    batches = list(token_batches(text, model.tokenizer, **options))
+    config = SAETrainingConfig(24, 3, n_steps, lr=0.01, batch_tokens=20, initial_bias="mean")
+    held_out = torch.cat(list(ModelStream(model, 2, lambda: batches[:1])))
+
+    def train(folder):
+        passes.clear()
+        stream = ModelStream(model, 2, lambda: iter(batches), keep=keep)
+        assert stream.count() // 20 == 15
+        curves = train_saes(stream, [config], held_out=held_out, folder=folder, evaluate_every=3, checkpoint_every=4)
+        return curves[config.name], load_trained(folder, config)
+
+    curve, sae = train(tmp_path / "undisturbed")
+    step = sae_training._Run.step
+
+    def dies(self, x, variance):
+        if len(self.log) == stops:
+            raise KeyboardInterrupt
+        step(self, x, variance)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(sae_training._Run, "step", dies)
+        train(tmp_path / "broken")
+    again, other = train(tmp_path / "broken")
+    assert [tokens for _, tokens in passes] == [tuple(batches[index].tokens.flatten().tolist()) for index in read]
+    assert set(passes.values()) == {1}
+    for field, value in curve._asdict().items():
+        assert field == "seconds" or np.array_equal(value, getattr(again, field)), field
+    assert all(torch.equal(other.state_dict()[name], value) for name, value in sae.state_dict().items())
+
+
+RECIPE = {"k": 1, "batch_tokens": 400, "lr": 0.01, "dead_after": 1}
+
+
+@pytest.fixture
+def swept(small_pair, monkeypatch):
+    """A sweep of two widths and two seeds on two random models: (sweep, stitch, what was given to B's training)."""
+    given = []
+    train = pair_saes.train_saes
+    monkeypatch.setattr(pair_saes, "train_saes", lambda *args, **more: given.append(more) or train(*args, **more))
+    stitched = StitchedPair.open(small_pair(sizes={"sae_sweep_steps": 4}, sae_recipe=RECIPE), "smoke")
+    return sweep_saes(stitched, widths=[16, 24], seeds=[0, 1]), stitched.stitch, given
+
+
+def test_every_width_and_seed_begins_in_every_way(swept):
+    sweep, _, _ = swept
+    both = [(width, seed) for width in (16, 24) for seed in (0, 1)]
+    assert sorted(sweep.a) == both
+    assert sorted(sweep.b) == sorted((start, *key) for start in ("random", "rotation", "stitch") for key in both)
+    for key, curve in sweep.b.items():
+        assert curve.steps[-1] == 4 and curve.tokens[-1] == 1600 and len(curve.cosine) == key[1]
+    assert sorted(sweep.auxiliary) == [(start, 24, seed) for start in ("random", "stitch") for seed in (0, 1)]
+    begins = {start: sweep.b[start, 24, 0].mse[0] for start in ("random", "rotation", "stitch")}
+    assert len(set(begins.values())) == 3, "three ways to begin are three beginnings"
+
+
+def test_the_stitched_start_is_the_sae_of_a_carried_across(swept):
+    sweep, stitch, given = swept
+    of_a, of_b = given
+    for seed in (0, 1):
+        options = {"lr": 0.01, "dead_after": 1, "batch_tokens": 400, "initial_bias": "mean"}
+        small = load_trained(of_a["folder"], SAETrainingConfig(16, 1, 4, seed=seed, **options))
+        (name,) = [name for name in of_b["initial_saes"] if name.startswith(f"stitch-16-k1-seed{seed}")]
+        torch.testing.assert_close(of_b["initial_saes"][name].W_dec, transfer_sae(small, stitch).W_dec)
+        (name,) = [name for name in of_b["initial_saes"] if name.startswith(f"rotation-16-k1-seed{seed}")]
+        assert torch.equal(of_b["initial_saes"][name].W_dec, small.W_dec)
+    assert not np.array_equal(sweep.a[16, 0].mse, sweep.a[16, 1].mse), "each seed has an SAE of A of its own"
+
+
+def test_the_auxiliary_loss_is_tried_on_the_same_start(swept):
+    """One step without firing makes a latent dead here, so its help costs FLOPs and changes what becomes of the run."""
+    sweep, _, given = swept
+    costlier = []
+    for key, helped in sweep.auxiliary.items():
+        plain = sweep.b[key]
+        assert helped.mse[0] == plain.mse[0], "one beginning"
+        costlier.append(helped.flops[-1] > plain.flops[-1])
+        assert costlier[-1] == (helped.mse[-1] != plain.mse[-1]), "where no latent is silent it changes nothing"
+    assert any(costlier), "some latent must have been silent for this test to say anything"
+    assert not any("auxiliary" in name for name in given[0]["initial_saes"] or ()), "A's have none"

@@ -20,11 +20,9 @@ from sae_lens.training.sae_trainer import SAETrainer
 from safetensors import safe_open
 from toy_sweep import BATCH, D, K, M, Stream, activations, config, transferred
 
-from stitch_utils.saes import state as sae_state
 from stitch_utils.saes import training as sae_training
 from stitch_utils.saes.initialisation import starting_sae
-from stitch_utils.saes.state import load_trained
-from stitch_utils.saes.training import Curve, OneSide, train_saes, training_flops
+from stitch_utils.saes.training import Curve, load_trained, train_saes, training_flops
 from stitch_utils.utils.files import discard
 
 # Steps
@@ -93,17 +91,6 @@ def test_each_step_is_that_of_saelens_trainer(auxiliary, initial):
         assert never.sum() >= 6
         moved = (run.sae.W_dec - starting_sae(chosen, D, given).W_dec).abs().amax(1) > 1e-3
         assert moved[never].any() == auxiliary, "dead latents learn by the auxiliary loss alone"
-
-
-@pytest.mark.parametrize(("m", "k"), [(40, 4), (64, 4), (64, 5), (128, 8), (123, 7), (512, 16), (8, 8)])
-def test_the_winners_are_those_of_topk(m, k):
-    generator = torch.Generator().manual_seed(m)
-    pre = torch.randn(200, m, generator=generator)
-    pre[::2].mul_(torch.arange(m) < m // 4)  # all the large ones in few groups; many ties at 0
-    values, where = sae_training._top(pre, k)
-    assert torch.equal(pre.gather(1, where), values)
-    torch.testing.assert_close(values.sort(1, descending=True).values, pre.topk(k).values, rtol=0, atol=0)
-    assert all(len(set(row)) == k for row in where.tolist())
 
 
 def test_the_first_step_is_that_of_naive_arithmetic():
@@ -260,18 +247,18 @@ def facts(folder):
 
 def test_a_state_is_whole_or_the_one_before(tmp_path, monkeypatch):
     path, tensors = tmp_path / "sweep.safetensors", {"w": torch.arange(3.0)}
-    sae_state.write_state(path, tensors, {"digest": "x", "step": 1})
+    sae_training._write_state(path, tensors, {"digest": "x", "step": 1})
 
     def dies(state, target, **more):
         Path(target).write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sae_state, "save_file", dies)
+    monkeypatch.setattr(sae_training, "save_file", dies)
     with pytest.raises(KeyboardInterrupt):
-        sae_state.write_state(path, tensors, {"digest": "x", "step": 2})
-    found, said = sae_state.read_state(path, "x")
+        sae_training._write_state(path, tensors, {"digest": "x", "step": 2})
+    found, said = sae_training._read_state(path, "x")
     assert said == {"digest": "x", "step": 1} and torch.equal(found["w"], tensors["w"])
-    assert sae_state.read_state(path, "y") is None
+    assert sae_training._read_state(path, "y") is None
 
 
 def spoil(path):
@@ -343,10 +330,10 @@ def test_of_two_processes_the_second_waits_and_finds_a_finished_sweep(tmp_path, 
 
 CHILD = """
 import sys, time
-sys.path[:0] = [{tests!r}, {root!r}]
+sys.path[:0] = [{here!r}, {tests!r}, {root!r}]
 import torch
 torch.set_num_threads({threads})
-from test_sae_training import Stream, activations, run_sweep
+from test_training import Stream, activations, run_sweep
 
 class Slow(Stream):
     def __iter__(self):
@@ -360,8 +347,9 @@ run_sweep({folder!r}, activations(300, seed=99), Slow(), checkpoint_every=1)
 
 def test_a_killed_process_leaves_a_sweep_that_can_be_taken_up(tmp_path, held_out):
     _, undisturbed = run_sweep(tmp_path / "undisturbed", held_out, checkpoint_every=1)
-    folder, tests = tmp_path / "killed", Path(__file__).parents[1]
-    source = CHILD.format(tests=str(tests), root=str(tests.parent), folder=str(folder), threads=torch.get_num_threads())
+    folder, (here, tests, root) = tmp_path / "killed", map(str, list(Path(__file__).parents)[:3])
+    threads = torch.get_num_threads()
+    source = CHILD.format(here=here, tests=tests, root=root, folder=str(folder), threads=threads)
     child = subprocess.Popen([sys.executable, "-c", source], env=os.environ, start_new_session=True)
     try:
         limit = time.monotonic() + 120
@@ -435,16 +423,6 @@ def test_training_leaves_the_global_generator_alone(tmp_path, held_out):
         initial_saes=given,
     )
     assert torch.equal(torch.rand(3), expected)
-
-
-def test_one_side_of_a_stream_of_pairs():
-    pairs = [(torch.zeros(2, 3), torch.ones(2, 5)), (torch.full((1, 3), 2.0), torch.full((1, 5), 3.0))]
-    for side, index in (("a", 0), ("b", 1)):
-        one = OneSide(pairs, side)
-        for _ in range(2):
-            assert [part is pair[index] for part, pair in zip(one, pairs)] == [True, True]
-    with pytest.raises(ValueError, match="unknown side 'c'"):
-        OneSide(pairs, "c")
 
 
 def test_names_tell_runs_apart():

@@ -6,17 +6,16 @@ from sae_lens import SAE
 from toy_book import project_root_at
 
 from stitch_utils.data.pairs import load_pair
-from stitch_utils.models.language_model import load_models
 from stitch_utils.saes.io import load_sae
-from stitch_utils.saes.pair import native_saes, paired_activations
+from stitch_utils.saes.pair import native_saes, side_activations
+from stitch_utils.stitching.pair import StitchedPair
 from tools import train_saes as saes
 
 
 @pytest.fixture(scope="module")
 def activations():
     """Residuals of the pair's evaluation text, a part of it: (n, d_a), (n, d_b)."""
-    pair = load_pair("tiny")
-    return paired_activations(pair, load_models(pair), (pair.a.layer, pair.b.layer), scale="smoke")[1]
+    return [held_out for _, held_out in side_activations(StitchedPair.open("tiny", "smoke")).values()]
 
 
 def unexplained(sae, x):
@@ -26,8 +25,7 @@ def unexplained(sae, x):
 
 def test_they_reconstruct_the_models_that_they_belong_to(activations):
     pair = load_pair("tiny")
-    models = load_models(pair)
-    for side, sae, x in zip("ab", native_saes(pair, models, (2, 4), scale="smoke"), activations, strict=True):
+    for side, sae, x in zip("ab", native_saes(StitchedPair.open(pair, "smoke")), activations, strict=True):
         assert (sae.cfg.d_in, sae.cfg.architecture()) == (x.shape[1], "topk")
         assert sae.cfg.metadata.hook_name == f"blocks.{getattr(pair, side).layer}.hook_resid_pre"
         assert unexplained(sae, x) < 0.2

@@ -12,7 +12,7 @@ import pytest
 
 from stitch_utils.models import harvest
 from stitch_utils.models.generation import generate_texts
-from stitch_utils.saes.pair import paired_activations
+from stitch_utils.saes.pair import side_activations
 from stitch_utils.steering.template_tokens import fit_template_stitches
 from stitch_utils.stitching.moments import harvest_moments
 from stitch_utils.utils import cache, files
@@ -297,7 +297,7 @@ def test_the_closure_of_this_package_has_what_computes():
     assert code["models/language_model.py"] == files.digest(PACKAGE / "models" / "language_model.py")
 
 
-@pytest.mark.parametrize("source", [harvest_moments, paired_activations, fit_template_stitches])
+@pytest.mark.parametrize("source", [harvest_moments, side_activations, fit_template_stitches])
 def test_the_book_is_in_no_key_and_the_harvest_in_all_that_hang_on_activations(source):
     code = cache._made_with((source.__module__,))["code"]
     assert not [name for name in code if name.startswith("book/")]

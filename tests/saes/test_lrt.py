@@ -7,8 +7,14 @@ import pytest
 import torch
 from toy_saes import D_A, D_B, LATENTS, make_sae, normal
 
-from stitch_utils.saes.code_map import code_map_flops, fit_code_map, reconstructions
-from stitch_utils.saes.decoder_regression import chance_norm, decoder_regression, match_latents
+from stitch_utils.saes.lrt import (
+    chance_norm,
+    code_map_flops,
+    decoder_regression,
+    fit_code_map,
+    match_latents,
+    reconstructions,
+)
 from stitch_utils.saes.transfer import transfer_sae
 from stitch_utils.stitching.stitch import Stitch
 

@@ -1,0 +1,287 @@
+r"""What the sister paper does with SAEs: from A's code straight to B's stream, and one decoder regressed on another.
+
+Bello et al. (arXiv 2506.00653) fit an affine map from f(x), the latents of A's SAE, to B's stream,
+
+    y ~ f(x) M + c,
+
+by AdamW on the mean length of the error. M is a decoder: the main paper writes it down by Eq. 6 without a look at the
+data, W_d' = W_d P_up, and here it is fitted. So the two papers' answers differ in two things, and all four combinations
+tell them apart: which code is decoded (A's own, of x, or the transferred SAE's, of down(y), which has seen y), and
+whether the decoder is composed by the formula or fitted. Reading a token costs the same in each, and so does fitting M.
+
+For SAEs of up to a few thousand latents, M is exact: ridge least squares from the second moments of code and stream, in
+one pass, with the ridge that predicts a validation text best, since the moments say little of latents that hardly ever
+fire. The moments of a wider SAE do not fit into memory, and AdamW fits M on the unsquared loss, as in that paper.
+
+That paper's Fig. 2 asks whether the decoder of the small model's SAE (n latents, width d_to) is a linear image of the
+large one's (n, d_from), and reports the norm of what
+
+    min_M || W_to - W_from M ||_F
+
+leaves. That number says nothing by itself. Any d regressors span d of n dimensions; rows of W_to that have unit length
+and nothing to do with them keep the share (n - d) / n of their squared length outside, so
+
+    || W_to - W_from M ||_F  ~  sqrt(n (1 - d / n)),
+
+exactly so in the mean of the square, since rows drawn independently around zero are orthogonal to each other in the
+mean. Only what is clearly below it is a relation. There is a second trap: row i of one decoder and row i of the other
+are two latents that no one has matched. SAEs number their latents as they were initialised, so the rows of two SAEs
+that were trained apart are unrelated even where the models agree. `match_latents` pairs each latent with the one that
+fires most like it on the same tokens, without a look at the decoders.
+
+Offers `fit_code_map`, `CodeMap`, `code_map_flops`, `reconstructions`; `decoder_regression`, `DecoderRegression`,
+`chance_norm`; `match_latents`, `Matches`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from sae_lens import SAE
+from torch import Tensor
+
+from ..stitching.fit import fit_exact
+from ..stitching.map_errors import Prediction
+from ..stitching.maps import fit_unsquared_adam, moments_of
+from ..stitching.stitch import Stitch, stitch_loss
+from ..utils.progress import progress
+from ..utils.stats import Estimate, from_draws
+from .transfer import transfer_sae
+
+RIDGES = (1e-6, 1e-4, 1e-2, 1e-1)
+LARGEST_EXACT = 4096  # latents: beyond it the moments take more than a gigabyte
+
+
+class CodeMap(NamedTuple):
+    """An affine map from an SAE's latents."""
+
+    sae: SAE
+    matrix: Float[Tensor, "d_sae d_out"]
+    bias: Float[Tensor, " d_out"]
+    method: str
+    """`exact` or `adam`."""
+    ridge: float
+    """As a share of the mean variance of a latent; 0 for `adam`."""
+
+    def predict(self, stream: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_out"]:
+        """What the code of a stream says of the other one."""
+        with torch.no_grad():
+            code = self.sae.encode(stream.to(self.sae.W_enc))
+            return code.to(self.matrix) @ self.matrix + self.bias
+
+
+def code_map_flops(d_in: int, d_sae: int, d_out: int) -> int:
+    """FLOPs a token of encoding and decoding, at two for a multiply-add."""
+    return 2 * d_sae * (d_in + d_out)
+
+
+def fit_code_map(
+    sae: SAE,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    held_out: Iterable[tuple[Tensor, Tensor]],
+    *,
+    ridges: tuple[float, ...] = RIDGES,
+    method: str = "",
+    lr: float = 1e-4,
+    epochs: int = 4,
+    seed: int = 0,
+) -> CodeMap:
+    """The map from the code of the first stream of each pair to the second.
+
+    `batches` and `held_out` give (stream that the SAE reads, stream to predict). `method` is `exact` or `adam`, by
+    default the first for SAEs of up to `LARGEST_EXACT` latents; `adam` iterates `batches` `epochs` times and does not
+    read `held_out`. ValueError for another method, and for a stream of another width than the SAE reads.
+    """
+    method = method or ("exact" if sae.cfg.d_sae <= LARGEST_EXACT else "adam")
+    if method not in ("exact", "adam"):
+        raise ValueError(f"unknown method {method!r}: expected exact or adam")
+    if method == "exact":
+        moments, validation = (moments_of(_Coded(sae, part)) for part in (batches, held_out))
+        found = {}
+        for ridge in ridges:
+            stitch = fit_exact(moments, alpha=0, ridge=ridge)
+            found[ridge] = stitch_loss(stitch, validation, alpha=0).up, stitch
+        ridge = min(found, key=lambda one: found[one][0])
+        return _built(sae, found[ridge][1], "exact", ridge)
+    d_out = next(iter(batches))[1].shape[1]
+    stitch = fit_unsquared_adam(
+        _Coded(sae, batches),
+        d_a=sae.cfg.d_sae,
+        d_b=d_out,
+        lr=lr,
+        epochs=epochs,
+        directions="up",
+        seed=seed,
+        device=sae.W_enc.device,
+    )
+    return _built(sae, stitch, "adam", 0.0)
+
+
+def _built(sae: SAE, stitch: Stitch, method: str, ridge: float) -> CodeMap:
+    return CodeMap(sae, stitch.P_up.to(sae.W_enc), stitch.b_up.to(sae.W_enc), method, ridge)
+
+
+class _Coded:
+    """The pairs with an SAE's code in place of the first stream; iterated as often as they can be."""
+
+    def __init__(self, sae: SAE, pairs: Iterable[tuple[Tensor, Tensor]]):
+        self.sae, self.pairs = sae, pairs
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for stream, target in self.pairs:
+            if stream.shape[1] != self.sae.cfg.d_in:
+                raise ValueError(
+                    f"the SAE reads {self.sae.cfg.d_in} dimensions: expected streams of that width, got "
+                    f"{stream.shape[1]}"
+                )
+            with torch.no_grad():
+                code = self.sae.encode(stream.to(self.sae.W_enc))
+            yield code, target.to(code)
+
+
+class _Second:
+    """The second stream of each pair, twice."""
+
+    def __init__(self, pairs: Iterable[tuple[Tensor, Tensor]]):
+        self.pairs = pairs
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return ((y, y) for _, y in self.pairs)
+
+
+def reconstructions(
+    sae: SAE,
+    stitch: Stitch,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    held_out: Iterable[tuple[Tensor, Tensor]],
+    **options,
+) -> tuple[dict[str, Prediction], dict[str, CodeMap]]:
+    """B's stream from the code of an SAE of A, in the four ways: `a_composed`, `a_fitted` (the sister paper's map),
+    `b_composed` (the transferred SAE, Eq. 6) and `b_fitted`; and the two fitted maps, by `a` and `b`.
+
+    `batches` and `held_out` give (x, y); `options` are those of `fit_code_map`.
+    """
+    moved = transfer_sae(sae, stitch)
+    maps = {
+        "a": fit_code_map(sae, batches, held_out, **options),
+        "b": fit_code_map(moved, _Second(batches), _Second(held_out), **options),
+    }
+    predictions = {
+        "a_composed": Prediction("b", lambda x, y: stitch.up(_through(sae, x).to(stitch.P_up))),
+        "a_fitted": Prediction("b", lambda x, y: maps["a"].predict(x)),
+        "b_composed": Prediction("b", lambda x, y: _through(moved, y)),
+        "b_fitted": Prediction("b", lambda x, y: maps["b"].predict(y)),
+    }
+    return predictions, maps
+
+
+def _through(sae: SAE, stream: Tensor) -> Tensor:
+    return sae.decode(sae.encode(stream.to(sae.W_enc)))
+
+
+class DecoderRegression(NamedTuple):
+    """What a regression leaves, beside what it would leave of unrelated rows."""
+
+    residual: float
+    """Frobenius norm of what is left."""
+    total: float
+    """Of W_to itself (around its mean row, with an intercept)."""
+    chance: float
+    """`chance_norm` for rows of the lengths that W_to's have."""
+    simulated: Estimate
+    """The same by simulation: rows drawn evenly from the sphere, at these lengths; mean and 95% of the draws."""
+    shuffled: Estimate
+    """W_to's own rows in another order: unrelated, but with whatever direction they share. As above."""
+
+
+def chance_norm(n: int, d: int, *, squares: float | None = None, intercept: bool = False) -> float:
+    """Norm that `d` regressors leave of `n` unrelated rows of unit length, or with this sum of squared lengths.
+
+    An intercept is one regressor more. 0 where there are as many regressors as rows. ValueError for counts below one.
+    """
+    if n < 1 or d < 1:
+        raise ValueError(f"expected at least one row and one regressor: got {n} and {d}")
+    return float(((n if squares is None else squares) * max(0.0, 1 - (d + intercept) / n)) ** 0.5)
+
+
+def decoder_regression(
+    W_from: Float[Tensor, "latents d_from"],
+    W_to: Float[Tensor, "_ d_to"],
+    *,
+    intercept: bool = False,
+    draws: int = 20,
+    seed: int = 0,
+) -> DecoderRegression:
+    """Least squares of `W_to`'s rows on `W_from`'s, and the same for `draws` draws of unrelated rows.
+
+    ValueError for matrices of different lengths.
+    """
+    if len(W_from) != len(W_to):
+        raise ValueError(f"decoders of {len(W_from)} and {len(W_to)} latents: expected as many of both")
+    given, wanted = (matrix.detach().double() for matrix in (W_from, W_to.to(W_from.device)))
+    if intercept:
+        given = torch.cat([given, torch.ones_like(given[:, :1])], dim=1)
+    left, values, _ = torch.linalg.svd(given, full_matrices=False)
+    basis = left[:, values > values[0] * max(given.shape) * torch.finfo(given.dtype).eps]  # of what the columns span
+
+    def norm(rows: Tensor) -> float:
+        return (rows - basis @ (basis.T @ rows)).norm().item()
+
+    generator = torch.Generator().manual_seed(seed)
+    lengths, simulated, shuffled = wanted.norm(dim=1, keepdim=True), [], []
+    for _ in range(draws):
+        drawn = torch.randn(wanted.shape, generator=generator, dtype=torch.float64).to(wanted)
+        simulated.append(norm(drawn / drawn.norm(dim=1, keepdim=True) * lengths))
+        shuffled.append(norm(wanted[torch.randperm(len(wanted), generator=generator).to(wanted.device)]))
+    total = (wanted - wanted.mean(0)) if intercept else wanted
+    return DecoderRegression(
+        norm(wanted),
+        total.norm().item(),
+        chance_norm(len(wanted), W_from.shape[1], squares=lengths.square().sum().item(), intercept=intercept),
+        from_draws(float(np.mean(simulated)), np.array(simulated)),
+        from_draws(float(np.mean(shuffled)), np.array(shuffled)),
+    )
+
+
+class Matches(NamedTuple):
+    """Latents of one SAE with their likes in another."""
+
+    latents: Int[Tensor, " matched"]
+    """Those of the first that fire on the text."""
+    partners: Int[Tensor, " matched"]
+    """Of the second, the one whose activations correlate most with each. One may be the partner of several."""
+    correlations: Float[Tensor, " matched"]
+
+
+@torch.no_grad()
+def match_latents(saes: tuple[SAE, SAE], batches: Iterable[tuple[Tensor, Tensor]]) -> Matches:
+    """For each latent of the first SAE the one of the second that fires most like it, on the streams (x, y) of the same
+    tokens.
+
+    Pearson's correlation of the activations, from sums over all tokens. ValueError where one SAE fires nowhere.
+    """
+    count, cross = 0, 0
+    sums: list = [0, 0]
+    squares: list = [0, 0]
+    for streams in progress(batches, "latents"):
+        codes = [sae.encode(stream.to(sae.W_enc)) for sae, stream in zip(saes, streams)]
+        wide = torch.promote_types(codes[0].dtype, torch.float32)
+        codes = [code.to(codes[0].device, wide) for code in codes]
+        count += len(codes[0])
+        cross = cross + (codes[0].T @ codes[1]).double()
+        for side, code in enumerate(codes):
+            sums[side], squares[side] = sums[side] + code.double().sum(0), squares[side] + code.double().square().sum(0)
+    if not count or not all((square > 0).any() for square in squares):
+        raise ValueError("an SAE fires on no token of the batches: there is nothing to match")
+    spreads = [(square / count - (total / count).square()).clamp_min(0).sqrt() for square, total in zip(squares, sums)]
+    covariance = cross / count - torch.outer(sums[0], sums[1]) / count**2
+    # A latent that never varies correlates with nothing; -2 is below every correlation.
+    both = torch.outer(*spreads)
+    correlation = torch.where(both > 0, covariance / both.clamp_min(1e-300), -2.0)
+    best, partners = correlation.max(dim=1)
+    alive = best > -2
+    return Matches(alive.nonzero()[:, 0].cpu(), partners[alive].cpu(), best[alive].float().cpu())
