@@ -1,6 +1,9 @@
 """Measure SAEs in the model that they read (section 3, App. C, Table 2).
 
-Offers `evaluate_saes`, `evaluate_sae` and `SAEMetrics`.
+An SAE is good if few latents write most of the stream, and if the model hardly notices that its stream was replaced by
+what they write. Only the model that the SAEs read is run.
+
+Offers `evaluate_saes`, `SAEMetrics`.
 """
 
 from __future__ import annotations
@@ -18,14 +21,14 @@ from ..models.harvest import TOKENS_AT_ONCE, as_fits
 from ..models.language_model import LanguageModel
 from ..stitching.evaluation import splice
 from ..utils.progress import progress
-from ..utils.stats import Estimate, from_draws, resampled_counts
+from ..utils.stats import DocumentSums, Estimate, from_draws, resampled_counts
 
 
 class SAEMetrics(NamedTuple):
-    """Table 2's columns, over ordinary tokens; intervals by resampling documents."""
+    """The columns of Table 2, over ordinary tokens; intervals by resampling documents."""
 
     l0: Estimate
-    """Latents that fire (f_i > 0) a token."""
+    """Latents that fire (f_i > 0) on a token."""
     fuv: Estimate
     """Sum of squared errors over the sum of squared deviations from the mean of the same tokens."""
     mse: Estimate
@@ -33,22 +36,15 @@ class SAEMetrics(NamedTuple):
     delta_loss: Estimate
     """Next-token cross-entropy with the reconstruction spliced in, minus the model's own; nats."""
     dead_fraction: float
-    """Latents that fire nowhere in the text. It falls with the length of the text, so it has no interval."""
-
-
-def evaluate_sae(
-    sae: SAE, model: LanguageModel, layer: int, batches: Iterable[TokenBatch], *, seed: int = 0
-) -> SAEMetrics:
-    """`evaluate_saes` for one."""
-    return evaluate_saes({"sae": sae}, model, layer, batches, seed=seed)["sae"]
+    """Share of latents that fire nowhere in the text. It falls with the length of the text, so it has no interval."""
 
 
 def evaluate_saes(
     saes: Mapping[str, SAE], model: LanguageModel, layer: int, batches: Iterable[TokenBatch], *, seed: int = 0
 ) -> dict[str, SAEMetrics]:
-    """Table 2 for several SAEs of the residual stream before `layer`, in one pass; each computes where its weights are.
+    """Measure several SAEs of the residual stream before `layer` in one pass; each computes where its weights are.
 
-    Special tokens keep the model's own residual and count nowhere. ValueError for an SAE of another width, and for
+    Special tokens keep the model's own residual and are not counted. ValueError for an SAE of another width, and for
     batches without an ordinary token.
     """
     for name, sae in saes.items():
@@ -56,17 +52,17 @@ def evaluate_saes(
             raise ValueError(
                 f"SAE {name!r} reads {sae.cfg.d_in} dimensions: expected {model.d_model}, the width of {model.ref!r}"
             )
-    documents: dict[int, np.ndarray] = {}
+    sums = DocumentSums()
     fired = {name: torch.zeros(sae.cfg.d_sae, dtype=torch.bool) for name, sae in saes.items()}
 
     @torch.no_grad()
-    def read(batch: TokenBatch) -> tuple[list[int], np.ndarray, dict[str, Tensor]]:
-        """The documents of a batch, sums over the tokens of each (documents, columns), and which latents fired."""
+    def read(batch: TokenBatch) -> tuple[DocumentSums, dict[str, Tensor]]:
+        """Sum the columns over the tokens of each document, and find which latents fired."""
         keep = batch.mask.to(model.device)
         residual = model.residuals(batch.tokens, [layer])[layer]
         y = residual[keep]  # (n, d_model)
 
-        def loss(edit=None) -> Tensor:  # (n,), nothing for the first token of a row
+        def loss(edit=None) -> Tensor:  # (n,), 0 for the first token of a row
             losses = model.cross_entropy(batch.tokens, layer=layer, edit=edit)
             return torch.nn.functional.pad(losses, (1, 0))[keep].double()
 
@@ -78,39 +74,33 @@ def evaluate_saes(
             spliced[keep] = reconstruction.to(residual)
             error = (reconstruction.double() - y.double()).square().sum(1)
             columns += [l0, error, loss(splice(spliced, batch.mask))]
-        owners, place = batch.documents[batch.mask].unique(return_inverse=True)
         values = torch.cat([torch.stack(columns, dim=1), y.double()], dim=1)
-        sums = torch.zeros(len(owners), values.shape[1], dtype=torch.float64, device=y.device)
-        return owners.tolist(), sums.index_add_(0, place.to(y.device), values).cpu().numpy(), active
+        return DocumentSums.of(batch.documents[batch.mask], values), active
 
-    for owners, sums, active in progress(as_fits(batches, read), "SAEs"):
-        for document, total in zip(owners, sums):
-            documents[document] = documents.get(document, 0) + total
+    for of_batch, active in progress(as_fits(batches, read), "SAEs"):
+        sums.add(of_batch)
         for name, some in active.items():
             fired[name] |= some
-    if not documents:
+    if not len(sums):
         raise ValueError("the batches hold no ordinary token: expected at least one document of one token")
-    table = np.array([documents[document] for document in sorted(documents)])
+    table = sums.table()
     weights = resampled_counts(len(table), seed)
     weights = np.concatenate([np.ones((1, len(table))), weights])  # the text itself, then its resamples
     totals = weights @ table  # (1 + resamples, columns)
     scalars, stream = totals[:, : 3 + 3 * len(saes)], totals[:, 3 + 3 * len(saes) :]
     count, squares, own = scalars[:, :3].T
     variation = squares - (stream**2).sum(axis=1) / count
-
-    def estimate(values: np.ndarray) -> Estimate:
-        return from_draws(values[0], values[1:])
-
     metrics = {}
     for index, name in enumerate(saes):
         l0, error, spliced = scalars[:, 3 + 3 * index : 6 + 3 * index].T
         quotients = (l0 / count, error / variation, error / count / model.d_model, (spliced - own) / count)
-        metrics[name] = SAEMetrics(*map(estimate, quotients), 1 - fired[name].double().mean().item())
+        estimates = (from_draws(values[0], values[1:]) for values in quotients)
+        metrics[name] = SAEMetrics(*estimates, 1 - fired[name].double().mean().item())
     return metrics
 
 
 def _reconstruct(sae: SAE, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of activations (n, d): what the SAE makes of them, latents that fire for each (n,), and ever (d_sae,)."""
+    """Reconstruct activations (n, d), and tell how many latents fire on each (n,) and which ever fire (d_sae,)."""
     parts, counts, ever = [], [], torch.zeros(sae.cfg.d_sae, dtype=torch.bool, device=sae.W_enc.device)
     for part in y.split(TOKENS_AT_ONCE):
         latents = sae.encode(part.to(sae.W_enc))

@@ -4,11 +4,11 @@ Section 3.1 and App. D, items 1-3. A run starts at random (encoder = decoder tra
 as a control, from the decoder directions of A's SAE turned at random into B's space, which keeps their angles and
 knows nothing of B.
 
-A transferred decoder is not of unit norm. Multiplying latent i's encoder by its row's norm n_i makes the row a unit
-one and leaves what the latent writes as it was, but TopK then ranks by n_i pre_i instead of pre_i. No scaling keeps
-both: outputs need the factor n_i, the ranks one factor for all. So there are two ways, and neither is a trick:
-`decoder_norm="unit"`, the paper's, starts from exactly the SAE that ranks latents by what they write (SAELens'
-`rescale_acts_by_decoder_norm`), and from the transferred one wherever both choose the same latents;
+The rows of a transferred decoder are not of unit norm. Multiplying latent i's encoder by its row's norm n_i makes the
+row a unit one and leaves what the latent writes as it was, but TopK then ranks by n_i pre_i instead of pre_i. No
+scaling keeps both: outputs need the factor n_i, the ranks need one factor for all. So there are two ways.
+`decoder_norm="unit"`, the paper's, starts from the SAE that ranks latents by what they write (SAELens'
+`rescale_acts_by_decoder_norm`), which is the transferred one wherever both choose the same latents.
 `decoder_norm="initial"` keeps each row at the norm it starts with, and starts from exactly the transferred SAE.
 
 Offers `SAETrainingConfig`, `starting_sae`.
@@ -28,19 +28,19 @@ INITIALS = ("random", "stitch", "rotation")
 
 @dataclass(frozen=True)
 class SAETrainingConfig:
-    """One run of a sweep."""
+    """The configuration of one run of a sweep."""
 
     d_sae: int
-    """Latents."""
+    """Number of latents."""
     k: int
-    """Latents that fire on a token, at most."""
+    """Number of latents that may fire on a token."""
     n_steps: int
     initial: str = "random"
     """`random`, `stitch` (from a transferred SAE) or `rotation` (decoder directions of A's SAE, turned at random)."""
     seed: int = 0
-    """Of the initial weights; the batches are the same for every run."""
+    """Seed of the initial weights; the batches are the same for every run."""
     lr: float = 1e-4
-    """Constant, for Adam with SAELens' betas 0.9 and 0.999."""
+    """Constant learning rate, for Adam with SAELens' betas 0.9 and 0.999."""
     batch_tokens: int = 4096
     decoder_norm: str = "unit"
     """`unit`, or `initial` to keep each decoder row at the norm it starts with."""
@@ -52,11 +52,8 @@ class SAETrainingConfig:
     """Steps without firing after which the auxiliary loss takes a latent for dead; 1000 is SAELens' choice."""
 
     def __post_init__(self):
-        for field, known in (
-            ("initial", INITIALS),
-            ("decoder_norm", ("unit", "initial")),
-            ("initial_bias", ("zero", "mean")),
-        ):
+        known_values = {"initial": INITIALS, "decoder_norm": ("unit", "initial"), "initial_bias": ("zero", "mean")}
+        for field, known in known_values.items():
             if getattr(self, field) not in known:
                 raise ValueError(f"unknown {field} {getattr(self, field)!r}: expected one of {', '.join(known)}")
         if min(self.n_steps, self.batch_tokens, self.k, self.dead_after) < 1 or self.k > self.d_sae or self.lr <= 0:
@@ -64,7 +61,7 @@ class SAETrainingConfig:
 
     @property
     def name(self) -> str:
-        """Of its folder and curve, such as `stitch-1024-k16-seed0`: with what is not as by default, but for n_steps."""
+        """The name of its folder and curve, such as `stitch-1024-k16-seed0`; it tells all but defaults and n_steps."""
         extra = [f"lr{self.lr:g}"] if self.lr != 1e-4 else []
         extra += ["initial-norm"] if self.decoder_norm == "initial" else []
         extra += ["mean-bias"] if self.initial_bias == "mean" else []
@@ -73,24 +70,16 @@ class SAETrainingConfig:
 
 
 def starting_sae(config: SAETrainingConfig, d_in: int, given: SAE | None = None) -> TopKTrainingSAE:
-    """The SAE from which a run starts; of unit decoder rows unless `decoder_norm` is `initial`.
+    """Build the SAE from which a run starts; its decoder rows are unit ones unless `decoder_norm` is `initial`.
 
     `given` is a TopK SAE of `d_sae` latents: for `stitch` a transferred one of width `d_in`, for `rotation` one of A,
     no wider. ValueError if it is anything else.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        sae = TopKTrainingSAE(
-            TopKTrainingSAEConfig(
-                d_in=d_in,
-                d_sae=config.d_sae,
-                k=config.k,
-                apply_b_dec_to_input=False,
-                decoder_init_norm=1.0,
-                aux_loss_coefficient=float(config.auxiliary_loss),
-                rescale_acts_by_decoder_norm=False,
-            )
-        )
+        options = {"apply_b_dec_to_input": False, "decoder_init_norm": 1.0, "rescale_acts_by_decoder_norm": False}
+        options |= {"k": config.k, "aux_loss_coefficient": float(config.auxiliary_loss)}
+        sae = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=d_in, d_sae=config.d_sae, **options))
         turn = torch.randn(d_in, given.cfg.d_in) if config.initial == "rotation" and given is not None else None
     if config.initial == "random":
         return sae

@@ -1,16 +1,16 @@
-"""Curves of many SAE training runs turned into what the paper plots: FLOPs saved, and scaling laws.
+"""What the paper plots of many SAE training runs: the FLOPs that a stitch saves, and scaling laws.
 
-Section 3.1 and App. D.2, Figs. 1c, 2a, 8 and Table 4. Fig. 2a: the first FLOPs at which the moving average of the
-explained variance reaches a threshold, from a stitch against from scratch, with the stitch's own FLOPs added; what
-else a run costs, tokens or seconds, can be counted in their place. Fig. 1c:
+Section 3.1 and App. D.2, Figs. 1c, 2a, 8 and Table 4. Fig. 2a compares the FLOPs at which the moving average of the
+explained variance first reaches a threshold, from a stitch and from scratch, with the stitch's own FLOPs added; other
+costs of a run, such as tokens, can be counted in their place. Fig. 1c fits
 
     L(C) = A C^-beta      (14)
 
-fitted as a line in log-log space to the frontier, the lowest loss that any width has reached within C FLOPs. The law
-has no irreducible loss, so it compares two ways of training on one range of C and must not be carried far beyond it.
+as a line in log-log space to the frontier, the lowest loss that any width has reached within C FLOPs. The law has no
+irreducible loss, so it compares two ways of training on one range of C and must not be carried far beyond it.
 
-Offers `threshold_cost`, `saved`, `savings`, the costs `in_flops` and `in_tokens`; `frontier`,
-`fit_power_law`, `frontier_law`, `PowerLaw`, `crossing`.
+Offers `Cost`, `in_flops`, `in_tokens`, `threshold_cost`, `saved`, `savings`, `at_common_threshold`, `share_that_saves`;
+`frontier`, `PowerLaw`, `fit_power_law`, `frontier_law`, `crossing`.
 """
 
 from __future__ import annotations
@@ -23,63 +23,45 @@ import numpy as np
 from ..utils.stats import RESAMPLES, Estimate, from_draws, over_seeds, resampled_counts
 from .training import Curve
 
-# What a run has cost after each of its steps, (n_steps,).
+# Gives what a run has cost after each of its steps, (n_steps,).
 Cost = Callable[[Curve], np.ndarray]
 
 
 def in_flops(curve: Curve) -> np.ndarray:
-    """Of the training itself, on activations that are at hand (the paper's count)."""
+    """Count the FLOPs of the training itself, on activations that are at hand, as the paper does."""
     return curve.training_flops
 
 
 def in_tokens(curve: Curve) -> np.ndarray:
-    """Activations read."""
-    return _each_step(curve) * curve.tokens[-1] / curve.steps[-1]
+    """Count the activations read."""
+    return np.arange(1, len(curve.training_flops) + 1) * curve.tokens[-1] / curve.steps[-1]
 
 
-def _each_step(curve: Curve) -> np.ndarray:
-    return np.arange(1, len(curve.training_flops) + 1)
-
-
-def threshold_cost(
-    curve: Curve, explained_variance: float, *, cost: Cost = in_flops, window: int = 100
-) -> float | None:
-    """The cost after which the training batches' explained variance, averaged over the last `window` steps, is at
-    least `explained_variance` for the first time; None if it never is."""
-    reached = np.flatnonzero(curve.moving_average(window) >= explained_variance)
+def threshold_cost(curve: Curve, threshold: float, *, cost: Cost = in_flops, window: int = 100) -> float | None:
+    """Give the cost at which the training batches' explained variance, averaged over the last `window` steps, first
+    reaches `threshold`; None if it never does."""
+    reached = np.flatnonzero(curve.moving_average(window) >= threshold)
     return float(cost(curve)[reached[0]]) if len(reached) else None
 
 
-def saved(
-    stitch: Curve,
-    scratch: Curve,
-    explained_variance: float,
-    *,
-    extra: float = 0.0,
-    cost: Cost = in_flops,
-    window: int = 100,
-) -> float | None:
-    """The share of the cost from scratch that a start from a stitch saves on the way to a threshold (Fig. 2a).
+def saved(stitch: Curve, scratch: Curve, threshold: float, *, extra: float = 0.0, **options) -> float | None:
+    """Give the share of the cost from scratch that a start from a stitch saves on the way to a threshold (Fig. 2a).
 
-    `extra` is that of the stitch. Negative if the stitch does not pay; None if one run never gets there.
+    `extra` is the cost of the stitch, `options` are those of `threshold_cost`. The share is negative if the stitch does
+    not pay, and None if one run never gets there.
     """
-    ours, theirs = (threshold_cost(curve, explained_variance, cost=cost, window=window) for curve in (stitch, scratch))
+    ours, theirs = (threshold_cost(curve, threshold, **options) for curve in (stitch, scratch))
     return None if ours is None or theirs is None else 1 - (ours + extra) / theirs
 
 
 def savings(
-    stitch: Sequence[Curve],
-    scratch: Sequence[Curve],
-    thresholds: Iterable[float],
-    *,
-    extra: float = 0.0,
-    cost: Cost = in_flops,
-    window: int = 100,
+    stitch: Sequence[Curve], scratch: Sequence[Curve], thresholds: Iterable[float], **options
 ) -> dict[float, Estimate]:
-    """`saved` for each threshold that every run reaches, over seeds: one curve of each side a seed, in one order."""
+    """Average `saved` over seeds for each threshold that every run reaches; both sides have one curve a seed, in one
+    order, and `options` are those of `saved`."""
     found = {}
     for threshold in thresholds:
-        shares = [saved(s, r, threshold, extra=extra, cost=cost, window=window) for s, r in zip(stitch, scratch)]
+        shares = [saved(ours, theirs, threshold, **options) for ours, theirs in zip(stitch, scratch)]
         if None not in shares:
             found[threshold] = over_seeds(shares)
     return found
@@ -88,8 +70,8 @@ def savings(
 def at_common_threshold(
     of_widths: Mapping[int, Mapping[float, Estimate]],
 ) -> tuple[float | None, dict[int, Estimate]]:
-    """The highest threshold that all widths reach, with what each saves on the way there; None and nothing where they
-    share none. `of_widths` are `savings` by width."""
+    """Find the highest threshold that all widths reach, and what each saves on the way there; None and nothing where
+    they share none. `of_widths` has the `savings` of each width."""
     common = set.intersection(*map(set, of_widths.values()))
     if not common:
         return None, {}
@@ -97,7 +79,7 @@ def at_common_threshold(
 
 
 def share_that_saves(found: Iterable[Estimate]) -> float:
-    """Of some savings, those above zero; ValueError for none."""
+    """Give the share of these savings that are above zero; ValueError for none."""
     values = [one.value for one in found]
     if not values:
         raise ValueError("no savings given: expected at least one")
@@ -105,7 +87,7 @@ def share_that_saves(found: Iterable[Estimate]) -> float:
 
 
 def frontier(curves: Iterable[Curve], flops: Sequence[float] | np.ndarray, *, extra_flops: float = 0.0) -> np.ndarray:
-    """For each of `flops` the lowest held-out MSE that any of the runs has reached within it; nan where none has begun.
+    """Give for each of `flops` the lowest held-out MSE that any run has reached within it; nan where none has begun.
 
     A run counts from its first training step on, and `extra_flops` are added to every run's.
     """
@@ -126,7 +108,7 @@ class PowerLaw(NamedTuple):
     exponent: Estimate
 
     def __call__(self, flops):
-        """The loss that the law gives at `flops`, a number or an array."""
+        """Give the loss at `flops`, a number or an array."""
         return self.coefficient.value * np.asarray(flops, dtype=float) ** -self.exponent.value
 
 
@@ -138,11 +120,11 @@ def fit_power_law(
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> PowerLaw:
-    """Eq. 14 by least squares in log-log space, with intervals from a bootstrap.
+    """Fit Eq. 14 by least squares in log-log space, with intervals from a bootstrap.
 
-    The bootstrap draws points, or with `groups` (the seed of each point, say) whole groups: points of one run are not
-    independent. Draws in which all points have the same FLOPs say nothing about a slope and are left out. ValueError
-    for fewer than two different FLOPs, a value that is not positive, or lengths that differ.
+    The bootstrap draws points, or with `groups` (such as the seed of each point) whole groups, since points of one run
+    are not independent. Draws in which all points have the same FLOPs say nothing about a slope and are left out.
+    ValueError for fewer than two different FLOPs, a value that is not positive, or lengths that differ.
     """
     flops, loss = np.asarray(flops, dtype=float), np.asarray(loss, dtype=float)
     labels = np.arange(len(flops)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
@@ -156,9 +138,7 @@ def fit_power_law(
     x, y = np.log(flops), np.log(loss)
     members = labels == np.arange(labels.max() + 1)[:, None]  # (groups, points)
     draws = resampled_counts(len(members), seed, resamples)
-    weights = np.vstack(
-        [np.ones(len(x)), draws @ members]
-    )  # (1 + resamples, points): the points as they are come first
+    weights = np.vstack([np.ones(len(x)), draws @ members])  # (1 + resamples, points): first the points as they are
     total = weights.sum(1)
     mean_x, mean_y = weights @ x / total, weights @ y / total
     off_x, off_y = x - mean_x[:, None], y - mean_y[:, None]
@@ -172,7 +152,7 @@ def fit_power_law(
 def frontier_law(
     runs: Mapping[int, Sequence[Curve]], flops: Sequence[float] | np.ndarray, *, extra_flops: float = 0.0, seed: int = 0
 ) -> PowerLaw:
-    """Eq. 14 fitted to the frontiers of several seeds, {seed: curves of all widths}, at the given FLOPs (Fig. 1c)."""
+    """Fit Eq. 14 to the frontiers of several seeds, {seed: curves of all widths}, at the given FLOPs (Fig. 1c)."""
     points = [
         (spent, loss, name)
         for name, curves in runs.items()
@@ -184,7 +164,7 @@ def frontier_law(
 
 
 def crossing(law: PowerLaw, other: PowerLaw) -> float | None:
-    """The FLOPs at which two laws give the same loss; None for parallel ones."""
+    """Give the FLOPs at which two laws have the same loss; None for parallel ones."""
     gap = law.exponent.value - other.exponent.value
     ratio = law.coefficient.value / other.coefficient.value
     return None if gap == 0 else float(np.exp(np.log(ratio) / gap))

@@ -45,30 +45,31 @@ MAX_GRAD_NORM = 1.0  # as SAELens' trainer clips gradients
 
 
 class Curve(NamedTuple):
-    """How a run went. Two runs of one sweep agree in all but `seconds`."""
+    """How a run went. When a sweep is run again, only `seconds` differ."""
 
     steps: np.ndarray
     """(points,): steps done at each evaluation, from 0 on."""
     tokens: np.ndarray
+    """(points,): activations read so far."""
     flops: np.ndarray
-    """(points,): of the training so far, see `training_flops`."""
+    """(points,): FLOPs of the training so far, see `training_flops`."""
     mse: np.ndarray
-    """(points,): on the held-out activations, mean over tokens and dimensions."""
+    """(points,): squared error on the held-out activations, mean over tokens and dimensions."""
     explained_variance: np.ndarray
     """(points,): on the held-out activations, 1 - squared errors over squared deviations from the mean."""
     seconds: np.ndarray
-    """(points,): spent on this run's steps."""
+    """(points,): seconds spent on this run's steps so far."""
     training_flops: np.ndarray
-    """(n_steps,): after each step."""
+    """(n_steps,): FLOPs of the training after each step."""
     training_explained_variance: np.ndarray
-    """(n_steps,): of each batch, before the step that it caused."""
+    """(n_steps,): explained variance of each batch, before its step."""
     cosine: np.ndarray
-    """(d_sae,): of each decoder row at the end to itself at the start (Fig. 2b)."""
+    """(d_sae,): cosine of each decoder row at the end to itself at the start (Fig. 2b)."""
     dead: np.ndarray
     """(d_sae,): whether the latent fires on no held-out token at the end."""
 
     def moving_average(self, window: int = 100) -> np.ndarray:
-        """(n_steps,): training explained variance over the last `window` steps, or over all when there are fewer."""
+        """Average the training explained variance over the last `window` steps, or over all when there are fewer."""
         total = np.concatenate([[0.0], np.cumsum(self.training_explained_variance)])
         last = np.arange(1, len(total))
         first = np.maximum(last - window, 0)
@@ -94,7 +95,7 @@ def training_flops(sae: TopKTrainingSAE, *, dead: bool = False) -> int:
 
 
 class _Run:
-    """A run between two steps."""
+    """One run of a sweep, between two steps."""
 
     def __init__(self, config: SAETrainingConfig, d_in: int, given: SAE | None, metadata: Mapping, device):
         self.config = config
@@ -116,7 +117,7 @@ class _Run:
             self.sae.b_dec.data.copy_(batch.mean(0))
 
     def step(self, x: Tensor, variance: float) -> None:
-        """One step on a batch whose squared deviations from its mean sum to `variance`."""
+        """Take a step on a batch whose squared deviations from its mean sum to `variance`."""
         began = time.perf_counter()
         dead = self.silent > self.config.dead_after
         helped = self.config.auxiliary_loss and bool(dead.any())
@@ -152,7 +153,7 @@ class _Run:
         self.points.append(point)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """Tensors and plain numbers from which `load` goes on."""
+        """Give the tensors and plain numbers from which `load` goes on."""
         tensors = {f"sae.{name}": tensor for name, tensor in self.sae.state_dict().items()}
         for number, moments in self.optimizer.state_dict()["state"].items():
             tensors |= {f"adam.{number}.{name}": tensor for name, tensor in moments.items()}
@@ -178,18 +179,8 @@ class _Run:
         spent, training = np.array(self.log, dtype=float).T
         steps = steps.astype(int)
         cosine = torch.nn.functional.cosine_similarity(self.sae.W_dec.detach(), self.directions, dim=-1)
-        return Curve(
-            steps,
-            steps * self.config.batch_tokens,
-            flops,
-            mse,
-            explained,
-            seconds,
-            spent,
-            training,
-            cosine.cpu().numpy(),
-            self.dead.cpu().numpy(),
-        )
+        held_out = (steps, steps * self.config.batch_tokens, flops, mse, explained, seconds)
+        return Curve(*held_out, spent, training, cosine.cpu().numpy(), self.dead.cpu().numpy())
 
 
 def train_saes(
@@ -231,71 +222,64 @@ def train_saes(
     digest = _digest(configs, held_out, key, given, evaluate_every, metadata)
     with FileLock(folder / ".lock"):
         curves = _finished(folder, digest, names)
-        if curves is not None:
-            return curves
-        sweep = _Sweep(configs, held_out, given, metadata, folder, digest)
-        return sweep.train(stream, evaluate_every, checkpoint_every)
-
-
-class _Sweep:
-    """All runs of `train_saes`, between two steps."""
-
-    def __init__(self, configs, held_out: Tensor, given: Mapping[str, SAE], metadata, folder: Path, digest: str):
-        self.folder, self.digest = folder, digest
-        self.held_out = held_out.float()
-        self.d_in, self.device = held_out.shape[1], held_out.device
-        self.variance = _squared_deviations(self.held_out)
-        self.runs = [_Run(config, self.d_in, given.get(config.name), metadata, self.device) for config in configs]
-        self.done = 0
-        saved = _read_state(folder / CHECKPOINT, digest)
-        if saved is None:
-            shutil.rmtree(folder / "saes", ignore_errors=True)
-            return
-        tensors, facts = saved
-        self.done = facts["step"]
-        for run in self.runs:
-            start = f"{run.config.name}/"
-            own = {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
-            run.load(own, facts["numbers"][run.config.name])
-
-    def train(self, stream: Iterable[Tensor], evaluate_every: int, checkpoint_every: int) -> dict[str, Curve]:
-        n_steps = max(run.config.n_steps for run in self.runs)
-        batches = _batches(stream, self.runs[0].config.batch_tokens, self.done)
-        steps = range(self.done + 1, n_steps + 1)
-        for step in progress(steps, "SAEs", initial=self.done, total=n_steps):
-            batch = next(batches).to(self.device, torch.float32)
-            if batch.shape[1] != self.d_in:
-                raise ValueError(
-                    f"the stream gives activations of width {batch.shape[1]}: expected held_out's {self.d_in}"
-                )
-            batch_variance = _squared_deviations(batch)
-            for run in self.runs:
-                if step == 1:
-                    run.start(batch)
-                    run.evaluate(self.held_out, self.variance)
-                if step <= run.config.n_steps:
-                    run.step(batch, batch_variance)
-                    if step % evaluate_every == 0 or step == run.config.n_steps:
-                        run.evaluate(self.held_out, self.variance)
-            if step % checkpoint_every == 0 and step < n_steps:
-                self._save(step)
-        curves = {run.config.name: run.curve() for run in self.runs}
-        for run in self.runs:
-            put(_sae_folder(self.folder, run.config.name), run.sae.save_inference_model)
-        tensors = {
-            f"{name}/{field}": torch.from_numpy(array)
-            for name, curve in curves.items()
-            for field, array in curve._asdict().items()
-        }
-        _write_state(self.folder / CHECKPOINT, tensors, {"digest": self.digest, "finished": True})
+        if curves is None:
+            d_in, device = held_out.shape[1], held_out.device
+            runs = [_Run(config, d_in, given.get(config.name), metadata, device) for config in configs]
+            curves = _train(runs, stream, held_out.float(), folder, digest, evaluate_every, checkpoint_every)
         return curves
 
-    def _save(self, step: int) -> None:
-        tensors, numbers = {}, {}
-        for run in self.runs:
-            own, numbers[run.config.name] = run.state()
-            tensors |= {f"{run.config.name}/{name}": tensor for name, tensor in own.items()}
-        _write_state(self.folder / CHECKPOINT, tensors, {"digest": self.digest, "step": step, "numbers": numbers})
+
+def _train(
+    runs: Sequence[_Run],
+    stream: Iterable[Tensor],
+    held_out: Tensor,
+    folder: Path,
+    digest: str,
+    evaluate_every: int,
+    checkpoint_every: int,
+) -> dict[str, Curve]:
+    """Train the runs of a sweep from the state in its folder, or from the start, to their ends."""
+    done, n_steps = _resume(runs, folder, digest), max(run.config.n_steps for run in runs)
+    batches, variance = _batches(stream, runs[0].config.batch_tokens, done), _squared_deviations(held_out)
+    for step in progress(range(done + 1, n_steps + 1), "SAEs", initial=done, total=n_steps):
+        batch = next(batches).to(held_out)
+        if (d := batch.shape[1]) != held_out.shape[1]:
+            raise ValueError(f"the stream gives activations of width {d}: expected held_out's {held_out.shape[1]}")
+        batch_variance = _squared_deviations(batch)
+        for run in runs:
+            if step == 1:
+                run.start(batch)
+                run.evaluate(held_out, variance)
+            if step <= run.config.n_steps:
+                run.step(batch, batch_variance)
+                if step % evaluate_every == 0 or step == run.config.n_steps:
+                    run.evaluate(held_out, variance)
+        if step % checkpoint_every == 0 and step < n_steps:
+            states = {run.config.name: run.state() for run in runs}
+            tensors = {f"{name}/{field}": tensor for name, (own, _) in states.items() for field, tensor in own.items()}
+            numbers = {name: own for name, (_, own) in states.items()}
+            _write_state(folder / CHECKPOINT, tensors, {"digest": digest, "step": step, "numbers": numbers})
+    curves = {run.config.name: run.curve() for run in runs}
+    for run in runs:
+        put(_sae_folder(folder, run.config.name), run.sae.save_inference_model)
+    fields = {f"{name}/{field}": array for name, curve in curves.items() for field, array in curve._asdict().items()}
+    tensors = {name: torch.from_numpy(array) for name, array in fields.items()}
+    _write_state(folder / CHECKPOINT, tensors, {"digest": digest, "finished": True})
+    return curves
+
+
+def _resume(runs: Sequence[_Run], folder: Path, digest: str) -> int:
+    """Load the state of an unfinished sweep into its runs, or remove what another sweep left; count the steps done."""
+    saved = _read_state(folder / CHECKPOINT, digest)
+    if saved is None:
+        shutil.rmtree(folder / "saes", ignore_errors=True)
+        return 0
+    tensors, facts = saved
+    for run in runs:
+        start = f"{run.config.name}/"
+        own = {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
+        run.load(own, facts["numbers"][run.config.name])
+    return facts["step"]
 
 
 def _finished(folder: Path, digest: str, names: Sequence[str]) -> dict[str, Curve] | None:

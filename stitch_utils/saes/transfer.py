@@ -8,10 +8,10 @@ between the stitch's two maps is again an SAE, of model B:
 
     (W_e', b_e', W_d', b_d') = (P_down W_e, b_down W_e + b_e, W_d P_up, b_d P_up + b_up)      (6)
 
-The latents see what they saw before, so nothing about the activation function matters: TopK, JumpReLU and ReLU go
-through alike. Two things must be written into the weights first. Many SAEs subtract b_d from their input; since b_d'
-is another vector, that is folded into b_e. And a TopK SAE may choose its latents by f_i ||W_d,i||; the norms change on
-the way, so they are folded into the encoder.
+The latents see what they saw before, so the formula holds for any activation function: TopK, JumpReLU and ReLU. Two
+things must be written into the weights first. Many SAEs subtract b_d from their input; since b_d' is another vector,
+b_e takes that in. And a TopK SAE may choose its latents by f_i ||W_d,i||; the norms change on the way, so the encoder
+takes them in.
 
 Offers `transfer_sae`, `fold_decoder_norms`, `sae_ranks`.
 """
@@ -34,7 +34,10 @@ ARCHITECTURES = ("topk", "jumprelu", "standard")  # BatchTopK SAEs are JumpReLU 
 
 
 def _for_inference(sae: SAE, purpose: str) -> tuple[SAEConfig, dict[str, Tensor]]:
-    """Configuration and weights (float64) of an SAE; of one in training, those with which it would be saved."""
+    """Copy the configuration and weights (float64) of an SAE; of one in training, those that it would be saved with.
+
+    ValueError, naming the `purpose`, for an architecture that Eq. 6 does not fit.
+    """
     config = sae.cfg
     tensors = {name: tensor.detach().clone() for name, tensor in sae.state_dict().items()}
     if isinstance(sae, TrainingSAE):
@@ -48,7 +51,7 @@ def _for_inference(sae: SAE, purpose: str) -> tuple[SAEConfig, dict[str, Tensor]
 
 
 def _with_unit_decoder(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same with decoder rows of length 1, their norms moved into what the encoder computes.
+    """Scale decoder rows to length 1 and move their norms into the encoder.
 
     A row of zeros stays one, and its latent, which had no effect, becomes silent.
     """
@@ -58,14 +61,14 @@ def _with_unit_decoder(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def transfer_sae(sae: SAE, stitch: Stitch, *, to: str = "b") -> SAE:
-    """Carry an SAE across a stitch (Eq. 6): `to="b"` makes one of A one of B, y -> stitch.up(sae(stitch.down(y))).
+    """Carry an SAE across a stitch (Eq. 6): `to="b"` makes one of A into one of B, y -> stitch.up(sae(stitch.down(y))).
 
     The result is an ordinary SAELens SAE, computed in float64 and stored in the dtype of `sae`, which is unchanged; its
     metadata say where it came from. An SAE in training is carried as it would be saved for inference. ValueError for
     another `to`, another width, or a kind of SAE that Eq. 6 does not fit.
     """
-    outward, inward = stitch.towards(to), stitch.towards("a" if to == "b" else "b")
     source = "a" if to == "b" else "b"
+    outward, inward = stitch.towards(to), stitch.towards(source)
     config, tensors = _for_inference(sae, "transfer")
     for entry in ("normalize_activations", "reshape_activations"):
         if (found := getattr(config, entry)) != "none":
@@ -100,12 +103,12 @@ def transfer_sae(sae: SAE, stitch: Stitch, *, to: str = "b") -> SAE:
 
 
 def fold_decoder_norms(sae: SAE, *, reselect: bool = False) -> SAE:
-    """The same function with decoder rows of unit norm: f_i ||W_dec,i|| is what the new latents give (App. D).
+    """Scale decoder rows to unit norm, so that the latents give f_i ||W_dec,i||, and keep the function (App. D).
 
-    Exact for ReLU and JumpReLU (whose thresholds are scaled too), for TopK with `rescale_acts_by_decoder_norm`, and for
-    plain TopK where all rows have one norm. Of any other plain TopK SAE the latents win by f_i, and those of one with
-    unit rows would win by f_i ||W_dec,i||: it computes the same only for inputs on which both choose alike. So that is
-    a ValueError, unless `reselect` asks for the SAE that chooses in the second way: what the same weights compute with
+    This is exact for ReLU and JumpReLU (whose thresholds are scaled too), for TopK with `rescale_acts_by_decoder_norm`,
+    and for plain TopK where all rows have one norm. Latents of any other plain TopK SAE win by f_i, and with unit rows
+    they would win by f_i ||W_dec,i||, so the function would change wherever the two choose differently. That is a
+    ValueError, unless `reselect` asks for it: for what the same weights compute with
     `rescale_acts_by_decoder_norm=True`.
     """
     config, tensors = _for_inference(sae, "fold the decoder norms of")
@@ -124,15 +127,15 @@ def fold_decoder_norms(sae: SAE, *, reselect: bool = False) -> SAE:
 
 
 def sae_ranks(sae: SAE) -> tuple[int, int]:
-    """Ranks of W_enc and W_dec: of a transferred SAE at most the smaller of both models' widths (App. B.1).
+    """Compute the ranks of W_enc and W_dec: of a transferred SAE at most the smaller model's width (App. B.1).
 
-    Singular values below what rounding to the SAE's dtype makes of a matrix of lower rank count as zero.
+    Singular values that rounding to the SAE's dtype can make of a matrix of lower rank count as zero.
     """
 
     def rank(matrix: Tensor) -> int:
         rows, columns = matrix.shape
-        # Rounding an entry is off by at most eps/2 of it; such errors have the spectral norm of a random matrix. Ten
-        # times that, since the products before were rounded too.
+        # Rounding moves an entry by at most eps/2 of it, and such errors have the spectral norm of a random matrix.
+        # The limit is ten times that, since the products before were rounded too.
         noise = torch.finfo(sae.dtype).eps * matrix.double().norm() * (rows**-0.5 + columns**-0.5)
         return int((torch.linalg.svdvals(matrix.double()) > 10 * noise).sum())
 

@@ -27,7 +27,7 @@ from stitch_utils.book.carry import (
 )
 from stitch_utils.models.harvest import evaluation_batches
 from stitch_utils.models.language_model import load_models
-from stitch_utils.saes.evaluation import evaluate_sae
+from stitch_utils.saes.evaluation import evaluate_saes
 from stitch_utils.saes.transfer import transfer_sae
 from stitch_utils.steering.vectors import transfer_vector
 from stitch_utils.stitching.evaluation import measure_fidelity
@@ -169,8 +169,8 @@ def test_an_sae_is_judged_beside_the_original(small, towards):
     sae = TopKSAE(TopKSAEConfig((32, 48)[source], 64, k=3))
     carried = transfer_sae(sae, stitch, to=towards)
     trust = judge_sae(sae, carried, stitch, models, (1, 2), batches, towards=towards)
-    assert trust.original == evaluate_sae(sae, models[source], (1, 2)[source], batches)
-    assert trust.carried == evaluate_sae(carried, models[target], (1, 2)[target], batches)
+    assert trust.original == evaluate_saes({"sae": sae}, models[source], (1, 2)[source], batches)["sae"]
+    assert trust.carried == evaluate_saes({"sae": carried}, models[target], (1, 2)[target], batches)["sae"]
     losses = measure_fidelity(*models, 1, 2, {"it": stitch}, batches)
     assert trust.source_loss == losses.cross_entropy("own", "ab"[source]).value
     assert trust.target_loss == losses.cross_entropy("own", "ab"[target]).value

@@ -11,9 +11,9 @@ import torch
 import yaml
 from sae_lens import TopKSAE, TopKSAEConfig
 
+from stitch_utils.data import hub
 from stitch_utils.data.pairs import TextRef
 from stitch_utils.data.text import token_batches
-from stitch_utils.models import language_model as models
 from stitch_utils.models.harvest import ModelStream
 from stitch_utils.models.language_model import LanguageModel
 from stitch_utils.saes import pair as pair_saes
@@ -91,8 +91,8 @@ def test_one_side_alone(file, tmp_path):
 def test_only_what_the_package_ships_is_trained_anew(file, tmp_path, monkeypatch):
     """A published SAE is taken even then; it is not ours to train."""
     TopKSAE(TopKSAEConfig(d_in=32, d_sae=40, k=4)).save_model(tmp_path / "own_sae")
-    monkeypatch.setattr(models, "PACKAGE", tmp_path)
-    TopKSAE(TopKSAEConfig(d_in=48, d_sae=20, k=4)).save_model(tmp_path / "embedded" / "b_sae")
+    monkeypatch.setattr(hub, "EMBEDDED", tmp_path)
+    TopKSAE(TopKSAEConfig(d_in=48, d_sae=20, k=4)).save_model(tmp_path / "b_sae")
     data = yaml.safe_load(file.read_text()) | {"saes": {"a": "own_sae", "b": "embedded:b_sae"}}
     file.write_text(yaml.safe_dump(data))
     assert [sae.cfg.d_sae for sae in saes(file)] == [40, 20]

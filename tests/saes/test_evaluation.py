@@ -1,0 +1,150 @@
+"""The metrics of SAEs, token by token."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from sae_lens import SAE, StandardSAEConfig
+from toy_saes import LATENTS, K, make_sae
+
+from stitch_utils.data.pairs import TextRef
+from stitch_utils.data.text import token_batches
+from stitch_utils.saes.evaluation import SAEMetrics, evaluate_saes
+
+
+@pytest.fixture
+def batches(random_models):
+    def make(batch_size=3):
+        text = TextRef("world", "saes")
+        tokenizer = random_models[1].tokenizer
+        return token_batches(text, tokenizer, context=40, batch_size=batch_size, rows="packed", n_documents=6)
+
+    return make
+
+
+LAYER = 2
+
+
+@pytest.fixture
+def saes(random_models):
+    """A JumpReLU SAE of which a part is dead, and a TopK one, of model b."""
+    width = random_models[1].d_model
+    some_dead, topk = (make_sae(kind, width, dtype="float32") for kind in ("jumprelu", "topk"))
+    with torch.no_grad():
+        some_dead.threshold[:20] = 1e6
+        some_dead.threshold[20:].mul_(8)
+    return {"some dead": some_dead, "topk": topk}
+
+
+def by_hand(model, sae, batches):
+    """Per token: document, activations, reconstruction, latents that fire, own and spliced cross-entropy."""
+    rows = []
+    for batch in batches():
+        y = model.residuals(batch.tokens, [LAYER])[LAYER]
+        with torch.no_grad():
+            latents, out = sae.encode(y), sae(y)
+
+        def put(residual, out=out, mask=batch.mask):
+            residual = residual.clone()
+            residual[mask] = out[mask]
+            return residual
+
+        own, spliced = model.cross_entropy(batch.tokens), model.cross_entropy(batch.tokens, layer=LAYER, edit=put)
+        for row, position in batch.mask.nonzero().tolist():
+            losses = (own[row, position - 1].item(), spliced[row, position - 1].item())
+            document = batch.documents[row, position].item()
+            at = (row, position)
+            rows.append((document, y[at].double().numpy(), out[at].double().numpy(), latents[at].numpy() > 0, *losses))
+    return [np.array(column) for column in zip(*rows)]
+
+
+def naive_metrics(documents, y, out, fires, own, spliced):
+    squares = ((y - out) ** 2).sum()
+    variation = ((y - y.mean(axis=0)) ** 2).sum()
+    return fires.sum(axis=1).mean(), squares / variation, squares / y.size, spliced.mean() - own.mean()
+
+
+def test_metrics_are_what_their_names_say(random_models, batches, saes):
+    model = random_models[1]
+    found = evaluate_saes(saes, model, LAYER, batches(), seed=3)
+    assert list(found) == list(saes)
+    for name, sae in saes.items():
+        columns = by_hand(model, sae, batches)
+        expected = naive_metrics(*columns)
+        for metric, value in zip(found[name], expected):
+            assert metric.value == pytest.approx(value, rel=1e-4, abs=1e-6)
+        dead = ~columns[3].any(axis=0)
+        assert found[name].dead_fraction == dead.mean()
+    assert (
+        found["topk"].l0.value <= K < found["some dead"].l0.value and found["some dead"].dead_fraction >= 20 / LATENTS
+    )
+    alone = evaluate_saes({"topk": saes["topk"]}, model, LAYER, batches(), seed=3)
+    assert alone == {"topk": found["topk"]}
+
+
+def test_intervals_are_those_of_resampled_documents(random_models, batches, saes):
+    model, sae = random_models[1], saes["some dead"]
+    found = evaluate_saes({"sae": sae}, model, LAYER, batches(), seed=3)["sae"]
+    columns = by_hand(model, sae, batches)
+    numbers = np.unique(columns[0])
+    places = [np.flatnonzero(columns[0] == number) for number in numbers]
+    draws = np.random.default_rng(3).multinomial(len(numbers), np.full(len(numbers), 1 / len(numbers)), size=1000)
+    values = []
+    for draw in draws:
+        tokens = np.concatenate([np.tile(place, times) for place, times in zip(places, draw)])
+        values.append(naive_metrics(*(column[tokens] for column in columns)))
+    for metric, low, high in zip(found, *np.quantile(values, (0.025, 0.975), axis=0)):
+        assert metric.low == pytest.approx(low, rel=1e-3, abs=1e-6)
+        assert metric.high == pytest.approx(high, rel=1e-3, abs=1e-6)
+        assert metric.low < metric.value < metric.high
+
+
+def test_the_best_and_the_emptiest_sae(random_models, batches):
+    """Latents for each direction and its opposite reconstruct everything; none at all leave the mean."""
+    model = random_models[1]
+    d = model.d_model
+    config = StandardSAEConfig(d, 2 * d, apply_b_dec_to_input=False)
+    perfect, empty = (SAE.get_sae_class_for_architecture("standard")(dataclasses.replace(config)) for _ in range(2))
+    y = torch.cat([model.residuals(batch.tokens, [LAYER])[LAYER][batch.mask] for batch in batches()])
+    with torch.no_grad():
+        perfect.W_enc.copy_(torch.cat([torch.eye(d), -torch.eye(d)], dim=1))
+        perfect.W_dec.copy_(perfect.W_enc.T)
+        empty.b_enc.fill_(-1e6)
+        empty.b_dec.copy_(y.mean(0))
+    found = evaluate_saes({"perfect": perfect, "empty": empty}, model, LAYER, batches())
+    assert found["perfect"].fuv.value == pytest.approx(0, abs=1e-10) and found["perfect"].l0.value == d
+    assert found["perfect"].delta_loss.value == pytest.approx(0, abs=1e-5)
+    assert found["empty"].fuv.value == pytest.approx(1, rel=1e-5) and found["empty"].dead_fraction == 1
+    assert found["empty"].l0.value == 0 and found["empty"].mse.value == pytest.approx(y.var(0, correction=0).mean())
+
+
+def test_halved_batches_and_short_pieces_give_the_same(random_models, batches, saes, monkeypatch):
+    model = random_models[1]
+    expected = evaluate_saes(saes, model, LAYER, batches())
+    cross_entropy = model.cross_entropy
+
+    def small(tokens, *, layer=None, edit=None):
+        if len(tokens) > 1 and edit is not None:
+            raise torch.OutOfMemoryError("no room")
+        return cross_entropy(tokens, layer=layer, edit=edit)
+
+    monkeypatch.setattr(model, "cross_entropy", small)
+    monkeypatch.setattr("stitch_utils.saes.evaluation.TOKENS_AT_ONCE", 7)
+    found = evaluate_saes(saes, model, LAYER, batches())
+    for name in saes:
+        np.testing.assert_allclose(np.hstack(found[name]), np.hstack(expected[name]), rtol=1e-4, atol=1e-6)
+
+
+def test_what_cannot_be_evaluated(random_models, batches, saes):
+    with pytest.raises(ValueError, match=r"SAE 'sae' reads 48 dimensions: expected 32, the width of"):
+        evaluate_saes({"sae": saes["topk"]}, random_models[0], 1, batches())
+    with pytest.raises(ValueError, match="hold no ordinary token"):
+        evaluate_saes({"sae": saes["topk"]}, random_models[1], LAYER, [])
+    with pytest.raises(ValueError, match="hold no ordinary token"):
+        empty = (batch._replace(mask=torch.zeros_like(batch.mask)) for batch in batches())
+        evaluate_saes({"sae": saes["topk"]}, random_models[1], LAYER, empty)
+
+
+def test_the_metrics_are_table_2s():
+    assert SAEMetrics._fields == ("l0", "fuv", "mse", "delta_loss", "dead_fraction")
