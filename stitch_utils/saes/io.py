@@ -1,8 +1,8 @@
-"""SAEs as others have stored them, read into SAELens' classes so that they compute what their authors' code computes.
+"""Read SAEs that others have stored into SAELens' classes, so that they compute what their authors' code computes.
 
 Section 3: published TopK SAEs in EleutherAI's sparsify format for Pythia, JumpReLU ones (Gemma Scope) for Gemma.
 
-Offers `load_sae`, and `built`, an SAE from a configuration and weights.
+Offers `load_sae`; `built`, which makes an SAE from a configuration and weights.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from ..data.hub import embedded_folder, fetched
 from ..data.pairs import SAERef
 
 FORMATS = ("sae_lens", "sparsify")
-# SAELens reads these with `torch.load`: pickles, which are programs, and nothing here runs those of others.
+# SAELens reads these formats with `torch.load`. They are pickles, which can run any program, so they are refused here.
 PICKLED = {"connor_rob_hook_z", "deepseek_r1", "dictionary_learning_1", "goodfire", "qwen_scope"}
 SPARSIFY_TENSORS = {"encoder.weight", "encoder.bias", "W_dec", "b_dec"}
 
 
 def load_sae(ref: str | SAERef, *, device: str = "cpu") -> SAE:
-    """An SAE in float32, or in the dtype it was saved in if SAELens wrote it to a folder.
+    """Load an SAE in float32, or in the dtype it was saved in if SAELens wrote it to a folder.
 
-    `ref`: a folder that SAELens' `save_model` or EleutherAI's sparsify wrote, `embedded:NAME`, `sae_lens:RELEASE/ID`,
-    `sparsify:OWNER/NAME/HOOKPOINT`, or an entry of a pair's file. HubError (a ValueError) for what the Hub does not
-    give; ValueError for a folder, reference or kind of SAE that is not one of these.
+    `ref` is a folder that SAELens' `save_model` or EleutherAI's sparsify wrote, `embedded:NAME`,
+    `sae_lens:RELEASE/ID`, `sparsify:OWNER/NAME/HOOKPOINT`, or an entry of a pair's file. HubError (a ValueError) for
+    what the Hub does not give; ValueError for a folder, reference or kind of SAE that is none of these.
     """
     if isinstance(ref, str):
         shipped = ref.startswith("embedded:")
@@ -64,7 +64,7 @@ def load_sae(ref: str | SAERef, *, device: str = "cpu") -> SAE:
 def _parsed(ref: str) -> SAERef:
     format, _, name = ref.partition(":")
     parts = name.split("/")
-    # SAELens' releases have names without a slash; what it does not list is a repository.
+    # A release of SAELens has a name without a slash; whatever SAELens does not list is a repository, OWNER/NAME.
     words = 1 if format == "sae_lens" and parts[0] in get_pretrained_saes_directory() else 2
     if format not in FORMATS or len(parts) <= words or not all(parts):
         raise ValueError(
@@ -102,7 +102,7 @@ def _from_sae_lens(ref: SAERef, device: str) -> SAE:
     load = NAMED_PRETRAINED_SAE_LOADERS[format]
 
     def as_stored(**options):
-        # Widths are those of the weights: for Gemma Scope, SAELens infers them from the names of folders.
+        # SAELens infers the widths of Gemma Scope from the names of folders; the weights know better.
         config, tensors, sparsity = load(**options)
         if "W_enc" in tensors:
             config["d_in"], config["d_sae"] = tensors["W_enc"].shape
@@ -116,9 +116,9 @@ def _from_sae_lens(ref: SAERef, device: str) -> SAE:
 
 
 def _from_sparsify(config_file: Path, weights_file: Path, hookpoint: str, source: str, device: str) -> SAE:
-    """TopK((x - b_dec) W_enc^T + b_enc) W_dec + b_dec, as sparsify computes it and stores its parts.
+    """Read a sparsify SAE, TopK((x - b_dec) W_enc^T + b_enc) W_dec + b_dec.
 
-    SAELens' own loader of this format transposes the decoder, rounds to bfloat16 and leaves b_dec in the input.
+    SAELens' own loader of this format transposes the decoder, rounds to bfloat16 and does not subtract b_dec.
     """
     config = json.loads(config_file.read_text(encoding="utf-8"))
     kind = {"activation": "topk", "signed": False, "transcode": False, "skip_connection": False}
@@ -138,17 +138,12 @@ def _from_sparsify(config_file: Path, weights_file: Path, hookpoint: str, source
     layer = re.fullmatch(r"layers\.(\d+)", hookpoint)
     hook = {"hook_name": f"blocks.{layer[1]}.hook_resid_post"} if layer else {}
     metadata = SAEMetadata(source=source, sparsify_hookpoint=hookpoint, **hook)
-    weights = {
-        "W_enc": tensors["encoder.weight"].T,
-        "b_enc": tensors["encoder.bias"],
-        "W_dec": tensors["W_dec"],
-        "b_dec": tensors["b_dec"],
-    }
-    return built(TopKSAEConfig(d_in, d_sae, device=device, k=config["k"], metadata=metadata), weights)
+    encoder = {"W_enc": tensors.pop("encoder.weight").T, "b_enc": tensors.pop("encoder.bias")}
+    return built(TopKSAEConfig(d_in, d_sae, device=device, k=config["k"], metadata=metadata), encoder | tensors)
 
 
 def built(config: SAEConfig, tensors: Mapping[str, Tensor]) -> SAE:
-    """The SAE with these weights, in the configuration's dtype and on its device."""
+    """Build the SAE with these weights, in the configuration's dtype and on its device."""
     device, dtype = config.device, getattr(torch, config.dtype.removeprefix("torch."))
     # On `meta` the weights that are about to be replaced cost no memory and no random numbers.
     sae = SAE.get_sae_class_for_architecture(config.architecture())(dataclasses.replace(config, device="meta"))

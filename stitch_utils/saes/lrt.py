@@ -35,7 +35,7 @@ Offers `fit_code_map`, `CodeMap`, `code_map_flops`, `reconstructions`; `decoder_
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -54,6 +54,7 @@ from .transfer import transfer_sae
 
 RIDGES = (1e-6, 1e-4, 1e-2, 1e-1)
 LARGEST_EXACT = 4096  # latents: beyond it the moments take more than a gigabyte
+Pairs = Iterable[tuple[Tensor, Tensor]]
 
 
 class CodeMap(NamedTuple):
@@ -63,26 +64,26 @@ class CodeMap(NamedTuple):
     matrix: Float[Tensor, "d_sae d_out"]
     bias: Float[Tensor, " d_out"]
     method: str
-    """`exact` or `adam`."""
+    """How the map was fitted: `exact` or `adam`."""
     ridge: float
-    """As a share of the mean variance of a latent; 0 for `adam`."""
+    """The ridge, as a share of the mean variance of a latent; 0 for `adam`."""
 
     def predict(self, stream: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_out"]:
-        """What the code of a stream says of the other one."""
+        """Predict the other stream from the code of this one."""
         with torch.no_grad():
             code = self.sae.encode(stream.to(self.sae.W_enc))
             return code.to(self.matrix) @ self.matrix + self.bias
 
 
 def code_map_flops(d_in: int, d_sae: int, d_out: int) -> int:
-    """FLOPs a token of encoding and decoding, at two for a multiply-add."""
+    """Count the FLOPs a token of encoding and decoding, at two for a multiply-add."""
     return 2 * d_sae * (d_in + d_out)
 
 
 def fit_code_map(
     sae: SAE,
-    batches: Iterable[tuple[Tensor, Tensor]],
-    held_out: Iterable[tuple[Tensor, Tensor]],
+    batches: Pairs,
+    held_out: Pairs,
     *,
     ridges: tuple[float, ...] = RIDGES,
     method: str = "",
@@ -90,7 +91,7 @@ def fit_code_map(
     epochs: int = 4,
     seed: int = 0,
 ) -> CodeMap:
-    """The map from the code of the first stream of each pair to the second.
+    """Fit the map from the code of the first stream of each pair to the second.
 
     `batches` and `held_out` give (stream that the SAE reads, stream to predict). `method` is `exact` or `adam`, by
     default the first for SAEs of up to `LARGEST_EXACT` latents; `adam` iterates `batches` `epochs` times and does not
@@ -99,109 +100,78 @@ def fit_code_map(
     method = method or ("exact" if sae.cfg.d_sae <= LARGEST_EXACT else "adam")
     if method not in ("exact", "adam"):
         raise ValueError(f"unknown method {method!r}: expected exact or adam")
+    coded, ridge = _Changed(batches, lambda x, y: _code(sae, x, y)), 0.0
     if method == "exact":
-        moments, validation = (moments_of(_Coded(sae, part)) for part in (batches, held_out))
-        found = {}
-        for ridge in ridges:
-            stitch = fit_exact(moments, alpha=0, ridge=ridge)
-            found[ridge] = stitch_loss(stitch, validation, alpha=0).up, stitch
-        ridge = min(found, key=lambda one: found[one][0])
-        return _built(sae, found[ridge][1], "exact", ridge)
-    d_out = next(iter(batches))[1].shape[1]
-    stitch = fit_unsquared_adam(
-        _Coded(sae, batches),
-        d_a=sae.cfg.d_sae,
-        d_b=d_out,
-        lr=lr,
-        epochs=epochs,
-        directions="up",
-        seed=seed,
-        device=sae.W_enc.device,
-    )
-    return _built(sae, stitch, "adam", 0.0)
-
-
-def _built(sae: SAE, stitch: Stitch, method: str, ridge: float) -> CodeMap:
+        moments = moments_of(coded)
+        validation = moments_of(_Changed(held_out, lambda x, y: _code(sae, x, y)))
+        stitches = {ridge: fit_exact(moments, alpha=0, ridge=ridge) for ridge in ridges}
+        ridge = min(ridges, key=lambda ridge: stitch_loss(stitches[ridge], validation, alpha=0).up)
+        stitch = stitches[ridge]
+    else:
+        widths = {"d_a": sae.cfg.d_sae, "d_b": next(iter(batches))[1].shape[1]}
+        options = {"lr": lr, "epochs": epochs, "seed": seed, "device": sae.W_enc.device}
+        stitch = fit_unsquared_adam(coded, **widths, directions="up", **options)
     return CodeMap(sae, stitch.P_up.to(sae.W_enc), stitch.b_up.to(sae.W_enc), method, ridge)
 
 
-class _Coded:
-    """The pairs with an SAE's code in place of the first stream; iterated as often as they can be."""
+class _Changed:
+    """Pairs, each of them changed by a function; it can be iterated as often as they can."""
 
-    def __init__(self, sae: SAE, pairs: Iterable[tuple[Tensor, Tensor]]):
-        self.sae, self.pairs = sae, pairs
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for stream, target in self.pairs:
-            if stream.shape[1] != self.sae.cfg.d_in:
-                raise ValueError(
-                    f"the SAE reads {self.sae.cfg.d_in} dimensions: expected streams of that width, got "
-                    f"{stream.shape[1]}"
-                )
-            with torch.no_grad():
-                code = self.sae.encode(stream.to(self.sae.W_enc))
-            yield code, target.to(code)
-
-
-class _Second:
-    """The second stream of each pair, twice."""
-
-    def __init__(self, pairs: Iterable[tuple[Tensor, Tensor]]):
-        self.pairs = pairs
+    def __init__(self, pairs: Pairs, change: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]):
+        self.pairs, self.change = pairs, change
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return ((y, y) for _, y in self.pairs)
+        return (self.change(x, y) for x, y in self.pairs)
+
+
+@torch.no_grad()
+def _code(sae: SAE, stream: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Put an SAE's code in place of the stream that it reads."""
+    if (d := stream.shape[1]) != sae.cfg.d_in:
+        raise ValueError(f"the SAE reads {sae.cfg.d_in} dimensions: expected streams of that width, got {d}")
+    code = sae.encode(stream.to(sae.W_enc))
+    return code, target.to(code)
 
 
 def reconstructions(
-    sae: SAE,
-    stitch: Stitch,
-    batches: Iterable[tuple[Tensor, Tensor]],
-    held_out: Iterable[tuple[Tensor, Tensor]],
-    **options,
+    sae: SAE, stitch: Stitch, batches: Pairs, held_out: Pairs, **options
 ) -> tuple[dict[str, Prediction], dict[str, CodeMap]]:
-    """B's stream from the code of an SAE of A, in the four ways: `a_composed`, `a_fitted` (the sister paper's map),
-    `b_composed` (the transferred SAE, Eq. 6) and `b_fitted`; and the two fitted maps, by `a` and `b`.
+    """Predict B's stream from the code of an SAE of A in four ways, and give the two fitted maps, by `a` and `b`.
 
-    `batches` and `held_out` give (x, y); `options` are those of `fit_code_map`.
+    The ways are `a_composed`, `a_fitted` (the sister paper's map), `b_composed` (the transferred SAE, Eq. 6) and
+    `b_fitted`. `batches` and `held_out` give (x, y); `options` are those of `fit_code_map`.
     """
     moved = transfer_sae(sae, stitch)
-    maps = {
-        "a": fit_code_map(sae, batches, held_out, **options),
-        "b": fit_code_map(moved, _Second(batches), _Second(held_out), **options),
-    }
+    of_b = (_Changed(pairs, lambda x, y: (y, y)) for pairs in (batches, held_out))
+    maps = {"a": fit_code_map(sae, batches, held_out, **options), "b": fit_code_map(moved, *of_b, **options)}
     predictions = {
-        "a_composed": Prediction("b", lambda x, y: stitch.up(_through(sae, x).to(stitch.P_up))),
+        "a_composed": Prediction("b", lambda x, y: stitch.up(sae(x.to(sae.W_enc)).to(stitch.P_up))),
         "a_fitted": Prediction("b", lambda x, y: maps["a"].predict(x)),
-        "b_composed": Prediction("b", lambda x, y: _through(moved, y)),
+        "b_composed": Prediction("b", lambda x, y: moved(y.to(moved.W_enc))),
         "b_fitted": Prediction("b", lambda x, y: maps["b"].predict(y)),
     }
     return predictions, maps
 
 
-def _through(sae: SAE, stream: Tensor) -> Tensor:
-    return sae.decode(sae.encode(stream.to(sae.W_enc)))
-
-
 class DecoderRegression(NamedTuple):
-    """What a regression leaves, beside what it would leave of unrelated rows."""
+    """What a regression leaves of W_to, beside what it would leave of unrelated rows."""
 
     residual: float
     """Frobenius norm of what is left."""
     total: float
-    """Of W_to itself (around its mean row, with an intercept)."""
+    """Frobenius norm of W_to itself (around its mean row, with an intercept)."""
     chance: float
     """`chance_norm` for rows of the lengths that W_to's have."""
     simulated: Estimate
-    """The same by simulation: rows drawn evenly from the sphere, at these lengths; mean and 95% of the draws."""
+    """What is left of rows of these lengths drawn evenly from the sphere: mean and middle 95% of the draws."""
     shuffled: Estimate
-    """W_to's own rows in another order: unrelated, but with whatever direction they share. As above."""
+    """What is left of W_to's rows in another order, unrelated but for a direction that all share; likewise."""
 
 
 def chance_norm(n: int, d: int, *, squares: float | None = None, intercept: bool = False) -> float:
-    """Norm that `d` regressors leave of `n` unrelated rows of unit length, or with this sum of squared lengths.
+    """Compute the norm that `d` regressors leave of `n` unrelated rows of unit length, or of this sum of `squares`.
 
-    An intercept is one regressor more. 0 where there are as many regressors as rows. ValueError for counts below one.
+    An intercept is one regressor more. With as many regressors as rows it is 0. ValueError for counts below one.
     """
     if n < 1 or d < 1:
         raise ValueError(f"expected at least one row and one regressor: got {n} and {d}")
@@ -216,7 +186,7 @@ def decoder_regression(
     draws: int = 20,
     seed: int = 0,
 ) -> DecoderRegression:
-    """Least squares of `W_to`'s rows on `W_from`'s, and the same for `draws` draws of unrelated rows.
+    """Regress the rows of `W_to` on those of `W_from` by least squares, and so `draws` draws of unrelated rows.
 
     ValueError for matrices of different lengths.
     """
@@ -226,7 +196,7 @@ def decoder_regression(
     if intercept:
         given = torch.cat([given, torch.ones_like(given[:, :1])], dim=1)
     left, values, _ = torch.linalg.svd(given, full_matrices=False)
-    basis = left[:, values > values[0] * max(given.shape) * torch.finfo(given.dtype).eps]  # of what the columns span
+    basis = left[:, values > values[0] * max(given.shape) * torch.finfo(given.dtype).eps]  # of the span of the columns
 
     def norm(rows: Tensor) -> float:
         return (rows - basis @ (basis.T @ rows)).norm().item()
@@ -248,21 +218,22 @@ def decoder_regression(
 
 
 class Matches(NamedTuple):
-    """Latents of one SAE with their likes in another."""
+    """Latents of one SAE, each with the latent of another SAE that fires most like it."""
 
     latents: Int[Tensor, " matched"]
-    """Those of the first that fire on the text."""
+    """The latents of the first SAE that fire on the text."""
     partners: Int[Tensor, " matched"]
-    """Of the second, the one whose activations correlate most with each. One may be the partner of several."""
+    """For each, the latent of the second SAE whose activations correlate most. One may be the partner of several."""
     correlations: Float[Tensor, " matched"]
+    """The correlation of each with its partner."""
 
 
 @torch.no_grad()
 def match_latents(saes: tuple[SAE, SAE], batches: Iterable[tuple[Tensor, Tensor]]) -> Matches:
-    """For each latent of the first SAE the one of the second that fires most like it, on the streams (x, y) of the same
-    tokens.
+    """Find for each latent of the first SAE the latent of the second that fires most like it on the same tokens.
 
-    Pearson's correlation of the activations, from sums over all tokens. ValueError where one SAE fires nowhere.
+    `batches` give the streams (x, y) that the two SAEs read. Likeness is Pearson's correlation of the activations over
+    all tokens. ValueError where one SAE fires nowhere.
     """
     count, cross = 0, 0
     sums: list = [0, 0]

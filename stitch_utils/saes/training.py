@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -221,26 +221,35 @@ def train_saes(
     folder.mkdir(parents=True, exist_ok=True)
     digest = _digest(configs, held_out, key, given, evaluate_every, metadata)
     with FileLock(folder / ".lock"):
-        curves = _finished(folder, digest, names)
-        if curves is None:
-            d_in, device = held_out.shape[1], held_out.device
-            runs = [_Run(config, d_in, given.get(config.name), metadata, device) for config in configs]
-            curves = _train(runs, stream, held_out.float(), folder, digest, evaluate_every, checkpoint_every)
-        return curves
+        saved = _read_state(folder / CHECKPOINT, digest)
+        if saved and "finished" in saved[1]:
+            # a list, so that all of them are looked at
+            if not any([damaged(_sae_folder(folder, name)) for name in names]):
+                of = {name: [saved[0][f"{name}/{field}"].numpy() for field in Curve._fields] for name in names}
+                return {name: Curve(*arrays) for name, arrays in of.items()}
+            discard(folder / CHECKPOINT)
+            saved = None
+        d_in, device = held_out.shape[1], held_out.device
+        runs = [_Run(config, d_in, given.get(config.name), metadata, device) for config in configs]
+        done = _resume(runs, *saved) if saved else 0
+        if not saved:
+            shutil.rmtree(folder / "saes", ignore_errors=True)
+        batches = _batches(stream, configs[0].batch_tokens, done)
+        return _train(runs, batches, held_out.float(), done, folder, digest, evaluate_every, checkpoint_every)
 
 
 def _train(
-    runs: Sequence[_Run],
-    stream: Iterable[Tensor],
+    runs: list[_Run],
+    batches: Iterator[Tensor],
     held_out: Tensor,
+    done: int,
     folder: Path,
     digest: str,
     evaluate_every: int,
     checkpoint_every: int,
 ) -> dict[str, Curve]:
-    """Train the runs of a sweep from the state in its folder, or from the start, to their ends."""
-    done, n_steps = _resume(runs, folder, digest), max(run.config.n_steps for run in runs)
-    batches, variance = _batches(stream, runs[0].config.batch_tokens, done), _squared_deviations(held_out)
+    """Train the runs of a sweep to their ends from step `done` on."""
+    n_steps, variance = max(run.config.n_steps for run in runs), _squared_deviations(held_out)
     for step in progress(range(done + 1, n_steps + 1), "SAEs", initial=done, total=n_steps):
         batch = next(batches).to(held_out)
         if (d := batch.shape[1]) != held_out.shape[1]:
@@ -268,13 +277,8 @@ def _train(
     return curves
 
 
-def _resume(runs: Sequence[_Run], folder: Path, digest: str) -> int:
-    """Load the state of an unfinished sweep into its runs, or remove what another sweep left; count the steps done."""
-    saved = _read_state(folder / CHECKPOINT, digest)
-    if saved is None:
-        shutil.rmtree(folder / "saes", ignore_errors=True)
-        return 0
-    tensors, facts = saved
+def _resume(runs: list[_Run], tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> int:
+    """Load the state of an unfinished sweep into its runs, and return the number of steps done."""
     for run in runs:
         start = f"{run.config.name}/"
         own = {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
@@ -282,20 +286,8 @@ def _resume(runs: Sequence[_Run], folder: Path, digest: str) -> int:
     return facts["step"]
 
 
-def _finished(folder: Path, digest: str, names: Sequence[str]) -> dict[str, Curve] | None:
-    """The curves of a finished sweep; None where it is not finished, or where a trained SAE has been lost."""
-    saved = _read_state(folder / CHECKPOINT, digest)
-    if saved is None or "finished" not in saved[1]:
-        return None
-    if any([damaged(_sae_folder(folder, name)) for name in names]):  # a list, so that all of them are looked at
-        discard(folder / CHECKPOINT)
-        return None
-    tensors = saved[0]
-    return {name: Curve(*(tensors[f"{name}/{field}"].numpy() for field in Curve._fields)) for name in names}
-
-
 def _read_state(path: Path, digest: str) -> tuple[dict[str, Tensor], dict] | None:
-    """The tensors and facts that `_write_state` left, if they are undamaged and of the sweep with this digest."""
+    """Read the tensors and facts that `_write_state` left, if they are undamaged and of the sweep with this digest."""
     if not path.exists() or damaged(path):
         return None
     with safe_open(path, framework="pt") as file:

@@ -6,6 +6,7 @@ import torch
 from stitch_utils.data.pairs import TextRef
 from stitch_utils.data.text import token_batches
 from stitch_utils.models.harvest import ActivationStream, ModelStream, as_fits, paired_residuals, sample_residuals
+from stitch_utils.models.language_model import LanguageModel
 from stitch_utils.stitching.moments import harvest_moments
 
 
@@ -73,17 +74,18 @@ def test_steps_are_of_one_size_and_repeat(random_models, batches, keep):
         torch.testing.assert_close(torch.cat([b for _, b in steps]), y[: 50 * len(steps)], rtol=1e-4, atol=1e-5)
 
 
-class Spy:
+class Spy(LanguageModel):
     """A model that notes how many rows of tokens it reads at once, and has no room for more than `room` of them."""
 
     def __init__(self, model, room=100):
-        self.model, self.device, self.room, self.rows = model, model.device, room, []
+        vars(self).update(vars(model))
+        self.room, self.rows = room, []
 
     def residuals(self, tokens, layers):
         self.rows.append(len(tokens))
         if len(tokens) > self.room:
             raise torch.OutOfMemoryError("no room")
-        return self.model.residuals(tokens, layers)
+        return super().residuals(tokens, layers)
 
 
 @pytest.mark.parametrize("keep", [True, False])
