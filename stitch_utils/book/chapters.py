@@ -1,12 +1,13 @@
-"""The chapters that there are, and the parameters that each takes (no section of its own).
+"""List the chapters, their parameters and their pages (no section of its own).
 
 A chapter is a text notebook, `book/<chapter>.md`, with one cell tagged `parameters` that assigns literals. `_toc.yml`
 says which there are and in which order. What a user writes on a command line is text: the default of a parameter
 decides what it stands for, so that `1e-4` is a number where a number stood, and `no` is Norwegian where a language
-stood.
+stood. A verdict can be doubted only by somebody who finds the cells behind it, so whatever was computed leads to the
+section of the page that computed it, and what was not run to the command that runs it.
 
-Offers `chapter_names`, `toc_files`, `read_chapter`, `for_pair`, `parse_value`, and `RequestError` for what makes no
-sense.
+Offers `chapter_names`, `toc_files`, `read_chapter`, `for_pair`, `parse_value`, `anchor`, `page_of`, `command_for`,
+`pair_argument`, `pair_file`, `one_line`, and `RequestError` for a request that makes no sense.
 """
 
 from __future__ import annotations
@@ -16,12 +17,16 @@ import hashlib
 import json
 import math
 import re
+import shlex
 from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
 import yaml
+
+from ..data.pairs import known_pairs
+from ..utils.files import project_root
 
 # They read the results of all pairs, so they come last, in this order.
 SUMMARIES = ("claims", "reproducibility", "index")
@@ -30,11 +35,11 @@ EMBEDDED_ONLY = "embedded-pair"  # tag of cells that are about the embedded pair
 
 
 class RequestError(Exception):
-    """A request that makes no sense, told in one line; exit code 2."""
+    """A request that makes no sense. The message is one line, and the exit code is 2."""
 
 
 def toc_files(root: Path) -> list[str]:
-    """The files that `_toc.yml` names, root first, in reading order, without their endings; globs are left out."""
+    """List the files that `_toc.yml` names, root first, in reading order, without their endings; globs are left out."""
 
     def walk(entry: dict) -> Iterator[str]:
         if name := entry.get("root", entry.get("file")):
@@ -54,14 +59,14 @@ def toc_files(root: Path) -> list[str]:
 
 
 def chapter_names(root: Path) -> list[str]:
-    """The chapters of `_toc.yml` that have a source, in its order but with the summaries last."""
+    """List the chapters of `_toc.yml` that have a source, in its order but with the summaries last."""
     found = dict.fromkeys(PurePosixPath(file).name for file in toc_files(root))
     names = [name for name in found if (root / "book" / f"{name}.md").is_file()]
     return [name for name in names if name not in SUMMARIES] + [name for name in SUMMARIES if name in names]
 
 
 def read_chapter(root: Path, chapter: str) -> tuple[Any, dict[str, Any], str]:
-    """A chapter's notebook, its parameters with their defaults, and the digest of its source."""
+    """Read a chapter: its notebook, its parameters with their defaults, and the digest of its source."""
     import jupytext
 
     source = (root / "book" / f"{chapter}.md").read_text(encoding="utf-8")
@@ -84,7 +89,7 @@ def read_chapter(root: Path, chapter: str) -> tuple[Any, dict[str, Any], str]:
 
 
 def for_pair(notebook: Any, pair: str) -> Any:
-    """The notebook for a page that stands below the embedded pair's, in the same book.
+    """Adapt a notebook to a page that stands below the embedded pair's, in the same book.
 
     Its title names the pair, its figures have labels of their own, and cells tagged `embedded-pair` are left out.
     """
@@ -104,7 +109,7 @@ def for_pair(notebook: Any, pair: str) -> Any:
 
 
 def parse_value(name: str, text: str, default: Any) -> Any:
-    """The value that `text` stands for where `default` stands: text for text, a finite number for a number.
+    """Return the value that `text` stands for where `default` stands: text for text, a finite number for a number.
 
     A default of None takes any YAML value. RequestError where `text` cannot be what is expected.
     """
@@ -131,8 +136,43 @@ def parse_value(name: str, text: str, default: Any) -> Any:
     return type(default)(value)
 
 
+def anchor(heading: str) -> str:
+    """Return the id that the rendered page gives to the section under `heading`, as docutils makes it."""
+    return re.sub(r"[^a-z0-9]+", "-", heading.lower()).strip("-")
+
+
+def page_of(pair: str, chapter: str, heading: str = "") -> str:
+    """Return where the book shows the section, from `_build/html` on; "" if the pair has no page of this chapter."""
+    page = Path("book", "runs", pair, chapter)
+    if not (project_root() / page.with_name(f"{chapter}.ipynb")).is_file():
+        return ""
+    return f"{page.as_posix()}.html" + (f"#{anchor(heading)}" if heading else "")
+
+
+def command_for(given: str, chapter: str = "") -> str:
+    """Return the command that runs a chapter, or all of them, for the pair that `given` names (`pair_argument`)."""
+    return f".venv/bin/stitch-book run --pair {shlex.quote(given)}" + (f" --chapter {chapter}" if chapter else "")
+
+
+def pair_argument(pair: str, file: str = "") -> str:
+    """Return what a command takes for the pair: its name, or the file of a user's own pair, by default as its pages say."""
+    return pair if pair in known_pairs() else file or pair_file(pair) or f"{pair}.yml"
+
+
+def pair_file(pair: str) -> str:
+    """Return the pair file that the pages of a pair were made from, as they name it; "" if there is none."""
+    for page in sorted((project_root() / "book" / "runs" / pair).glob("[!.]*.ipynb")):
+        try:
+            file = json.loads(page.read_text(encoding="utf-8"))["metadata"]["stitch_book"]["parameters"]["pair"]
+        except (OSError, ValueError, KeyError, TypeError):  # half a page, or none of ours: another may know
+            continue
+        if file:
+            return str(file)
+    return ""
+
+
 def one_line(error: object) -> str:
-    """What an error says, without its line breaks."""
+    """Return what an error says, without its line breaks."""
     return " ".join(str(error).split())
 
 

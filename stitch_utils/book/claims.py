@@ -1,20 +1,26 @@
-"""The papers' claims, decided by our numbers and by their own (no section of its own: every claim passes through here).
+"""Decide the papers' claims, from our numbers and from their own (no section of its own).
 
 `book/published.yml` holds the papers' numbers under ids like `table1.pythia.a_to_b`, and their claims, each with the
 ids it needs and a predicate over them such as `a_to_b_to_a < 1.01 * a`. The same predicate is asked of our numbers and
 of the papers' own, so that a threshold which the papers themselves would miss shows. Nothing that a predicate needs is
-ever filled in: if a number is missing, the claim counts as not run.
+ever filled in: if a number is missing, the claim counts as not run. A predicate is parsed as Python, and then only
+arithmetic, comparisons, and, or, not, abs, min and max over the claim's names are carried out, so a line of data cannot
+run code.
 
 A verdict compares the estimates. Where a number has a 95% interval, the predicate is asked again with this one number
 at either end of it and all others where they are: a verdict that changes has its threshold inside that interval.
 
 Offers `published`, which reads the file into a `Published` of `Claim`s and `Figure`s, `verdicts` and `figures_status`,
-which compare it with our results, and for whoever prints these `with_interval`, `named` and `said_of_turns`.
+which compare it with our results as `Verdict`s and `FigureStatus`es, and for whoever prints these `VERDICTS`,
+`with_interval`, `named` and `said_of_turns`.
 """
 
+import ast
+import functools
 import math
+import operator
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import NamedTuple
@@ -22,11 +28,25 @@ from typing import NamedTuple
 import yaml
 
 from ..utils.files import project_root
-from .pages import command_for, page_of, pair_argument
-from .predicates import compile_predicate
+from .chapters import command_for, page_of, pair_argument
 from .results import read_results
 
 VERDICTS = ("holds", "partly", "does not hold", "not run")
+_OPERATORS = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.Pow: operator.pow,
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+    ast.USub: operator.neg,
+    ast.Not: operator.not_,
+}
 
 
 @dataclass(frozen=True)
@@ -60,7 +80,7 @@ class Claim:
                 raise ValueError(f"claim '{self.id}': {name} needs '{id}', expected an id that contains {{pair}}")
         for predicate in (self.holds, self.partly) if self.partly else (self.holds,):
             try:
-                compile_predicate(predicate, self.needs)
+                _compiled(predicate, self.needs)
             except (SyntaxError, ValueError) as error:
                 raise ValueError(f"claim '{self.id}': predicate {predicate!r}: {error}") from None
 
@@ -144,9 +164,14 @@ class FigureStatus(NamedTuple):
 
 
 def published() -> Published:
-    """`book/published.yml` of the project, checked. ValueError says which entry is wrong and how."""
+    """Read and check `book/published.yml`, once a process. ValueError says which entry is wrong and how."""
     path = project_root() / "book" / "published.yml"
-    document = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
+    return _parsed(path, path.read_text(encoding="utf-8"))
+
+
+@functools.lru_cache(maxsize=4)
+def _parsed(path: Path, text: str) -> Published:
+    document = yaml.load(text, _UniqueKeys)
     if set(document) != {"numbers", "figures", "claims"}:
         raise ValueError(f"{path} has the parts {sorted(document)}: expected numbers, figures and claims")
     values = {}
@@ -164,16 +189,16 @@ def published() -> Published:
 
 
 def verdicts(pair: str, *, book: Published | None = None, file: str = "") -> list[Verdict]:
-    """One verdict for each claim of `book` (default: `published()`), from our results and the papers' on the pair.
+    """Decide each claim of `book` (default: `published()`), from our results and the papers' on the pair.
 
     `file` is that of a pair of one's own, for the commands; by default it is what its pages name.
     """
-    book, ours = book or published(), read_results(pair)
+    book, (ours, runs) = book or published(), read_results(pair)
     given = pair_argument(pair, file)
     rows = []
     for claim in book.claims:
         own, theirs = _needed(claim, pair, ours), _needed(claim, pair, book.numbers)
-        said, scale = _decide(claim, own), str(ours.get(f"run.{claim.chapter}.scale", ""))
+        said, scale = _decide(claim, own), str(runs.get(claim.chapter, {}).get("scale", ""))
         page, command = page_of(pair, claim.chapter, claim.heading), ""
         if said == "not run":
             page, command = "", command_for(given, claim.chapter) if scale in ("", "smoke") else ""
@@ -186,8 +211,8 @@ def verdicts(pair: str, *, book: Published | None = None, file: str = "") -> lis
 
 
 def figures_status(pair: str) -> list[FigureStatus]:
-    """Which tables and figures have numbers for the pair, in the order of `published.yml`."""
-    ids, given = tuple(read_results(pair)), pair_argument(pair)
+    """Say which tables and figures have numbers for the pair, in the order of `published.yml`."""
+    ids, given = tuple(read_results(pair).numbers), pair_argument(pair)
     rows = []
     for figure in published().figures:
         done = any(id.startswith(figure.prefix.replace("{pair}", pair)) for id in ids)
@@ -199,18 +224,18 @@ def figures_status(pair: str) -> list[FigureStatus]:
 
 
 def with_interval(values: Mapping[str, object], name: str) -> str:
-    """`value [low, high]`, from a number and its `.low` and `.high`, in digits that are worth printing."""
+    """Write `value [low, high]`, from a number and its `.low` and `.high`, in digits that are worth printing."""
     middle, low, high = (_printed(values, name, suffix) for suffix in ("", ".low", ".high"))
     return f"{middle} [{low}, {high}]".strip() if low or high else middle
 
 
 def named(values: Mapping[str, float]) -> list[str]:
-    """`name = value [low, high]` for each name of a verdict's numbers."""
+    """Write `name = value [low, high]` for each name of a verdict's numbers."""
     return [f"{name} = {with_interval(values, name)}" for name in dict.fromkeys(id.split(".")[0] for id in values)]
 
 
 def said_of_turns(verdict: Verdict) -> list[str]:
-    """What else the verdict could be inside the intervals, such as "partly if b were 2.31", a line for each."""
+    """Say what else the verdict could be inside the intervals, such as "partly if b were 2.31", a line for each."""
     ends: dict[str, list[str]] = {}
     for end, other in verdict.turns.items():
         name, _, side = end.rpartition(".")
@@ -228,7 +253,7 @@ def _printed(values: Mapping[str, object], name: str, suffix: str) -> str:
 
 
 def _digits(low: object, high: object) -> int:
-    """Decimals that are worth printing: two digits of the interval's width, if there is one."""
+    """Return how many decimals are worth printing: two digits of the interval's width, if there is one."""
     ends = isinstance(low, int | float) and isinstance(high, int | float)
     if not ends or not math.isfinite(high - low) or low >= high:
         return 15
@@ -236,7 +261,7 @@ def _digits(low: object, high: object) -> int:
 
 
 class _UniqueKeys(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # the same language, read nine times faster
-    """PyYAML keeps the last of two equal keys without a word; here that is an error."""
+    """A YAML loader to which two equal keys are an error; PyYAML keeps the last of them without a word."""
 
     def construct_mapping(self, node, deep=False):
         keys = Counter(self.construct_object(key, deep=True) for key, _ in node.value)
@@ -246,7 +271,7 @@ class _UniqueKeys(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # the same la
 
 
 def _entries(kind: type, entries: Iterable[Mapping], path: Path) -> tuple:
-    """Builds one `kind` for each entry, whose keys must be its fields and whose ids must differ."""
+    """Build one `kind` for each entry, whose keys must be its fields and whose ids must differ."""
     known = {f.name: f.default is MISSING for f in fields(kind)}
     built = {}
     for entry in entries:
@@ -277,7 +302,7 @@ def _decide(claim: Claim, values: Mapping[str, float]) -> str:
         return "not run"
     for verdict, predicate in (("holds", claim.holds), ("partly", claim.partly)):
         try:
-            if predicate and compile_predicate(predicate, claim.needs)(values):
+            if predicate and _compiled(predicate, claim.needs)(values):
                 return verdict
         except ArithmeticError as error:
             raise ValueError(f"claim '{claim.id}': {predicate!r} with {dict(values)}: {error}") from None
@@ -285,7 +310,7 @@ def _decide(claim: Claim, values: Mapping[str, float]) -> str:
 
 
 def _turns(claim: Claim, values: Mapping[str, float]) -> dict[str, str]:
-    """The verdict with one number at one end of its interval, wherever that differs from the verdict on the estimates.
+    """Return the verdict with one number at one end of its interval, wherever that differs from that on the estimates.
 
     One at a time, since numbers of one run err together: all at their worst ends at once would be too harsh.
     """
@@ -299,3 +324,42 @@ def _turns(claim: Claim, values: Mapping[str, float]) -> dict[str, str]:
             if other != said:
                 turns[name + end] = other
     return turns
+
+
+def _compiled(text: str, names: Iterable[str]) -> Callable[[Mapping[str, float]], bool]:
+    """Turn a predicate into a function of the values of `names`. ValueError or SyntaxError if it is none."""
+    root = ast.parse(text, mode="eval").body
+    decide = _compile(root, names)
+    if not isinstance(root, ast.Compare | ast.BoolOp) and type(getattr(root, "op", None)) is not ast.Not:
+        raise ValueError("expected a comparison, or several joined by and, or, not")
+    return decide
+
+
+def _compile(node: ast.expr, names: Iterable[str]) -> Callable[[Mapping[str, float]], float | bool]:
+    """Turn a parsed predicate into a function of the values of `names`; whatever else it holds is a ValueError."""
+    match node:
+        case ast.Constant(value=int() | float() as value) if not isinstance(value, bool):
+            return lambda values: value
+        case ast.Name(id=name) if name in names:
+            return lambda values: values[name]
+        case ast.Name(id=name):
+            raise ValueError(f"{name} is not among its needs: {', '.join(names)}")
+        case ast.Compare(left=left, ops=ops, comparators=others) if all(type(op) in _OPERATORS for op in ops):
+            sides = [_compile(side, names) for side in (left, *others)]
+            steps = [(_OPERATORS[type(op)], x, y) for op, x, y in zip(ops, sides, sides[1:], strict=False)]
+            return lambda values: all(operation(x(values), y(values)) for operation, x, y in steps)
+        case ast.BoolOp(op=op, values=parts):
+            decide, sides = all if isinstance(op, ast.And) else any, [_compile(part, names) for part in parts]
+            return lambda values: decide(side(values) for side in sides)
+        case ast.UnaryOp(op=op, operand=part) if type(op) in _OPERATORS:
+            operation, parts = _OPERATORS[type(op)], [part]
+        case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
+            operation, parts = _OPERATORS[type(op)], [left, right]
+        case ast.Call(func=ast.Name(id="abs"), args=[_] as parts, keywords=[]):
+            operation = abs
+        case ast.Call(func=ast.Name(id="max" | "min" as name), args=[_, _, *_] as parts, keywords=[]):
+            operation = max if name == "max" else min
+        case _:
+            raise ValueError(f"'{ast.unparse(node)}' is not arithmetic, a comparison, and, or, not, abs, min or max")
+    operands = [_compile(part, names) for part in parts]
+    return lambda values: operation(*(operand(values) for operand in operands))

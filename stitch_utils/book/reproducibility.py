@@ -10,6 +10,8 @@ Offers `versions`, `machine`, `settings`, `text_splits`, `departures`, `open_poi
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import html
 import itertools
 import os
@@ -28,7 +30,7 @@ from ..data.text import read_documents
 from ..models.harvest import evaluation_batches, training_batches
 from ..models.language_model import load_tokenizer
 from ..utils.files import project_root
-from .pages import command_for, pair_argument
+from .chapters import RequestError, chapter_names, command_for, pair_argument
 from .results import read_results
 
 # What numbers are made with; the lock has all others too.
@@ -108,16 +110,15 @@ def _processor() -> str:
 
 def settings(pair: str) -> pd.DataFrame:
     """The parameters with which each chapter was last run on the pair; seeds among them. Empty without results."""
-    rows: dict[str, dict[str, object]] = {}
-    for id, value in read_results(pair, stand_ins=True).items():
-        if found := re.fullmatch(r"run\.(\w+)\.(\w+)", id):
-            rows.setdefault(found[1], {})[found[2]] = value
+    runs = read_results(pair, stand_ins=True).runs
+    with contextlib.suppress(RequestError):  # a project without a table of contents
+        runs = {name: runs[name] for name in dict.fromkeys((*chapter_names(project_root()), *runs)) if name in runs}
     others = [
-        ", ".join(f"{name} {value}" for name, value in sorted(found.items()) if name not in SAID_APART)
-        for found in rows.values()
+        ", ".join(f"{name} {value}" for name, value in sorted(run.items()) if name not in SAID_APART)
+        for run in runs.values()
     ]
-    columns = {name: [str(found.get(name, "")) for found in rows.values()] for name in ("scale", "seed")}
-    return pd.DataFrame({"chapter": list(rows), **columns, "other parameters": others})
+    columns = {name: [str(run.get(name, "")) for run in runs.values()] for name in ("scale", "seed")}
+    return pd.DataFrame({"chapter": list(runs), **columns, "other parameters": others})
 
 
 def text_splits(pair: ModelPair, scale: str) -> pd.DataFrame:
@@ -145,7 +146,7 @@ def text_splits(pair: ModelPair, scale: str) -> pd.DataFrame:
 
 def departures(pair: str) -> pd.DataFrame:
     """What is done otherwise than the papers say, and what that does on the pair: measured, or why it was not."""
-    numbers = read_results(pair)
+    numbers = read_results(pair).numbers
     entries = _entries("departures")
     effects = [_effect(entry, pair, numbers) for entry in entries]
     told = {
@@ -175,10 +176,13 @@ def _effect(entry: Mapping, pair: str, numbers: Mapping[str, object]) -> str:
     return entry["effect"]["text"].format(**found)
 
 
+_parsed = functools.lru_cache(maxsize=4)(yaml.safe_load)  # once a process
+
+
 def _entries(kind: str) -> list[dict]:
     """Of `book/departures.yml`, checked. ValueError says which entry is wrong and how."""
     path = project_root() / "book" / "departures.yml"
-    entries = yaml.safe_load(path.read_text(encoding="utf-8"))[kind]
+    entries = _parsed(path.read_text(encoding="utf-8"))[kind]
     for number, entry in enumerate(entries, 1):
         where = f"{path.name}: entry {number} of {kind}"
         if missing := [field for field in FIELDS[kind] if field not in entry]:

@@ -1,12 +1,14 @@
-"""What a chapter measured: flat numbers in `results/<pair>/<chapter>.json` (no section of its own).
+"""Write and read what a chapter measured, in `results/<pair>/<chapter>.json` (no section of its own).
 
 A chapter measures and never decides. It writes flat numbers, each under an id like `table1.tiny.a_to_b`, which begins
-with the table or figure and names the pair; `claims.py` compares them with the published ones, whose ids are of the
-same form. A file is replaced whole, so a run that was killed leaves the numbers of the one before. One that
-has changed since it was written is refused.
+with the table or figure and names the pair; `claims.py` compares them with the published ones, whose ids have the same
+form. A file is replaced whole, so a run that was killed leaves the numbers of the one before. A file that has changed
+since it was written is refused.
 
-Offers `write_results`, `read_results`, `pairs_with_results`.
+Offers `write_results`, `read_results`, which returns `Results`, and `pairs_with_results`.
 """
+
+from __future__ import annotations
 
 import json
 import math
@@ -15,8 +17,24 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import NamedTuple
 
 from ..utils.files import is_sealed, is_sound, project_root, put
+from .chapters import command_for, pair_argument
+
+
+class Results(NamedTuple):
+    """What all chapters wrote for one pair."""
+
+    numbers: dict[str, float | int | str]
+    """Result id -> number, or a label."""
+    runs: dict[str, dict[str, object]]
+    """Chapter -> the parameters with which it was last run."""
+
+    def of(self, table: str, pair: str) -> dict[str, float | int | str]:
+        """Return the numbers of one table or figure, by what stands in their ids after the pair."""
+        start = f"{table}.{pair}."
+        return {id.removeprefix(start): number for id, number in self.numbers.items() if id.startswith(start)}
 
 
 def write_results(
@@ -26,7 +44,7 @@ def write_results(
     *,
     parameters: Mapping[str, object] = MappingProxyType({}),
 ) -> Path:
-    """Writes `results/<pair>/<chapter>.json` in one step, replacing an earlier run's file, and returns its path.
+    """Write `results/<pair>/<chapter>.json` in one step, replacing an earlier run's file, and return its path.
 
     `numbers` are finite (or a string, for a label), under ids that contain the pair between dots; floats keep six
     significant digits. `parameters` are JSON scalars, stored as `run.<name>`. ValueError names the id that is wrong.
@@ -46,27 +64,25 @@ def write_results(
             raise ValueError(f"parameter '{name}' is of type {type(value).__name__}: expected a JSON scalar")
         rows[f"run.{name}"] = _storable(f"parameter '{name}'", value)
     path = project_root() / "results" / pair / f"{chapter}.json"
-    said = json.dumps(rows, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
-    put(path, lambda place: place.write_text(said, encoding="utf-8"))
+    text = json.dumps(rows, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    put(path, lambda place: place.write_text(text, encoding="utf-8"))
     return path
 
 
-def read_results(pair: str, *, stand_ins: bool = False) -> dict[str, object]:
-    """All numbers that chapters wrote for the pair, by id; parameters as `run.<chapter>.<name>`. Empty if none ran.
+def read_results(pair: str, *, stand_ins: bool = False) -> Results:
+    """Read all that chapters wrote for the pair; nothing if none ran.
 
-    Runs on stand-ins, random weights under the names of real models (parameter `stand_in`), are left out unless asked
-    for: they are no results.
+    Runs on stand-ins, random weights under the names of real models (parameter `stand_in`), are no results: they are
+    read with `stand_ins` only.
 
-    Where two chapters hold the same id, one of them was run before the number moved to the other: what was written last
-    counts. ValueError if a file is not what `write_results` writes, or no longer what it wrote; one that has been put
-    there by hand, without its seal, is read.
+    Where two chapters hold the same id, one of them was run before the number moved to the other: the file written last
+    counts. ValueError if a file is not what `write_results` writes, or no longer what it wrote; a file without a seal,
+    which somebody has put there, is read.
     """
-    merged: dict[str, object] = {}
+    found = Results({}, {})
     files = (project_root() / "results" / pair).glob("[!.]*.json")
     for path in sorted(files, key=lambda file: (file.stat().st_mtime_ns, file.name)):
         if is_sealed(path) and not is_sound(path):
-            from .pages import command_for, pair_argument  # which import this module
-
             again = command_for(pair_argument(pair), path.stem)
             raise ValueError(f"{path} is not as its run wrote it: make it again with `{again}`")
         try:
@@ -75,19 +91,20 @@ def read_results(pair: str, *, stand_ins: bool = False) -> dict[str, object]:
             raise ValueError(f"{path} does not hold a flat JSON object: {error}") from None
         if rows.get("run.stand_in") and not stand_ins:
             continue
-        for id, value in rows.items():
-            id = f"run.{path.stem}.{id.removeprefix('run.')}" if id.startswith("run.") else id
-            merged[id] = value
-    return merged
+        found.numbers.update({id: value for id, value in rows.items() if not id.startswith("run.")})
+        if parameters := {id[4:]: value for id, value in rows.items() if id.startswith("run.")}:
+            found.runs[path.stem] = parameters
+    return found
 
 
 def pairs_with_results() -> list[str]:
-    """Names of the pairs for which at least one chapter has written results that are not of stand-ins, sorted."""
+    """Name the pairs for which at least one chapter has written results that are not of stand-ins, sorted."""
     names = {path.parent.name for path in (project_root() / "results").glob("*/[!.]*.json")}
-    return sorted(name for name in names if read_results(name))
+    return sorted(name for name in names if any(read_results(name)))
 
 
 def _storable(what: str, value: object) -> object:
+    """Return a value as JSON keeps it: finite, and floats to six significant digits."""
     if isinstance(value, bool | str | None):
         return value
     if isinstance(value, number_types.Integral):

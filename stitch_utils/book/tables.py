@@ -8,7 +8,6 @@ Offers `beside`, a DataFrame, and in HTML `shares_and_costs`, `claims_table`, `v
 """
 
 import html
-import re
 from collections.abc import Mapping
 
 import pandas as pd
@@ -16,10 +15,9 @@ from IPython.display import HTML
 
 from ..data.pairs import known_pairs, load_pair
 from ..utils.files import project_root
-from .chapters import SUMMARIES
+from .chapters import SUMMARIES, anchor, command_for, page_of, pair_argument, pair_file
 from .claims import VERDICTS, Claim, Verdict, figures_status, named, published, said_of_turns, verdicts, with_interval
-from .pages import anchor, command_for, page_of, pair_argument, pair_file
-from .results import pairs_with_results, read_results
+from .results import Results, pairs_with_results, read_results
 
 
 def beside(pair: str, prefix: str, *, labels: Mapping[str, str] | None = None) -> pd.DataFrame:
@@ -30,16 +28,12 @@ def beside(pair: str, prefix: str, *, labels: Mapping[str, str] | None = None) -
     that the papers report. An empty string where there is no number. `labels` chooses the rows, their order and what
     they are called: {quantity: label}.
     """
-    book, prefix = published(), prefix.rstrip(".")
-    sources = {pair: (read_results(pair, stand_ins=True), f"{prefix}.{pair}.")}
-    sources |= {f"{name}, published": (book.numbers, f"{prefix}.{name}.") for name in book.pairs}
-    columns = {
-        column: {id.removeprefix(start): value for id, value in values.items() if id.startswith(start)}
-        for column, (values, start) in sources.items()
-    }
-    ours, theirs = columns[pair], {name: column for name, column in columns.items() if column and name != pair}
-    rows = dict.fromkeys(re.sub(r"\.(low|high)$", "", id) for column in (*theirs.values(), ours) for id in column)
-    rows = rows if labels is None else labels
+    papers, prefix = published(), prefix.rstrip(".")
+    ours = dict(sorted(read_results(pair, stand_ins=True).of(prefix, pair).items()))
+    book = Results(dict(papers.numbers), {})
+    theirs = {f"{name}, published": column for name in papers.pairs if (column := book.of(prefix, name))}
+    names = [id for column in (*theirs.values(), ours) for id in column]
+    rows = labels or dict.fromkeys(name.removesuffix(".low").removesuffix(".high") for name in names)
     cells = {name: [with_interval(column, row) for row in rows] for name, column in {pair: ours, **theirs}.items()}
     index = pd.Index(list(rows) if labels is None else list(labels.values()), name=None if labels else prefix)
     return pd.DataFrame(cells, index=index, dtype=object)
@@ -52,8 +46,7 @@ def shares_and_costs(pair: str, figure: str, rows: Mapping[str, str], conditions
     `rows` and `conditions` are {name in the id: title}; the ids are `<figure>.<pair>.<row>.<condition>`, and the same
     with `.nll_rise`. An empty cell where there is no number.
     """
-    found, start = read_results(pair, stand_ins=True), f"{figure}.{pair}."
-    values = {id.removeprefix(start): number for id, number in found.items() if id.startswith(start)}
+    values = read_results(pair, stand_ins=True).of(figure, pair)
 
     def cell(key: str) -> str:
         rise = values.get(f"{key}.nll_rise")
@@ -98,7 +91,7 @@ def verdict_counts(pair: str = "tiny") -> HTML:
     for name in dict.fromkeys((pair, *pairs_with_results())):
         found = verdicts(name)
         words = [verdict.verdict for verdict in found]
-        scales = {str(value) for id, value in read_results(name).items() if re.fullmatch(r"run\.\w+\.scale", id)}
+        scales = {str(run["scale"]) for run in read_results(name).runs.values() if "scale" in run}
         turning = sum(bool(verdict.turns) for verdict in found)
         rows.append([name, ", ".join(sorted(scales)), *(str(words.count(word)) for word in VERDICTS), str(turning)])
     return _table(["Pair", "Scale of the runs", *VERDICTS, "threshold inside an interval"], rows)
@@ -116,7 +109,7 @@ def runs_table(home: str = "tiny") -> HTML:
         known = name in known_pairs()
         title = load_pair(name).title if known else f"a pair file of your own: {pair_file(name) or 'unknown'}"
         pages = ", ".join(_link(page_of(name, chapter), chapter) for chapter in executed.get(name, ()))
-        if pages and name not in with_results and read_results(name, stand_ins=True):
+        if pages and name not in with_results and any(read_results(name, stand_ins=True)):
             pages += " (random weights: no results)"
         rows.append([name, html.escape(title), pages or f"not run: {_code(command_for(pair_argument(name)))}"])
     return _table(["Pair", "Models", "Chapters run"], rows)

@@ -1,14 +1,29 @@
-"""Chapters and their parameters: which there are, and what the text of a command line stands for."""
+"""Chapters, their parameters and their pages: which there are, what the text of a command line stands for, and which
+section shows a number or which command would compute it."""
 
 import hashlib
+import json
+import shlex
 from pathlib import Path
 
 import jupytext
 import pytest
 import yaml
+from docutils.nodes import make_id
 from toy_book import chapter
 
-from stitch_utils.book.chapters import RequestError, chapter_names, for_pair, parse_value, read_chapter, toc_files
+from stitch_utils.book.chapters import (
+    RequestError,
+    anchor,
+    chapter_names,
+    command_for,
+    for_pair,
+    page_of,
+    pair_argument,
+    parse_value,
+    read_chapter,
+    toc_files,
+)
 
 
 def test_chapters_come_in_reading_order_with_the_summaries_last(bare_book):
@@ -163,3 +178,41 @@ def test_the_reference_notebook_was_made_from_the_chapter_as_it_is(chapter):
 
     reference = jupytext.read(ROOT / "tests" / "reference" / f"{chapter}.ipynb")
     assert code(reference) == code(read_chapter(ROOT, chapter)[0]), "`make reference` renews it"
+
+
+# Pages
+
+
+@pytest.mark.parametrize(
+    "heading",
+    ["What it saves", "One SAE, seen through the stitch", "Do they act?", "A model's own, 2 (App. D)", "+ x"],
+)
+def test_anchors_are_those_of_docutils(heading):
+    assert anchor(heading) == make_id(heading)
+
+
+def test_a_page_is_there_once_it_was_executed(project):
+    assert page_of("tiny", "first", "What it saves") == ""
+    (project / "book" / "runs" / "tiny").mkdir(parents=True)
+    (project / "book" / "runs" / "tiny" / "first.ipynb").touch()
+    assert page_of("tiny", "first", "What it saves") == "book/runs/tiny/first.html#what-it-saves"
+    assert page_of("tiny", "first") == "book/runs/tiny/first.html"
+    assert page_of("gpt2", "first") == "" == page_of("tiny", "second")
+
+
+def test_an_own_pair_is_named_by_its_file_as_its_pages_do(project):
+    assert (pair_argument("gpt2"), pair_argument("mine")) == ("gpt2", "mine.yml")
+    folder = project / "book" / "runs" / "mine"
+    folder.mkdir(parents=True)
+    (folder / "a.ipynb").touch()
+    (folder / "b.ipynb").write_text(json.dumps({"cells": [], "metadata": {}}))
+    (folder / "b-half.ipynb").write_text('{"cells": [], "metadata": {"stitch_')
+    (folder / "b-other.ipynb").write_text("[]")
+    assert pair_argument("mine") == "mine.yml"
+    note = {"stitch_book": {"parameters": {"pair": "my pairs/mine.yml"}}}
+    (folder / "c.ipynb").write_text(json.dumps({"cells": [], "metadata": note}))
+    assert pair_argument("mine") == "my pairs/mine.yml"
+    assert pair_argument("mine", "other.yml") == "other.yml" and pair_argument("gpt2", "other.yml") == "gpt2"
+    said = [".venv/bin/stitch-book", "run", "--pair", "my pairs/mine.yml", "--chapter", "first"]
+    assert shlex.split(command_for(pair_argument("mine"), "first")) == said
+    assert command_for("gpt2") == ".venv/bin/stitch-book run --pair gpt2"

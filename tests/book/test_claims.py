@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from stitch_utils.book import claims
 from stitch_utils.book.claims import (
     Claim,
     Published,
@@ -286,3 +287,13 @@ def test_an_interval_says_how_many_digits_are_worth_printing(value, low, high, s
 def test_an_increase_is_a_percentage_and_never_minus_zero():
     values = {"increase": -0.0003, "increase.low": -0.02, "increase.high": 0.0171}
     assert with_interval(values, "increase") == "+0.0% [-2.0%, +1.7%]"
+
+
+def test_the_papers_numbers_are_parsed_once_until_the_file_changes(project, monkeypatch):
+    parsed, load = [], claims.yaml.load
+    monkeypatch.setattr(claims.yaml, "load", lambda text, loader: parsed.append(text) or load(text, loader))
+    path = project / "book" / "published.yml"
+    path.write_text(path.read_text() + "# a file that no other test has read\n")
+    assert published() is published() and len(verdicts("tiny")) == 2 and len(parsed) == 1
+    path.write_text(path.read_text().replace("3.0", "4.0"))
+    assert published().numbers["table1.big.a"] == 4.0 and len(parsed) == 2

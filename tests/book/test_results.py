@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 
-from stitch_utils.book import results
 from stitch_utils.book.claims import verdicts
 from stitch_utils.book.results import pairs_with_results, read_results, write_results
 from stitch_utils.utils import files
@@ -25,28 +24,24 @@ def test_written_numbers_come_back_rounded_and_with_parameters(project):
     rows = json.loads(path.read_text())
     assert list(rows) == sorted(rows)
     assert rows["table1.tiny.b"] == 0.666667 and rows["table1.tiny.a"] == 0.1
-    assert read_results("tiny") == {
-        "table1.tiny.a": 0.1,
-        "table1.tiny.b": 0.666667,
-        "table1.tiny.n": 7,
-        "run.first.scale": "smoke",
-        "run.first.alpha": 0.333333,
-        "run.first.sae": None,
-    }
-    assert isinstance(read_results("tiny")["table1.tiny.n"], int)
+    found = read_results("tiny")
+    assert found.numbers == {"table1.tiny.a": 0.1, "table1.tiny.b": 0.666667, "table1.tiny.n": 7}
+    assert found.runs == {"first": {"scale": "smoke", "alpha": 0.333333, "sae": None}}
+    assert isinstance(found.numbers["table1.tiny.n"], int)
+    assert found.of("table1", "tiny") == {"a": 0.1, "b": 0.666667, "n": 7} and found.of("table", "tiny") == {}
 
 
 def test_a_second_run_replaces_the_first_and_leaves_nothing_else(project):
     write_results("tiny", "first", {"table1.tiny.a": 1.0, "table1.tiny.old": 1.0})
     path = write_results("tiny", "first", {"table1.tiny.a": 2.0})
-    assert read_results("tiny") == {"table1.tiny.a": 2.0}
+    assert read_results("tiny").numbers == {"table1.tiny.a": 2.0}
     assert sorted(file.name for file in path.parent.iterdir()) == [".first.json.sha256", "first.json"]
 
 
 def test_a_run_that_was_killed_while_writing_is_ignored(project):
     path = write_results("tiny", "first", {"table1.tiny.a": 1.0})
     path.with_name(".second.123.tmp").write_text('{"table1.tiny')
-    assert read_results("tiny") == {"table1.tiny.a": 1.0}
+    assert read_results("tiny").numbers == {"table1.tiny.a": 1.0}
     assert pairs_with_results() == ["tiny"]
 
 
@@ -68,7 +63,7 @@ def test_what_cannot_be_compared_is_refused_and_the_old_file_stays(project, numb
     write_results("tiny", "first", {"table1.tiny.a": 5.0})
     with pytest.raises(ValueError, match=message):
         write_results("tiny", "first", numbers, parameters=parameters)
-    assert read_results("tiny") == {"table1.tiny.a": 5.0}
+    assert read_results("tiny").numbers == {"table1.tiny.a": 5.0}
 
 
 @pytest.mark.parametrize(("pair", "chapter"), [("../tiny", "first"), ("tiny", "a/b"), ("", "first"), ("tiny", ".x")])
@@ -83,10 +78,10 @@ def test_a_number_that_moved_to_another_chapter_is_read_from_there(project):
     write_results("tiny", "first", {"table1.tiny.a": 2.0}, parameters={"scale": "smoke"})
     write_results("tiny", "second", {"table1.tiny.b": 1.0}, parameters={"scale": "paper"})
     found = read_results("tiny")
-    assert found["run.second.scale"] == "paper" and found["run.first.scale"] == "smoke"
-    assert (found["table1.tiny.a"], found["table1.tiny.c"]) == (2.0, 3.0)
+    assert found.runs == {"first": {"scale": "smoke"}, "second": {"scale": "paper"}}
+    assert (found.numbers["table1.tiny.a"], found.numbers["table1.tiny.c"]) == (2.0, 3.0)
     os.utime(project / "results" / "tiny" / "third.json")
-    assert read_results("tiny")["table1.tiny.a"] == 1.0
+    assert read_results("tiny").numbers["table1.tiny.a"] == 1.0
 
 
 def test_no_two_chapters_of_this_version_write_one_number():
@@ -113,7 +108,7 @@ def test_a_results_file_that_changed_since_its_run_is_refused(project, damage):
     ):
         read_results("tiny")
     write_results("tiny", "first", {"table1.tiny.a": 0.5})
-    assert read_results("tiny") == {"table1.tiny.a": 0.5}
+    assert read_results("tiny").numbers == {"table1.tiny.a": 0.5}
 
 
 def test_how_to_make_results_of_an_own_pair_again_names_its_file(project):
@@ -128,17 +123,17 @@ def test_how_to_make_results_of_an_own_pair_again_names_its_file(project):
 
 def test_the_root_is_the_checkout_or_else_the_current_folder(tmp_path):
     package = tmp_path / "checkout" / "stitch_utils"
-    package.mkdir(parents=True)
-    (package / "__init__.py").touch()
-    for module in (results, files):
-        shutil.copy(module.__file__, package / Path(module.__file__).name)
+    (package / "utils").mkdir(parents=True)
+    for folder in (package, package / "utils"):
+        (folder / "__init__.py").touch()
+    shutil.copy(files.__file__, package / "utils")
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     environment = {name: value for name, value in os.environ.items() if name != "STITCH_ROOT"}
     environment["PYTHONPATH"] = str(package.parent)
 
     def root(**more):
-        code = "from stitch_utils.book.results import project_root; print(project_root())"
+        code = "from stitch_utils.utils.files import project_root; print(project_root())"
         command = [sys.executable, "-c", code]
         run = subprocess.run(command, cwd=elsewhere, env=environment | more, capture_output=True, text=True, check=True)
         return Path(run.stdout.strip())
@@ -152,6 +147,6 @@ def test_the_root_is_the_checkout_or_else_the_current_folder(tmp_path):
 def test_runs_on_stand_ins_are_no_results(project):
     write_results("tiny", "first", {"table1.tiny.a": 1.0}, parameters={"stand_in": False})
     write_results("big", "first", {"table1.big.a": 1.0, "table1.big.b": 2.0}, parameters={"stand_in": True})
-    assert read_results("big") == {} and pairs_with_results() == ["tiny"]
+    assert read_results("big") == ({}, {}) and pairs_with_results() == ["tiny"]
     assert {verdict.verdict for verdict in verdicts("big")} == {"not run"}
-    assert read_results("big", stand_ins=True)["table1.big.a"] == 1.0, "their own page still shows them"
+    assert read_results("big", stand_ins=True).numbers["table1.big.a"] == 1.0, "their own page still shows them"

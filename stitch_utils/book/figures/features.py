@@ -1,7 +1,8 @@
-"""Figures of section 5 on which features transfer. As in `plots`, no numbers are computed here.
+"""Figures of section 5 on which features transfer: Figs. 4b, 14 and 15.
 
-Figs. 4b, 14 and 15, and what the paper does not draw: correlations against firing rates, and how well the classes
-recover what is known.
+Two are not in the paper: correlations against firing rates, and how well the classes recover what is known.
+
+Offers `correlation_histograms`, `class_densities`, `rates_and_correlations`, `recovery_by_versions`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from .plots import BLUE, GREY, ORANGE, PURPLE, legend_below, whiskers
+from .style import BLUE, GREY, ORANGE, PURPLE, intervals, legend_below
 
 OF_TWIN = {"transferred": BLUE, "random": GREY}
 OF_KIND = {"structural": PURPLE, "semantic": ORANGE}
@@ -23,7 +24,7 @@ COARSE = np.linspace(-1, 1, 21)
 
 
 def correlation_histograms(panels: Mapping[str, Mapping[str, np.ndarray]], *, labels: Mapping[str, str]) -> Figure:
-    """Fig. 14: {title: {twin: correlations of all features}}."""
+    """Draw Fig. 14: {title: {twin: correlations of all features}}."""
     figure, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), 3.2), squeeze=False, layout="constrained")
     for axis, (title, values) in zip(axes[0], panels.items()):
         for twin, some in values.items():
@@ -36,30 +37,21 @@ def correlation_histograms(panels: Mapping[str, Mapping[str, np.ndarray]], *, la
 
 
 def class_densities(panels: Mapping[str, Mapping[str, np.ndarray]], *, random: Mapping[str, tuple]) -> Figure:
-    """Fig. 4b: densities of both classes, and above the share that each has in a bin if both had as many features, with
-    the number of features in the bin.
+    """Draw Fig. 4b: densities of both classes; above, the share that each would have in a bin if both had as many
+    features, with the number of features in the bin.
 
     `random`: {title: (low, high)}, between which most correlations lie across a random stitch.
     """
-    figure, axes = plt.subplots(
-        2,
-        len(panels),
-        figsize=(4 * len(panels), 4.2),
-        sharex=True,
-        sharey="row",
-        squeeze=False,
-        layout="constrained",
-        height_ratios=(1, 2),
-    )
+    shape = {"figsize": (4 * len(panels), 4.2), "height_ratios": (1, 2), "layout": "constrained"}
+    figure, axes = plt.subplots(2, len(panels), sharex=True, sharey="row", squeeze=False, **shape)
     for (above, below), (title, values) in zip(axes.T, panels.items()):
         densities = {kind: np.histogram(some, bins=COARSE, density=True)[0] for kind, some in values.items()}
         counts = sum(np.histogram(some, bins=COARSE)[0] for some in values.values())
         total = np.maximum(sum(densities.values()), 1e-12)
         bottom = np.zeros(len(total))
         for kind, density in densities.items():
-            above.bar(
-                COARSE[:-1], density / total, np.diff(COARSE), bottom=bottom, align="edge", color=OF_KIND[kind], lw=0
-            )
+            style = {"align": "edge", "color": OF_KIND[kind], "lw": 0}
+            above.bar(COARSE[:-1], density / total, np.diff(COARSE), bottom=bottom, **style)
             bottom = bottom + density / total
             below.stairs(density, COARSE, color=OF_KIND[kind], fill=True, alpha=0.4)
             below.stairs(density, COARSE, color=OF_KIND[kind], lw=1.4, label=f"{kind} ({len(values[kind])})")
@@ -78,10 +70,9 @@ def class_densities(panels: Mapping[str, Mapping[str, np.ndarray]], *, random: M
 
 
 def rates_and_correlations(panels: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]]) -> Figure:
-    """{title: {class: (firing rates, correlations)}}."""
-    figure, axes = plt.subplots(
-        1, len(panels), figsize=(4 * len(panels), 3.4), sharey=True, squeeze=False, layout="constrained"
-    )
+    """Draw correlations against firing rates: {title: {class: (firing rates, correlations)}}."""
+    size = (4 * len(panels), 3.4)
+    figure, axes = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False, layout="constrained")
     for axis, (title, values) in zip(axes[0], panels.items()):
         for kind, (rates, correlations) in values.items():
             axis.plot(rates, correlations, "o", ms=3.5, alpha=0.55, mew=0, color=OF_KIND[kind], label=kind)
@@ -92,22 +83,18 @@ def rates_and_correlations(panels: Mapping[str, Mapping[str, tuple[np.ndarray, n
 
 
 def recovery_by_versions(panels: Mapping[str, Mapping[str, Sequence[tuple]]]) -> Figure:
-    """{title: {measure: [(value, low, high) for 1, 2, ... versions]}}; the third and fourth are drawn as the first two
-    are, dashed."""
-    figure, axes = plt.subplots(
-        1, len(panels), figsize=(4 * len(panels), 3.2), sharey=True, squeeze=False, layout="constrained"
-    )
+    """Draw {title: {measure: [(value, low, high) for 1, 2, ... versions]}}; the third and fourth measure look like the
+    first two, but dashed."""
+    size = (4 * len(panels), 3.2)
+    figure, axes = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False, layout="constrained")
     for axis, (title, measures) in zip(axes[0], panels.items()):
         styles = itertools.product(("o-", "s--"), (PURPLE, BLUE))
         for number, ((measure, estimates), (line, color)) in enumerate(zip(measures.items(), styles)):
-            middle, low, high = (np.array(part) for part in zip(*estimates))
-            places = np.arange(1, len(middle) + 1) + 0.1 * (number // 2)  # beside each other, to be told apart
-            axis.errorbar(
-                places, middle, yerr=whiskers(middle, low, high), fmt=line, ms=4, capsize=2, color=color, label=measure
-            )
+            places = np.arange(1, len(estimates) + 1) + 0.1 * (number // 2)  # beside each other, to be told apart
+            intervals(axis, places, estimates, fmt=line, ms=4, capsize=2, color=color, label=measure)
         axis.axhline(0.5, color=GREY, lw=1, ls="--")
         axis.set(title=title, xlabel="versions of a sentence, k")
-        axis.set_xticks(range(1, len(middle) + 1))
+        axis.set_xticks(range(1, len(next(iter(measures.values()))) + 1))
     axes[0, 0].set(ylabel="agreement with the grammar")
     legend_below(figure, axes[0, 0])
     return figure

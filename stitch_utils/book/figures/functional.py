@@ -1,6 +1,6 @@
-"""Figures of section 5.2 on entropy features and attention deactivation. As in `plots`, no numbers are computed here.
+"""Figures of section 5.2 on entropy features and attention deactivation: Figs. 5a, 5b and 16.
 
-Figs. 5a, 5b and 16.
+Offers `Cloud`, `null_shares` and `first_token_attention`.
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ from typing import NamedTuple
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
 
-from .plots import BLUE, GREY, ORANGE, PURPLE
+from .style import BLUE, GREY, ORANGE, PURPLE, round_ticks
 
 OF_TWIN = {"before": BLUE, "after": PURPLE, "random": GREY}
 
@@ -22,20 +21,19 @@ class Cloud(NamedTuple):
     """All features of one SAE that fire."""
 
     size: np.ndarray
-    """Largest norm that each writes."""
+    """The largest norm that each feature writes."""
     share: np.ndarray
-    """Of its norm, in the null space."""
+    """The share of its norm in the null space."""
     marked: Sequence[bool]
-    """The features to be pointed out."""
+    """Whether a feature is to be pointed out."""
     chance: tuple[float, float]
-    """Between which the middle 95% of random directions lie."""
+    """The bounds of the middle 95% of random directions."""
 
 
 def null_shares(clouds: Mapping[str, Cloud], *, titles: Mapping[str, str]) -> Figure:
-    """Fig. 5a: share of the norm in the unembedding's null space against size, a panel an SAE."""
-    figure, panels = plt.subplots(
-        1, len(clouds), figsize=(3.3 * len(clouds), 3.3), sharey=True, layout="constrained", squeeze=False
-    )
+    """Draw Fig. 5a: share of the norm in the unembedding's null space against size, a panel for each SAE."""
+    size = (3.3 * len(clouds), 3.3)
+    figure, panels = plt.subplots(1, len(clouds), figsize=size, sharey=True, layout="constrained", squeeze=False)
     for axes, (name, cloud) in zip(panels[0], clouds.items()):
         chosen = np.asarray(cloud.marked, dtype=bool)
         axes.axhspan(*cloud.chance, color=GREY, alpha=0.25, lw=0)
@@ -44,9 +42,7 @@ def null_shares(clouds: Mapping[str, Cloud], *, titles: Mapping[str, str]) -> Fi
         axes.set(title=titles[name], xlabel="largest norm written", ylim=(0, 1.02))
         if len(cloud.size):
             axes.set_xscale("log")
-            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axes.xaxis.set_major_formatter("{x:g}")
-            axes.xaxis.set_minor_formatter(NullFormatter())
+            round_ticks(axes.xaxis, between=(1, 2, 5))
     panels[0, 0].set_ylabel("share of the norm in the null space")
     return figure
 
@@ -54,13 +50,13 @@ def null_shares(clouds: Mapping[str, Cloud], *, titles: Mapping[str, str]) -> Fi
 def first_token_attention(
     panels: Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]], *, titles: Mapping[str, str]
 ) -> Figure:
-    """Figs. 5b and 16: attention to the first token, (with the feature, without it) for each token on which it fires.
+    """Draw Figs. 5b and 16: attention to the first token, (with the feature, without it) for each token where it
+    fires.
 
     Several pairs in a panel are several features. Points below the diagonal: the feature raised it.
     """
-    figure, grid = plt.subplots(
-        1, len(panels), figsize=(3.2 * len(panels), 3.3), sharey=True, layout="constrained", squeeze=False
-    )
+    size = (3.2 * len(panels), 3.3)
+    figure, grid = plt.subplots(1, len(panels), figsize=size, sharey=True, layout="constrained", squeeze=False)
     for axes, (name, pairs) in zip(grid[0], panels.items()):
         axes.plot([0, 1], [0, 1], color=GREY, lw=1, ls="--", zorder=1)
         for attended, ablated in pairs:

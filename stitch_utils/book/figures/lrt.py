@@ -1,7 +1,9 @@
-"""Figures of the chapter on the sister paper (2506.00653). As in `plots`, no numbers are computed here.
+"""Figures of the chapter on the sister paper (2506.00653).
 
 Errors of maps, answers and responses under native and mapped steering, what an SAE's code tells of the other model, and
 one decoder regressed on the other.
+
+Offers `map_errors`, `answers`, `recipes`, `free_shares`, `code_errors`, `decoder_residuals`.
 """
 
 from __future__ import annotations
@@ -9,10 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
-import numpy as np
 from matplotlib.figure import Figure
 
-from .plots import BLUE, GREY, OF_MODEL, ORANGE, whiskers
+from .style import BLUE, GREY, OF_MODEL, ORANGE, intervals
 
 OF_CONDITION = {
     "native": OF_MODEL["b"],
@@ -26,9 +27,9 @@ OF_CONDITION = {
 
 
 def _dots(axes, values: Mapping[str, tuple], *, color: str) -> None:
-    """One row a name: (value, low, high)."""
-    for y, (value, low, high) in enumerate(values.values()):
-        axes.errorbar(value, y, xerr=whiskers(value, low, high), fmt="o", ms=5, color=color, capsize=3)
+    """Draw (value, low, high) of each name in a row of its own."""
+    for y, estimate in enumerate(values.values()):
+        intervals(axes, [y], [estimate], sideways=True, ms=5, color=color)
     axes.grid(axis="y", visible=False)
 
 
@@ -38,7 +39,8 @@ def _rows(axes, names: Sequence[str]) -> None:
 
 
 def map_errors(lengths: Mapping[str, Mapping[str, tuple]], means: Mapping[str, float]) -> Figure:
-    """Mean length of each map's error, {model that it leads to: {title: (value, low, high)}}; dashed: the mean's."""
+    """Draw the mean length of each map's error, {model that it leads to: {title: (value, low, high)}}; dashed: the
+    mean's."""
     figure, panels = plt.subplots(1, len(lengths), figsize=(9, 2.6), sharey=True, layout="constrained")
     for axes, (side, values) in zip(panels, lengths.items()):
         _dots(axes, values, color=OF_MODEL[side])
@@ -51,12 +53,11 @@ def map_errors(lengths: Mapping[str, Mapping[str, tuple]], means: Mapping[str, f
 def answers(
     doses: Sequence[float], responses: Mapping[str, Mapping[str, Sequence[float]]], *, titles: Mapping[str, str]
 ) -> Figure:
-    """Mean logit difference over the dose, a panel for each behaviour: {behaviour: {condition: values}}."""
+    """Draw the mean logit difference over the dose, a panel for each behaviour: {behaviour: {condition: values}}."""
     columns = min(4, len(responses))
     rows = -(-len(responses) // columns)
-    figure, grid = plt.subplots(
-        rows, columns, figsize=(2.4 * columns + 0.4, 2 * rows + 0.6), sharex=True, squeeze=False, layout="constrained"
-    )
+    size = (2.4 * columns + 0.4, 2 * rows + 0.6)
+    figure, grid = plt.subplots(rows, columns, figsize=size, sharex=True, squeeze=False, layout="constrained")
     for axes, (behaviour, curves) in zip(grid.flat, responses.items()):
         for condition, values in curves.items():
             axes.plot(doses, values, "o-", ms=3, lw=1.5, color=OF_CONDITION[condition], label=titles[condition])
@@ -74,7 +75,7 @@ def answers(
 
 
 def recipes(columns: Mapping[str, Mapping[str, tuple]]) -> Figure:
-    """What each recipe does: {quantity: {recipe: (value, low, high)}}, a panel for each quantity."""
+    """Draw what each recipe does: {quantity: {recipe: (value, low, high)}}, a panel for each quantity."""
     figure, panels = plt.subplots(1, len(columns), figsize=(10, 3), sharey=True, layout="constrained")
     for axes, (title, values) in zip(panels, columns.items()):
         _dots(axes, values, color=OF_MODEL["b"])
@@ -86,21 +87,13 @@ def recipes(columns: Mapping[str, Mapping[str, tuple]]) -> Figure:
 
 
 def free_shares(shares: Mapping[str, Mapping[str, Mapping[float, tuple]]], *, titles: Mapping[str, str]) -> Figure:
-    """Share of the responses that do a task over the strength: {task: {condition: {strength: (value, low, high)}}}."""
+    """Draw the share of the responses that do a task over the strength: {task: {condition: {strength: (value, low,
+    high)}}}."""
     figure, panels = plt.subplots(1, len(shares), figsize=(9, 3), sharey=True, layout="constrained")
     for axes, (task, curves) in zip(panels, shares.items()):
         for condition, values in curves.items():
-            middle, low, high = (np.array(part) for part in zip(*values.values()))
-            axes.errorbar(
-                list(values),
-                middle,
-                yerr=whiskers(middle, low, high),
-                fmt="o-",
-                ms=4,
-                capsize=2,
-                color=OF_CONDITION[condition],
-                label=titles[condition],
-            )
+            style = {"fmt": "o-", "ms": 4, "capsize": 2, "color": OF_CONDITION[condition]}
+            intervals(axes, list(values), values.values(), label=titles[condition], **style)
         axes.set(title=task, xlabel="strength", ylim=(-0.03, 1.03))
         axes.yaxis.set_major_formatter("{x:.0%}")
     panels[0].set_ylabel("responses that do it")
@@ -109,18 +102,11 @@ def free_shares(shares: Mapping[str, Mapping[str, Mapping[float, tuple]]], *, ti
 
 
 def code_errors(fuv: Mapping[str, tuple], *, of_x: Sequence[str]) -> Figure:
-    """Fraction of B's variance that each prediction leaves: {title: (value, low, high)}; blue: read off A's stream."""
+    """Draw the fraction of B's variance that each prediction leaves: {title: (value, low, high)}; blue: read off A's
+    stream."""
     figure, axes = plt.subplots(figsize=(7, 2.8), layout="constrained")
-    for y, (title, (value, low, high)) in enumerate(fuv.items()):
-        axes.errorbar(
-            value,
-            y,
-            xerr=whiskers(value, low, high),
-            fmt="o",
-            ms=5,
-            capsize=3,
-            color=OF_MODEL["a" if title in of_x else "b"],
-        )
+    for y, (title, estimate) in enumerate(fuv.items()):
+        intervals(axes, [y], [estimate], sideways=True, ms=5, color=OF_MODEL["a" if title in of_x else "b"])
     _rows(axes, list(fuv))
     axes.grid(axis="y", visible=False)
     axes.set(xlabel="fraction of unexplained variance of B", xlim=(0, None))
@@ -128,15 +114,13 @@ def code_errors(fuv: Mapping[str, tuple], *, of_x: Sequence[str]) -> Figure:
 
 
 def decoder_residuals(residuals: Mapping[str, float], chance: Mapping[str, tuple[float, tuple]]) -> Figure:
-    """Norm that a regression of one decoder on the other leaves: {title: norm}, with its chance level in closed form
-    (line) and for shuffled rows (value, low, high)."""
+    """Draw the norm that a regression of one decoder on the other leaves: {title: norm}, with its chance level in
+    closed form (line) and for shuffled rows (value, low, high)."""
     figure, axes = plt.subplots(figsize=(7, 1.6 + 0.5 * len(residuals)), layout="constrained")
     for y, (title, norm) in enumerate(residuals.items()):
-        closed, (value, low, high) = chance[title]
+        closed, shuffled = chance[title]
         axes.plot([closed, closed], [y - 0.3, y + 0.3], color="#222222", lw=1.5, label="chance, closed form")
-        axes.errorbar(
-            value, y, xerr=whiskers(value, low, high), fmt="s", ms=5, color=GREY, capsize=3, label="rows shuffled"
-        )
+        intervals(axes, [y], [shuffled], sideways=True, fmt="s", ms=5, color=GREY, label="rows shuffled")
         axes.plot(norm, y, "o", ms=7, color=ORANGE, label="residual norm")
     _rows(axes, list(residuals))
     axes.grid(axis="y", visible=False)

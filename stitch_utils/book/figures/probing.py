@@ -1,6 +1,6 @@
-"""Figures of section 4 on probes. As in `plots`, no numbers are computed here.
+"""Figures of section 4 on probes: Figs. 3a, 9 and 10.
 
-Figs. 3a, 9 and 10.
+Offers `probe_accuracy` and `probe_panels`, and `PROBE_LABELS`, the names of the curves.
 """
 
 from __future__ import annotations
@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import matplotlib.pyplot as plt
-import numpy as np
 from matplotlib.figure import Figure
 
-from .plots import BLUE, GREY, ORANGE, PURPLE, legend_below, whiskers
+from .style import BLUE, GREY, ORANGE, PURPLE, intervals, legend_below
 
 OF_PROBE = {"native": PURPLE, "transferred": BLUE, "retrained": ORANGE, "random": GREY}
 PROBE_LABELS = {
@@ -25,8 +24,8 @@ PROBE_LABELS = {
 
 
 def probe_accuracy(sparse: Mapping[str, Mapping[int, tuple]], dense: Mapping[str, tuple]) -> Figure:
-    """Fig. 3a: accuracy of probes over the number of features they may look at; dense probes as horizontal lines, in
-    bands that show their intervals."""
+    """Draw Fig. 3a: accuracy of probes over the number of features they may look at; dense probes as horizontal lines,
+    in bands that show their intervals."""
     figure, axes = plt.subplots(figsize=(6.5, 3.8), layout="constrained")
     _probe_lines(axes, sparse, dense)
     axes.set(xlabel="features, k", ylabel="test accuracy")
@@ -35,18 +34,11 @@ def probe_accuracy(sparse: Mapping[str, Mapping[int, tuple]], dense: Mapping[str
 
 
 def probe_panels(panels: Mapping[str, tuple[Mapping[str, Mapping[int, tuple]], Mapping[str, tuple]]]) -> Figure:
-    """Fig. 9: the same for each data set, bands included."""
+    """Draw Fig. 9: what `probe_accuracy` draws, in a panel for each data set."""
     columns = min(4, len(panels))
     rows = -(-len(panels) // columns)
-    figure, grid = plt.subplots(
-        rows,
-        columns,
-        figsize=(2.6 * columns, 2.4 * rows + 0.5),
-        sharex=True,
-        sharey=True,
-        squeeze=False,
-        layout="constrained",
-    )
+    shape = {"figsize": (2.6 * columns, 2.4 * rows + 0.5), "layout": "constrained"}
+    figure, grid = plt.subplots(rows, columns, sharex=True, sharey=True, squeeze=False, **shape)
     for axes, (name, (sparse, dense)) in zip(grid.flat, panels.items()):
         _probe_lines(axes, sparse, dense)
         axes.set_title(name.replace("_", " "), fontsize="medium")
@@ -63,17 +55,8 @@ def probe_panels(panels: Mapping[str, tuple[Mapping[str, Mapping[int, tuple]], M
 def _probe_lines(axes, sparse: Mapping[str, Mapping[int, tuple]], dense: Mapping[str, tuple]) -> None:
     ks = list(next(iter(sparse.values())))
     for curve, values in sparse.items():
-        middle, low, high = (np.array(part) for part in zip(*values.values()))
-        axes.errorbar(
-            range(len(ks)),
-            middle,
-            yerr=whiskers(middle, low, high),
-            fmt="o-",
-            ms=4,
-            capsize=2,
-            color=OF_PROBE[curve],
-            label=PROBE_LABELS[curve],
-        )
+        style = {"fmt": "o-", "ms": 4, "capsize": 2, "color": OF_PROBE[curve], "label": PROBE_LABELS[curve]}
+        intervals(axes, range(len(ks)), values.values(), **style)
     for curve, style, color in (("dense.native", "--", PURPLE), ("dense.transferred", ":", BLUE)):
         middle, low, high = dense[curve]
         axes.axhspan(low, high, color=color, alpha=0.15, lw=0)

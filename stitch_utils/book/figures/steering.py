@@ -1,6 +1,9 @@
-"""Figures of section 4 on steering. As in `plots`, no numbers are computed here.
+"""Figures of section 4 on steering: Figs. 3b, 3c, 11, 12 and 13.
 
-Figs. 3b, 3c, 11, 12 and 13, the dose-response, and what a stitch that has seen chat tokens changes.
+Two are not in the paper: the dose-response, and what a stitch that has seen chat tokens changes.
+
+Offers `dose_response`, `steering_shares`, `clipped_gaps`, `gaps_by_frequency`, `instruction_shares`,
+`template_unexplained`, `template_shares`.
 """
 
 from __future__ import annotations
@@ -10,24 +13,21 @@ from collections.abc import Mapping, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
 
-from .plots import GREY, OF_MODEL, OF_START, ORANGE, legend_below, whiskers
+from .style import GREY, OF_MODEL, OF_START, ORANGE, intervals, legend_below, round_ticks, whiskers
 
 
 def dose_response(
     strengths: Sequence[float], doses: Mapping[tuple[str, str], Sequence[tuple]], *, chosen: Mapping[str, float]
 ) -> Figure:
-    """Share and NLL rise against the strength: {(side, condition): [(share, rise), ...]}, each (value, low, high)."""
+    """Draw share and NLL rise against the strength: {(side, condition): [(share, rise), ...]}, each (value, low,
+    high)."""
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
     titles = ("share in the target language", "rise of the NLL (nats a token)")
     for (side, condition), row in doses.items():
-        style = {"fmt": "o-" if condition == "native" else "s--", "color": OF_MODEL[side], "ms": 4, "capsize": 3}
+        style = {"fmt": "o-" if condition == "native" else "s--", "color": OF_MODEL[side], "ms": 4}
         for axes, values in zip(panels, zip(*row)):
-            middle, low, high = (np.array(part) for part in zip(*values))
-            axes.errorbar(
-                strengths, middle, yerr=whiskers(middle, low, high), label=f"{side.upper()}, {condition}", **style
-            )
+            intervals(axes, strengths, values, label=f"{side.upper()}, {condition}", **style)
     for axes, title in zip(panels, titles):
         for side, strength in chosen.items():
             axes.axvline(strength, color=OF_MODEL[side], lw=1, ls=":")
@@ -38,28 +38,16 @@ def dose_response(
 
 
 def steering_shares(shares: Mapping[str, Mapping[str, tuple]], at_mean: Mapping[str, Mapping[str, tuple]]) -> Figure:
-    """Fig. 3b: {side: {condition: (value, low, high)}}, and as circles the same at the paper's strength."""
+    """Draw Fig. 3b: {side: {condition: (value, low, high)}}, and as circles what the paper's strength gives."""
     figure, panels = plt.subplots(1, len(shares), figsize=(9, 3), sharey=True, layout="constrained")
     for axes, (side, values) in zip(panels, shares.items()):
         places = {condition: place for place, condition in enumerate(values)}
         middle, low, high = (np.array(part) for part in zip(*values.values()))
-        axes.barh(
-            list(places.values()), middle, xerr=whiskers(middle, low, high), color=OF_MODEL[side], alpha=0.75, capsize=3
-        )
-        for condition, (value, low, high) in at_mean[side].items():
-            axes.errorbar(
-                value,
-                places[condition],
-                xerr=whiskers(value, low, high),
-                fmt="o",
-                ms=7,
-                capsize=3,
-                zorder=3,
-                mfc="white",
-                mec=ORANGE,
-                mew=2,
-                ecolor=ORANGE,
-            )
+        bars = {"xerr": whiskers(middle, low, high), "color": OF_MODEL[side], "alpha": 0.75, "capsize": 3}
+        axes.barh(list(places.values()), middle, **bars)
+        circle = {"ms": 7, "zorder": 3, "mfc": "white", "mec": ORANGE, "mew": 2, "ecolor": ORANGE}
+        for condition, estimate in at_mean[side].items():
+            intervals(axes, [places[condition]], [estimate], sideways=True, **circle)
         axes.set(xlabel=f"share in the target language, {side.upper()} steered", xlim=(0, 1))
         axes.set_yticks(list(places.values()), list(places))
         axes.grid(axis="y", visible=False)
@@ -68,15 +56,10 @@ def steering_shares(shares: Mapping[str, Mapping[str, tuple]], at_mean: Mapping[
 
 
 def clipped_gaps(gaps: Mapping[str, Sequence[float]]) -> Figure:
-    """Fig. 3c: a histogram of Eq. 16 over languages, {side: gaps} stacked."""
+    """Draw Fig. 3c: a histogram of Eq. 16 over languages, {side: gaps} stacked."""
     figure, axes = plt.subplots(figsize=(5.5, 2.8), layout="constrained")
-    axes.hist(
-        list(gaps.values()),
-        bins=np.linspace(0, 1, 11),
-        stacked=True,
-        color=[OF_MODEL[side] for side in gaps],
-        label=[f"{side.upper()} steered" for side in gaps],
-    )
+    look = {"color": [OF_MODEL[side] for side in gaps], "label": [f"{side.upper()} steered" for side in gaps]}
+    axes.hist(list(gaps.values()), bins=np.linspace(0, 1, 11), stacked=True, **look)
     axes.set(xlabel="clipped relative transfer gap", ylabel="languages", xlim=(0, 1))
     axes.yaxis.get_major_locator().set_params(integer=True)
     axes.legend(frameon=False)
@@ -84,7 +67,8 @@ def clipped_gaps(gaps: Mapping[str, Sequence[float]]) -> Figure:
 
 
 def gaps_by_frequency(counts: Mapping[str, int], gaps: Mapping[str, Mapping[str, float]]) -> Figure:
-    """Fig. 11: {language: sentences} against {side: {language: gap}}; a language never counted stands at one half."""
+    """Draw Fig. 11: {language: sentences} against {side: {language: gap}}; a language never counted stands at one
+    half."""
     figure, axes = plt.subplots(figsize=(6.5, 3.4), layout="constrained")
     before = 0.0
     for language, count in sorted(counts.items(), key=lambda item: item[1]):
@@ -93,45 +77,23 @@ def gaps_by_frequency(counts: Mapping[str, int], gaps: Mapping[str, Mapping[str,
         for side, value in zip(gaps, values):
             axes.plot(place, value, "o", ms=5, color=OF_MODEL[side])
         left = place < 1.05 * before  # two names side by side, not one upon the other
-        axes.annotate(
-            language,
-            (place, sum(values) / len(values)),
-            xytext=(-5 if left else 5, 0),
-            ha="right" if left else "left",
-            textcoords="offset points",
-            va="center",
-            color=GREY,
-        )
+        beside = {"xytext": (-5 if left else 5, 0), "textcoords": "offset points", "ha": "right" if left else "left"}
+        axes.annotate(language, (place, sum(values) / len(values)), va="center", color=GREY, **beside)
         before = 0.0 if left else place
     axes.margins(x=0.08)
-    axes.set(
-        xlabel="sentences of the training text",
-        ylabel="clipped relative transfer gap",
-        xscale="log",
-        ylim=(-0.05, 1.05),
-    )
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set(xlabel="sentences of the training text", ylabel="clipped relative transfer gap")
+    axes.set(xscale="log", ylim=(-0.05, 1.05))
+    round_ticks(axes.xaxis, between=(1, 2, 5))
     return figure
 
 
 def _of_conditions(axes, shares, titles, colours) -> None:
-    """Groups of points with bars, one group a kind: {kind: {condition: (value, low, high)}}."""
+    """Draw points with bars, a group for each kind: {kind: {condition: (value, low, high)}}."""
     conditions = list(next(iter(shares.values())))
     for index, condition in enumerate(conditions):
-        middle, low, high = (np.array(part) for part in zip(*(row[condition] for row in shares.values())))
         places = np.arange(len(shares)) + (index - (len(conditions) - 1) / 2) * 0.7 / len(conditions)
-        axes.errorbar(
-            places,
-            middle,
-            yerr=whiskers(middle, low, high),
-            fmt="o",
-            ms=4.5,
-            capsize=2,
-            color=colours[condition],
-            label=titles[condition],
-        )
+        style = {"ms": 4.5, "capsize": 2, "color": colours[condition], "label": titles[condition]}
+        intervals(axes, places, [row[condition] for row in shares.values()], **style)
     names = [kind.replace("_", " ") for kind in shares]
     long = max(map(len, names)) > 10
     axes.set_xticks(range(len(shares)), names, rotation=30 if long else 0, ha="right" if long else "center")
@@ -141,16 +103,11 @@ def _of_conditions(axes, shares, titles, colours) -> None:
 
 
 def instruction_shares(shares: Mapping[str, Mapping[str, tuple]], *, side: str, titles: Mapping[str, str]) -> Figure:
-    """Figs. 12 and 13: share of the responses of model `side` that follow, {kind: {condition: (value, low, high)}}."""
+    """Draw Figs. 12 and 13: share of the responses of model `side` that follow, {kind: {condition: (value, low,
+    high)}}."""
     figure, axes = plt.subplots(figsize=(8, 3.9), layout="constrained")
-    colours = {
-        "none": GREY,
-        "instructed": "#222222",
-        "native": OF_MODEL[side],
-        "transferred": ORANGE,
-        "random": "#cfb9a4",
-    }
-    _of_conditions(axes, shares, titles, colours)
+    colours = {"none": GREY, "instructed": "#222222", "native": OF_MODEL[side], "transferred": ORANGE}
+    _of_conditions(axes, shares, titles, colours | {"random": "#cfb9a4"})
     axes.set(ylabel="responses that follow")
     legend_below(figure, axes)
     return figure
@@ -159,12 +116,13 @@ def instruction_shares(shares: Mapping[str, Mapping[str, tuple]], *, side: str, 
 def template_unexplained(
     unexplained: Mapping[tuple[str, str, str], float], *, groups: Mapping[str, str], stitches: Mapping[str, str]
 ) -> Figure:
-    """Unexplained variance of held-out streams by group of tokens: {(stitch, group, model that the map leads to)}."""
+    """Draw the unexplained variance of held-out streams by group of tokens: {(stitch, group, model that the map leads
+    to)}."""
     figure, panels = plt.subplots(1, 2, figsize=(8, 3.6), sharex=True, sharey=True, layout="constrained")
     shown = [group for group in groups if any(group == found for _, found, _ in unexplained)]
-    for axes, towards, title in zip(panels, "ba", ("A → B", "B → A")):
+    for axes, to, title in zip(panels, "ba", ("A → B", "B → A")):
         for index, (stitch, color) in enumerate(zip(stitches, (GREY, OF_START["rotation"], ORANGE))):
-            values = [unexplained[stitch, group, towards] for group in shown]
+            values = [unexplained[stitch, group, to] for group in shown]
             places = np.arange(len(shown)) + (index - 1) * 0.26
             axes.barh(places, values, 0.24, color=color, label=stitches[stitch])
         axes.axvline(1, color="#222222", lw=1, ls="--")
@@ -178,7 +136,8 @@ def template_unexplained(
 
 
 def template_shares(shares: Mapping[str, Mapping[str, Mapping[str, tuple]]], *, titles: Mapping[str, str]) -> Figure:
-    """Shares of responses that follow with vectors carried across by several stitches: {side: {kind: {condition:}}}."""
+    """Draw shares of responses that follow, with vectors carried across by several stitches: {side: {kind:
+    {condition:}}}."""
     figure, panels = plt.subplots(1, 2, figsize=(8, 3.6), sharey=True, layout="constrained")
     colours = {"transferred": GREY, "template": OF_START["rotation"], "often": ORANGE}
     for axes, (side, rows) in zip(panels, shares.items()):

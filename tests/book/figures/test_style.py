@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from stitch_utils.book.figures.lrt import recipes
-from stitch_utils.book.figures.plots import whiskers
+from stitch_utils.book.figures.style import whiskers
 
 
 def test_whiskers_reach_from_the_estimate_to_the_ends():

@@ -1,0 +1,41 @@
+"""Figures of the chapter on pairs: how the embedded models were trained, and what they say (no section of its own).
+
+Offers `training_curves` and `language_shares`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+
+from .style import GREY, OF_MODEL, ORANGE, PURPLE, intervals, round_ticks
+
+
+def training_curves(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Figure:
+    """Draw the training loss of the embedded models over tokens: {"a": (tokens, losses), "b": ...}."""
+    figure, axes = plt.subplots(figsize=(6, 3.2), layout="constrained")
+    for model, (tokens, losses) in curves.items():
+        axes.plot(np.array(tokens) / 1e6, losses, color=OF_MODEL[model], label=f"model {model.upper()}")
+    axes.set(xlabel="training tokens (millions)", ylabel="training loss (nats)", yscale="log")
+    round_ticks(axes.yaxis)
+    axes.legend(frameon=False)
+    return figure
+
+
+def language_shares(languages: Sequence[str], shares: Sequence[float], detected: Sequence[tuple]) -> Figure:
+    """Draw the share of each language in the world's text (left), and how often the model's own text is recognised as
+    that language (right)."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8.5, 3.4), sharey=True, layout="constrained")
+    places = range(len(languages))
+    left.barh(places, np.array(shares) * 100, color=GREY)
+    left.set(xlabel="share of the documents (%)", yticks=places, yticklabels=languages)
+    intervals(right, places, np.array(detected) * 100, sideways=True, color=PURPLE)
+    right.axvline(90, color=ORANGE, lw=1, ls="--")
+    right.set(xlabel="continuations of B in the right language (%)", xlim=(None, 101))
+    left.invert_yaxis()
+    for axes in (left, right):
+        axes.grid(axis="y", visible=False)
+    return figure

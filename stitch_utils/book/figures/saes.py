@@ -1,0 +1,94 @@
+"""Figures of section 3 and App. B to D: Figs. 1c, 2a and 2b, Table 2 as a picture, and SAEs in training.
+
+Offers `sae_metrics`, `sae_curves`, `flops_saved`, `scaling_laws`, `cosines`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
+
+from .style import GREY, OF_MODEL, OF_START, intervals
+
+
+def sae_metrics(metrics: Mapping[str, tuple[tuple, tuple]], *, on_a: Sequence[str]) -> Figure:
+    """Draw Table 2: {name: (FUV, delta loss)}, each (value, low, high); colour: the model that it runs on."""
+    figure, panels = plt.subplots(1, 2, figsize=(8.5, 2.8), sharey=True, layout="constrained")
+    titles = ("fraction of unexplained variance", "delta loss (nats)")
+    for axes, title, column in zip(panels, titles, zip(*metrics.values())):
+        for y, (name, estimate) in enumerate(zip(metrics, column)):
+            intervals(axes, [y], [estimate], sideways=True, color=OF_MODEL["a" if name in on_a else "b"])
+        axes.set(xlabel=title, xlim=(0, None))
+        axes.grid(axis="y", visible=False)
+    panels[0].axvline(1, color=GREY, lw=1, ls="--")
+    panels[0].set_yticks(range(len(metrics)), list(metrics))
+    panels[0].invert_yaxis()
+    return figure
+
+
+def sae_curves(runs: Mapping[str, Sequence], *, extra: Mapping[str, float]) -> Figure:
+    """Draw the held-out explained variance of SAEs in training over FLOPs and over seconds: {start: one Curve a seed}.
+
+    `extra` are FLOPs to be added to those of a start.
+    """
+    figure, panels = plt.subplots(1, 2, figsize=(9, 3.2), sharey=True, layout="constrained")
+    for start, curves in runs.items():
+        for index, curve in enumerate(curves):
+            label = f"from {start}" if index == 0 else None
+            style = {"color": OF_START[start], "lw": 1.2, "label": label}
+            panels[0].plot(curve.flops[1:] + extra.get(start, 0.0), curve.explained_variance[1:], **style)
+            panels[1].plot(curve.seconds[1:], curve.explained_variance[1:], **style)
+    panels[0].set(xlabel="training FLOPs, the stitch's included", ylabel="explained variance", xscale="log")
+    panels[0].xaxis.set_minor_formatter(NullFormatter())  # its labels would lie on each other
+    panels[1].set(xlabel="seconds of training steps")
+    panels[1].legend(frameon=False, loc="lower right")
+    return figure
+
+
+def flops_saved(savings: Mapping[int, Mapping[float, tuple]]) -> Figure:
+    """Draw Fig. 2a, the FLOPs saved: {width: {explained variance: (value, low, high)}}."""
+    figure, axes = plt.subplots(figsize=(6.5, 3.4), layout="constrained")
+    shades = sns.color_palette("flare", len(savings))
+    for color, (width, values) in zip(shades, savings.items()):
+        if values:
+            style = {"fmt": "o-", "ms": 4, "color": color, "label": f"{width} latents"}
+            intervals(axes, list(values), values.values(), **style)
+    axes.axhline(0, color=GREY, lw=1, ls="--")
+    axes.set(xlabel="explained variance to reach", ylabel="FLOPs saved")
+    axes.yaxis.set_major_formatter("{x:.0%}")
+    if any(savings.values()):
+        axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def scaling_laws(
+    runs: Mapping[str, Sequence], laws: Mapping[str, Callable], flops: Sequence[float], *, extra: Mapping[str, float]
+) -> Figure:
+    """Draw Fig. 1c: held-out error of all runs (thin) and the fitted law (thick) of each start, over `flops`."""
+    figure, axes = plt.subplots(figsize=(6.5, 3.8), layout="constrained")
+    for start, curves in runs.items():
+        for curve in curves:
+            axes.plot(curve.flops[1:] + extra.get(start, 0.0), curve.mse[1:], color=OF_START[start], lw=0.6, alpha=0.5)
+        axes.plot(flops, laws[start](flops), color=OF_START[start], lw=2.5, label=f"from {start}")
+    axes.set(xlabel="training FLOPs, the stitch's included", ylabel="held-out MSE", xscale="log", yscale="log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")
+    axes.legend(frameon=False)
+    return figure
+
+
+def cosines(values: Mapping[str, Sequence[float]]) -> Figure:
+    """Draw Fig. 2b: cosine of decoder rows at the end of training to themselves at the start, a histogram for
+    each start."""
+    figure, axes = plt.subplots(figsize=(6, 3), layout="constrained")
+    bins = np.linspace(min(0, min(map(min, values.values()))), 1, 41)
+    for start, found in values.items():
+        axes.hist(found, bins=bins, density=True, histtype="step", lw=1.8, color=OF_START[start], label=f"from {start}")
+    axes.set(xlabel="cosine to the direction at the start", ylabel="density")
+    axes.legend(frameon=False, loc="upper left")
+    return figure
