@@ -15,10 +15,9 @@ from pathlib import Path
 
 from stitch_utils.data.hub import EMBEDDED
 from stitch_utils.data.pairs import load_pair
-from stitch_utils.models.harvest import ActivationStream, evaluation_batches, training_batches
-from stitch_utils.models.language_model import load_models
-from stitch_utils.stitching.fit import fit_exact, trace_adam
-from stitch_utils.stitching.moments import harvest_moments
+from stitch_utils.models.harvest import ActivationStream
+from stitch_utils.stitching.fit import trace_adam
+from stitch_utils.stitching.pair import StitchedPair
 from stitch_utils.stitching.stitch import stitch_loss
 
 RECORD = EMBEDDED / "full_adam.json"
@@ -26,17 +25,9 @@ RECORD = EMBEDDED / "full_adam.json"
 
 def compare(n_steps: int, *, scale: str = "default", seed: int = 0) -> dict[str, float]:
     """Eq. 3 (alpha = 1) on held-out text, and seconds after the pass, of `n_steps` of Adam and of the exact fit."""
-    pair = load_pair("tiny")
-    sizes, models, layers = pair.scale(scale), load_models(pair), (pair.a.layer, pair.b.layer)
-    tokenizer = models[0].tokenizer
-
-    def training():
-        return training_batches(pair, sizes, tokenizer, sizes.train_tokens)
-
-    moments = harvest_moments(*models, training(), [layers])[layers]
-    held_out = harvest_moments(*models, evaluation_batches(pair, sizes, tokenizer), [layers])[layers]
-    exact = fit_exact(moments)
-    stream = ActivationStream(*models, *layers, training, keep=True)
+    stitched = StitchedPair.open("tiny", scale)
+    held_out, exact = stitched.held_out_moments, stitched.stitch
+    stream = ActivationStream(*stitched.models, *stitched.layers, stitched.training_batches, keep=True)
     next(iter(stream))  # the pass over the text is paid before the clock starts
     adam = trace_adam(stream, held_out, n_steps=n_steps, seed=seed)
     return {

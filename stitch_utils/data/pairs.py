@@ -276,7 +276,7 @@ def load_pair(name: str | Path) -> ModelPair:
         return _build(ModelPair, _parsed(data, path))
     except KeyError as error:
         known = {entry.name for entry in dataclasses.fields(ModelPair)} - {"train", "evaluation", "file"} | {"text"}
-        unknown = [f", and {key!r} is none that is known" for key in data if key not in known]
+        unknown = [f", and {key!r} is none that is known" for key in data or () if key not in known]
         raise ValueError(f"{path.name}: the entry {error.args[0]!r} is missing{''.join(unknown)}") from None
     except (ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{path.name}: {' '.join(str(error).split())}") from None
@@ -321,9 +321,9 @@ def _augmenter(data: dict | None, folder: Path) -> AugmenterRef | None:
 def _texts(data: str | dict, folder: Path) -> tuple[TextRef, TextRef]:
     """Text to fit on and to evaluate on: as given, or every tenth document of one source for evaluation."""
     if isinstance(data, dict) and ("train" in data or "evaluation" in data):
-        return tuple(_text(data[part], folder) for part in ("train", "evaluation"))
+        return _text(data["train"], folder), _text(data["evaluation"], folder)
     both = _text(data, folder)
-    return tuple(dataclasses.replace(both, held_out=held_out) for held_out in (False, True))
+    return dataclasses.replace(both, held_out=False), dataclasses.replace(both, held_out=True)
 
 
 def _text(data: str | dict, folder: Path) -> TextRef:

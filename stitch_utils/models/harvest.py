@@ -16,7 +16,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from huggingface_hub import try_to_load_from_cache
@@ -214,7 +214,7 @@ class ModelStream:
             yield found[passed:]
 
 
-def of_activations(pair: ModelPair, layers: tuple[int, int], *, scale: str) -> dict[str, object]:
+def of_activations(pair: ModelPair, layers: tuple[int, int], *, scale: str) -> dict[str, Any]:
     """Return the ingredients of the key of whatever is made from the activations of a pair's two texts at `layers`."""
     sizes = pair.scale(scale)
     return {

@@ -17,6 +17,7 @@ import functools
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -105,10 +106,17 @@ class Forms(dict):
 
 
 class Lexicon:
-    """One language, as its file spells it."""
+    """One language, as its file spells it.
+
+    The entries of the file (`nouns`, `templates`, `facts`, ...) are attributes.
+    """
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...
 
     def __init__(self, data: dict):
-        self.__dict__.update(data)  # np, templates, facts, ... under the names that they have in the file
+        self.__dict__.update(data)
         for kind in ("nouns", "verbs", "adjectives", "numerals"):
             setattr(self, kind, {key: Forms(forms) for key, forms in data[kind].items()})
         self.joiner = data.get("and", "and")
@@ -186,7 +194,7 @@ def realise(frame: Frame, language: str, *, capital: bool = True) -> str:
     kind = {"negated": "neg_", "question": "ask_", "count": "count_"}.get(frame.construction, "")
 
     slots = dict.fromkeys(
-        (
+        [
             "S",
             "fin",
             "nonfin",
@@ -204,7 +212,7 @@ def realise(frame: Frame, language: str, *, capital: bool = True) -> str:
             "fin2",
             "nonfin2",
             "O2",
-        ),
+        ],
         "",
     )
     if isinstance(subject, Noun):
@@ -219,13 +227,13 @@ def realise(frame: Frame, language: str, *, capital: bool = True) -> str:
 
     if frame.verb is not None:
         slots["fin"], slots["nonfin"] = lex.verb_parts(lex.verbs[frame.verb], frame.tense, person, kind)
-    if frame.verb2 is not None:
+    if frame.verb2 is not None and frame.object2 is not None:
         slots["fin2"], slots["nonfin2"] = lex.verb_parts(lex.verbs[frame.verb2], frame.tense, person)
         slots["O2"] = lex.noun_phrase(frame.object2, "obj")
     if frame.predicate is not None:
         slots["cop"], slots["copnf"] = lex.verb_parts(None, frame.tense, person, kind)
         slots["A"] = by_class(lex.predicate[subject.number], agreement).format(a=lex.adjectives[frame.predicate])
-    if frame.numeral is not None:
+    if frame.numeral is not None and frame.object is not None:
         slots["Q"] = lex.noun_phrase(frame.object, "count", numeral=frame.numeral)
     elif frame.object is not None:
         slots["O"] = lex.noun_phrase(frame.object, "negobj" if frame.construction == "negated" else "obj")

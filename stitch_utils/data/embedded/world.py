@@ -48,6 +48,7 @@ INSTRUCTIONS = {
     "language": 10,
 }
 # Share of the requests without an instruction that are answered in another language, as people do who know several.
+DRAWN = "drawn"  # an instruction that `draw_request` draws by itself
 ELSEWHERE = 0.2
 USER, ASSISTANT, END = "<|user|>", "<|assistant|>", "<|end|>"
 N_PEOPLE = 240
@@ -316,14 +317,14 @@ def respond(rng: random.Random, language: str, topic: str, about: str, instructi
 
 
 def draw_request(
-    rng: random.Random, language: str, topic: str, *, instruction: str | type | None = ..., elsewhere: float = 0.0
+    rng: random.Random, language: str, topic: str, *, instruction: str | None = DRAWN, elsewhere: float = 0.0
 ) -> Request:
     """A request about a thing of the topic, with `instruction` (drawn if not given) and an answer.
 
     `elsewhere`: how probable it is that an answer without instruction is in another language.
     """
     lex = load_lexicon(language)
-    if instruction is ...:
+    if instruction == DRAWN:
         instruction = rng.choices(list(INSTRUCTIONS), list(INSTRUCTIONS.values()))[0]
     about = rng.choice(load_concepts()["topics"][topic]["objects"])
     noun = Noun(about, rng.choice(("sg", "pl")))
