@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -144,8 +144,8 @@ def _from_sparsify(config_file: Path, weights_file: Path, hookpoint: str, source
 def built(config: SAEConfig, tensors: Mapping[str, Tensor]) -> SAE:
     """Build the SAE with these weights, in the configuration's dtype and on its device."""
     device, dtype = config.device, getattr(torch, config.dtype.removeprefix("torch."))
-    make: Callable[[SAEConfig], SAE] = SAE.get_sae_class_for_architecture(config.architecture())
-    sae = make(dataclasses.replace(config, device="meta"))  # these weights cost no memory and no random numbers
+    kind: Any = SAE.get_sae_class_for_architecture(config.architecture())
+    sae = kind(dataclasses.replace(config, device="meta"))  # on `meta`, weights cost no memory and no random numbers
     weights = {name: tensor.detach().to(device, dtype).contiguous() for name, tensor in tensors.items()}
     sae.load_state_dict(weights, assign=True)
     return sae.to(device=device, dtype=dtype)

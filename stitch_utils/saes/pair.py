@@ -127,7 +127,7 @@ def sweep_saes(stitched: StitchedPair, *, widths: Sequence[int], seeds: Sequence
         return _config(stitched, **run, auxiliary_loss=auxiliary_loss, dead_after=recipe.dead_after)
 
     def train(side: str, configs: Iterable[SAETrainingConfig], initial_saes=None) -> dict[str, Curve]:
-        stream, held_out = activations[side]
+        stream, held_out = activations.pop(side)  # A's are not kept while B's are read
         return train_saes(
             stream,
             list(configs),

@@ -150,8 +150,11 @@ class _Run:
         tensors |= {"silent": self.silent, "dead": self.dead}
         return tensors, {"spent": self.spent, "seconds": self.seconds}
 
-    def load(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, float]) -> None:
-        device = self.silent.device
+    def load(self, of_all: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """Go on from the state of a sweep with this run."""
+        start, device = f"{self.config.name}/", self.silent.device
+        tensors = {name.removeprefix(start): tensor for name, tensor in of_all.items() if name.startswith(start)}
+        numbers = facts["numbers"][self.config.name]
         self.sae.load_state_dict({name: tensors[f"sae.{name}"] for name in self.sae.state_dict()})
         moments: dict[int, dict[str, Tensor]] = {}
         for name in tensors:
@@ -192,9 +195,9 @@ def train_saes(
 
     `folder` keeps the state of the sweep, written every `checkpoint_every` steps, and the trained SAEs, which
     `load_trained` reads. A sweep that was cut off goes on from its state and gives the same curves as one that was not;
-    of a `ModelStream` it then reads nothing that it has read before. A finished sweep is read back. A sweep of other
-    configs, initial SAEs, held-out activations or another `key`, which stands for the stream, starts anew, and so does
-    one whose state or SAEs are damaged. Of two processes that train one sweep the second waits for the first.
+    it skips what it has read of a `ModelStream` without running the model. A finished sweep is read back. A sweep of
+    other configs, initial SAEs, held-out activations or another `key`, which stands for the stream, starts anew, and so
+    does one whose state or SAEs are damaged. Of two processes that train one sweep the second waits for the first.
 
     ValueError for configs of one name or of different batches, an SAE that does not fit, or a stream that is too short.
     """
@@ -220,9 +223,12 @@ def train_saes(
             saved = None
         d_in, device = held_out.shape[1], held_out.device
         runs = [_Run(config, d_in, given.get(config.name), metadata, device) for config in configs]
-        done = _resume(runs, *saved) if saved else 0
-        if not saved:
+        if saved:
+            for run in runs:
+                run.load(*saved)
+        else:
             shutil.rmtree(folder / "saes", ignore_errors=True)
+        done = saved[1]["step"] if saved else 0
         batches = _batches(stream, configs[0].batch_tokens, done)
         return _train(runs, batches, held_out.float(), done, folder, digest, evaluate_every, checkpoint_every)
 
@@ -264,15 +270,6 @@ def _train(
     tensors = {name: torch.from_numpy(array) for name, array in fields.items()}
     _write_state(folder / CHECKPOINT, tensors, {"digest": digest, "finished": True})
     return curves
-
-
-def _resume(runs: list[_Run], tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> int:
-    """Load the state of an unfinished sweep into its runs, and return the number of steps done."""
-    for run in runs:
-        start = f"{run.config.name}/"
-        own = {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
-        run.load(own, facts["numbers"][run.config.name])
-    return facts["step"]
 
 
 def _read_state(path: Path, digest: str) -> tuple[dict[str, Tensor], dict] | None:
