@@ -94,8 +94,8 @@ def evaluate_saes(
     for index, name in enumerate(saes):
         l0, error, spliced = scalars[:, 3 + 3 * index : 6 + 3 * index].T
         quotients = (l0 / count, error / variation, error / count / model.d_model, (spliced - own) / count)
-        estimates = (from_draws(values[0], values[1:]) for values in quotients)
-        metrics[name] = SAEMetrics(*estimates, 1 - fired[name].double().mean().item())
+        estimates = [from_draws(values[0], values[1:]) for values in quotients]
+        metrics[name] = SAEMetrics(*estimates, dead_fraction=1 - fired[name].double().mean().item())
     return metrics
 
 

@@ -83,13 +83,12 @@ def starting_sae(config: SAETrainingConfig, d_in: int, given: SAE | None = None)
         turn = torch.randn(d_in, given.cfg.d_in) if config.initial == "rotation" and given is not None else None
     if config.initial == "random":
         return sae
-    _check_given(config, d_in, given)
+    given = _checked(config, d_in, given)
     if config.initial == "rotation" or config.decoder_norm == "unit" or given.cfg.rescale_acts_by_decoder_norm:
         given = fold_decoder_norms(given, reselect=True)
     with torch.no_grad():
-        encoder, decoder, b_enc, b_dec = (
-            tensor.detach().cpu().float() for tensor in (given.W_enc, given.W_dec, given.b_enc, given.b_dec)
-        )
+        weights = given.state_dict()
+        encoder, decoder, b_enc, b_dec = (weights[name].cpu().float() for name in ("W_enc", "W_dec", "b_enc", "b_dec"))
         if config.initial == "rotation":
             orthonormal, _ = torch.linalg.qr(turn)  # (d_in, d_a)
             sae.W_dec.copy_(decoder @ orthonormal.T)
@@ -97,12 +96,12 @@ def starting_sae(config: SAETrainingConfig, d_in: int, given: SAE | None = None)
             return sae
         if given.cfg.apply_b_dec_to_input:
             b_enc = b_enc - b_dec @ encoder
-        for parameter, value in ((sae.W_enc, encoder), (sae.W_dec, decoder), (sae.b_enc, b_enc), (sae.b_dec, b_dec)):
-            parameter.copy_(value)
+    sae.load_state_dict({"W_enc": encoder, "W_dec": decoder, "b_enc": b_enc, "b_dec": b_dec})
     return sae
 
 
-def _check_given(config: SAETrainingConfig, d_in: int, given: SAE | None) -> None:
+def _checked(config: SAETrainingConfig, d_in: int, given: SAE | None) -> SAE:
+    """Return the SAE that a run starts from; ValueError if it is missing or does not fit."""
     if given is None:
         raise ValueError(f"run {config.name!r} starts from an SAE: none was given in initial_saes")
     if given.cfg.architecture() != "topk" or given.cfg.normalize_activations != "none":
@@ -116,3 +115,4 @@ def _check_given(config: SAETrainingConfig, d_in: int, given: SAE | None) -> Non
             f"run {config.name!r} was given an SAE of {given.cfg.d_sae} latents and width {width}: expected "
             f"{config.d_sae} latents and width {d_in}{' or less' if config.initial == 'rotation' else ''}"
         )
+    return given

@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_download
@@ -53,11 +54,11 @@ def load_sae(ref: str | SAERef, *, device: str = "cpu") -> SAE:
         def download(file: str) -> str:
             return hf_hub_download(ref.release, f"{ref.id}/{file}", revision=ref.revision)
 
-        files = [
-            fetched("model", ref.release, functools.partial(download, file), revision=ref.revision)
+        config, weights = (
+            Path(fetched("model", ref.release, functools.partial(download, file), revision=ref.revision))
             for file in ("cfg.json", "sae.safetensors")
-        ]
-        return _from_sparsify(*map(Path, files), ref.id, f"sparsify:{ref.release}/{ref.id}", device)
+        )
+        return _from_sparsify(config, weights, ref.id, f"sparsify:{ref.release}/{ref.id}", device)
     raise ValueError(f"unknown SAE format {ref.format!r}: expected {' or '.join(FORMATS)}")
 
 
@@ -108,11 +109,9 @@ def _from_sae_lens(ref: SAERef, device: str) -> SAE:
             config["d_in"], config["d_sae"] = tensors["W_enc"].shape
         return config, tensors, sparsity
 
-    return fetched(
-        "model",
-        known.repo_id if known else ref.release,
-        lambda: SAE.from_pretrained(ref.release, ref.id, device=device, converter=as_stored),
-    )
+    options: dict[str, Any] = {"device": device, "converter": as_stored}
+    repository = known.repo_id if known else ref.release
+    return fetched("model", repository, lambda: SAE.from_pretrained(ref.release, ref.id, **options))
 
 
 def _from_sparsify(config_file: Path, weights_file: Path, hookpoint: str, source: str, device: str) -> SAE:
@@ -145,8 +144,8 @@ def _from_sparsify(config_file: Path, weights_file: Path, hookpoint: str, source
 def built(config: SAEConfig, tensors: Mapping[str, Tensor]) -> SAE:
     """Build the SAE with these weights, in the configuration's dtype and on its device."""
     device, dtype = config.device, getattr(torch, config.dtype.removeprefix("torch."))
-    # On `meta` the weights that are about to be replaced cost no memory and no random numbers.
-    sae = SAE.get_sae_class_for_architecture(config.architecture())(dataclasses.replace(config, device="meta"))
+    kind: Any = SAE.get_sae_class_for_architecture(config.architecture())
+    sae = kind(dataclasses.replace(config, device="meta"))  # on `meta`, weights cost no memory and no random numbers
     weights = {name: tensor.detach().to(device, dtype).contiguous() for name, tensor in tensors.items()}
     sae.load_state_dict(weights, assign=True)
     return sae.to(device=device, dtype=dtype)

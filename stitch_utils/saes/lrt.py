@@ -5,29 +5,21 @@ Bello et al. (arXiv 2506.00653) fit an affine map from f(x), the latents of A's 
     y ~ f(x) M + c,
 
 by AdamW on the mean length of the error. M is a decoder: the main paper writes it down by Eq. 6 without a look at the
-data, W_d' = W_d P_up, and here it is fitted. So the two papers' answers differ in two things, and all four combinations
-tell them apart: which code is decoded (A's own, of x, or the transferred SAE's, of down(y), which has seen y), and
-whether the decoder is composed by the formula or fitted. Reading a token costs the same in each, and so does fitting M.
-
-For SAEs of up to a few thousand latents, M is exact: ridge least squares from the second moments of code and stream, in
-one pass, with the ridge that predicts a validation text best, since the moments say little of latents that hardly ever
-fire. The moments of a wider SAE do not fit into memory, and AdamW fits M on the unsquared loss, as in that paper.
+data, W_d' = W_d P_up, and here it is fitted. So the two papers differ in two things, and all four combinations tell
+them apart: which code is decoded (A's own, of x, or the transferred SAE's, of down(y), which has seen y), and whether
+the decoder is composed by the formula or fitted. Up to a few thousand latents M is exact: ridge least squares from the
+second moments of code and stream, in one pass, with the ridge that predicts a validation text best. The moments of a
+wider SAE do not fit into memory, and AdamW fits M on the unsquared loss, as in that paper.
 
 That paper's Fig. 2 asks whether the decoder of the small model's SAE (n latents, width d_to) is a linear image of the
-large one's (n, d_from), and reports the norm of what
+large one's (n, d_from), and reports min_M || W_to - W_from M ||_F. That number says nothing by itself. Any d regressors
+span d of n dimensions; rows of W_to of unit length that have nothing to do with them leave, in the mean of the square,
 
-    min_M || W_to - W_from M ||_F
+    || W_to - W_from M ||_F  ~  sqrt(n (1 - d / n)).
 
-leaves. That number says nothing by itself. Any d regressors span d of n dimensions; rows of W_to that have unit length
-and nothing to do with them keep the share (n - d) / n of their squared length outside, so
-
-    || W_to - W_from M ||_F  ~  sqrt(n (1 - d / n)),
-
-exactly so in the mean of the square, since rows drawn independently around zero are orthogonal to each other in the
-mean. Only what is clearly below it is a relation. There is a second trap: row i of one decoder and row i of the other
-are two latents that no one has matched. SAEs number their latents as they were initialised, so the rows of two SAEs
-that were trained apart are unrelated even where the models agree. `match_latents` pairs each latent with the one that
-fires most like it on the same tokens, without a look at the decoders.
+Only what is clearly below it is a relation. There is a second trap: SAEs number their latents as they were initialised,
+so row i of one decoder and row i of another that was trained apart are unrelated even where the models agree.
+`match_latents` pairs each latent with the one that fires most like it, without a look at the decoders.
 
 Offers `fit_code_map`, `CodeMap`, `code_map_flops`, `reconstructions`; `decoder_regression`, `DecoderRegression`,
 `chance_norm`; `match_latents`, `Matches`.

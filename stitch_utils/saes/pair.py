@@ -60,16 +60,18 @@ def native_saes(stitched: StitchedPair, *, seed: int = 0, sides: str = "ab", ane
     that the package ships for the embedded pair are trained again, instead of read. ValueError if a named SAE is of
     another width than its model.
     """
-    named = {side: stitched.pair.saes.get(side) for side in sides}
-    missing = [side for side, ref in named.items() if ref is None or (anew and str(ref).startswith("embedded:"))]
-    saes = {}
-    for side in set(sides) - set(missing):
-        model, _ = stitched.side(side)
-        saes[side] = load_sae(named[side], device=str(model.device))
+    saes: dict[str, SAE] = {}
+    missing = []
+    for side in sides:
+        ref, (model, _) = stitched.pair.saes.get(side), stitched.side(side)
+        if ref is None or (anew and str(ref).startswith("embedded:")):
+            missing.append(side)
+            continue
+        saes[side] = load_sae(ref, device=str(model.device))
         if (width := saes[side].cfg.d_in) != model.d_model:
             raise ValueError(
-                f"the SAE of {side} ({named[side]}) reads {width} dimensions: expected {model.d_model}, the "
-                f"width of {model.ref!r}"
+                f"the SAE of {side} ({ref}) reads {width} dimensions: expected {model.d_model}, the width of "
+                f"{model.ref!r}"
             )
     for side, (stream, held_out) in side_activations(stitched, missing).items():
         config = _config(stitched, d_sae=stitched.sizes.sae_latents, n_steps=stitched.sizes.sae_steps, seed=seed)
@@ -125,7 +127,7 @@ def sweep_saes(stitched: StitchedPair, *, widths: Sequence[int], seeds: Sequence
         return _config(stitched, **run, auxiliary_loss=auxiliary_loss, dead_after=recipe.dead_after)
 
     def train(side: str, configs: Iterable[SAETrainingConfig], initial_saes=None) -> dict[str, Curve]:
-        stream, held_out = activations[side]
+        stream, held_out = activations.pop(side)  # A's are not kept while B's are read
         return train_saes(
             stream,
             list(configs),

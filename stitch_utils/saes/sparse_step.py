@@ -64,8 +64,8 @@ def sparse_gradients(sae: TopKTrainingSAE, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def add_auxiliary_gradients(sae: TopKTrainingSAE, x: Tensor, error: Tensor, dead: Tensor) -> None:
-    """Add the gradients of SAELens' auxiliary loss: at each token the d_in / 2 best of the dead latents are to write
-    what the others leave out."""
+    """Add to the gradients those of SAELens' auxiliary loss: at each token the d_in / 2 best of the dead latents are to
+    write what the others leave out."""
     which = dead.nonzero().flatten()
     parts = [tensor.detach().requires_grad_() for tensor in (sae.W_enc[:, which], sae.b_enc[which], sae.W_dec[which])]
     encoder, bias, decoder = parts
@@ -75,6 +75,7 @@ def add_auxiliary_gradients(sae: TopKTrainingSAE, x: Tensor, error: Tensor, dead
     scale = min(len(which) / half, 1.0)
     loss = sae.cfg.aux_loss_coefficient * scale * (written + error).square().sum(-1).mean()
     by_encoder, by_bias, by_decoder = torch.autograd.grad(loss, parts)
+    assert sae.W_enc.grad is not None and sae.b_enc.grad is not None and sae.W_dec.grad is not None
     sae.W_enc.grad[:, which] += by_encoder
     sae.b_enc.grad[which] += by_bias
     sae.W_dec.grad[which] += by_decoder

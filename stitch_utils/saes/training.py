@@ -26,13 +26,12 @@ import numpy as np
 import torch
 from filelock import FileLock
 from jaxtyping import Float
-from sae_lens import SAE, TopKTrainingSAE
+from sae_lens import SAE
 from sae_lens.saes.sae import SAEMetadata, TrainStepInput
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import embedding_bag
-from torch.utils.flop_counter import FlopCounterMode
 
 from ..models.harvest import ModelStream
 from ..utils.files import damaged, discard, is_sound, put
@@ -76,22 +75,13 @@ class Curve(NamedTuple):
         return (total[last] - total[first]) / (last - first)
 
 
-def training_flops(sae: TopKTrainingSAE, *, dead: bool = False) -> int:
-    """Count the FLOPs a token of one training step, by torch's FlopCounterMode: 10 d_in d_sae, Table 3's rate.
+def training_flops(d_in: int, d_sae: int, *, dead: bool = False) -> int:
+    """Count the FLOPs a token of one training step: 10 d_in d_sae, Table 3's rate.
 
     These are five products of 2 d_in d_sae: the encoder's and the decoder's forward, and one and two backward. The
     auxiliary loss of a step with `dead` latents takes three more.
     """
-    x, mask = sae.b_dec.detach().new_zeros(1, sae.cfg.d_in), None
-    if dead:
-        mask = torch.ones(sae.cfg.d_sae, dtype=torch.bool, device=x.device)
-    # SAELens also carries the gradient on to the input, times zero, for a b_dec that is not subtracted from it.
-    sae.b_dec.requires_grad_(False)
-    with FlopCounterMode(display=False) as counter:
-        sae.training_forward_pass(TrainStepInput(x, {}, mask, 0, False)).loss.backward()
-    sae.b_dec.requires_grad_(True)
-    sae.zero_grad(set_to_none=True)
-    return counter.get_total_flops()
+    return (16 if dead else 10) * d_in * d_sae
 
 
 class _Run:
@@ -106,11 +96,10 @@ class _Run:
         self.directions = decoder / self.norms.clamp_min(1e-8)
         self.optimizer = torch.optim.Adam(self.sae.parameters(), lr=config.lr, betas=(0.9, 0.999))
         self.silent = torch.zeros(config.d_sae, device=device)  # steps since each latent fired
-        self.flops = {dead: config.batch_tokens * training_flops(self.sae, dead=dead) for dead in (False, True)}
         self.spent, self.seconds = 0, 0.0
         self.points: list[Sequence[float]] = []  # steps, flops, mse, explained variance, seconds
         self.log: list[Sequence[float]] = []  # flops, explained variance of each step
-        self.dead: Tensor | None = None
+        self.dead = torch.zeros_like(self.silent, dtype=torch.bool)
 
     def start(self, batch: Tensor) -> None:
         if self.config.initial_bias == "mean" and self.config.initial != "stitch":
@@ -136,7 +125,7 @@ class _Run:
         decoder = self.sae.W_dec.data
         decoder.mul_(self.norms / decoder.norm(dim=-1, keepdim=True).clamp_min(1e-8))
         self.silent = (self.silent + 1).masked_fill_(fired, 0)
-        self.spent += self.flops[helped]
+        self.spent += len(x) * training_flops(*self.sae.W_enc.shape, dead=helped)
         self.log.append((self.spent, 1 - error.square().sum().item() / variance))
         self.seconds += time.perf_counter() - began
 
@@ -161,8 +150,11 @@ class _Run:
         tensors |= {"silent": self.silent, "dead": self.dead}
         return tensors, {"spent": self.spent, "seconds": self.seconds}
 
-    def load(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, float]) -> None:
-        device = self.silent.device
+    def load(self, of_all: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """Go on from the state of a sweep with this run."""
+        start, device = f"{self.config.name}/", self.silent.device
+        tensors = {name.removeprefix(start): tensor for name, tensor in of_all.items() if name.startswith(start)}
+        numbers = facts["numbers"][self.config.name]
         self.sae.load_state_dict({name: tensors[f"sae.{name}"] for name in self.sae.state_dict()})
         moments: dict[int, dict[str, Tensor]] = {}
         for name in tensors:
@@ -203,9 +195,9 @@ def train_saes(
 
     `folder` keeps the state of the sweep, written every `checkpoint_every` steps, and the trained SAEs, which
     `load_trained` reads. A sweep that was cut off goes on from its state and gives the same curves as one that was not;
-    of a `ModelStream` it then reads nothing that it has read before. A finished sweep is read back. A sweep of other
-    configs, initial SAEs, held-out activations or another `key`, which stands for the stream, starts anew, and so does
-    one whose state or SAEs are damaged. Of two processes that train one sweep the second waits for the first.
+    it skips what it has read of a `ModelStream` without running the model. A finished sweep is read back. A sweep of
+    other configs, initial SAEs, held-out activations or another `key`, which stands for the stream, starts anew, and so
+    does one whose state or SAEs are damaged. Of two processes that train one sweep the second waits for the first.
 
     ValueError for configs of one name or of different batches, an SAE that does not fit, or a stream that is too short.
     """
@@ -231,9 +223,12 @@ def train_saes(
             saved = None
         d_in, device = held_out.shape[1], held_out.device
         runs = [_Run(config, d_in, given.get(config.name), metadata, device) for config in configs]
-        done = _resume(runs, *saved) if saved else 0
-        if not saved:
+        if saved:
+            for run in runs:
+                run.load(*saved)
+        else:
             shutil.rmtree(folder / "saes", ignore_errors=True)
+        done = saved[1]["step"] if saved else 0
         batches = _batches(stream, configs[0].batch_tokens, done)
         return _train(runs, batches, held_out.float(), done, folder, digest, evaluate_every, checkpoint_every)
 
@@ -275,15 +270,6 @@ def _train(
     tensors = {name: torch.from_numpy(array) for name, array in fields.items()}
     _write_state(folder / CHECKPOINT, tensors, {"digest": digest, "finished": True})
     return curves
-
-
-def _resume(runs: list[_Run], tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> int:
-    """Load the state of an unfinished sweep into its runs, and return the number of steps done."""
-    for run in runs:
-        start = f"{run.config.name}/"
-        own = {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
-        run.load(own, facts["numbers"][run.config.name])
-    return facts["step"]
 
 
 def _read_state(path: Path, digest: str) -> tuple[dict[str, Tensor], dict] | None:
