@@ -1,6 +1,6 @@
 # make report   executes every chapter on the embedded pair and builds the book: _build/html/index.html
 # make install  sets up .venv, as the others do when it is missing
-# make test     lints, runs the tests, and checks the reference notebooks
+# make test     lints, checks types and the rooms' order, runs the tests, and checks the reference notebooks
 # make compare  executes every chapter twice, from nothing, and compares all that the pages print
 # make reference  renews tests/reference/ from the chapters at scale smoke
 PYTHON ?= python3
@@ -18,6 +18,9 @@ report: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/pyright
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 	$(BIN)/python -m pytest -q --nbval-lax --nbval-current-env -o addopts= tests/reference
 

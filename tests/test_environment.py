@@ -30,6 +30,6 @@ def test_conda_installs_the_same_lock():
 def test_what_the_package_needs_is_in_the_lock():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = project["dependencies"] + project["optional-dependencies"]["dev"]
-    names = {re.split(r"[<>=]", entry)[0].lower().replace("_", "-") for entry in wanted}
+    names = {re.split(r"[\[<>=]", entry)[0].lower().replace("_", "-") for entry in wanted}
     assert not names - set(lock())
     assert lock()["torch"] == "2.13.0" and lock()["jupyter-book"] == "1.0.4.post1"

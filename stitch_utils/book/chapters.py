@@ -155,7 +155,7 @@ def command_for(given: str, chapter: str = "") -> str:
 
 
 def pair_argument(pair: str, file: str = "") -> str:
-    """Return what a command takes for the pair: its name, or the file of a user's own pair, as its pages say."""
+    """Return what a command takes for the pair: its name, or a user's own file, by default the one in its pages."""
     return pair if pair in known_pairs() else file or pair_file(pair) or f"{pair}.yml"
 
 

@@ -23,6 +23,7 @@ Exit codes: 0; 1 when a chapter or the rendering fails; 2 when the request makes
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import os
@@ -39,49 +40,71 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from ..data.pairs import ModelPair
-from ..utils.files import damage, project_root, sweep_up, tidy
+from ..data.pairs import ModelPair, load_pair
+from ..utils.files import damage, project_root, sweep_up, tidy, tree_digest
 from ..utils.progress import progress
-from .chapters import CHAT_CHAPTERS, RequestError, one_line, toc_files
+from .chapters import CHAT_CHAPTERS, SUMMARIES, RequestError, one_line, toc_files
 from .claims import VERDICTS, named, said_of_turns, verdicts
 from .commands import COMMANDS, add_parsers, look_ahead
-from .runs import HOME_PAIR, RUNS, Run, WorkError, execute, find_pair, is_fresh, key_of, plain, plan, tree_digest
+from .runs import (
+    HOME_PAIR,
+    RUNS,
+    Run,
+    WorkError,
+    execute_all,
+    find_pair,
+    is_fresh,
+    jobs_at_once,
+    key_of,
+    plain,
+    plan,
+)
 
 HTML = Path("_build", "html", "index.html")
 
 
-def run_chapters(root: Path, runs: list[Run]) -> None:
-    """Executes the runs that are not fresh, a line for each, while no other command does so in this checkout."""
-    with _lock(root), warnings.catch_warnings(), progress(runs, "chapters") as bar:
+def run_chapters(root: Path, runs: list[Run], *, jobs: int | None = None) -> None:
+    """Execute the runs that are not fresh, a line for each, while no other command does so in this checkout.
+
+    `jobs` chapters run side by side, by default as many as the processors take. The summaries read the results of all
+    others, so they begin when those are done.
+    """
+    with _lock(root), contextlib.chdir(root), warnings.catch_warnings(), progress(runs, "chapters") as bar:
         warnings.simplefilter("ignore")
         logging.getLogger("papermill").setLevel(logging.CRITICAL)
-        for leftover in (root / RUNS).glob("*/.*.partial.ipynb"):
+        for leftover in RUNS.glob("*/.*.partial.ipynb"):
             leftover.unlink()
-        for folder in (RUNS, "results"):
-            sweep_up(root / folder)
+        for folder in (RUNS, Path("results")):
+            sweep_up(folder)
+        chapters = [run for run in runs if run.chapter not in SUMMARIES]
+        jobs = jobs or (jobs_at_once(load_pair(chapters[0].parameters["pair"]).threads) if chapters else 1)
         tidied = False
-        sound: dict[str, ModelPair | None] = {HOME_PAIR: None}
-        for run in bar:
-            bar.set_description(run.chapter)
-            key = key_of(root, run)
-            fresh = not run.force and is_fresh(root, run, key)
-            if not fresh and run.pair not in sound:
-                sound[run.pair] = look_ahead(root, str(run.parameters["pair"]))
-            if not fresh and run.chapter in CHAT_CHAPTERS and (silent := _without_chat(sound[run.pair])):
-                bar.write(f"{run.label}: left out, since the tokenizer of {silent!r} has no chat template")
-                continue
-            if not fresh and not tidied:  # artifacts are read by what is executed
+        for group in (chapters, [run for run in runs if run.chapter in SUMMARIES]):
+            keys = {run.chapter: key_of(root, run) for run in group}
+            stale = [run for run in group if run.force or not is_fresh(root, run, keys[run.chapter])]
+            own = stale[:1] if stale and stale[0].pair != HOME_PAIR else []
+            silent = _without_chat([look_ahead(root, str(run.parameters["pair"])) for run in own])
+            for run in group:
+                if run not in stale:
+                    bar.write(f"{run.label}: unchanged")
+                elif silent and run.chapter in CHAT_CHAPTERS:
+                    bar.write(f"{run.label}: left out, since the tokenizer of {silent!r} has no chat template")
+                    stale.remove(run)
+            if stale and not tidied:  # artifacts are read by what is executed
                 for damaged in tidy(root):
                     bar.write(f"stitch-book: {damage(damaged.relative_to(root))}", file=sys.stderr)
                 tidied = True
-            bar.write(f"{run.label}: " + ("unchanged" if fresh else f"{execute(root, run, key):.0f} s"))
+            bar.update(len(group) - len(stale))
+            for run, seconds in execute_all(stale, keys, jobs):
+                bar.write(f"{run.label}: {seconds:.0f} s")
+                bar.update()
 
 
-def _without_chat(models: ModelPair | None) -> str | None:
-    """The model of the pair whose tokenizer has no chat template, if there is one."""
+def _without_chat(pairs: list[ModelPair]) -> str | None:
+    """Name a model of these pairs whose tokenizer has no chat template, if there is one."""
     from ..models.language_model import load_tokenizer
 
-    refs = () if models is None else (models.a, models.b)
+    refs = [ref for pair in pairs for ref in (pair.a, pair.b)]
     tokenizers = ((ref.model, load_tokenizer(ref.model, revision=ref.revision)) for ref in refs)
     return next((name for name, tokenizer in tokenizers if not getattr(tokenizer, "chat_template", None)), None)
 
@@ -159,12 +182,18 @@ class _Parser(argparse.ArgumentParser):
         raise RequestError(f"{message} (see {self.prog} --help)")
 
 
+def _at_least_one(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="stitch-book", description="Executes the chapters, renders the book, prints the claims.")
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="execute chapters whose page is missing or out of date")
     run.add_argument(
-        "--pair", default=HOME_PAIR, help=f"a name in stitch_utils/pairs or a .yml file (default {HOME_PAIR})"
+        "--pair", default=HOME_PAIR, help=f"a name in stitch_utils/data/pairs or a .yml file (default {HOME_PAIR})"
     )
     run.add_argument("--chapter", help="this chapter only (default: all, in reading order)")
     run.add_argument("--scale", help="smoke, default or paper (default: the chapter's own)")
@@ -177,12 +206,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar=("NAME", "VALUE"),
         help="set a parameter of the chapters; repeatable",
     )
+    run.add_argument("--jobs", type=_at_least_one, metavar="N", help="chapters side by side (default: what fits)")
     run.add_argument("--force", action="store_true", help="execute even where nothing has changed")
     add_parsers(commands)
     commands.add_parser("build", help="render the pages into _build/html")
     claims = commands.add_parser("claims", help="print the verdict on each claim")
     claims.add_argument(
-        "--pair", default=HOME_PAIR, help=f"a name in stitch_utils/pairs or a .yml file (default {HOME_PAIR})"
+        "--pair", default=HOME_PAIR, help=f"a name in stitch_utils/data/pairs or a .yml file (default {HOME_PAIR})"
     )
     claims.add_argument("--json", action="store_true", dest="as_json", help="as a list of objects")
     return parser
@@ -195,7 +225,8 @@ def main(argv: list[str] | None = None) -> int:
         command = options.pop("command")
         root = project_root().resolve()
         if command == "run":
-            run_chapters(root, plan(root, **options))
+            jobs = options.pop("jobs")
+            run_chapters(root, plan(root, **options), jobs=jobs)
         elif command in COMMANDS:
             COMMANDS[command](root, **options)
         elif command == "build":

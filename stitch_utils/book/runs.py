@@ -1,4 +1,4 @@
-"""How the page of a chapter is made for a pair of models, and when it is out of date (no section of its own).
+"""Make the page of a chapter for a pair of models, and tell when it is out of date (no section of its own).
 
 A page is a chapter executed for one pair, `book/runs/<pair>/<chapter>.ipynb`. Pages are expensive, so each carries the
 key of all that made it (its source, its parameters, this package, the published numbers, the lock file) and the digests
@@ -6,7 +6,8 @@ of the results that it wrote and of itself. A page whose key, results and conten
 replaced whole, at the end of a run that worked, or not at all.
 
 Offers `plan`, which turns a request into `Run`s; `key_of` and `is_fresh`, which tell whether a page is up to date;
-`execute`, which makes it, or raises `WorkError`; and beside them `find_pair`, `plain`.
+`execute` and `execute_all`, which make one or all, or raise `WorkError`; `jobs_at_once`, `find_pair`, `plain`, and the
+constants `HOME_PAIR` and `RUNS`.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ import os
 import re
 import subprocess
 import time
-from collections.abc import Iterable
+import weakref
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import yaml
 from ipykernel.kernelspec import RESOURCES, get_kernel_dict
@@ -75,7 +78,7 @@ class Run(NamedTuple):
 
 
 def find_pair(root: Path, given: str) -> Pair:
-    """The pair that `given` names: one of `stitch_utils/pairs`, or the path of a pair file."""
+    """Find the pair that `given` names: one of `stitch_utils/data/pairs`, or the path of a pair file."""
     known = known_pairs()
     if given in known:
         return Pair(given, given, None)
@@ -95,8 +98,10 @@ def find_pair(root: Path, given: str) -> Pair:
 
 
 def _local_files(pair: ModelPair) -> list[tuple[str, int, int]]:
-    """Name, size and time of change of each file on this disk that a pair names, alone or as one of a folder; models
-    are too large to be read before every run."""
+    """List name, size and time of change of each file on this disk that a pair names, alone or as one of a folder.
+
+    Models are too large to be read before every run.
+    """
     saes = (sae.release if isinstance(sae, SAERef) else sae for sae in pair.saes.values())
     models = (ref.model for ref in (pair.a, pair.b, pair.augmenter) if ref)
     texts = (ref.name for ref in (pair.train, pair.evaluation, *pair.datasets.values()))
@@ -112,7 +117,7 @@ def _local_files(pair: ModelPair) -> list[tuple[str, int, int]]:
 def plan(
     root: Path, *, pair: str, chapter: str | None, scale: str | None, given: Iterable[tuple[str, str]], force: bool
 ) -> list[Run]:
-    """The runs that a request asks for, summaries last, all checked before any starts.
+    """List the runs that a request asks for, summaries last, all checked before any starts.
 
     The summaries follow every request, for the embedded pair and at their defaults unless asked for by name.
     RequestError, naming those that exist, for an unknown chapter, pair, scale or parameter.
@@ -157,7 +162,7 @@ def plan(
 
 
 def key_of(root: Path, run: Run) -> str:
-    """The digest of all that determines a page."""
+    """Return the digest of all that determines a page."""
     ingredients = {**run.ingredients, "parameters": run.parameters}
     if run.chapter in SUMMARIES:
         ingredients["results"] = tree_digest(root / "results", "**/*.json")
@@ -168,7 +173,7 @@ def key_of(root: Path, run: Run) -> str:
 
 
 def is_fresh(root: Path, run: Run, key: str) -> bool:
-    """Whether the page was made by `key`, shows no error, and it and its results are still as they were left."""
+    """Tell whether the page was made by `key`, shows no error, and it and its results are still as they were left."""
     try:
         page = json.loads((root / run.page).read_text(encoding="utf-8"))
         note = page["metadata"]["stitch_book"]
@@ -180,76 +185,115 @@ def is_fresh(root: Path, run: Run, key: str) -> bool:
 
 
 def _page_digest(page: dict[str, Any]) -> str:
-    """Of all in a page but this digest itself."""
+    """Return the digest of all in a page but this digest itself."""
     note = {name: value for name, value in page["metadata"]["stitch_book"].items() if name != "page"}
     rest = page | {"metadata": page["metadata"] | {"stitch_book": note}}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
-def execute(root: Path, run: Run, key: str) -> float:
-    """Executes a chapter, puts its page in place, returns the seconds it took; WorkError where a cell fails."""
+def jobs_at_once(threads: int) -> int:
+    """Return how many chapters fit side by side, each with so many threads; one where PyTorch takes all (0)."""
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, processors // threads) if threads else 1
+
+
+def execute_all(runs: Sequence[Run], keys: Mapping[str, str], jobs: int) -> Iterator[tuple[Run, float]]:
+    """Execute chapters, `jobs` at once, begun in order, in the current folder; give each with the seconds it took.
+
+    After a failure no other chapter begins, and those at work end; an interrupt ends them too.
+    """
+    if jobs == 1 or len(runs) < 2:
+        yield from ((run, execute(run, keys[run.chapter])) for run in runs)
+        return
+    _Kernel.unwanted = False
+    with ThreadPoolExecutor(jobs) as pool:
+        begun = {pool.submit(execute, run, keys[run.chapter]): run for run in runs}
+        try:
+            for done in as_completed(begun):
+                yield begun[done], done.result()
+        except BaseException as error:
+            pool.shutdown(wait=False, cancel_futures=True)
+            if not isinstance(error, WorkError):
+                _Kernel.kill_all()
+            raise
+
+
+def execute(run: Run, key: str) -> float:
+    """Execute a chapter in the current folder, put its page in place, and return the seconds it took.
+
+    WorkError where a cell fails.
+    """
     import nbformat
     import papermill  # takes a second to import, which unchanged pages can do without
-    from papermill.utils import chdir
 
     partial = run.page.with_name(f".{run.chapter}.partial.ipynb")
     failed = run.page.with_name(f".{run.chapter}.failed.ipynb")
     started = time.monotonic()
-    with chdir(root):
-        run.page.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            nbformat.write(run.notebook, partial)
-            page = papermill.execute_notebook(
-                str(partial),
-                str(partial),
-                run.passed,
-                kernel_name="python3",
-                language="python",
-                progress_bar={"desc": "  cells", "leave": False, "disable": None},
-                start_timeout=300,
-                iopub_timeout=60,  # the default of 4 s is too short for a busy machine
-                kernel_manager_class=_Kernel,
-            )
-            seconds = round(time.monotonic() - started, 1)
-            for cell in page.cells:
-                if "injected-parameters" in cell.metadata.get("tags", ()):
-                    cell.metadata.tags.append("hide-input")  # as the chapter's own parameters are
-            page.metadata.papermill.update(input_path=f"book/{run.chapter}.md", output_path=run.page.as_posix())
-            page.metadata["stitch_book"] = {
-                "key": key,
-                "results": digest(run.results),
-                "pair": run.pair,
-                "chapter": run.chapter,
-                "scale": run.parameters.get("scale"),
-                "parameters": run.parameters,
-                "seconds": seconds,
-            }
-            page.metadata.stitch_book["page"] = _page_digest(json.loads(nbformat.writes(page)))
-            put(run.page, lambda place: nbformat.write(page, place), sealed=False)
-            failed.unlink(missing_ok=True)
-            return seconds
-        except (papermill.PapermillExecutionError, RuntimeError, TimeoutError) as error:
-            os.replace(partial, failed)
-            raise WorkError(
-                f"{run.label} failed {_failure(failed, error)}\nThe partial notebook is {failed.as_posix()}"
-            ) from error
-        except OSError as error:  # a disk that is full, mostly
-            raise WorkError(f"{run.label} could not be kept: {one_line(error)}") from error
-        finally:
-            partial.unlink(missing_ok=True)
+    run.page.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        nbformat.write(run.notebook, partial)
+        page = papermill.execute_notebook(
+            str(partial),
+            str(partial),
+            run.passed,
+            kernel_name="python3",
+            language="python",
+            progress_bar={"desc": "  cells", "leave": False, "disable": None},
+            start_timeout=300,
+            iopub_timeout=60,  # the default of 4 s is too short for a busy machine
+            kernel_manager_class=_Kernel,
+        )
+        seconds = round(time.monotonic() - started, 1)
+        for cell in page.cells:
+            if "injected-parameters" in cell.metadata.get("tags", ()):
+                cell.metadata.tags.append("hide-input")  # as the chapter's own parameters are
+        page.metadata.papermill.update(input_path=f"book/{run.chapter}.md", output_path=run.page.as_posix())
+        note = {"key": key, "results": digest(run.results), "pair": run.pair, "chapter": run.chapter}
+        note |= {"scale": run.parameters.get("scale"), "parameters": run.parameters, "seconds": seconds}
+        page.metadata["stitch_book"] = note
+        page.metadata.stitch_book["page"] = _page_digest(json.loads(nbformat.writes(page)))
+        put(run.page, lambda place: nbformat.write(page, place), sealed=False)
+        failed.unlink(missing_ok=True)
+        return seconds
+    except (papermill.PapermillExecutionError, RuntimeError, TimeoutError) as error:
+        if _Kernel.unwanted:
+            raise WorkError(f"{run.label} was interrupted") from error
+        os.replace(partial, failed)
+        raise WorkError(
+            f"{run.label} failed {_failure(failed, error)}\nThe partial notebook is {failed.as_posix()}"
+        ) from error
+    except OSError as error:  # a disk that is full, mostly
+        raise WorkError(f"{run.label} could not be kept: {one_line(error)}") from error
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def plain(text: str) -> str:
-    """Text without the colours of a terminal."""
+    """Strip the colours of a terminal from a text."""
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
 
 
 class _Kernel(AsyncKernelManager):
     """A kernel of this interpreter, whatever the user's home calls `python3`, in the same surroundings everywhere."""
 
+    started: ClassVar[weakref.WeakSet[_Kernel]] = weakref.WeakSet()
+    unwanted: ClassVar[bool] = False
+    """Whether an interrupt has come, which reaches the main thread only."""
+
     async def start_kernel(self, **options: Any) -> None:
         # what a cell prints is in its page already; what is left is the kernel's own noise
         await super().start_kernel(**options, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        _Kernel.started.add(self)
+        if _Kernel.unwanted:
+            _Kernel.kill_all()
+
+    @classmethod
+    def kill_all(cls) -> None:
+        """Kill all kernels, those too that other threads are about to start."""
+        cls.unwanted = True
+        for kernel in list(cls.started):
+            if process := getattr(kernel.provisioner, "process", None):
+                process.kill()
 
     @property
     def kernel_spec(self) -> KernelSpec:
@@ -267,7 +311,7 @@ class _Kernel(AsyncKernelManager):
 
 
 def _failure(partial: Path, error: Exception) -> str:
-    """In which cell it was, and the traceback; of what is explained in its message, the message alone."""
+    """Say which cell failed, with the traceback, or with the message alone where it explains the error."""
     try:
         notebook = json.loads(partial.read_text(encoding="utf-8"))["cells"]
     except (OSError, ValueError, KeyError):  # the disk was too full for it

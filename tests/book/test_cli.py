@@ -2,20 +2,23 @@
 
 import hashlib
 import json
+import os
 import signal
 import sys
 import time
 
+import psutil
 import pytest
 from filelock import FileLock
 from toy_book import call, call_here, chapter, outcomes, printed, runs, start
 
-from stitch_utils.book.runs import is_fresh, key_of
+from stitch_utils.book.runs import is_fresh, jobs_at_once, key_of
 
 
 def test_a_first_run_executes_everything_in_order_with_the_summary_last(executed_book):
     root, lines = executed_book
-    assert list(outcomes(lines)) == ["numbers (tiny, default)", "words (tiny, default)", "claims (tiny)"]
+    assert sorted(outcomes(lines)) == ["claims (tiny)", "numbers (tiny, default)", "words (tiny, default)"]
+    assert list(outcomes(lines))[-1] == "claims (tiny)"
     assert all(outcomes(lines).values())
     assert printed(root, "numbers") == [str(root), sys.executable, "0.5", "en\n"]
     assert json.loads((root / "results" / "tiny" / "numbers.json").read_text())["numbers.tiny.inverse"] == 2
@@ -62,7 +65,9 @@ def test_changed_results_are_noticed_and_a_run_that_works_removes_what_failed_be
     assert not failed.exists()
 
 
-@pytest.mark.parametrize("arguments", [["run", "--chapter", "nmbers"], ["run", "--chapter"], ["fly"], ["build"]])
+@pytest.mark.parametrize(
+    "arguments", [["run", "--chapter", "nmbers"], ["run", "--chapter"], ["run", "--jobs", "0"], ["fly"], ["build"]]
+)
 def test_such_requests_end_in_one_line_and_exit_code_2(bare_book, arguments):
     code, lines, err = call_here(bare_book, *arguments)
     assert (code, lines) == (2, [])
@@ -115,6 +120,59 @@ def test_an_interrupted_run_leaves_the_old_page_and_the_next_one_works(book, sen
     assert (folder / ".numbers.partial.ipynb").exists() == (sent == signal.SIGKILL)
     assert call_here(book, "run")[0] == 0
     assert list(folder.glob(".*")) == []
+
+
+def _meeting(name, other, then=""):
+    """A chapter that ends only once the other one has begun."""
+    code = f"""
+import time
+from pathlib import Path
+Path("{name}.begun").touch()
+while not Path("{other}.begun").exists():
+    time.sleep(0.05)
+{then}"""
+    return chapter('pair = "tiny"\nscale = "default"', code)
+
+
+def test_chapters_run_side_by_side_and_the_summary_after_them(bare_book):
+    (bare_book / "book" / "numbers.md").write_text(_meeting("numbers", "words", 'print("met")'))
+    (bare_book / "book" / "words.md").write_text(_meeting("words", "numbers", 'print("met")'))
+    code, lines, err = call(bare_book, "run", "--jobs", "2")
+    assert (code, err) == (0, "") and list(outcomes(lines))[-1] == "claims (tiny)" and len(lines) == 3
+    assert printed(bare_book, "numbers") == printed(bare_book, "words") == ["met\n"]
+    assert not any(outcomes(call_here(bare_book, "run")[1]).values())
+
+
+def test_a_failure_lets_the_chapter_beside_it_end(bare_book):
+    (bare_book / "book" / "numbers.md").write_text(_meeting("numbers", "words", "1 / 0"))
+    (bare_book / "book" / "words.md").write_text(_meeting("words", "numbers", "time.sleep(1)"))
+    code, _, err = call(bare_book, "run", "--jobs", "2")
+    assert code == 1 and "numbers (tiny, default) failed in cell 3" in err and "ZeroDivisionError" in err
+    folder = bare_book / "book" / "runs" / "tiny"
+    assert sorted(path.name for path in folder.iterdir()) == [".numbers.failed.ipynb", "words.ipynb"]
+
+
+def test_an_interrupt_ends_all_chapters_that_run_side_by_side(book):
+    folder = book / "book" / "runs" / "tiny"
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    for name, other in (("numbers", "words"), ("words", "numbers")):
+        (book / "book" / f"{name}.md").write_text(_meeting(name, other, f'Path("{name}.met").touch(); time.sleep(600)'))
+    process = start(book, "run", "--jobs", "2")
+    deadline = time.monotonic() + 120
+    while not ((book / "numbers.met").exists() and (book / "words.met").exists()):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    kernels = psutil.Process(process.pid).children()
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert (process.returncode, out, err) == (130, "", "stitch-book: interrupted\n")
+    assert len(kernels) == 2 and psutil.wait_procs(kernels, timeout=60)[1] == []
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_as_many_chapters_as_have_processors_for_their_threads(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(5)), raising=False)
+    assert [jobs_at_once(threads) for threads in (0, 1, 2, 3, 8)] == [1, 5, 2, 1, 1]
 
 
 def test_a_second_run_waits_for_the_first(book):
