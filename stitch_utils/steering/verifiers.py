@@ -7,14 +7,17 @@ checkers and its evaluation differ, or leave a choice, this is what happens:
 
 - An empty response, or one of white space, follows nothing. IFEval's evaluation says so too, though its checker for
   commas, asked alone, would pass it.
-- Languages are detected by `language.detect_language`, which lower-cases capitals first. Where nothing can be detected
-  IFEval passes the response; here it fails.
+- Languages are detected by `detect_language`, which lower-cases capitals first. Where nothing can be detected IFEval
+  passes the response; here it fails.
 - Words in capitals are runs of letters and digits, joined by apostrophes and hyphens: DON'T is one, where NLTK's
   tokenizer makes two. As in IFEval, "I" counts and a number by itself does not.
 - A line that begins with a hyphen is a bullet, as in IFEval, so a rule (---) is one as well; a lone asterisk is none.
 - Any JSON value is JSON, as in IFEval, so a response that is nothing but a number passes.
 
-Offers `verify`, `keywords_of`, `WORLD_INSTRUCTIONS`.
+`detect_language` also judges section 4's responses (App. F: "we use langdetect to detect the most likely language of
+the response") and the embedded pair's samples.
+
+Offers `verify`, `RULES`, `WORLD_INSTRUCTIONS`, `detect_language`.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-from .language import detect_language
+import langdetect
 
 # What the embedded world calls an instruction -> the id of its rule.
 WORLD_INSTRUCTIONS = {
@@ -57,7 +60,9 @@ def verify(instruction_id: str, response: str, **kwargs) -> bool:
     ValueError for an id that is not known, and for keywords that are missing, unknown, or of a value that makes no
     sense; each names what is known.
     """
-    rule = _rule(instruction_id)
+    if instruction_id not in RULES:
+        raise ValueError(f"unknown instruction {instruction_id!r}: known are {', '.join(sorted(RULES))}")
+    rule = RULES[instruction_id]
     given = {name: value for name, value in kwargs.items() if value is not None}
     if set(given) != set(rule.keywords):
         raise ValueError(
@@ -69,15 +74,16 @@ def verify(instruction_id: str, response: str, **kwargs) -> bool:
     return rule.follows(response, **given)
 
 
-def keywords_of(instruction_id: str) -> tuple[str, ...]:
-    """The keywords that `verify` needs for an instruction; ValueError for an id that is not known."""
-    return _rule(instruction_id).keywords
+def detect_language(text: str) -> str:
+    """Name the most likely language by langdetect's code (`en`, `fr`, ...); `unknown` where there are no letters.
 
-
-def _rule(instruction_id: str) -> Rule:
-    if instruction_id not in RULES:
-        raise ValueError(f"unknown instruction {instruction_id!r}: known are {', '.join(sorted(RULES))}")
-    return RULES[instruction_id]
+    Text all in capitals is lower-cased first, and only such text: lower-casing German nouns costs accuracy.
+    """
+    langdetect.DetectorFactory.seed = 0  # langdetect draws at random unless it is seeded, here and nowhere else
+    try:
+        return langdetect.detect(text.lower() if text.isupper() else text)
+    except langdetect.LangDetectException:
+        return "unknown"
 
 
 def _capital(response: str) -> bool:

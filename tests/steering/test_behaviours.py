@@ -10,7 +10,7 @@ from stitch_utils.data.pairs import load_pair
 from stitch_utils.models.language_model import load_model
 from stitch_utils.steering.behaviours import COLUMNS, FILES, WORLD_BEHAVIOURS, Choice, behaviours, world_behaviour
 from stitch_utils.steering.contrast import contrast_vector, preference, questions
-from stitch_utils.steering.language import detect_language
+from stitch_utils.steering.verifiers import detect_language
 
 CHILD = """
 import dataclasses, json, sys

@@ -2,7 +2,7 @@
 
 import pytest
 
-from stitch_utils.steering.language import detect_language
+from stitch_utils.steering.verifiers import detect_language
 
 SENTENCES = {
     "en": "The baker opens the window because the kitchen is too warm.",

@@ -14,7 +14,7 @@ from stitch_utils.data.embedded.world import parallel_sentences
 from stitch_utils.data.pairs import DatasetRef, load_pair
 from stitch_utils.models.language_model import load_tokenizer
 from stitch_utils.steering import prompts as steering_data
-from stitch_utils.steering.language import detect_language
+from stitch_utils.steering.verifiers import detect_language
 from stitch_utils.steering.prompts import EUROPARL, languages, parallel_pairs, steering_prompts
 
 IFEVAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "ifeval" / "ifeval_single_instr_format.jsonl"
