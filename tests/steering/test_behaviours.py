@@ -9,7 +9,7 @@ from hub.evals import write_evals
 from stitch_utils.data.pairs import load_pair
 from stitch_utils.models.language_model import load_model
 from stitch_utils.steering.behaviours import COLUMNS, FILES, WORLD_BEHAVIOURS, Choice, behaviours, world_behaviour
-from stitch_utils.steering.contrast import contrast_vector, preference, questions
+from stitch_utils.steering.choices import contrast_vector, preference, questions
 from stitch_utils.steering.verifiers import detect_language
 
 CHILD = """
