@@ -15,9 +15,9 @@ how far the stream is from its mean on an ordinary token, the difference of the 
 under mapped steering, and their correlation. Two curves that rise will correlate, however little one of them rises, so
 beside it stands the ratio of their slopes, and a random direction as the control.
 
-Offers `ChoiceConfig`, `choice_config`, `steer_choices`, `ChoiceSweep`; `contrast_vector`, `contrast_vectors`,
-`steering_directions`, `spread`; `Questions`, `questions`, `logit_differences`, `preference`, `dose_responses`; and
-`each_correlation`, `correlation`, `curve_correlation`, `relative_slope`.
+Offers `ChoiceConfig`, `choice_config`, `steer_choices`, `ChoiceSweep`; `contrast_vectors`, `steering_directions`,
+`spread`; `Questions`, `questions`, `logit_differences`, `preference`, `dose_responses`; and
+`Comparison` of two dose-responses.
 """
 
 from __future__ import annotations
@@ -49,28 +49,23 @@ ANSWER = 1  # room for an answer, where prompts are only read
 # ---- vectors ---------------------------------------------------------------------------------------------------------
 
 
-def contrast_vector(
-    model: LanguageModel, layer: int, pairs: Sequence[tuple[str, str]], *, batch_size: int = 64
-) -> Float[Tensor, " d_model"]:
-    """Average the difference of the stream before block `layer` at the last token of (with, without) texts, in float64
-    and on the CPU, at its own length. ValueError for no pairs."""
-    if not pairs:
-        raise ValueError("no contrast pairs given: expected at least one")
-    streams = [last_token_residuals(model, layer, texts, batch_size=batch_size) for texts in zip(*pairs)]
-    return streams[0].double().mean(0) - streams[1].double().mean(0)
+def contrast_vectors(
+    model: LanguageModel, layer: int, contrasts: Mapping[str, Sequence[tuple[str, str]]], *, batch_size: int = 64
+) -> dict[str, Float[Tensor, " d_model"]]:
+    """Average, for each name, the difference of the stream before block `layer` at the last token of (with, without)
+    texts, in float64 and on the CPU, at its own length. ValueError for a name without pairs."""
+    found = {}
+    for name, pairs in progress(contrasts.items(), "vectors"):
+        if not pairs:
+            raise ValueError(f"no contrast pairs given for {name!r}: expected at least one")
+        streams = [last_token_residuals(model, layer, texts, batch_size=batch_size) for texts in zip(*pairs)]
+        found[name] = streams[0].double().mean(0) - streams[1].double().mean(0)
+    return found
 
 
 def spread(moments: PairMoments) -> float:
     """Measure how far B's stream is from its mean on an ordinary token: the root of the mean squared distance."""
     return moments.cyy.trace().sqrt().item()
-
-
-def contrast_vectors(
-    model: LanguageModel, layer: int, contrasts: Mapping[str, Sequence[tuple[str, str]]], *, batch_size: int = 64
-) -> dict[str, Float[Tensor, " d_model"]]:
-    """Make the `contrast_vector` of each name."""
-    rows = progress(contrasts.items(), "vectors")
-    return {name: contrast_vector(model, layer, pairs, batch_size=batch_size) for name, pairs in rows}
 
 
 def steering_directions(
@@ -180,71 +175,64 @@ def dose_responses(
 # ---- two dose-responses ----------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """Answers to the same questions under native steering and under another, over the same lengths alpha.
+
+    Intervals are bootstraps over questions. ValueError for answers to different questions, or fewer than three lengths.
+    """
+
+    native: Float[np.ndarray, "alphas questions"]
+    other: Float[np.ndarray, "_ _"]
+    alphas: Sequence[float]
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.native.shape != self.other.shape or self.native.ndim != 2 or len(self.native) < 3:
+            raise ValueError(
+                f"dose-responses of shapes {self.native.shape} and {self.other.shape}: expected the same questions at "
+                "the same three or more strengths"
+            )
+
+    def each_correlation(self) -> Float[np.ndarray, " questions"]:
+        """Correlate, over alpha, the two answers to each question; 0 where one of them does not move."""
+        return _pearson(self.native, self.other)
+
+    def correlation(self) -> Estimate:
+        """Average `each_correlation`."""
+        each = self.each_correlation()
+        return from_draws(each.mean(), self._drawn() @ each)
+
+    def curve_correlation(self) -> Estimate:
+        """Correlate, over alpha, the two curves of means."""
+        drawn, value = self._drawn().T, _pearson(self.native.mean(1), self.other.mean(1))
+        return from_draws(float(value), _pearson(self.native @ drawn, self.other @ drawn))
+
+    def relative_slope(self) -> Estimate:
+        """Divide the least-squares slopes over alpha of the mean answers, other by native: 1 where it steers as far a
+        step.
+
+        Resamples in which the native slope is zero are left out. ValueError where it is zero for the questions
+        themselves.
+        """
+        weights = np.asarray(self.alphas, dtype=float) - np.mean(self.alphas)
+        slopes = [weights @ answers for answers in (self.native, self.other)]  # (questions,), up to one factor for both
+        if slopes[0].mean() == 0:
+            raise ValueError("native steering does not move the answers at all: there is nothing to compare with")
+        below, above = (self._drawn() @ slope for slope in slopes)
+        return from_draws(slopes[1].mean() / slopes[0].mean(), above[below != 0] / below[below != 0])
+
+    def _drawn(self) -> np.ndarray:
+        """(resamples, questions): how often each question is drawn, as shares."""
+        questions = self.native.shape[1]
+        return resampled_counts(questions, self.seed) / questions
+
+
 def _pearson(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Pearson's correlation along the first axis; 0 where one side does not vary."""
     x, y = x - x.mean(0), y - y.mean(0)
     norms = np.sqrt((x**2).sum(0) * (y**2).sum(0))
     return np.divide((x * y).sum(0), norms, out=np.zeros_like(norms), where=norms > 1e-12)
-
-
-def _check(native: np.ndarray, other: np.ndarray) -> None:
-    if native.shape != other.shape or native.ndim != 2 or len(native) < 3:
-        raise ValueError(
-            f"dose-responses of shapes {native.shape} and {other.shape}: expected the same questions at the same three "
-            "or more strengths"
-        )
-
-
-def each_correlation(
-    native: Float[np.ndarray, "alphas questions"], other: Float[np.ndarray, "_ _"]
-) -> Float[np.ndarray, " questions"]:
-    """Correlate, over alpha, the two responses to each question; 0 where one of them does not move.
-
-    ValueError for responses to different questions, or fewer than three strengths.
-    """
-    _check(native, other)
-    return _pearson(native, other)
-
-
-def correlation(
-    native: Float[np.ndarray, "alphas questions"], other: Float[np.ndarray, "_ _"], *, seed: int = 0
-) -> Estimate:
-    """Average `each_correlation`, with a bootstrap interval over questions."""
-    each = each_correlation(native, other)
-    return from_draws(each.mean(), resampled_counts(len(each), seed) / len(each) @ each)
-
-
-def curve_correlation(
-    native: Float[np.ndarray, "alphas questions"], other: Float[np.ndarray, "_ _"], *, seed: int = 0
-) -> Estimate:
-    """Correlate, over alpha, the two curves of means, with an interval as in `correlation`."""
-    _check(native, other)
-    drawn = resampled_counts(native.shape[1], seed) / native.shape[1]
-    value = _pearson(native.mean(1), other.mean(1))
-    return from_draws(float(value), _pearson(native @ drawn.T, other @ drawn.T))
-
-
-def relative_slope(
-    native: Float[np.ndarray, "alphas questions"],
-    other: Float[np.ndarray, "_ _"],
-    alphas: Sequence[float],
-    *,
-    seed: int = 0,
-) -> Estimate:
-    """Divide the least-squares slopes over alpha of the mean responses, other by native: 1 where it steers as far a
-    step.
-
-    The interval is as in `correlation`; resamples in which the native slope is zero are left out. ValueError where it
-    is zero for the questions themselves.
-    """
-    _check(native, other)
-    weights = np.asarray(alphas, dtype=float) - np.mean(alphas)
-    slopes = [weights @ responses for responses in (native, other)]  # (questions,), up to one factor for both
-    if slopes[0].mean() == 0:
-        raise ValueError("native steering does not move the answers at all: there is nothing to compare with")
-    drawn = resampled_counts(native.shape[1], seed) / native.shape[1]
-    below, above = drawn @ slopes[0], drawn @ slopes[1]
-    return from_draws(slopes[1].mean() / slopes[0].mean(), above[below != 0] / below[below != 0])
 
 
 # ---- the experiment --------------------------------------------------------------------------------------------------
@@ -284,9 +272,9 @@ class ChoiceSweep:
 
     config: ChoiceConfig
     directions: Mapping[str, Mapping[str, Tensor]]
-    """By behaviour and condition."""
+    """Unit vectors by behaviour and condition."""
     responses: Mapping[tuple[str, str], np.ndarray]
-    """By behaviour and condition: (doses, questions), logit differences."""
+    """Logit differences, (doses, questions), by behaviour and condition."""
 
     @property
     def behaviours(self) -> tuple[str, ...]:
@@ -301,30 +289,23 @@ class ChoiceSweep:
         """(doses,): mean over the questions."""
         return self.responses[behaviour, condition].mean(1)
 
-    def correlation(self, behaviour: str, condition: str) -> Estimate:
-        """`correlation` with the native responses."""
-        return correlation(*self._pair(behaviour, condition), seed=self.config.seed)
-
-    def curve_correlation(self, behaviour: str, condition: str) -> Estimate:
-        """`curve_correlation` with the native responses."""
-        return curve_correlation(*self._pair(behaviour, condition), seed=self.config.seed)
-
-    def relative_slope(self, behaviour: str, condition: str) -> Estimate:
-        """`relative_slope`: how far the answers move a step, next to native steering."""
-        return relative_slope(*self._pair(behaviour, condition), self.config.doses, seed=self.config.seed)
+    def compared(self, behaviour: str, condition: str) -> Comparison:
+        """Set a condition's answers beside those under native steering."""
+        found = (self.responses[behaviour, which] for which in ("native", condition))
+        return Comparison(*found, self.config.doses, self.config.seed)
 
     def mean_correlation(self, condition: str) -> Estimate:
-        """Mean of the behaviours' correlations, with a bootstrap interval over the questions of each."""
-        rows = [each_correlation(*self._pair(name, condition)) for name in self.behaviours]
+        """Average the behaviours' correlations, with a bootstrap interval over the questions of each."""
+        rows = [self.compared(name, condition).each_correlation() for name in self.behaviours]
         return stratified_mean(rows, self.config.seed)
 
     def overall_slope(self, condition: str) -> Estimate:
-        """`relative_slope` of the mean over the behaviours, so that one which native steering hardly moves counts
-        little."""
-        pairs = [self._pair(name, condition) for name in self.behaviours]
-        fewest = min(native.shape[1] for native, _ in pairs)
-        means = (np.mean([both[side][:, :fewest] for both in pairs], axis=0) for side in (0, 1))
-        return relative_slope(*means, self.config.doses, seed=self.config.seed)
+        """Take the relative slope of the mean over the behaviours, so that one which native steering hardly moves
+        counts little."""
+        rows = [[self.responses[name, which] for name in self.behaviours] for which in ("native", condition)]
+        fewest = min(answers.shape[1] for answers in rows[0])
+        means = (np.mean([answers[:, :fewest] for answers in row], axis=0) for row in rows)
+        return Comparison(*means, self.config.doses, self.config.seed).relative_slope()
 
     def cosine(self, behaviour: str, condition: str) -> float:
         """Cosine between a direction and the native one."""
@@ -341,9 +322,6 @@ class ChoiceSweep:
         between = rows @ rows.T
         n = len(rows)
         return ((between.sum() - between.trace()) / max(1, n * (n - 1))).item()
-
-    def _pair(self, behaviour: str, condition: str) -> tuple[np.ndarray, np.ndarray]:
-        return self.responses[behaviour, "native"], self.responses[behaviour, condition]
 
 
 def steer_choices(

@@ -1,7 +1,7 @@
 """Open-ended tasks with judges that are rules: capitals, a topic, a language.
 
 The sister paper (arXiv 2506.00653) steers free responses towards capital letters, mentions of dogs, and French, and
-counts the responses that have become so. A task here is contrast pairs for a vector (`choices.contrast_vector`), and a
+counts the responses that have become so. A task here is contrast pairs for a vector (`choices.contrast_vectors`), and a
 rule that looks at a response alone. For models that read English at large the topic is dogs, as in that paper, in
 sentences written for this package; the embedded world has no dogs, so there it is the sea.
 

@@ -187,14 +187,15 @@ def recipe_numbers(
             numbers |= sweep.overall_slope(condition).numbers(f"{start}.steered.{name}.slope")
             numbers[f"{start}.steered.{name}.cosine"] = sweep.mean_cosine(condition)
             numbers[f"{start}.steered.{name}.likeness"] = sweep.likeness(condition)
-            curves = {one: sweep.curve_correlation(one, condition) for one in sweep.behaviours}
-            for one, found in curves.items():
-                numbers |= sweep.correlation(one, condition).numbers(f"{start}.steered.{name}.{one}.correlation")
-                numbers[f"{start}.steered.{name}.{one}.curve_correlation"] = found.value
-                numbers |= sweep.relative_slope(one, condition).numbers(f"{start}.steered.{name}.{one}.slope")
-            sizes = [abs(found.value) for found in curves.values()]
+            sizes = []
+            for one in sweep.behaviours:
+                compared, id = sweep.compared(one, condition), f"{start}.steered.{name}.{one}"
+                numbers |= compared.correlation().numbers(f"{id}.correlation")
+                numbers[f"{id}.curve_correlation"] = (curves := compared.curve_correlation().value)
+                numbers |= compared.relative_slope().numbers(f"{id}.slope")
+                sizes.append(abs(curves))
             numbers[f"{start}.steered.{name}.curve_correlation_size"] = sum(sizes) / len(sizes)
-    own = {one: sweeps[True].correlation(one, "sister") for one in sweeps[True].behaviours}
+    own = {one: sweeps[True].compared(one, "sister").correlation() for one in sweeps[True].behaviours}
     for one, found in own.items():
         numbers |= found.numbers(f"{start}.correlation.{one}")
     numbers |= sweeps[True].mean_correlation("sister").numbers(f"{start}.correlation_summary.mean")

@@ -8,17 +8,13 @@ from stitch_utils.data.pairs import load_pair
 from stitch_utils.steering.behaviours import Behaviour, Choice
 from stitch_utils.steering.choices import (
     ChoiceConfig,
+    Comparison,
     choice_config,
-    contrast_vector,
     contrast_vectors,
-    correlation,
-    curve_correlation,
     dose_responses,
-    each_correlation,
     logit_differences,
     preference,
     questions,
-    relative_slope,
     steer_choices,
     steering_directions,
 )
@@ -60,11 +56,10 @@ def test_a_vector_is_the_mean_difference_at_the_last_token(random_models, batch_
         for both in PAIRS
     ]
     expected = torch.stack([first - second for first, second in last]).mean(0)
-    found = contrast_vector(model, LAYER, PAIRS, batch_size=batch_size)
+    found = contrast_vectors(model, LAYER, {"x": PAIRS}, batch_size=batch_size)["x"]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-    assert contrast_vectors(model, LAYER, {"x": PAIRS})["x"].equal(contrast_vector(model, LAYER, PAIRS))
-    with pytest.raises(ValueError, match="no contrast pairs given"):
-        contrast_vector(model, LAYER, [])
+    with pytest.raises(ValueError, match="no contrast pairs given for 'y'"):
+        contrast_vectors(model, LAYER, {"x": PAIRS, "y": []})
 
 
 def test_adding_moves_every_position_by_alpha(random_models):
@@ -158,23 +153,24 @@ def curves():
 
 
 def test_correlations_are_numpys(curves):
-    _, native, other = curves
+    alphas, native, other = curves
+    compared = Comparison(native, other, alphas)
     each = [np.corrcoef(native[:, i], other[:, i])[0, 1] for i in range(40)]
-    np.testing.assert_allclose(each_correlation(native, other), each)
-    found = correlation(native, other)
+    np.testing.assert_allclose(compared.each_correlation(), each)
+    found = compared.correlation()
     assert found.value == pytest.approx(np.mean(each))
     half = 1.96 * np.std(each) / 40**0.5
     assert found.high - found.low == pytest.approx(2 * half, rel=0.15)
-    whole = curve_correlation(native, other)
+    whole = compared.curve_correlation()
     assert whole.value == pytest.approx(np.corrcoef(native.mean(1), other.mean(1))[0, 1])
     assert whole.low <= whole.value <= whole.high and whole.value > found.value
-    assert correlation(native, -other).value == pytest.approx(-np.mean(each))
+    assert Comparison(native, -other, alphas).correlation().value == pytest.approx(-np.mean(each))
 
 
 def test_slopes_are_least_squares(curves):
     alphas, native, other = curves
     expected = np.polyfit(alphas, other.mean(1), 1)[0] / np.polyfit(alphas, native.mean(1), 1)[0]
-    found = relative_slope(native, other, alphas)
+    found = Comparison(native, other, alphas).relative_slope()
     assert found.value == pytest.approx(expected) == pytest.approx(0.5, abs=0.05)
     assert found.low < expected < found.high < 0.7
 
@@ -183,14 +179,14 @@ def test_what_does_not_move_correlates_with_nothing(curves):
     alphas, native, other = curves
     still = other.copy()
     still[:, ::2] = 1.0
-    each = each_correlation(native, still)
+    each = Comparison(native, still, alphas).each_correlation()
     assert not each[::2].any() and each[1::2].all()
     with pytest.raises(ValueError, match="native steering does not move the answers"):
-        relative_slope(np.zeros_like(native), other, alphas)
+        Comparison(np.zeros_like(native), other, alphas).relative_slope()
     with pytest.raises(ValueError, match=r"shapes \(2, 40\) and \(2, 40\): .* three or more strengths"):
-        correlation(native[:2], other[:2])
+        Comparison(native[:2], other[:2], alphas[:2])
     with pytest.raises(ValueError, match="the same questions"):
-        correlation(native, other[:, :3])
+        Comparison(native, other[:, :3], alphas)
 
 
 # ---- the sweeps ---------------------------------------------------------------------------------------------------
@@ -236,8 +232,9 @@ def test_a_sweep_is_all_of_it(sweep, random_models):
             ]
             np.testing.assert_allclose(found.responses[name, condition], expected, atol=2e-4)
     own = found.responses["x", "native"]
-    assert found.correlation("x", "native").value == pytest.approx(1) == found.relative_slope("x", "native").value
-    each = [each_correlation(found.responses[n, "native"], found.responses[n, "with"]).mean() for n in "xy"]
+    itself = found.compared("x", "native")
+    assert itself.correlation().value == pytest.approx(1) == itself.relative_slope().value
+    each = [found.compared(name, "with").correlation().value for name in "xy"]
     assert found.mean_correlation("with").value == pytest.approx(np.mean(each))
     np.testing.assert_allclose(found.mean_response("x", "native"), own.mean(1))
     slopes = [
