@@ -71,7 +71,7 @@ class TemplateFit(NamedTuple):
     """Number of chats made of documents and added to the text, for all; 0 where the text holds chats already."""
 
     def numbers(self, pair: str) -> dict[str, float]:
-        """The entries of a results file."""
+        """List the entries of a results file."""
         found = {
             f"template.{pair}.{name}.{group}.to_{to}": share for (name, group, to), share in self.unexplained.items()
         }
@@ -245,7 +245,7 @@ class VectorNoise:
         return sorted({count for _, count, _ in self.cosines})
 
     def numbers(self, pair: str) -> dict[str, float]:
-        """The entries of a results file."""
+        """List the entries of a results file."""
         found: dict[str, float] = {}
         for (side, count, way), estimate in self.cosines.items():
             found |= estimate.numbers(f"noise.{pair}.{side}.pairs_{count}.{way}")

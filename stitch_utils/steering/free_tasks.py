@@ -51,13 +51,13 @@ INSTEAD = ("cat", "horse", "bicycle", "piano", "car", "parrot", "kite", "camera"
 
 
 class FreeTask(NamedTuple):
-    """Something that a response can be or not be."""
+    """A property that a response can have."""
 
     name: str
     contrasts: tuple[tuple[str, str], ...]
-    """Texts that are so, each with one that is not."""
+    """Texts that have it, each with one that does not."""
     is_done: Callable[[str], bool]
-    """Whether a response is so."""
+    """Tells whether a response has it."""
 
 
 def free_tasks(pair: ModelPair, contrasts: int, *, seed: int = 0) -> list[FreeTask]:
@@ -131,11 +131,11 @@ class FreeSweep(Sweep):
         return self.chosen[of]
 
     def mean(self, rows: Sequence[np.ndarray]) -> Estimate:
-        """Mean over tasks and prompts: the tasks are these and no others, so only the prompts are drawn anew."""
+        """Average over tasks and prompts: the tasks are these and no others, so only the prompts are drawn anew."""
         return crossed_mean(np.array(rows).mean(0, keepdims=True), self.config.seed)
 
     def numbers(self, pair: str) -> dict[str, float]:
-        """The entries of a results file: shares at the chosen strengths, and at every one."""
+        """List the entries of a results file: shares at the chosen strengths, and at every one."""
         start = f"lrt.{pair}.steering"
         found: dict[str, float] = {f"{start}.{task}.strength": at for task, at in self.chosen.items()}
         evaluated = [cell for cell in self.cells if cell.split == "evaluated"]

@@ -60,12 +60,6 @@ class InstructionConfig(SweepConfig):
     """Tokens of a response: enough for most of the world's answers to come to their end, where some instructions
     show."""
 
-    def counts(self) -> dict[str, int]:
-        return super().counts() | {"fit_prompts": self.fit_prompts, "kinds": len(self.kinds)}
-
-    def candidates(self) -> tuple[tuple[float, ...], ...]:
-        return self.strengths, self.carried_strengths
-
 
 def instruction_config(pair: ModelPair, scale: str, *, strength: float = 0.0, seed: int = 0) -> InstructionConfig:
     """Take the sizes of a scale; where there is no time for all instructions, some that lie far apart in their list.
@@ -101,22 +95,22 @@ class InstructionSweep(Sweep):
         return self.chosen[side, of, CHOSEN_ON[condition]]
 
     def mean(self, rows: Sequence[np.ndarray]) -> Estimate:
-        """Mean over the instructions, whose prompts differ: they are drawn anew within each."""
+        """Average over the instructions, whose prompts differ: they are drawn anew within each."""
         return stratified_mean(rows, self.config.seed)
 
     def gain(self, side: str, *, casing: bool) -> Estimate | None:
-        """`advantage` of transferred over none in the instructions about letter case, or in all others; None without
-        any."""
+        """Measure the advantage of transferred over no steering in the instructions about letter case, or in all
+        others; None without any."""
         families = {kind: family(self.prompts["evaluated", kind][0].instruction_id) for kind in self.config.kinds}
         some = [kind for kind, found in families.items() if (found == "casing") == casing]
         return self.advantage(side, "transferred", "none", some) if some else None
 
     def followed_anyway(self) -> list[str]:
-        """Instructions that every response to a bare prompt follows, in both models: they tell nothing."""
+        """List the instructions that every response to a bare prompt follows, in both models: they tell nothing."""
         return [k for k in self.config.kinds if all(self.share(side, "none", k).value == 1 for side in FIGURES)]
 
     def numbers(self, pair: str) -> dict[str, float]:
-        """The entries of a results file, under the ids of Figs. 12 and 13."""
+        """List the entries of a results file, under the ids of Figs. 12 and 13."""
         found: dict[str, float] = {}
         for side, figure in FIGURES.items():
             start, kinds = f"{figure}.{pair}", self.config.kinds
@@ -144,7 +138,8 @@ class InstructionSweep(Sweep):
         return found
 
     def _counted(self, side: str, start: str) -> dict[str, float]:
-        """How many instructions transferred steering wins, improves or matches, by intervals that do not overlap."""
+        """Count the instructions that transferred steering wins, improves or matches, by intervals that do not
+        overlap."""
         shares = {c + suffix: [self.share(side, c, k, s) for k in self.config.kinds] for c, s, suffix in RUNS}
 
         def ahead(first: str, second: str) -> list[bool]:

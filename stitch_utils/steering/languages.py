@@ -53,9 +53,9 @@ class LanguageConfig(SweepConfig):
     """What is run."""
 
     languages: tuple[str, ...]
-    """Steered towards."""
+    """Languages that are steered towards."""
     choosing_languages: tuple[str, ...]
-    """On which the dose-response is measured, and a strength is chosen for each model."""
+    """Languages on which the dose-response is measured, and a strength is chosen for each model."""
     pairs: int = 100
     """Parallel sentences that a vector comes from (section 4; App. F says 250)."""
     strengths: tuple[float, ...] = (1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.75, 2.0, 2.5)
@@ -69,10 +69,6 @@ class LanguageConfig(SweepConfig):
         super().__post_init__()
         if unknown := sorted(set(self.choosing_languages) - set(self.languages)):
             raise ValueError(f"languages to choose a strength on that are not steered towards: {', '.join(unknown)}")
-
-    def counts(self) -> dict[str, int]:
-        of_languages = {"languages": len(self.languages), "choosing_languages": len(self.choosing_languages)}
-        return super().counts() | of_languages
 
 
 def language_config(pair: ModelPair, scale: str, *, strength: float = 0.0, seed: int = 0) -> LanguageConfig:
@@ -110,14 +106,14 @@ class LanguageSweep(Sweep):
         return self.chosen[side]
 
     def gaps(self, side: str, strength: float | None = None) -> dict[str, float]:
-        """Eq. 16 for each language."""
+        """Compute Eq. 16 for each language."""
         return {
             language: clipped_gap(*(self.share(side, c, language, strength).value for c in ("transferred", "native")))
             for language in self.config.languages
         }
 
     def numbers(self, pair: str, *, failing: float = 0.1) -> dict[str, float]:
-        """The entries of a results file, under the ids of Tables 5 and 6 and of Figs. 3 and 11.
+        """List the entries of a results file, under the ids of Tables 5 and 6 and of Figs. 3 and 11.
 
         `failing` is the share below which native steering counts as failed.
         """
@@ -141,12 +137,12 @@ class LanguageSweep(Sweep):
         return found | {f"steering.{pair}.responses": len(self.prompts["evaluated"])}
 
     def mean_gaps(self) -> dict[str, float]:
-        """Eq. 16 for each language, as the mean of both directions."""
+        """Average Eq. 16 over both directions, for each language."""
         a, b = self.gaps("a"), self.gaps("b")
         return {language: (a[language] + b[language]) / 2 for language in self.config.languages}
 
     def _gap_numbers(self, start: str, failing: float) -> dict[str, float]:
-        """The shares of gaps at both ends of Fig. 3c: of all, and of those where native steering works."""
+        """Count the gaps at both ends of Fig. 3c, as shares of all and of those where native steering works."""
         gaps = {(side, language): gap for side in TABLES for language, gap in self.gaps(side).items()}
         works = [gap for (side, of), gap in gaps.items() if self.share(side, "native", of).value >= failing]
         found = {}
@@ -158,9 +154,9 @@ class LanguageSweep(Sweep):
 
 
 def carried_by(stitch: Stitch) -> dict[str, Callable[[MeanStreams, str], Float[Tensor, " d_to"]]]:
-    """How the other model's vector gets to the steered one, by condition: at its own length, which counts with a bias.
+    """Give, by condition, the function that carries the other model's vector across, as `condition_vectors` takes it.
 
-    Each takes the other model's mean streams and the side that is steered.
+    The vector keeps its own length, which counts where a bias is added.
     """
     return {
         "transferred": lambda means, to: transfer_vector(means.target - means.source, stitch, to=to),
@@ -215,7 +211,7 @@ def sweep_languages(stitched: StitchedPair, config: LanguageConfig) -> LanguageS
 
 
 def clipped_gap(transferred: float, native: float) -> float:
-    """Eq. 16: how much of native steering's share transferred steering reaches, within [0, 1].
+    """Divide transferred steering's share by native steering's, clipped to [0, 1] (Eq. 16).
 
     0/0 is 0, anything positive over 0 is 1, and whatever is negative 0. So 1 can also mean that native steering failed.
     """
@@ -257,7 +253,7 @@ def language_frequencies(documents: Iterable[str]) -> dict[str, int]:
 
 
 def rank_correlation(x: Sequence[float], y: Sequence[float], *, seed: int = 0) -> Estimate:
-    """Spearman's correlation of pairs (x, y), with a bootstrap interval over the pairs.
+    """Compute Spearman's correlation of pairs (x, y), with a bootstrap interval over the pairs.
 
     Resamples in which all x or all y are the same have no order and are left out; if the data have none, the value is
     0. Its interval then, and that of fewer than five pairs, is [-1, 1]: resampling them says nothing. ValueError for
@@ -275,7 +271,7 @@ def rank_correlation(x: Sequence[float], y: Sequence[float], *, seed: int = 0) -
 
 
 def _spearman(both: np.ndarray) -> np.ndarray:
-    """Correlations of the ranks, (2, resamples, n) -> (resamples,); NaN where one side is constant."""
+    """Correlate the ranks, (2, resamples, n) -> (resamples,); NaN where one side is constant."""
     ranks = rankdata(both, axis=-1)
     x, y = ranks - ranks.mean(-1, keepdims=True)
     norms = np.sqrt((x**2).sum(-1) * (y**2).sum(-1))

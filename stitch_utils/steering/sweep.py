@@ -167,7 +167,7 @@ def fill(
 
 @dataclass(frozen=True, kw_only=True)
 class SweepConfig:
-    """What every sweep is told."""
+    """The settings that all sweeps share."""
 
     prompts: int
     """Responses to each cell, if there are so many prompts."""
@@ -183,23 +183,14 @@ class SweepConfig:
     """Tokens of a response at most."""
     batch_size: int = 64
     seed: int = 0
-    """Of the random directions and of the bootstrap."""
+    """Seed of the random directions and of the bootstrap."""
 
     def __post_init__(self):
-        for name, value in self.counts().items():
-            if value < 1:
+        for name, value in vars(self).items():
+            if name.endswith("strengths") and (min(value, default=0) <= 0 or self.strength < 0):
+                raise ValueError(f"strengths must be positive: got {value} and {self.strength}")
+            if name not in ("seed", "strength") and (value == () or (isinstance(value, int) and value < 1)):
                 raise ValueError(f"{name}={value}: a sweep needs at least one, to choose on and to evaluate")
-        for strengths in self.candidates():
-            if not strengths or min(strengths) <= 0 or self.strength < 0:
-                raise ValueError(f"strengths must be positive: got {strengths} and {self.strength}")
-
-    def counts(self) -> dict[str, int]:
-        """The numbers that must be positive, by name."""
-        return {"prompts": self.prompts, "choosing_prompts": self.choosing_prompts}
-
-    def candidates(self) -> tuple[tuple[float, ...], ...]:
-        """The lists of strengths among which one is chosen."""
-        return (self.strengths,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,19 +210,19 @@ class Sweep:
     """The strengths chosen."""
 
     def subjects(self, split: str) -> Sequence[str]:
-        """What is steered towards with the prompts of a split."""
+        """List what is steered towards with the prompts of a split."""
         raise NotImplementedError
 
     def chosen_for(self, side: str, condition: str, of: str) -> float:
-        """The strength that was chosen for a condition."""
+        """Return the strength that was chosen for a condition."""
         raise NotImplementedError
 
     def mean(self, rows: Sequence[np.ndarray]) -> Estimate:
-        """Mean over subjects and prompts; by default the prompts are the same for all, and both are drawn anew."""
+        """Average over subjects and prompts; by default the prompts are the same for all, and both are drawn anew."""
         return crossed_mean(np.array(rows), self.config.seed)
 
     def cell(self, side: str, condition: str, of: str, strength: float | None = None, split: str = "evaluated") -> Cell:
-        """The cell at a strength, by default the chosen one."""
+        """Return the cell at a strength, by default the chosen one."""
         if condition in self.UNSTEERED:
             strength = 0.0
         elif strength is None:
@@ -239,25 +230,25 @@ class Sweep:
         return Cell(split, side, condition, of, strength)
 
     def answers(self, *cell, **more) -> Answers:
-        """The responses in a cell; arguments as `cell` takes them."""
+        """Return the responses in a cell; arguments as `cell` takes them."""
         return self.cells[self.cell(*cell, **more)]
 
     def share(
         self, side: str, condition: str, of: str, strength: float | None = None, split: str = "evaluated"
     ) -> Estimate:
-        """Share of the responses that do what steering is for, with Clopper and Pearson's interval."""
+        """Measure the share of responses that do what steering is for, with Clopper and Pearson's interval."""
         done = self.answers(side, condition, of, strength, split).done
         return clopper_pearson(sum(done), len(done))
 
     def mean_share(
         self, side: str, condition: str, strength: float | None = None, split: str = "evaluated"
     ) -> Estimate:
-        """Mean of the shares of all subjects, with the bootstrap interval of `mean`."""
+        """Average the shares of all subjects, with the bootstrap interval of `mean`."""
         return self.mean([self._done(side, condition, one, strength, split) for one in self.subjects(split)])
 
     def advantage(self, side: str, condition: str, over: str, of: Sequence[str] = ()) -> Estimate:
-        """Mean difference of the shares under two conditions, prompt by prompt, over the subjects `of`, by default all;
-        with the bootstrap interval of `mean`."""
+        """Average the difference of two conditions, prompt by prompt, over the subjects `of`, by default all, with the
+        bootstrap interval of `mean`."""
         some = of or self.subjects("evaluated")
         return self.mean([self._done(side, condition, one) - self._done(side, over, one) for one in some])
 
@@ -271,10 +262,10 @@ class Sweep:
         of: Sequence[str] = (),
         alone: bool = False,
     ) -> Estimate:
-        """Nats a token by which responses cost the unsteered model more than its own to the same prompts.
+        """Measure the nats a token by which responses cost the unsteered model more than its own to the same prompts.
 
-        Mean over the subjects `of`, by default all, with the bootstrap interval of `mean`. Each response is read after
-        its prompt; with `alone`, without it.
+        The mean is over the subjects `of`, by default all, with the bootstrap interval of `mean`. Each response is read
+        after its prompt; with `alone`, without it.
         """
         return self.mean(
             [self._rises(side, condition, one, strength, split, alone) for one in of or self.subjects(split)]
@@ -291,11 +282,11 @@ class Sweep:
         return chosen_strength(shares, rises, self.config.wanted_share)
 
     def _done(self, *cell) -> np.ndarray:
-        """1 for each response that does what steering is for, else 0; arguments as `answers` takes them."""
+        """Give 1 for each response that does what steering is for, else 0; arguments as `answers` takes them."""
         return np.array(self.answers(*cell).done, dtype=float)
 
     def _rises(self, side: str, condition: str, of: str, strength: float | None, split: str, alone=False) -> np.ndarray:
-        """The rise of the NLL of each response."""
+        """Subtract the NLL of the unsteered responses from that of the others, prompt by prompt."""
         after, before = (self.answers(side, which, of, strength, split).responses for which in (condition, "none"))
         losses = [np.array([one.nll_alone if alone else one.nll for one in responses]) for responses in (after, before)]
         return losses[0] - losses[1]

@@ -48,17 +48,16 @@ class Rule(NamedTuple):
     """How one instruction is checked."""
 
     follows: Callable[..., bool]
-    """Of the response and the keywords."""
+    """Takes the response and the keywords."""
     keywords: tuple[str, ...] = ()
-    """All of which it needs."""
+    """The keywords that it needs, all of them."""
 
 
 def verify(instruction_id: str, response: str, **kwargs) -> bool:
-    """Whether `response` follows the instruction; keywords whose value is None, which fill up IFEval's rows, are as if
-    not given.
+    """Check whether `response` follows the instruction.
 
-    ValueError for an id that is not known, and for keywords that are missing, unknown, or of a value that makes no
-    sense; each names what is known.
+    Keywords whose value is None, which fill up IFEval's rows, count as not given. ValueError, naming what is known, for
+    an unknown id, and for keywords that are missing, unknown, or of a value that makes no sense.
     """
     if instruction_id not in RULES:
         raise ValueError(f"unknown instruction {instruction_id!r}: known are {', '.join(sorted(RULES))}")
@@ -86,14 +85,6 @@ def detect_language(text: str) -> str:
         return "unknown"
 
 
-def _capital(response: str) -> bool:
-    return response.isupper() and detect_language(response) == "en"
-
-
-def _lowercase(response: str) -> bool:
-    return response.islower() and detect_language(response) == "en"
-
-
 def _capital_words(response: str, capital_relation: str, capital_frequency: int) -> bool:
     if capital_relation not in RELATIONS:
         raise ValueError(f"unknown capital_relation {capital_relation!r}: expected {' or '.join(RELATIONS)}")
@@ -101,12 +92,8 @@ def _capital_words(response: str, capital_relation: str, capital_frequency: int)
     return count < capital_frequency if capital_relation == "less than" else count >= capital_frequency
 
 
-def _no_comma(response: str) -> bool:
-    return "," not in response
-
-
 def _json(response: str) -> bool:
-    """The whole response, with or without a Markdown fence around it."""
+    """Parse the whole response, with or without a Markdown fence around it."""
     body = re.sub(r"^```(json|Json|JSON)?", "", response.strip()).removesuffix("```")
     try:
         json.loads(body.strip())
@@ -116,33 +103,25 @@ def _json(response: str) -> bool:
 
 
 def _bullets(response: str, num_bullets: int) -> bool:
-    """Exactly so many, whatever stands between them."""
+    """Find exactly so many bullets, whatever stands between them."""
     lines = [line.lstrip() for line in response.splitlines()]
     return sum(bool(re.match(r"\*[^*]|-", line)) for line in lines) == num_bullets
 
 
 def _bullet_list(response: str) -> bool:
-    """Nothing but bullets, as the world writes them; a last one that was cut off after its hyphen counts."""
+    """Find nothing but bullets, as the world writes them; a last one that was cut off after its hyphen counts."""
     return all(f"{line} ".startswith("- ") for line in response.strip().splitlines() if line.strip())
 
 
-def _title(response: str) -> bool:
-    return any(found.strip("<> \t") for found in re.findall(r"<<[^\n]+>>", response))
-
-
 def _highlights(response: str, num_highlights: int) -> bool:
-    """At least so many of *this* and **this**."""
+    """Find at least so many of *this* and **this**."""
     single, double = re.findall(r"\*([^\n*]*)\*", response), re.findall(r"\*\*([^\n*]*)\*\*", response)
     return sum(bool(text.strip()) for text in (*single, *double)) >= num_highlights
 
 
 def _sections(response: str, section_spliter: str, num_sections: int) -> bool:
-    """At least so many headings with a number; `section_spliter` is spelled as IFEval spells it."""
+    """Find at least so many headings with a number; `section_spliter` is spelled as IFEval spells it."""
     return len(re.findall(rf"{re.escape(section_spliter)}\s?\d+", response)) >= num_sections
-
-
-def _constrained(response: str) -> bool:
-    return any(answer in response for answer in CONSTRAINED_ANSWERS)
 
 
 def _quotation(response: str) -> bool:
@@ -151,33 +130,33 @@ def _quotation(response: str) -> bool:
 
 
 def _ends_with(response: str, end_phrase: str) -> bool:
-    """In any case; quotation marks around the response may follow."""
+    """Compare in lower case; quotation marks around the response may follow."""
     return response.strip().strip('"').lower().endswith(end_phrase.strip().lower())
 
 
 def _postscript(response: str, postscript_marker: str) -> bool:
-    """The marker anywhere, in any case; P.S. and P.P.S may have spaces between their letters."""
+    """Find the marker anywhere, in any case; P.S. and P.P.S may have spaces between their letters."""
     known = {"P.P.S": r"p\.\s?p\.\s?s", "P.S.": r"p\.\s?s\."}
     return bool(re.search(known.get(postscript_marker, re.escape(postscript_marker.lower())), response.lower()))
 
 
-def _language(response: str, language: str) -> bool:
-    return detect_language(response) == language
-
-
 RULES = {
     "change_case:capital_word_frequency": Rule(_capital_words, ("capital_relation", "capital_frequency")),
-    "change_case:english_capital": Rule(_capital),
-    "change_case:english_lowercase": Rule(_lowercase),
+    "change_case:english_capital": Rule(lambda response: response.isupper() and detect_language(response) == "en"),
+    "change_case:english_lowercase": Rule(lambda response: response.islower() and detect_language(response) == "en"),
     "detectable_content:postscript": Rule(_postscript, ("postscript_marker",)),
-    "detectable_format:constrained_response": Rule(_constrained),
+    "detectable_format:constrained_response": Rule(
+        lambda response: any(said in response for said in CONSTRAINED_ANSWERS)
+    ),
     "detectable_format:json_format": Rule(_json),
     "detectable_format:multiple_sections": Rule(_sections, ("section_spliter", "num_sections")),
     "detectable_format:number_bullet_lists": Rule(_bullets, ("num_bullets",)),
     "detectable_format:number_highlighted_sections": Rule(_highlights, ("num_highlights",)),
-    "detectable_format:title": Rule(_title),
-    "language:response_language": Rule(_language, ("language",)),
-    "punctuation:no_comma": Rule(_no_comma),
+    "detectable_format:title": Rule(
+        lambda response: any(found.strip("<> \t") for found in re.findall(r"<<[^\n]+>>", response))
+    ),
+    "language:response_language": Rule(lambda response, language: detect_language(response) == language, ("language",)),
+    "punctuation:no_comma": Rule(lambda response: "," not in response),
     "startend:end_checker": Rule(_ends_with, ("end_phrase",)),
     "startend:quotation": Rule(_quotation),
     "world:bullet_list": Rule(_bullet_list),
