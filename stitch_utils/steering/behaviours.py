@@ -115,7 +115,7 @@ def _published(name: str, data: DatasetRef, tokenizer, contrasts: int, choices: 
     questions = [Choice(*_asked(tokenizer, *row)) for row in rows]
     first = min(contrasts, len(questions) // 2)
     pairs = tuple(
-        tuple(one.prompt + answer.removesuffix(")") for answer in (one.matching, one.other))
+        (one.prompt + one.matching.removesuffix(")"), one.prompt + one.other.removesuffix(")"))
         for one in questions[:first]
     )
     return Behaviour(name, pairs, tuple(questions[first : first + choices]))
@@ -191,7 +191,8 @@ def _number(rng: random.Random) -> tuple[str, str, str, str]:
     """Draw a text in the present tense that ends with several things or one."""
     topic = _topic(rng)
     before, thing = _english(draw_frame(rng, topic, construction="plain", tense="pres")), _thing(rng, topic)
-    return *(f"{before} {_noun_phrase(thing, number)}" for number in ("pl", "sg")), " are", " is"
+    several, one = (f"{before} {_noun_phrase(thing, number)}" for number in ("pl", "sg"))
+    return several, one, " are", " is"
 
 
 def _sentiment(rng: random.Random) -> tuple[str, str, str, str]:
@@ -230,16 +231,17 @@ def _sea(rng: random.Random) -> tuple[str, str, str, str]:
     frames = [draw_frame(rng, "sea", construction=kind) for kind in ("plain", "fronted")]
     moved = [relexicalise(frame, rng, "en", topic="farm") for frame in frames]
     nouns = load_lexicon("en").nouns
-    answers = (f" {nouns[rng.choice(agents[topic])]['sg']}" for topic in agents)
-    return *(" ".join([*map(_english, some), "The"]) for some in (frames, moved)), *answers
+    at_sea, on_farm = (f" {nouns[rng.choice(agents[topic])]['sg']}" for topic in agents)
+    sea, farm = (" ".join([*map(_english, some), "The"]) for some in (frames, moved))
+    return sea, farm, at_sea, on_farm
 
 
 def _french(rng: random.Random) -> tuple[str, str, str, str]:
     """Draw two sentences in French or in English."""
     topic = _topic(rng)
     frames = [draw_frame(rng, topic, construction=kind) for kind in ("plain", "fronted")]
-    texts = (" ".join(realise(frame, language) for frame in frames) for language in ("fr", "en"))
-    return *texts, " Le", " The"
+    french, english = (" ".join(realise(frame, language) for frame in frames) for language in ("fr", "en"))
+    return french, english, " Le", " The"
 
 
 def _capitals(rng: random.Random) -> tuple[str, str, str, str]:
@@ -260,8 +262,8 @@ def _bullets(rng: random.Random) -> tuple[str, str, str, str]:
     """Draw two lines of a list or of speech."""
     topic = _topic(rng)
     lines = [_english(draw_frame(rng, topic, construction="plain")) for _ in range(2)]
-    shapes = ("- {}\n", '"{}"\n')
-    return *("".join(shape.format(line) for line in lines) for shape in shapes), "-", '"'
+    listed, said = ("".join(shape.format(line) for line in lines) for shape in ("- {}\n", '"{}"\n'))
+    return listed, said, "-", '"'
 
 
 # Each draws a text that calls for the first answer, the same text changed so that it calls for the second, and both.

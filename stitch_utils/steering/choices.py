@@ -164,7 +164,7 @@ def dose_responses(
         found[name] = np.stack(
             [
                 own
-                if alpha == 0
+                if alpha == 0 and own is not None
                 else logit_differences(model, asked, layer=layer, edit=add(direction, alpha), batch_size=batch_size)
                 for alpha in alphas
             ]
@@ -291,8 +291,8 @@ class ChoiceSweep:
 
     def compared(self, behaviour: str, condition: str) -> Comparison:
         """Set a condition's answers beside those under native steering."""
-        found = (self.responses[behaviour, which] for which in ("native", condition))
-        return Comparison(*found, self.config.doses, self.config.seed)
+        native, other = (self.responses[behaviour, which] for which in ("native", condition))
+        return Comparison(native, other, self.config.doses, self.config.seed)
 
     def mean_correlation(self, condition: str) -> Estimate:
         """Average the behaviours' correlations, with a bootstrap interval over the questions of each."""
@@ -304,8 +304,8 @@ class ChoiceSweep:
         counts little."""
         rows = [[self.responses[name, which] for name in self.behaviours] for which in ("native", condition)]
         fewest = min(answers.shape[1] for answers in rows[0])
-        means = (np.mean([answers[:, :fewest] for answers in row], axis=0) for row in rows)
-        return Comparison(*means, self.config.doses, self.config.seed).relative_slope()
+        native, other = (np.mean([answers[:, :fewest] for answers in row], axis=0) for row in rows)
+        return Comparison(native, other, self.config.doses, self.config.seed).relative_slope()
 
     def cosine(self, behaviour: str, condition: str) -> float:
         """Cosine between a direction and the native one."""

@@ -61,7 +61,7 @@ class TemplateFit(NamedTuple):
     """Share of the variance, by stitch, group of tokens (`ordinary`, `template`, and `last` of the prompts given) and
     the model `b` or `a` that the map leads to; `last_centred` leaves out the mean error at `last` tokens, which no
     difference of means sees. A group that held-out text has too little of is left out."""
-    tokens: Mapping[str, int]
+    tokens: Mapping[str, int | float]
     """Numbers of tokens fitted on: `ordinary` by all, `template` by all but the first."""
     repeats: int
     """How often the third stitch counts a template token."""
@@ -176,8 +176,9 @@ def fit_template_stitches(stitched: StitchedPair, *, prompts: Sequence[str] = ()
         ordinary = ordinary + harvest(chats(pair.train, added))
     repeats = max(1, round(OFTEN / (1 - OFTEN) * ordinary.count / max(of_template.count, 1)))
     data = (ordinary, ordinary + of_template, ordinary + _repeated(of_template, repeats))
-    options = {"alpha": stitched.alpha, "ridge": stitched.ridge}
-    stitches = {name: fit_exact(moments, **options) for name, moments in zip(STITCHES, data)}
+    stitches = {
+        name: fit_exact(moments, alpha=stitched.alpha, ridge=stitched.ridge) for name, moments in zip(STITCHES, data)
+    }
     held_out = {
         "ordinary": stitched.held_out_moments,
         "template": in_template(pair.evaluation, stitched.evaluation_batches(), max(added // 10, 4)),

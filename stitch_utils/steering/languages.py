@@ -18,6 +18,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
@@ -201,9 +202,8 @@ def sweep_languages(stitched: StitchedPair, config: LanguageConfig) -> LanguageS
         part="steering",
     )
     some, strengths = config.choosing_languages, config.strengths
-    unsteered = itertools.product(("chosen",), TABLES, ("none",), some)
-    doses = itertools.product(("chosen",), TABLES, STEERED, some, strengths)
-    run([Cell(*key) for key in (*unsteered, *doses)], title="doses")
+    doses = [("none", 0.0), *itertools.product(STEERED, strengths)]
+    run([Cell("chosen", side, c, language, s) for side in TABLES for language in some for c, s in doses], title="doses")
     sweep = replace(sweep, chosen={side: sweep.choose(side, "native", some, strengths) for side in TABLES})
     both = itertools.product(TABLES, config.languages)
     run([sweep.cell(side, c, language, s) for side, language in both for c, s, _ in RUNS], title="responses")
@@ -222,19 +222,17 @@ def clipped_gap(transferred: float, native: float) -> float:
 
 def _training_frequencies(stitched: StitchedPair, count: int) -> dict[str, int]:
     """Count the sentences of each language in the first `count` documents of the training text, once."""
-    pair = stitched.pair
-    text = of_activations(pair, (0, 0), scale=stitched.scale)["texts"][0]
+    pair, sources = stitched.pair, (language_frequencies, read_documents)
+    made_of = {"texts": of_activations(pair, (0, 0), scale=stitched.scale)["texts"], "documents": count}
+
+    def save(found: dict[str, int], path: Path) -> None:
+        path.write_text(json.dumps(found), encoding="utf-8")
+
     with blaming(pair, "text"):
         return kept(
-            artifact(
-                pair.name,
-                "languages",
-                {"text": text, "documents": count},
-                sources=(language_frequencies, read_documents),
-                suffix=".json",
-            ),
+            artifact(pair.name, "languages", made_of, sources=sources, suffix=".json"),
             lambda: language_frequencies(itertools.islice(read_documents(pair.train), count)),
-            lambda found, path: path.write_text(json.dumps(found), encoding="utf-8"),
+            save,
             lambda path: json.loads(path.read_text(encoding="utf-8")),
         )
 

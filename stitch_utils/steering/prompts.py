@@ -73,7 +73,7 @@ def parallel_pairs(pair: ModelPair, language: str, count: int) -> list[tuple[str
         return parallel_sentences("steering", count, language)
     data = pair.datasets["parallel"]
     with blaming(pair, "datasets: parallel"):
-        found = [tuple(both) for both in itertools.islice(_translations(data, language), count)]
+        found = [(english, other) for english, other in itertools.islice(_translations(data, language), count)]
         if not found:
             raise ValueError(f"dataset {data.name!r} has no rows in 'en' and {language!r}")
     return found
