@@ -68,7 +68,7 @@ def free_tasks(pair: ModelPair, contrasts: int, *, seed: int = 0) -> list[FreeTa
             name: world_behaviour(name, contrasts=contrasts, choices=1, seed=seed).contrasts
             for name in ("capitals", "sea", "french")
         }
-        topic = FreeTask("sea", drawn["sea"], _mentions_the_sea)
+        topic = FreeTask("sea", drawn["sea"], lambda response: bool(_sea_words().search(response)))
     else:
         english = parallel_pairs(pair, LANGUAGE, contrasts)
         drawn = {
@@ -94,10 +94,6 @@ def _sea_words() -> re.Pattern:
     words, nouns = load_concepts()["topics"]["sea"], load_lexicon("en").nouns
     forms = {nouns[concept][number] for concept in (*words["agents"], *words["objects"]) for number in ("sg", "pl")}
     return re.compile(rf"\b({'|'.join(sorted(forms))})\b", re.IGNORECASE)
-
-
-def _mentions_the_sea(response: str) -> bool:
-    return bool(_sea_words().search(response))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -110,7 +110,9 @@ def steering_prompts(pair: ModelPair, count: int, *, tokenizer, split: str = "ev
     with blaming(pair, "datasets: prompts"):
         source = _published(pair.datasets["prompts"]) if "prompts" in pair.datasets else _of_world()
         texts = dict.fromkeys(text.strip() for text in source)  # each once, in order
-        part = [text for text in texts if text and (split == "all" or (split == "chosen") == _is_for_choosing(text))]
+        # by the text alone, so that a prompt is in one part however many are drawn
+        parts = {text: "evaluated" if zlib.crc32(text.encode()) % CHOSEN_SHARE else "chosen" for text in texts if text}
+        part = [text for text in parts if split in ("all", parts[text])]
         if not part:
             raise ValueError(f"no prompts for split {split!r} among {len(texts)}")
     if tokenizer.chat_template is None:
@@ -122,11 +124,6 @@ def steering_prompts(pair: ModelPair, count: int, *, tokenizer, split: str = "ev
 @functools.cache
 def _of_world() -> tuple[str, ...]:
     return tuple(request.prompt for request in requests("steering", WORLD_PROMPTS))
-
-
-def _is_for_choosing(text: str) -> bool:
-    """Decide by the text alone, so that a prompt is in one part however many are drawn."""
-    return zlib.crc32(text.encode()) % CHOSEN_SHARE == 0
 
 
 def _published(data: DatasetRef) -> Iterator[str]:

@@ -16,8 +16,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from torch import Tensor
-
 from ..models.harvest import ActivationStream
 from ..stitching.fit import fit_exact
 from ..stitching.map_errors import MapErrors, Prediction, down, map_errors, up
@@ -30,7 +28,6 @@ from ..utils.progress import progress
 from .behaviours import Behaviour
 from .choices import ChoiceConfig, ChoiceSweep, contrast_vectors, spread, steer_choices, steering_directions
 
-FITS = ("exact", "unsquared", "adam")
 LESS = 10  # the recipe about text has a tenth of it
 
 
@@ -132,14 +129,10 @@ def recipe_errors(stitched: StitchedPair, fitted: FittedRecipes, *, seed: int = 
             predictions |= {(name, "b"): up(stitch), (name, "a"): down(stitch)}
         mean = "same_layers_mean" if same else "mean"
         for side, value in (("b", fitted.moments[same].mean_y), ("a", fitted.moments[same].mean_x)):
-            predictions[mean, side] = Prediction(side, functools.partial(_constant, value.float()))
+            predictions[mean, side] = Prediction(side, lambda x, y, mean=value.float(): mean.to(x).expand(len(x), -1))
         batches = map_batches(pair, models, fitted.config, scale=stitched.scale, held_out=True)
         found |= map_errors(models, layers, batches, predictions, seed=seed)
     return found
-
-
-def _constant(value: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    return value.to(x).expand(len(x), -1)
 
 
 def steer_by_recipes(
