@@ -127,9 +127,9 @@ def recipe_errors(stitched: StitchedPair, fitted: FittedRecipes, *, seed: int = 
         for name in names:
             stitch = fitted.stitches[name].to(models[0].device)
             predictions |= {(name, "b"): up(stitch), (name, "a"): down(stitch)}
-        mean = "same_layers_mean" if same else "mean"
-        for side, value in (("b", fitted.moments[same].mean_y), ("a", fitted.moments[same].mean_x)):
-            predictions[mean, side] = Prediction(side, lambda x, y, mean=value.float(): mean.to(x).expand(len(x), -1))
+        name = "same_layers_mean" if same else "mean"
+        for side, mean in (("b", fitted.moments[same].mean_y.float()), ("a", fitted.moments[same].mean_x.float())):
+            predictions[name, side] = Prediction(side, lambda x, y, mean=mean: mean.to(x).expand(len(x), -1))
         batches = map_batches(pair, models, fitted.config, scale=stitched.scale, held_out=True)
         found |= map_errors(models, layers, batches, predictions, seed=seed)
     return found
