@@ -1,6 +1,7 @@
 """The sweep of section 4: which cells there are, that each steers as its name says, and what is made of them."""
 
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
@@ -75,6 +76,7 @@ def run(random_folders, tmp_path_factory):
     }
     (root / "mine.yml").write_text(yaml.safe_dump(data))
 
+    @functools.wraps(generate)  # whose module is in the key of what it makes
     def counted(*args, **more):
         made.generated += 1
         return generate(*args, **more)
