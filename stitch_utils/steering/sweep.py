@@ -127,7 +127,7 @@ class Cell(NamedTuple):
     """The place of one set of responses in a sweep."""
 
     split: str
-    """Of the prompts: `chosen`, on which the strength is chosen, or `evaluated`."""
+    """The part of the prompts: `chosen`, on which the strength is chosen, or `evaluated`."""
     side: str
     """The model that responds, `a` or `b`."""
     condition: str
@@ -135,7 +135,7 @@ class Cell(NamedTuple):
     of: str
     """What it is steered towards: a language, a kind of instruction, or a task."""
     strength: float = 0.0
-    """0 without steering."""
+    """How strongly; 0 without steering."""
 
 
 def fill(
@@ -151,9 +151,7 @@ def fill(
 ) -> None:
     """Fill those `wanted` cells that are empty with answers to their `prompts`, and judge them.
 
-    Where the strength is not 0, the stream is moved by the `move` of the cell.
-
-    ValueError, naming the pair and the `part` of it, for a prompt that leaves no room for a response.
+    Where the strength is not 0, the stream is moved by the `move` of the cell. ValueError, naming the pair and the `part` of it, for a prompt that leaves no room for a response.
     """
     for cell in progress([cell for cell in dict.fromkeys(wanted) if cell not in cells], title):
         with blaming(respondent.stitched.pair, part):
@@ -174,9 +172,9 @@ class SweepConfig:
     choosing_prompts: int
     """Prompts on which a strength is chosen."""
     strengths: tuple[float, ...]
-    """Among which one is chosen."""
+    """Strengths among which one is chosen."""
     strength: float = 0.0
-    """At which all conditions are run; 0 leaves it to `chosen_strength`."""
+    """The strength at which all conditions are run; 0 leaves it to `chosen_strength`."""
     wanted_share: float = 0.7
     """Share of responses that must do what steering is for, for a strength to be chosen."""
     max_new_tokens: int
