@@ -151,7 +151,8 @@ def fill(
 ) -> None:
     """Fill those `wanted` cells that are empty with answers to their `prompts`, and judge them.
 
-    Where the strength is not 0, the stream is moved by the `move` of the cell. ValueError, naming the pair and the `part` of it, for a prompt that leaves no room for a response.
+    Where the strength is not 0, the stream is moved by the `move` of the cell. ValueError, naming the
+    pair and the `part` of it, for a prompt that leaves no room for a response.
     """
     for cell in progress([cell for cell in dict.fromkeys(wanted) if cell not in cells], title):
         with blaming(respondent.stitched.pair, part):
