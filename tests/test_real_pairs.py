@@ -20,8 +20,7 @@ from renew_reference import REFERENCE, ROOT, copy_sources
 from stitch_utils.data.pairs import PAIRS_FOLDER, load_pair
 from stitch_utils.features.study import feature_study_config
 from stitch_utils.models.language_model import load_tokenizer
-from stitch_utils.steering.instructions import instruction_kinds
-from stitch_utils.steering.prompts import steering_prompts
+from stitch_utils.steering.prompts import instruction_kinds, steering_prompts
 
 PAIRS = ("pythia", "gpt2", "gemma", "gemma-it")
 # Those in which the paper uses each pair, and no more: every chapter takes its time.

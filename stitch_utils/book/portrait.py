@@ -18,7 +18,7 @@ from ..data.embedded.grammar import LANGUAGES, load_lexicon, realise
 from ..data.embedded.world import FORMATS, augmented_sentences, documents, sentence_frames
 from ..data.hub import EMBEDDED
 from ..models.language_model import LanguageModel
-from ..steering.language import detect_language
+from ..steering.verifiers import detect_language
 from ..utils.stats import Estimate, clopper_pearson
 
 # Continuations for each language, by scale.

@@ -8,9 +8,9 @@ place, and a set of questions: a prompt with two ways on, of which the first is 
 The embedded pair answers no questions, but it has clear preferences about the next word: after a sentence about a woman
 it expects "She", after a sentence in French a French one. So the world's behaviours are such choices, with prompts that
 call for either answer in equal numbers; that makes it possible to check first that the model has the preference at all
-(`caa.preference`). The pairs are drawn as one frame said in two ways.
+(`choices.preference`). The pairs are drawn as one frame said in two ways.
 
-Offers `Behaviour`, `Choice`, `behaviours`, `WORLD_BEHAVIOURS`, `FILES`.
+Offers `Behaviour`, `Choice`, `behaviours`, `world_behaviour`, `WORLD_BEHAVIOURS`, `FILES`, `COLUMNS`.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Choice(NamedTuple):
 
     prompt: str
     matching: str
-    """Text of the behaviour's answer, as it follows the prompt."""
+    """The behaviour's answer, as it follows the prompt."""
     other: str
     called_for: bool | None = None
     """Whether the prompt calls for the first; None where it is a matter of opinion."""
@@ -67,15 +67,15 @@ class Behaviour(NamedTuple):
     contrasts: tuple[tuple[str, str], ...]
     """Texts with it and without it, alike in all else."""
     choices: tuple[Choice, ...]
-    """None of whose prompts is among the contrasts."""
+    """Questions, none of whose prompts is among the contrasts."""
 
 
 def behaviours(
     pair: ModelPair, tokenizer, *, contrasts: int, choices: int, count: int = 0, seed: int = 0
 ) -> list[Behaviour]:
-    """Those of the data set `behaviours` that the pair's file names, else the world's.
+    """Make the behaviours of the data set `behaviours` that the pair's file names, else the world's.
 
-    At most so many contrast pairs and choices each; all behaviours, or `count` that lie far apart in their list.
+    Each has at most so many contrast pairs and choices; all are made, or `count` that lie far apart in their list.
     ValueError for counts below one, or data without the columns of Anthropic's; HubError for data that cannot be had.
     """
     if min(contrasts, choices) < 1 or count < 0:
@@ -94,9 +94,9 @@ def behaviours(
 
 
 def _published(name: str, data: DatasetRef, tokenizer, contrasts: int, choices: int, seed: int) -> Behaviour:
-    """Rows in an order that their texts and the seed give, the first for contrasts and the others for choices.
+    """Order the rows by their texts and the seed, and take the first for contrasts and the others for choices.
 
-    Of few rows both get half. A contrast pair is a question with either answer, without the bracket after a letter, so
+    Both get half of few rows. A contrast pair is a question with either answer, without the bracket after a letter, so
     that the letter is the last token.
     """
     file = FILES[name]
@@ -115,14 +115,14 @@ def _published(name: str, data: DatasetRef, tokenizer, contrasts: int, choices: 
     questions = [Choice(*_asked(tokenizer, *row)) for row in rows]
     first = min(contrasts, len(questions) // 2)
     pairs = tuple(
-        tuple(one.prompt + answer.removesuffix(")") for answer in (one.matching, one.other))
+        (one.prompt + one.matching.removesuffix(")"), one.prompt + one.other.removesuffix(")"))
         for one in questions[:first]
     )
     return Behaviour(name, pairs, tuple(questions[first : first + choices]))
 
 
 def _asked(tokenizer, question: str, matching: str, other: str) -> tuple[str, str, str]:
-    """As a turn of a chat where the model chats; else with a cue, after which the answer is due."""
+    """Put a question as a turn of a chat where the model chats; else with a cue, after which the answer is due."""
     if getattr(tokenizer, "chat_template", None) is None:
         return f"{question}\n\nAnswer:", f" {matching}", f" {other}"
     turn = [{"role": "user", "content": question}]
@@ -133,10 +133,7 @@ def _asked(tokenizer, question: str, matching: str, other: str) -> tuple[str, st
 
 
 def world_behaviour(name: str, *, contrasts: int, choices: int, seed: int = 0) -> Behaviour:
-    """One of `WORLD_BEHAVIOURS`; of its choices every other one calls for the behaviour's answer.
-
-    No text comes twice.
-    """
+    """Make one of `WORLD_BEHAVIOURS`; every other choice calls for the behaviour's answer, and no text comes twice."""
     if name not in WORLD_BEHAVIOURS:
         raise ValueError(f"unknown behaviour {name!r}: known are {', '.join(WORLD_BEHAVIOURS)}")
     drawn: dict[str, tuple[str, str, str, str]] = {}
@@ -163,7 +160,7 @@ def _topic(rng: random.Random) -> str:
 
 
 def _thing(rng: random.Random, topic: str) -> str:
-    """Something whose plural is another word."""
+    """Draw something whose plural is another word."""
     nouns = load_lexicon("en").nouns
     things = load_concepts()["topics"][topic]["objects"]
     return rng.choice([thing for thing in things if nouns[thing]["sg"] != nouns[thing]["pl"]])
@@ -174,7 +171,7 @@ def _noun_phrase(concept: str, number: str) -> str:
 
 
 def _twice(rng: random.Random, draw: Callable[[random.Random, int], str]) -> tuple[str, str]:
-    """What `draw` makes of 0 and 1 from the same random numbers."""
+    """Draw with 0 and with 1 from the same random numbers."""
     state = rng.getstate()
     first = draw(rng, 0)
     rng.setstate(state)
@@ -182,7 +179,7 @@ def _twice(rng: random.Random, draw: Callable[[random.Random, int], str]) -> tup
 
 
 def _pronoun(rng: random.Random) -> tuple[str, str, str, str]:
-    """After a sentence about a woman or a man."""
+    """Draw a sentence about a woman or a man."""
     concepts, topic = load_concepts(), _topic(rng)
     family = rng.choice(concepts["families"])
     woman, man = (f"{rng.choice(concepts[people])} {family}" for people in ("women", "men"))
@@ -191,29 +188,21 @@ def _pronoun(rng: random.Random) -> tuple[str, str, str, str]:
 
 
 def _number(rng: random.Random) -> tuple[str, str, str, str]:
-    """After several things or one, in a text in the present tense."""
+    """Draw a text in the present tense that ends with several things or one."""
     topic = _topic(rng)
     before, thing = _english(draw_frame(rng, topic, construction="plain", tense="pres")), _thing(rng, topic)
-    return *(f"{before} {_noun_phrase(thing, number)}" for number in ("pl", "sg")), " are", " is"
+    several, one = (f"{before} {_noun_phrase(thing, number)}" for number in ("pl", "sg"))
+    return several, one, " are", " is"
 
 
 def _sentiment(rng: random.Random) -> tuple[str, str, str, str]:
-    """After two sentences of praise or blame of the same thing."""
+    """Draw two sentences of praise or blame of the same thing."""
     topic, adjectives, kinds = _topic(rng), load_lexicon("en").adjectives, load_concepts()["adjectives"]
     thing, number = _thing(rng, topic), rng.choice(("sg", "pl"))
 
     def review(rng: random.Random, mood: int) -> str:
-        frames = [
-            draw_frame(
-                rng,
-                topic,
-                construction=rng.choice(("predicate", "exclaim")),
-                tense="pres",
-                subject=Noun(thing, number),
-                mood=(1, -1)[mood],
-            )
-            for _ in range(2)
-        ]
+        said = {"tense": "pres", "subject": Noun(thing, number), "mood": (1, -1)[mood]}
+        frames = [draw_frame(rng, topic, construction=rng.choice(("predicate", "exclaim")), **said) for _ in range(2)]
         end = f"{_noun_phrase(thing, number)} {'is' if number == 'sg' else 'are'}"
         return " ".join([*map(_english, frames), end])
 
@@ -223,7 +212,7 @@ def _sentiment(rng: random.Random) -> tuple[str, str, str, str]:
 
 
 def _past(rng: random.Random) -> tuple[str, str, str, str]:
-    """After two sentences in the past or the present tense."""
+    """Draw two sentences in the past or the present tense."""
     topic = _topic(rng)
     thing = _thing(rng, topic)
 
@@ -237,31 +226,32 @@ def _past(rng: random.Random) -> tuple[str, str, str, str]:
 
 
 def _sea(rng: random.Random) -> tuple[str, str, str, str]:
-    """After two sentences about the sea, or the same about a farm."""
+    """Draw two sentences about the sea, or the same about a farm."""
     agents = {topic: load_concepts()["topics"][topic]["agents"] for topic in ("sea", "farm")}
     frames = [draw_frame(rng, "sea", construction=kind) for kind in ("plain", "fronted")]
     moved = [relexicalise(frame, rng, "en", topic="farm") for frame in frames]
     nouns = load_lexicon("en").nouns
-    answers = (f" {nouns[rng.choice(agents[topic])]['sg']}" for topic in agents)
-    return *(" ".join([*map(_english, some), "The"]) for some in (frames, moved)), *answers
+    at_sea, on_farm = (f" {nouns[rng.choice(agents[topic])]['sg']}" for topic in agents)
+    sea, farm = (" ".join([*map(_english, some), "The"]) for some in (frames, moved))
+    return sea, farm, at_sea, on_farm
 
 
 def _french(rng: random.Random) -> tuple[str, str, str, str]:
-    """After two sentences in French or in English."""
+    """Draw two sentences in French or in English."""
     topic = _topic(rng)
     frames = [draw_frame(rng, topic, construction=kind) for kind in ("plain", "fronted")]
-    texts = (" ".join(realise(frame, language) for frame in frames) for language in ("fr", "en"))
-    return *texts, " Le", " The"
+    french, english = (" ".join(realise(frame, language) for frame in frames) for language in ("fr", "en"))
+    return french, english, " Le", " The"
 
 
 def _capitals(rng: random.Random) -> tuple[str, str, str, str]:
-    """After a sentence in capitals, or as one writes."""
+    """Draw a sentence in capitals, or as one writes."""
     text = _english(draw_frame(rng, _topic(rng), construction="plain"))
     return text.upper(), text, " THE", " The"
 
 
 def _question(rng: random.Random) -> tuple[str, str, str, str]:
-    """At the end of a question or of a statement."""
+    """Draw a question or a statement without its last mark."""
     frame = draw_frame(rng, _topic(rng), construction="plain", tense=rng.choice(("pres", "past", "fut")))
     frame = dataclasses.replace(frame, manner=None, time=None)
     asked = dataclasses.replace(frame, construction="question")
@@ -269,11 +259,11 @@ def _question(rng: random.Random) -> tuple[str, str, str, str]:
 
 
 def _bullets(rng: random.Random) -> tuple[str, str, str, str]:
-    """After two lines of a list or of speech."""
+    """Draw two lines of a list or of speech."""
     topic = _topic(rng)
     lines = [_english(draw_frame(rng, topic, construction="plain")) for _ in range(2)]
-    shapes = ("- {}\n", '"{}"\n')
-    return *("".join(shape.format(line) for line in lines) for shape in shapes), "-", '"'
+    listed, said = ("".join(shape.format(line) for line in lines) for shape in ("- {}\n", '"{}"\n'))
+    return listed, said, "-", '"'
 
 
 # Each draws a text that calls for the first answer, the same text changed so that it calls for the second, and both.

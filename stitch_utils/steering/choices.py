@@ -1,18 +1,30 @@
 r"""The sister paper's multiple-choice experiment: the large model steered by its own vectors and by the small one's.
 
-Bello et al. (arXiv 2506.00653), Table 1. For each behaviour (`behaviours`) both models give a contrast vector (`caa`).
-The small model's is mapped, and the large one is steered along both, at the same lengths: do the answers move alike?
-Lengths are in units of how far the stream is from its mean on an ordinary token, so that they mean the same for every
-behaviour and model. Any number of maps can be compared on the same questions; `random` is the control.
+Bello et al. (arXiv 2506.00653), Table 1. With pairs of texts that have a behaviour and lack it (`behaviours`), and h(t)
+the residual stream at the last token of t,
 
-Offers `ChoiceConfig`, `choice_config`, `spread`, `contrast_vectors`, `steering_directions`, `steer_choices`,
-`ChoiceSweep`.
+    v = mean over pairs of  h(t+) - h(t-),        h' = h + alpha v / ||v||  at every position,
+
+and v of the small model becomes one of the large model as v A + p, bias included. The main paper clamps instead of
+adding (`vectors.clamp`) and carries v over without the bias: the difference of two images has none,
+(x A + p) - (x' A + p) = (x - x') A. With it, the vector is pulled towards p, more so the shorter v is, and vectors of
+different behaviours become alike.
+
+Whether the large model does the same under both vectors is asked as in that table: over a range of alpha, in units of
+how far the stream is from its mean on an ordinary token, the difference of the logits of two answers under native and
+under mapped steering, and their correlation. Two curves that rise will correlate, however little one of them rises, so
+beside it stands the ratio of their slopes, and a random direction as the control.
+
+Offers `ChoiceConfig`, `choice_config`, `steer_choices`, `ChoiceSweep`; `contrast_vectors`, `steering_directions`,
+`spread`; `Questions`, `questions`, `logit_differences`, `preference`, `dose_responses`; and
+`Comparison` of two dose-responses.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,22 +32,210 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..data.pairs import ModelPair
-from ..models.language_model import LanguageModel
+from ..data.text import TokenBatch, begin_and_end, padded_rows
+from ..models.generation import encoded
+from ..models.harvest import as_fits
+from ..models.language_model import Edit, LanguageModel
 from ..stitching.moments import PairMoments
 from ..stitching.stitch import Stitch
 from ..utils.progress import progress
-from ..utils.stats import Estimate, stratified_mean
-from .behaviours import Behaviour
-from .contrast import (
-    contrast_vector,
-    correlation,
-    curve_correlation,
-    dose_responses,
-    each_correlation,
-    questions,
-    relative_slope,
-)
-from .vectors import random_direction, transfer_vector
+from ..utils.stats import Estimate, clopper_pearson, from_draws, resampled_counts, stratified_mean
+from .behaviours import Behaviour, Choice
+from .vectors import add, last_token_residuals, random_direction, transfer_vector
+
+ANSWER = 1  # room for an answer, where prompts are only read
+
+
+# ---- vectors ---------------------------------------------------------------------------------------------------------
+
+
+def contrast_vectors(
+    model: LanguageModel, layer: int, contrasts: Mapping[str, Sequence[tuple[str, str]]], *, batch_size: int = 64
+) -> dict[str, Float[Tensor, " d_model"]]:
+    """Average, for each name, the difference of the stream before block `layer` at the last token of (with, without)
+    texts, in float64 and on the CPU, at its own length. ValueError for a name without pairs."""
+    found = {}
+    for name, pairs in progress(contrasts.items(), "vectors"):
+        if not pairs:
+            raise ValueError(f"no contrast pairs given for {name!r}: expected at least one")
+        streams = [last_token_residuals(model, layer, texts, batch_size=batch_size) for texts in zip(*pairs)]
+        found[name] = streams[0].double().mean(0) - streams[1].double().mean(0)
+    return found
+
+
+def spread(moments: PairMoments) -> float:
+    """Measure how far B's stream is from its mean on an ordinary token: the root of the mean squared distance."""
+    return moments.cyy.trace().sqrt().item()
+
+
+def steering_directions(
+    native: Mapping[str, Tensor],
+    other: Mapping[str, Tensor],
+    maps: Mapping[str, tuple[Stitch, bool]],
+    *,
+    to: str = "b",
+    seed: int = 0,
+) -> dict[str, dict[str, Tensor]]:
+    """Make directions of unit length, by name and condition: `native`; the other model's vector through each of `maps`
+    (a stitch, and whether its bias is added); and `random`."""
+    found = {}
+    for number, (name, own) in enumerate(native.items()):
+        found[name] = {"native": (own / own.norm()).float()}
+        for condition, (stitch, with_bias) in maps.items():
+            found[name][condition] = transfer_vector(other[name], stitch, to=to, with_bias=with_bias)
+        found[name]["random"] = random_direction(len(own), seed=1000 * seed + number)
+    return found
+
+
+# ---- answers ---------------------------------------------------------------------------------------------------------
+
+
+class Questions(NamedTuple):
+    """Choices as tokens: what comes before the two answers part, and the tokens with which they do."""
+
+    rows: tuple[tuple[int, ...], ...]
+    matching: tuple[int, ...]
+    other: tuple[int, ...]
+
+
+def questions(model: LanguageModel, choices: Sequence[Choice]) -> Questions:
+    """Tokenise prompts together with their answers, so that an answer is judged where it parts from the other.
+
+    ValueError for no choices, and for two answers that part nowhere.
+    """
+    if not choices:
+        raise ValueError("no choices given: expected at least one")
+    found = []
+    for choice in choices:
+        first, second = (encoded(model, choice.prompt + answer, ANSWER) for answer in (choice.matching, choice.other))
+        at = next((i for i, both in enumerate(zip(first, second)) if both[0] != both[1]), None)
+        if at is None:
+            raise ValueError(f"the answers {choice.matching!r} and {choice.other!r} are one, or begin each other")
+        found.append((tuple(first[:at]), first[at], second[at]))
+    return Questions(*zip(*found))
+
+
+def logit_differences(
+    model: LanguageModel, asked: Questions, *, layer: int | None = None, edit: Edit | None = None, batch_size: int = 64
+) -> Float[np.ndarray, " questions"]:
+    """Subtract the logit of the other answer from that of the matching one, at the last token of each prompt."""
+    matching, other = (torch.tensor(ids) for ids in asked[1:])
+    found = np.zeros(len(asked.rows))
+
+    def read(batch: TokenBatch) -> tuple[Tensor, np.ndarray]:
+        owners, last = batch.documents[:, 0], batch.mask.sum(1) - 1
+        rows = torch.arange(len(last))
+        logits = model.logits(batch.tokens, layer=layer, edit=edit)[rows, last].float().cpu()
+        return owners, (logits[rows, matching[owners]] - logits[rows, other[owners]]).numpy()
+
+    for owners, values in as_fits(
+        padded_rows(asked.rows, begin_and_end(model.tokenizer)[1], batch_size=batch_size), read
+    ):
+        found[owners.numpy()] = values
+    return found
+
+
+def preference(model: LanguageModel, choices: Sequence[Choice], *, batch_size: int = 64) -> Estimate:
+    """Measure the share of the choices in which the unsteered model prefers the answer that the prompt calls for.
+
+    Clopper and Pearson's interval; 0.5 is chance. ValueError where no prompt calls for one.
+    """
+    asked = [choice for choice in choices if choice.called_for is not None]
+    if not asked:
+        raise ValueError("none of the prompts calls for an answer: expected choices with `called_for`")
+    differences = logit_differences(model, questions(model, asked), batch_size=batch_size)
+    right = (differences > 0) == np.array([choice.called_for for choice in asked])
+    return clopper_pearson(int(right.sum()), len(right))
+
+
+def dose_responses(
+    model: LanguageModel,
+    layer: int,
+    asked: Questions,
+    directions: Mapping[str, Float[Tensor, " d_model"]],
+    alphas: Sequence[float],
+    *,
+    batch_size: int = 64,
+) -> dict[str, Float[np.ndarray, "alphas questions"]]:
+    """Measure `logit_differences` with each direction added at each length; at alpha = 0 once for all."""
+    own = logit_differences(model, asked, batch_size=batch_size) if 0 in alphas else None
+    found = {}
+    for name, direction in progress(directions.items(), "doses"):
+        found[name] = np.stack(
+            [
+                own
+                if alpha == 0 and own is not None
+                else logit_differences(model, asked, layer=layer, edit=add(direction, alpha), batch_size=batch_size)
+                for alpha in alphas
+            ]
+        )
+    return found
+
+
+# ---- two dose-responses ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Answers to the same questions under native steering and under another, over the same lengths alpha.
+
+    Intervals are bootstraps over questions. ValueError for answers to different questions, or fewer than three lengths.
+    """
+
+    native: Float[np.ndarray, "alphas questions"]
+    other: Float[np.ndarray, "_ _"]
+    alphas: Sequence[float]
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.native.shape != self.other.shape or self.native.ndim != 2 or len(self.native) < 3:
+            raise ValueError(
+                f"dose-responses of shapes {self.native.shape} and {self.other.shape}: expected the same questions at "
+                "the same three or more strengths"
+            )
+
+    def each_correlation(self) -> Float[np.ndarray, " questions"]:
+        """Correlate, over alpha, the two answers to each question; 0 where one of them does not move."""
+        return _pearson(self.native, self.other)
+
+    def correlation(self) -> Estimate:
+        """Average `each_correlation`."""
+        each = self.each_correlation()
+        return from_draws(each.mean(), self._drawn() @ each)
+
+    def curve_correlation(self) -> Estimate:
+        """Correlate, over alpha, the two curves of means."""
+        drawn, value = self._drawn().T, _pearson(self.native.mean(1), self.other.mean(1))
+        return from_draws(float(value), _pearson(self.native @ drawn, self.other @ drawn))
+
+    def relative_slope(self) -> Estimate:
+        """Divide the least-squares slopes over alpha of the mean answers, other by native: 1 where it steers as far a
+        step.
+
+        Resamples in which the native slope is zero are left out. ValueError where it is zero for the questions
+        themselves.
+        """
+        weights = np.asarray(self.alphas, dtype=float) - np.mean(self.alphas)
+        slopes = [weights @ answers for answers in (self.native, self.other)]  # (questions,), up to one factor for both
+        if slopes[0].mean() == 0:
+            raise ValueError("native steering does not move the answers at all: there is nothing to compare with")
+        below, above = (self._drawn() @ slope for slope in slopes)
+        return from_draws(slopes[1].mean() / slopes[0].mean(), above[below != 0] / below[below != 0])
+
+    def _drawn(self) -> np.ndarray:
+        """(resamples, questions): how often each question is drawn, as shares."""
+        questions = self.native.shape[1]
+        return resampled_counts(questions, self.seed) / questions
+
+
+def _pearson(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Pearson's correlation along the first axis; 0 where one side does not vary."""
+    x, y = x - x.mean(0), y - y.mean(0)
+    norms = np.sqrt((x**2).sum(0) * (y**2).sum(0))
+    return np.divide((x * y).sum(0), norms, out=np.zeros_like(norms), where=norms > 1e-12)
+
+
+# ---- the experiment --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -47,12 +247,12 @@ class ChoiceConfig:
     choices: int
     """Questions of each behaviour."""
     behaviours: int = 0
-    """How many of those that there are; 0 for all."""
+    """Number of behaviours; 0 for all."""
     doses: tuple[float, ...] = (-0.6, -0.4, -0.2, 0.0, 0.2, 0.4, 0.6)
     """Lengths of what is added, in units of the stream's spread (`spread`)."""
     batch_size: int = 64
     seed: int = 0
-    """Of the behaviours' texts, of the random directions and of the bootstrap."""
+    """Seed of the behaviours' texts, of the random directions and of the bootstrap."""
 
     def __post_init__(self):
         if min(self.contrasts, self.choices) < 1 or self.behaviours < 0:
@@ -62,40 +262,8 @@ class ChoiceConfig:
 
 
 def choice_config(pair: ModelPair, scale: str, *, seed: int = 0) -> ChoiceConfig:
-    """The sizes of a scale."""
+    """Take the sizes of a scale."""
     return ChoiceConfig(**pair.sizes_of("choices", scale), seed=seed)
-
-
-def spread(moments: PairMoments) -> float:
-    """How far B's stream is from its mean on an ordinary token: the root of the mean squared distance."""
-    return moments.cyy.trace().sqrt().item()
-
-
-def contrast_vectors(
-    model: LanguageModel, layer: int, contrasts: Mapping[str, Sequence[tuple[str, str]]], *, batch_size: int = 64
-) -> dict[str, Float[Tensor, " d_model"]]:
-    """`caa.contrast_vector` for each name."""
-    rows = progress(contrasts.items(), "vectors")
-    return {name: contrast_vector(model, layer, pairs, batch_size=batch_size) for name, pairs in rows}
-
-
-def steering_directions(
-    native: Mapping[str, Tensor],
-    other: Mapping[str, Tensor],
-    maps: Mapping[str, tuple[Stitch, bool]],
-    *,
-    towards: str = "b",
-    seed: int = 0,
-) -> dict[str, dict[str, Tensor]]:
-    """By name and condition, at unit length: `native`; the other model's vector through each of `maps` (a stitch, and
-    whether its bias is added); and `random`."""
-    found = {}
-    for number, (name, own) in enumerate(native.items()):
-        found[name] = {"native": (own / own.norm()).float()}
-        for condition, (stitch, with_bias) in maps.items():
-            found[name][condition] = transfer_vector(other[name], stitch, to=towards, with_bias=with_bias)
-        found[name]["random"] = random_direction(len(own), seed=1000 * seed + number)
-    return found
 
 
 @dataclass(frozen=True)
@@ -104,9 +272,9 @@ class ChoiceSweep:
 
     config: ChoiceConfig
     directions: Mapping[str, Mapping[str, Tensor]]
-    """By behaviour and condition."""
+    """Unit vectors by behaviour and condition."""
     responses: Mapping[tuple[str, str], np.ndarray]
-    """By behaviour and condition: (doses, questions), logit differences."""
+    """Logit differences, (doses, questions), by behaviour and condition."""
 
     @property
     def behaviours(self) -> tuple[str, ...]:
@@ -121,33 +289,26 @@ class ChoiceSweep:
         """(doses,): mean over the questions."""
         return self.responses[behaviour, condition].mean(1)
 
-    def correlation(self, behaviour: str, condition: str) -> Estimate:
-        """Over doses, with the native responses; mean over the questions (`caa.correlation`)."""
-        return correlation(*self._pair(behaviour, condition), seed=self.config.seed)
-
-    def curve_correlation(self, behaviour: str, condition: str) -> Estimate:
-        """The same of the mean responses."""
-        return curve_correlation(*self._pair(behaviour, condition), seed=self.config.seed)
-
-    def relative_slope(self, behaviour: str, condition: str) -> Estimate:
-        """How far the answers move a step, next to native steering."""
-        return relative_slope(*self._pair(behaviour, condition), self.config.doses, seed=self.config.seed)
+    def compared(self, behaviour: str, condition: str) -> Comparison:
+        """Set a condition's answers beside those under native steering."""
+        native, other = (self.responses[behaviour, which] for which in ("native", condition))
+        return Comparison(native, other, self.config.doses, self.config.seed)
 
     def mean_correlation(self, condition: str) -> Estimate:
-        """Mean of the behaviours' correlations, with a bootstrap interval over the questions of each."""
-        rows = [each_correlation(*self._pair(name, condition)) for name in self.behaviours]
+        """Average the behaviours' correlations, with a bootstrap interval over the questions of each."""
+        rows = [self.compared(name, condition).each_correlation() for name in self.behaviours]
         return stratified_mean(rows, self.config.seed)
 
     def overall_slope(self, condition: str) -> Estimate:
-        """`relative_slope` of the mean over the behaviours, so that one which native steering hardly moves counts
-        little."""
-        pairs = [self._pair(name, condition) for name in self.behaviours]
-        fewest = min(native.shape[1] for native, _ in pairs)
-        means = (np.mean([both[side][:, :fewest] for both in pairs], axis=0) for side in (0, 1))
-        return relative_slope(*means, self.config.doses, seed=self.config.seed)
+        """Take the relative slope of the mean over the behaviours, so that one which native steering hardly moves
+        counts little."""
+        rows = [[self.responses[name, which] for name in self.behaviours] for which in ("native", condition)]
+        fewest = min(answers.shape[1] for answers in rows[0])
+        native, other = (np.mean([answers[:, :fewest] for answers in row], axis=0) for row in rows)
+        return Comparison(native, other, self.config.doses, self.config.seed).relative_slope()
 
     def cosine(self, behaviour: str, condition: str) -> float:
-        """Between a direction and the native one."""
+        """Cosine between a direction and the native one."""
         found = self.directions[behaviour]
         return torch.cosine_similarity(found["native"].double(), found[condition].double(), dim=0).item()
 
@@ -162,9 +323,6 @@ class ChoiceSweep:
         n = len(rows)
         return ((between.sum() - between.trace()) / max(1, n * (n - 1))).item()
 
-    def _pair(self, behaviour: str, condition: str) -> tuple[np.ndarray, np.ndarray]:
-        return self.responses[behaviour, "native"], self.responses[behaviour, condition]
-
 
 def steer_choices(
     model: LanguageModel,
@@ -175,7 +333,7 @@ def steer_choices(
     *,
     unit: float,
 ) -> ChoiceSweep:
-    """The answers to every behaviour's questions under each of its directions, `native` among them, at each dose.
+    """Measure the answers to every behaviour's questions under each of its directions, `native` among them, by dose.
 
     `unit` is the length of a dose of 1. ValueError for a behaviour without directions.
     """

@@ -1,205 +1,226 @@
-"""Instruction vectors: prompts with and without an instruction, and the direction between them.
+"""The experiment of App. F.2: both models steered towards instructions, by their own vectors and by the other's.
 
-App. F.2, after Stolfo et al. 2025. An instruction is a direction in the residual stream at the last token of the
-prompt, after the chat template's own tokens, where the model has read everything and written nothing: the mean over
-prompts that carry the instruction less the mean over the same prompts without it, at unit length. To steer, the
-component along it is clamped (`steering.clamp`, Eqs. 8 and 9) at every position, by the paper to its mean over the
-prompts with the instruction, while the prompt itself asks for nothing; `verifiers` then says whether the response
-follows.
+Figs. 12 and 13, after Stolfo et al. 2025; a vector is read at the last token of the prompt. Conditions: `none`, the
+bare prompt; `instructed`, the prompt with the instruction in words, which is what steering is to replace; `native`, the
+model's own vector; `transferred`, the other model's, carried across by the stitch as the paper fits it; `template` and
+`often`, carried across by stitches that have seen the chat template's tokens, as they come or many times over
+(`diagnostics`); and `random`, a random direction along which the stream is moved as far as the native vector moves it.
+The paper clamps to the mean over prompts with the instruction, s = 1; small models need more, so all conditions are run
+at a strength that is chosen for each model and instruction, and `native` and `transferred` at s = 1 as well. Carried
+vectors have their own strength, the best for `transferred` among larger ones: the farther their direction is from the
+model's own, the closer their two components lie, and they are not to fail for want of strength.
 
-Prompts come in three parts that share none: one for the vector, one on which a strength is chosen, which also goes to
-the vector where none is to be chosen, and one that is evaluated.
-
-Offers `InstructionPrompt`, `instruction_kinds`, `instruction_prompts`, `chat`, `last_token_residuals`,
-`instruction_means`, `means_of`, `instruction_vector`.
+Offers `InstructionConfig`, `instruction_config`, `evaluated_chats`, `sweep_instructions`, `InstructionSweep`.
 """
 
 from __future__ import annotations
 
 import functools
-import random
-import zlib
+import itertools
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
-from typing import NamedTuple
+from dataclasses import dataclass, field, replace
 
-import torch
+import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from ..data.embedded.grammar import load_lexicon
-from ..data.embedded.world import requests
-from ..data.pairs import DatasetRef, ModelPair, blaming
-from ..data.text import TokenBatch, begin_and_end, padded_rows
-from ..models.generation import encoded
-from ..models.harvest import as_fits
-from ..models.language_model import LanguageModel
-from .prompts import named_rows
-from .vectors import LanguageMeans, SteeringVector, steering_vector
-from .verifiers import RULES, WORLD_INSTRUCTIONS, verify
+from ..data.pairs import ModelPair, blaming
+from ..models.generation import chat
+from ..stitching.pair import StitchedPair
+from ..stitching.stitch import Stitch
+from ..utils.stats import Estimate, stratified_mean
+from .prompts import InstructionPrompt, family, instruction_kinds, instruction_prompts
+from .sweep import Cell, Respondent, Sweep, SweepConfig, clamped, fill
+from .vectors import MeanStreams, condition_vectors, last_token_residuals, steering_vector, transfer_vector
 
-SPLITS = ("fit", "choose", "evaluate")
-WORLD_LANGUAGE = "fr"  # asked for by the world's instruction `language`: the most frequent one that is not English
-WORLD_PROMPTS = 4000  # drawn from the world at most: it has several hundred that differ
-# Of eight parts of the world's prompts, and of five of the prompts for one instruction of a data set, which go where.
-WORLD_PARTS = ("fit", "fit", "choose", *["evaluate"] * 5)
-ROW_PARTS = ("fit", "evaluate", "choose", "fit", "evaluate")
-COLUMNS = ("prompt", "prompt_without_instruction", "instruction_id_list", "kwargs")
-FAMILIES = {
-    "change_case": "casing",
-    "punctuation": "punctuation",
-    "language": "language",
-    "startend:end_checker": "closing",
-}
-REPLY = 1  # room for a reply, where prompts are only read
+CONDITIONS = ("none", "instructed", "native", "transferred", "template", "often", "random")
+# Conditions in which the other model's vector is carried across -> by which stitch.
+CARRIED = {"transferred": "without", "template": "with", "often": "often"}
+AT_THE_MEAN = ("native", "transferred")  # run at the paper's strength as well
+# All that is run on the evaluated prompts: condition, strength (None is the chosen one), and the end of its ids.
+RUNS = (*((name, None, "") for name in CONDITIONS), *((name, 1.0, "_at_1") for name in AT_THE_MEAN))
+# Condition -> that on whose responses its strength is chosen.
+CHOSEN_ON = {"native": "native", "random": "native"} | dict.fromkeys(CARRIED, "transferred")
+FIGURES = {"a": "figure12", "b": "figure13"}  # by the side that is steered
 
 
-class InstructionPrompt(NamedTuple):
-    """One request, without and with an instruction; neither has the chat template's tokens yet."""
+@dataclass(frozen=True, kw_only=True)
+class InstructionConfig(SweepConfig):
+    """What is run."""
 
-    without: str
-    given: str
-    """The same with the instruction in words."""
-    instruction_id: str
-    """Of its rule in `verifiers`."""
-    kwargs: Mapping[str, object] = MappingProxyType({})
-    """What the rule needs."""
-
-    def is_followed(self, response: str) -> bool:
-        """Whether a response does what the instruction asks for, whichever prompt it answers."""
-        return verify(self.instruction_id, response, **self.kwargs)
-
-
-def instruction_kinds(pair: ModelPair) -> tuple[str, ...]:
-    """The instructions that there are prompts for: the world's, or those with enough rows in the data set
-    `instructions`."""
-    if "instructions" not in pair.datasets:
-        return tuple(WORLD_INSTRUCTIONS)
-    with blaming(pair, "datasets: instructions"):
-        found = _by_kind(pair.datasets["instructions"])
-        usable = tuple(sorted(kind for kind, prompts in found.items() if len(prompts) >= len(ROW_PARTS)))
-        if not usable:
-            name = pair.datasets["instructions"].name
-            raise ValueError(f"dataset {name!r}: no instruction has {len(ROW_PARTS)} prompts that can be verified")
-    return usable
+    kinds: tuple[str, ...]
+    """Instructions, as `instruction_kinds` names them."""
+    fit_prompts: int = 100
+    """Pairs of prompts that a vector comes from."""
+    strengths: tuple[float, ...] = (1.0, 1.5, 2.0, 3.0)
+    """Strengths of which one is chosen for the model's own vector."""
+    carried_strengths: tuple[float, ...] = (1.0, 1.5, 2.0, 3.0, 6.0)
+    """Strengths of which one is chosen for vectors that are carried across."""
+    max_new_tokens: int = 64
+    """Tokens of a response: enough for most of the world's answers to come to their end, where some instructions
+    show."""
 
 
-def family(instruction_id: str) -> str:
-    """What sort of instruction it is: casing, punctuation, language, closing, or format."""
-    return FAMILIES.get(instruction_id, FAMILIES.get(instruction_id.split(":")[0], "format"))
+def instruction_config(pair: ModelPair, scale: str, *, strength: float = 0.0, seed: int = 0) -> InstructionConfig:
+    """Take the sizes of a scale; where there is no time for all instructions, some that lie far apart in their list.
 
-
-def instruction_prompts(
-    pair: ModelPair, kind: str, count: int, split: str, *, choosing: bool = True
-) -> list[InstructionPrompt]:
-    """At most `count` different prompts for one instruction, of the part that `split` names: fit, choose or evaluate.
-    Unless `choosing`, those of choose belong to fit.
-
-    From the world, whose prompts are the same for every instruction; or from the data set `instructions` of the pair's
-    file, a Hub id or the path or URL of a .jsonl file, with the columns of Stolfo et al.'s
-    `ifeval_single_instr_format.jsonl`: IFEval's own, and `prompt_without_instruction`. ValueError for another split, a
-    kind that has no prompts, or a data set without these columns.
+    Without a strength, take that of the pair's file.
     """
-    if split not in SPLITS:
-        raise ValueError(f"unknown split {split!r}: expected {', '.join(SPLITS)}")
-    if kind not in (known := instruction_kinds(pair)):
-        raise ValueError(f"unknown instruction {kind!r} for pair {pair.name!r}: known are {', '.join(known)}")
-    parts = (split, "choose") if split == "fit" and not choosing else (split,)
-    if "instructions" not in pair.datasets:
-        return [prompt for prompt in _of_world(kind) if _part_of(prompt.without) in parts][:count]
-    with blaming(pair, "datasets: instructions"):
-        rows = _by_kind(pair.datasets["instructions"])[kind]
-    return [prompt for index, prompt in enumerate(rows) if ROW_PARTS[index % len(ROW_PARTS)] in parts][:count]
+    sizes, kinds = pair.sizes_of("instructions", scale), instruction_kinds(pair)
+    count = min(sizes.pop("kinds", len(kinds)), len(kinds))
+    some = tuple(kinds[i] for i in np.linspace(0, len(kinds) - 1, count).round().astype(int))
+    return InstructionConfig(kinds=some, strength=strength or pair.strength, seed=seed, **sizes)
 
 
-def _part_of(prompt: str) -> str:
-    """By the text alone, so that a prompt is in one part for every instruction and however many are drawn."""
-    return WORLD_PARTS[zlib.crc32(prompt.encode()) % len(WORLD_PARTS)]
+@dataclass(frozen=True, kw_only=True)
+class InstructionSweep(Sweep):
+    """All responses, and what follows from them. A side is the model that is steered, `a` or `b`."""
+
+    UNSTEERED = ("none", "instructed")
+
+    config: InstructionConfig
+    chosen: Mapping[tuple[str, str, str], float] = field(default_factory=dict)
+    """The strength, by side, kind, and `native` or `transferred`."""
+    prompts: Mapping[tuple[str, str], Sequence[InstructionPrompt]]
+    """By split (`fit`, `chosen`, `evaluated`) and kind."""
+    cosines: Mapping[tuple[str, str, str], float]
+    """By side, kind and condition: between the native direction and the one carried across."""
+    shifts: Mapping[tuple[str, str], Float[Tensor, "pairs d_model"]]
+    """By side and kind: what the instruction adds to the stream at the last token, for each prompt of the vector."""
+
+    def subjects(self, split: str) -> Sequence[str]:
+        return self.config.kinds
+
+    def chosen_for(self, side: str, condition: str, of: str) -> float:
+        return self.chosen[side, of, CHOSEN_ON[condition]]
+
+    def mean(self, rows: Sequence[np.ndarray]) -> Estimate:
+        """Average over the instructions, whose prompts differ: they are drawn anew within each."""
+        return stratified_mean(rows, self.config.seed)
+
+    def gain(self, side: str, *, casing: bool) -> Estimate | None:
+        """Measure the advantage of transferred over no steering in the instructions about letter case, or in all
+        others; None without any."""
+        families = {kind: family(self.prompts["evaluated", kind][0].instruction_id) for kind in self.config.kinds}
+        some = [kind for kind, found in families.items() if (found == "casing") == casing]
+        return self.advantage(side, "transferred", "none", some) if some else None
+
+    def followed_anyway(self) -> list[str]:
+        """List the instructions that every response to a bare prompt follows, in both models: they tell nothing."""
+        return [k for k in self.config.kinds if all(self.share(side, "none", k).value == 1 for side in FIGURES)]
+
+    def numbers(self, pair: str) -> dict[str, float]:
+        """List the entries of a results file, under the ids of Figs. 12 and 13."""
+        found: dict[str, float] = {}
+        for side, figure in FIGURES.items():
+            start, kinds = f"{figure}.{pair}", self.config.kinds
+            for condition, kind in itertools.product(CONDITIONS, kinds):
+                found |= self.share(side, condition, kind).numbers(f"{start}.{kind}.{condition}")
+                if condition != "none":
+                    rise = self.nll_rise(side, condition, of=(kind,))
+                    found |= rise.numbers(f"{start}.{kind}.{condition}.nll_rise")
+                if condition in AT_THE_MEAN:
+                    found[f"{start}.{kind}.strength.{condition}"] = self.chosen[side, kind, condition]
+            for condition, strength, suffix in RUNS:
+                found |= self.mean_share(side, condition, strength).numbers(f"{start}.mean.{condition}{suffix}")
+                if condition != "none":
+                    for name, alone in (("nll_rise", False), ("nll_rise_alone", True)):
+                        rise = self.nll_rise(side, condition, strength, alone=alone)
+                        found |= rise.numbers(f"{start}.{name}.{condition}{suffix}")
+            found |= self._counted(side, start)
+            for name, gain in (("casing", self.gain(side, casing=True)), ("other", self.gain(side, casing=False))):
+                found |= gain.numbers(f"{start}.{name}.gain") if gain else {}
+            for condition in CARRIED:
+                if condition != "transferred":
+                    found |= self.advantage(side, condition, "transferred").numbers(f"{start}.{condition}_gain")
+                angles = [self.cosines[side, kind, condition] for kind in kinds]
+                found[f"{start}.cosine.{condition}"] = float(np.mean(angles))
+        return found
+
+    def _counted(self, side: str, start: str) -> dict[str, float]:
+        """Count the instructions that transferred steering wins, improves or matches, by intervals that do not
+        overlap."""
+        shares = {c + suffix: [self.share(side, c, k, s) for k in self.config.kinds] for c, s, suffix in RUNS}
+
+        def ahead(first: str, second: str) -> list[bool]:
+            return [one.low > other.high for one, other in zip(shares[first], shares[second])]
+
+        as_good = [carried.value >= own.value for carried, own in zip(shares["transferred"], shares["native"])]
+        return {
+            f"{start}.won": sum(ahead("transferred", "native")),
+            f"{start}.won_at_1": sum(ahead("transferred_at_1", "native_at_1")),
+            f"{start}.improved": sum(ahead("transferred", "none")),
+            f"{start}.matched": sum(works and reached for works, reached in zip(ahead("native", "none"), as_good)),
+        }
 
 
-@functools.cache
-def _of_world(kind: str) -> tuple[InstructionPrompt, ...]:
-    lexicon = load_lexicon("en")
-    kwargs = {"language": {"language": WORLD_LANGUAGE}, "closing": {"end_phrase": lexicon.closing}}.get(kind, {})
-    words = lexicon.instructions[kind].format(closing=lexicon.closing, L=lexicon.language_names[WORLD_LANGUAGE])
-    bare = dict.fromkeys(request.prompt for request in requests("instructions", WORLD_PROMPTS, instruction=kind))
-    return tuple(InstructionPrompt(text, f"{text} {words}", WORLD_INSTRUCTIONS[kind], kwargs) for text in bare)
+def evaluated_chats(stitched: StitchedPair, config: InstructionConfig) -> list[str]:
+    """Put the evaluated prompts of all instructions, with and without them, each once, in the chat template."""
+    pair = stitched.pair
+    prompts = itertools.chain(*(instruction_prompts(pair, kind, config.prompts, "evaluated") for kind in config.kinds))
+    texts = [text for prompt in prompts for text in (prompt.without, prompt.given)]
+    with blaming(pair, "instructions"):
+        return chat(stitched.models[0], list(dict.fromkeys(texts)))
 
 
-@functools.cache
-def _by_kind(data: DatasetRef) -> dict[str, list[InstructionPrompt]]:
-    """Prompts with one instruction that has a rule, by the instruction's name, in an order that their texts give."""
+def sweep_instructions(
+    stitched: StitchedPair, stitches: Mapping[str, Stitch], config: InstructionConfig
+) -> InstructionSweep:
+    """Run the whole experiment; responses that were made before are found in `artifacts/`, cell by cell.
 
-    def pick(row: dict) -> list:
-        """What makes a prompt; nothing where there is no rule, or more than one instruction."""
-        if missing := [column for column in COLUMNS if column not in row]:
-            raise ValueError(
-                f"{data.name!r} has no column {missing[0]!r}: its columns are {', '.join(row)}, expected those of "
-                f"Stolfo et al.'s ifeval_single_instr_format.jsonl, {', '.join(COLUMNS)} among them"
-            )
-        if len(ids := row["instruction_id_list"]) != 1 or ids[0] not in RULES:
-            return []
-        kwargs = {name: value for name, value in ((row["kwargs"] or [{}])[0] or {}).items() if value is not None}
-        return [row["prompt_without_instruction"].strip(), row["prompt"].strip(), ids[0], kwargs]
-
-    found: dict[str, dict[str, InstructionPrompt]] = {}
-    for row in filter(None, named_rows(data, pick, picked="instructions")):
-        prompt = InstructionPrompt(*row)
-        name = prompt.instruction_id.split(":")[1]
-        if "language" in prompt.kwargs:  # an instruction for each language: one direction cannot ask for several
-            name += f"_{prompt.kwargs['language']}"
-        found.setdefault(name, {}).setdefault(prompt.without, prompt)
-    return {name: _shuffled(prompts.values()) for name, prompts in found.items()}
-
-
-def _shuffled(prompts) -> list[InstructionPrompt]:
-    ordered = sorted(prompts, key=lambda prompt: prompt.without)
-    random.Random("instructions").shuffle(ordered)
-    return ordered
-
-
-def last_token_residuals(
-    model: LanguageModel, layer: int, prompts: Sequence[str], *, batch_size: int = 32
-) -> Float[Tensor, "prompts d_model"]:
-    """The residual stream before block `layer` at the last token of each prompt, on the CPU.
-
-    Tokens such as those of a chat template are read as what they are. ValueError for no prompts, or one that is longer
-    than what the model reads.
+    `stitches` are those of `diagnostics.fit_template_stitches`, by name. ValueError for a tokenizer without a chat
+    template, and for a prompt that leaves no room for a response.
     """
-    if not prompts:
-        raise ValueError("no prompts given: expected at least one")
-    rows = [encoded(model, prompt, REPLY) for prompt in prompts]
+    pair, both = stitched.pair, list(itertools.product(FIGURES, config.kinds))
+    counts = {"fit": config.fit_prompts, "chosen": config.choosing_prompts, "evaluated": config.prompts}
+    if config.strength:
+        del counts["chosen"]
+    prompts = {
+        (split, kind): instruction_prompts(pair, kind, count, split, choosing=not config.strength)
+        for split, count in counts.items()
+        for kind in config.kinds
+    }
 
-    found = torch.empty(len(rows), model.d_model)
+    def chats(side: str, split: str, kind: str, given: bool) -> list[str]:
+        texts = [prompt.given if given else prompt.without for prompt in prompts[split, kind]]
+        return chat(stitched.side(side)[0], texts)
 
-    def read(batch: TokenBatch) -> None:
-        last = batch.mask.sum(1) - 1
-        residual = model.residuals(batch.tokens, [layer])[layer][torch.arange(len(last)), last]
-        found[batch.documents[:, 0]] = residual.float().cpu()
+    def streams(side: str, kind: str, given: bool) -> Float[Tensor, "pairs d_model"]:
+        texts = chats(side, "fit", kind, given)
+        return last_token_residuals(*stitched.side(side), texts, batch_size=config.batch_size)
 
-    for _ in as_fits(padded_rows(rows, begin_and_end(model.tokenizer)[1], batch_size=batch_size), read):
-        pass
-    return found
+    with blaming(pair, "instructions"):
+        read = {key: [streams(*key, given) for given in (False, True)] for key in both}
+    means = {key: MeanStreams(*(stream.double().mean(0) for stream in found)) for key, found in read.items()}
 
+    def carry(stitch: Stitch):
+        return lambda means, to: transfer_vector(steering_vector(means).direction, stitch, to=to)
 
-def instruction_means(
-    model: LanguageModel, layer: int, given: Sequence[str], without: Sequence[str], *, batch_size: int = 32
-) -> LanguageMeans:
-    """Mean streams at the last token of prompts without (`source`) and with (`target`) the instruction, which give the
-    components along any direction."""
-    return means_of(*(last_token_residuals(model, layer, texts, batch_size=batch_size) for texts in (without, given)))
-
-
-def means_of(without: Float[Tensor, "prompts d_model"], given: Float[Tensor, "prompts d_model"]) -> LanguageMeans:
-    """The means of `instruction_means`, of streams that have been read."""
-    return LanguageMeans(*(stream.double().mean(0) for stream in (without, given)))
-
-
-def instruction_vector(
-    model: LanguageModel, layer: int, given: Sequence[str], without: Sequence[str], *, batch_size: int = 32
-) -> SteeringVector:
-    """The model's own vector for an instruction: unit difference of means at the last token of the prompts.
-
-    Its `target`, the paper's z-bar, is the mean component at the last token of the prompts with the instruction.
-    """
-    return steering_vector(instruction_means(model, layer, given, without, batch_size=batch_size))
+    carried = {condition: carry(stitches[name]) for condition, name in CARRIED.items()}
+    vectors = condition_vectors(means, carried, config.seed)
+    cosines = {
+        (*key, condition): (found["native"].direction @ found[condition].direction).item()
+        for key, found in vectors.items()
+        for condition in CARRIED
+    }
+    shifts = {key: given - without for key, (without, given) in read.items()}
+    sweep = InstructionSweep(config=config, prompts=prompts, cosines=cosines, shifts=shifts)
+    run = functools.partial(
+        fill,
+        sweep.cells,
+        respondent=Respondent(stitched, config.max_new_tokens, config.batch_size),
+        prompts=lambda cell: chats(cell.side, cell.split, cell.of, cell.condition == "instructed"),
+        move=lambda cell: clamped(vectors[cell.side, cell.of][cell.condition], cell.strength),
+        is_done=lambda cell, found: [
+            prompt.is_followed(response.text) for prompt, response in zip(prompts[cell.split, cell.of], found.responses)
+        ],
+        part="instructions",
+    )
+    candidates = {"none": (0.0,), "native": config.strengths, "transferred": config.carried_strengths}
+    if not config.strength:
+        doses = [(c, strength) for c, strengths in candidates.items() for strength in strengths]
+        run([Cell("chosen", side, c, kind, s) for side, kind in both for c, s in doses], title="strengths")
+    chosen = {(*key, on): sweep.choose(key[0], on, key[1:], candidates[on]) for key in both for on in AT_THE_MEAN}
+    sweep = replace(sweep, chosen=chosen)
+    run([sweep.cell(side, c, kind, s) for side, kind in both for c, s, _ in RUNS], title="responses")
+    return sweep

@@ -1,286 +1,276 @@
 """The experiment of section 4 on languages: both models steered towards each, by their own vectors and by the other's.
 
-Fig. 3b and c, Tables 5 and 6, App. F. Conditions: `none`; `native`, the model's own vector; `transferred`, the other
-model's carried across; and two controls, `biased`, carried across with the map's bias, and `random`, a direction drawn
-at random along which tokens are moved as far as the native vector moves them. The paper's strength is s = 1; small
-models need more, so all are run at a strength that is chosen on prompts which are not evaluated, and the first three at
-s = 1 as well. Beside every share of responses stands what the steering cost: the rise of the model's own loss on its
-responses, prompt by prompt, over what it answers without steering.
+Fig. 3b and c, Tables 5 and 6, App. F with Fig. 11. Conditions: `none`; `native`, the model's own vector; `transferred`,
+the other model's carried across; and two controls, `biased`, carried across with the map's bias, and `random`, a random
+direction along which tokens are moved as far as the native vector moves them. The paper's strength is s = 1; small
+models need more, so all conditions are run at a strength that is chosen, and the first three at s = 1 as well.
 
-Offers `SteeringConfig`, `steering_config`, `sweep_steering`, `SteeringSweep`, `chosen_strength`.
+Offers `LanguageConfig`, `language_config`, `sweep_languages`, `LanguageSweep`, `carried_by`, and what Figs. 3c and 11
+are made of: `clipped_gap`, `language_frequencies`, `rank_correlation`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+import functools
+import itertools
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float
+from scipy.stats import rankdata
+from torch import Tensor
 
 from ..data.pairs import ModelPair, blaming
-from ..models.language_model import LanguageModel
+from ..data.text import read_documents
+from ..models.harvest import of_activations
+from ..stitching.pair import StitchedPair
 from ..stitching.stitch import Stitch
+from ..utils.cache import artifact, kept
 from ..utils.progress import progress
-from ..utils.stats import Estimate, clopper_pearson, crossed_mean
-from .language import detect_language
+from ..utils.stats import RESAMPLES, Estimate, from_draws
 from .prompts import languages, parallel_pairs, steering_prompts
-from .responses import Answers, clamped, respondents
-from .vectors import (
-    LanguageMeans,
-    SteeringVector,
-    clipped_gap,
-    language_means,
-    random_direction,
-    steering_vector,
-    transfer_vector,
-)
+from .sweep import Cell, Respondent, Sweep, SweepConfig, clamped, fill
+from .vectors import MeanStreams, condition_vectors, language_means, transfer_vector
+from .verifiers import detect_language
 
 CONDITIONS = ("none", "native", "transferred", "biased", "random")
-STEERED = ("native", "transferred")
+STEERED = ("native", "transferred")  # run at the paper's strength as well
 AT_THE_MEAN = 1.0  # the paper's strength
+# All that is run on the evaluated prompts: condition, strength (None is the chosen one), and the end of its ids.
+RUNS = (*((name, None, "") for name in CONDITIONS), *((name, AT_THE_MEAN, "_at_mean") for name in STEERED))
+TABLES = {"a": "table5", "b": "table6"}  # by the side that is steered
+# Where one sentence ends and the next begins; a list or a poem has one a line.
+SENTENCE_END = re.compile(r"(?<=[.!?…])[\"'»”)\]]*\s+|\n+")
+FEWEST_PAIRS = 5  # that a bootstrap interval of a correlation is given for
 
 
-@dataclass(frozen=True)
-class SteeringConfig:
+@dataclass(frozen=True, kw_only=True)
+class LanguageConfig(SweepConfig):
     """What is run."""
 
     languages: tuple[str, ...]
-    """Steered towards."""
-    prompts: int
-    """Responses to each cell of the tables, if there are so many prompts."""
+    """Languages that are steered towards."""
     choosing_languages: tuple[str, ...]
-    """On which the dose-response is measured, and a strength is chosen."""
-    choosing_prompts: int
-    """The same."""
+    """Languages on which the dose-response is measured, and a strength is chosen for each model."""
     pairs: int = 100
     """Parallel sentences that a vector comes from (section 4; App. F says 250)."""
     strengths: tuple[float, ...] = (1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.75, 2.0, 2.5)
-    """Of the dose-response."""
-    strength: float = 0.0
-    """At which all conditions are run; 0 leaves it to `chosen_strength`, for each model by itself."""
-    wanted_share: float = 0.7
-    """Of responses in the language, for a strength to be chosen."""
+    """Strengths of the dose-response."""
     max_new_tokens: int = 40
-    """Of a response; the paper does not say."""
+    """Tokens of a response at most; the paper does not say."""
     frequency_documents: int = 400
-    """Of the training text, in which languages are counted (Fig. 11)."""
-    batch_size: int = 64
-    seed: int = 0
-    """Of the random directions and of the bootstrap."""
+    """Documents of the training text in which languages are counted (Fig. 11)."""
 
     def __post_init__(self):
+        super().__post_init__()
         if unknown := sorted(set(self.choosing_languages) - set(self.languages)):
             raise ValueError(f"languages to choose a strength on that are not steered towards: {', '.join(unknown)}")
-        if min(self.prompts, self.choosing_prompts, len(self.languages), len(self.choosing_languages)) < 1:
-            raise ValueError("at least one prompt and one language are needed, to choose on and to evaluate")
-        if not self.strengths or min(self.strengths) <= 0 or self.strength < 0:
-            raise ValueError(f"strengths must be positive: got {self.strengths} and {self.strength}")
 
 
-def steering_config(pair: ModelPair, scale: str, *, strength: float = 0.0, seed: int = 0) -> SteeringConfig:
-    """The sizes of a scale; the languages to choose on are spread over all, from frequent to rare.
+def language_config(pair: ModelPair, scale: str, *, strength: float = 0.0, seed: int = 0) -> LanguageConfig:
+    """Take the sizes of a scale; the languages to choose on are spread over all, from frequent to rare.
 
-    Without a strength, that of the pair's file.
+    Without a strength, take that of the pair's file.
     """
     sizes = pair.sizes_of("languages", scale)
-    chosen = languages(pair)[: sizes.pop("languages", None)]
-    spread = np.linspace(0, len(chosen) - 1, sizes.pop("choosing_languages", len(chosen))).round().astype(int)
-    return SteeringConfig(
-        chosen,
-        choosing_languages=tuple(chosen[i] for i in spread),
-        strength=strength or pair.strength,
-        seed=seed,
-        **sizes,
+    some = languages(pair)[: sizes.pop("languages", None)]
+    spread = np.linspace(0, len(some) - 1, sizes.pop("choosing_languages", len(some))).round().astype(int)
+    choosing = tuple(some[i] for i in spread)
+    return LanguageConfig(
+        languages=some, choosing_languages=choosing, strength=strength or pair.strength, seed=seed, **sizes
     )
 
 
-@dataclass(frozen=True)
-class SteeringSweep:
+@dataclass(frozen=True, kw_only=True)
+class LanguageSweep(Sweep):
     """All responses, and what follows from them. A side is the model that is steered, `a` or `b`."""
 
-    config: SteeringConfig
-    chosen: Mapping[str, float]
+    config: LanguageConfig
+    chosen: Mapping[str, float] = field(default_factory=dict)
     """The strength of each side."""
-    prompts: Mapping[str, Sequence[str]]
-    """`evaluated` and `chosen`, those on which the strength was chosen."""
-    cells: Mapping[tuple[str, str, str, str, float], Answers]
-    """By split of the prompts, side, condition, language and strength; without steering language and strength are ''
-    and 0. Their languages are judged."""
-    cosines: Mapping[tuple[str, str], float]
+    prompts: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """By split: `evaluated`, and `chosen`, those on which the strength was chosen."""
+    cosines: Mapping[tuple[str, str], float] = field(default_factory=dict)
     """By side and language: between the native direction and the transferred one."""
+    frequencies: Mapping[str, int] = field(default_factory=dict)
+    """By language: sentences of the training text (Fig. 11)."""
 
-    def cell(
-        self, side: str, condition: str, language: str, strength: float | None = None, split: str = "evaluated"
-    ) -> Answers:
-        """Responses at a strength, by default the chosen one."""
-        if condition == "none":
-            return self.cells[split, side, "none", "", 0.0]
-        return self.cells[split, side, condition, language, self.chosen[side] if strength is None else strength]
+    def subjects(self, split: str) -> Sequence[str]:
+        return self.config.languages if split == "evaluated" else self.config.choosing_languages
 
-    def share(self, side: str, condition: str, language: str, strength: float | None = None) -> Estimate:
-        """Of the responses to the evaluated prompts, those in `language`, with Clopper and Pearson's interval."""
-        found = self.cell(side, condition, language, strength).judged
-        return clopper_pearson(found.count(language), len(found))
-
-    def mean_share(
-        self, side: str, condition: str, strength: float | None = None, split: str = "evaluated"
-    ) -> Estimate:
-        """Mean of the shares of all languages of the split, with a bootstrap interval over languages and prompts."""
-        return self._mean(
-            split,
-            lambda language: [
-                found == language for found in self.cell(side, condition, language, strength, split).judged
-            ],
-        )
-
-    def nll_rise(
-        self,
-        side: str,
-        condition: str,
-        strength: float | None = None,
-        split: str = "evaluated",
-        *,
-        languages: Sequence[str] = (),
-        alone: bool = False,
-    ) -> Estimate:
-        """Nats a token by which the steered model's responses cost the unsteered model more than its own to the same
-        prompts; means over `languages`, by default all, and intervals as in `mean_share`. `alone`: without the prompt
-        before them."""
-        before = _losses(self.cell(side, "none", "", split=split), alone)
-
-        def rises(language: str) -> np.ndarray:
-            return _losses(self.cell(side, condition, language, strength, split), alone) - before
-
-        return self._mean(split, rises, languages)
+    def chosen_for(self, side: str, condition: str, of: str) -> float:
+        return self.chosen[side]
 
     def gaps(self, side: str, strength: float | None = None) -> dict[str, float]:
-        """Eq. 16 for each language."""
+        """Compute Eq. 16 for each language."""
         return {
             language: clipped_gap(*(self.share(side, c, language, strength).value for c in ("transferred", "native")))
             for language in self.config.languages
         }
 
-    def _mean(self, split: str, of_language, some: Sequence[str] = ()) -> Estimate:
-        some = some or (self.config.languages if split == "evaluated" else self.config.choosing_languages)
-        return crossed_mean(np.array([of_language(language) for language in some], dtype=float), self.config.seed)
+    def numbers(self, pair: str, *, failing: float = 0.1) -> dict[str, float]:
+        """List the entries of a results file, under the ids of Tables 5 and 6 and of Figs. 3 and 11.
+
+        `failing` is the share below which native steering counts as failed.
+        """
+        found: dict[str, float] = {f"steering.{pair}.{side}.strength": self.chosen[side] for side in TABLES}
+        for side, condition, s in itertools.product(TABLES, STEERED, self.config.strengths):
+            id = f"steering.{pair}.{side}.dose_{s:g}.{condition}"
+            found |= self.mean_share(side, condition, s, "chosen").numbers(id)
+            found |= self.nll_rise(side, condition, s, "chosen").numbers(f"{id}.nll_rise")
+        for (side, table), (condition, strength, suffix) in itertools.product(TABLES.items(), RUNS):
+            for language in self.config.languages:
+                id = f"{table}.{pair}.{language}.{condition}{suffix}"
+                found |= self.share(side, condition, language, strength).numbers(id)
+                found |= self.nll_rise(side, condition, strength, of=(language,)).numbers(f"{id}.nll_rise")
+            found |= self.mean_share(side, condition, strength).numbers(f"figure3b.{pair}.{side}.{condition}{suffix}")
+            id = f"steering.{pair}.{side}.{condition}{suffix}.nll_rise"
+            found |= self.nll_rise(side, condition, strength).numbers(id)
+            found |= self.nll_rise(side, condition, strength, alone=True).numbers(f"{id}_alone")
+        found |= self._gap_numbers(f"figure3c.{pair}", failing)
+        counts, gaps = zip(*((self.frequencies.get(language, 0), gap) for language, gap in self.mean_gaps().items()))
+        found |= rank_correlation(counts, gaps, seed=self.config.seed).numbers(f"figure11.{pair}.correlation")
+        return found | {f"steering.{pair}.responses": len(self.prompts["evaluated"])}
+
+    def mean_gaps(self) -> dict[str, float]:
+        """Average Eq. 16 over both directions, for each language."""
+        a, b = self.gaps("a"), self.gaps("b")
+        return {language: (a[language] + b[language]) / 2 for language in self.config.languages}
+
+    def _gap_numbers(self, start: str, failing: float) -> dict[str, float]:
+        """Count the gaps at both ends of Fig. 3c, as shares of all and of those where native steering works."""
+        gaps = {(side, language): gap for side in TABLES for language, gap in self.gaps(side).items()}
+        works = [gap for (side, of), gap in gaps.items() if self.share(side, "native", of).value >= failing]
+        found = {}
+        for suffix, some in (("", [*gaps.values()]), ("_where_native_works", works)):
+            if some:
+                found[f"{start}.near_zero{suffix}"] = sum(gap <= 0.25 for gap in some) / len(some)
+                found[f"{start}.near_one{suffix}"] = sum(gap >= 0.75 for gap in some) / len(some)
+        return found
 
 
-def _losses(cell: Answers, alone: bool) -> np.ndarray:
-    return np.array([response.nll_alone if alone else response.nll for response in cell.responses])
+def carried_by(stitch: Stitch) -> dict[str, Callable[[MeanStreams, str], Float[Tensor, " d_to"]]]:
+    """Give, by condition, the function that carries the other model's vector across, as `condition_vectors` takes it.
 
-
-def chosen_strength(shares: Mapping[float, float], rises: Mapping[float, float], wanted: float) -> float:
-    """Among the strengths whose share is at least `wanted` the one whose responses cost least, the smallest of equals.
-
-    Where none reaches it, the one with the largest share, again the smallest of equals; where all shares are 0 the
-    largest, so that what fails does not fail for want of strength.
+    The vector keeps its own length, which counts where a bias is added.
     """
-    if not any(shares.values()):
-        return max(shares)
-    if enough := [strength for strength in shares if shares[strength] >= wanted]:
-        return min(enough, key=lambda strength: (rises[strength], strength))
-    return min(shares, key=lambda strength: (-shares[strength], strength))
+    return {
+        "transferred": lambda means, to: transfer_vector(means.target - means.source, stitch, to=to),
+        "biased": lambda means, to: transfer_vector(means.target - means.source, stitch, to=to, with_bias=True),
+    }
 
 
-def steering_vectors(
-    means: Mapping[tuple[str, str], LanguageMeans], stitch: Stitch, seed: int
-) -> dict[tuple[str, str], dict[str, SteeringVector]]:
-    """For each (side, language) the vectors of all conditions, with components taken in the steered model."""
-    native = {key: steering_vector(found) for key, found in means.items()}
-    vectors = {}
-    for number, ((side, language), own) in enumerate(native.items()):
-        found, other = means[side, language], means["ab".replace(side, ""), language]
-        moved = other.target - other.source  # at its own length, which counts where a bias is added
-        drawn = steering_vector(found, random_direction(len(own.direction), seed=1000 * seed + number))
-        vectors[side, language] = {
-            "native": own,
-            "transferred": steering_vector(found, transfer_vector(moved, stitch, to=side)),
-            "biased": steering_vector(found, transfer_vector(moved, stitch, to=side, with_bias=True)),
-            "random": drawn._replace(target=drawn.source + own.target - own.source),
-        }
-    return vectors
-
-
-def sweep_steering(
-    pair: ModelPair,
-    models: tuple[LanguageModel, LanguageModel],
-    layers: tuple[int, int],
-    stitch: Stitch,
-    config: SteeringConfig,
-    *,
-    scale: str,
-) -> SteeringSweep:
-    """Run all of it; responses that were made before are found in `artifacts/`, cell by cell.
+def sweep_languages(stitched: StitchedPair, config: LanguageConfig) -> LanguageSweep:
+    """Run the whole experiment; responses that were made before are found in `artifacts/`, cell by cell.
 
     The evaluated prompts share none with those on which a strength is chosen; where the strength is given, all may be
     evaluated. ValueError for a language without parallel text, and for a prompt that leaves no room for a response.
     """
-    tokenizer = models[0].tokenizer
-    answering = respondents(
-        pair,
-        models,
-        layers,
-        scale=scale,
-        max_new_tokens=config.max_new_tokens,
-        batch_size=config.batch_size,
-        judge=detect_language,
-    )
+    pair = stitched.pair
     parallel = {language: parallel_pairs(pair, language, config.pairs) for language in config.languages}
+    splits = {
+        "chosen": (config.choosing_prompts, "chosen"),
+        "evaluated": (config.prompts, "all" if config.strength else "evaluated"),
+    }
     prompts = {
-        "chosen": steering_prompts(pair, config.choosing_prompts, tokenizer=tokenizer, split="chosen"),
-        "evaluated": steering_prompts(
-            pair, config.prompts, tokenizer=tokenizer, split="all" if config.strength else "evaluated"
-        ),
+        name: steering_prompts(pair, count, tokenizer=stitched.tokenizer, split=split)
+        for name, (count, split) in splits.items()
     }
     means = {
-        (side, language): language_means(one.model, one.layer, parallel[language], batch_size=config.batch_size)
-        for side, one in answering.items()
+        (side, language): language_means(*stitched.side(side), parallel[language], batch_size=config.batch_size)
+        for side in TABLES
         for language in config.languages
     }
-    vectors = steering_vectors(means, stitch, config.seed)
-    cells: dict[tuple[str, str, str, str, float], Answers] = {}
-
-    def run(split: str, side: str, condition: str, language: str, strength: float) -> Answers:
-        move = None if condition == "none" else clamped(vectors[side, language][condition], strength)
-        with blaming(pair, "steering"):
-            return answering[side].answer(prompts[split], move, title=f"{side}, {condition}")
-
-    def fill(keys: Sequence[tuple], title: str) -> None:
-        for key in progress(dict.fromkeys(keys), title):
-            cells[key] = run(*key)
-
-    unsteered = [(split, side, "none", "", 0.0) for split in prompts for side in answering]
-    doses = [
-        ("chosen", side, condition, language, strength)
-        for side in answering
-        for condition in STEERED
-        for language in config.choosing_languages
-        for strength in config.strengths
-    ]
-    fill([*unsteered, *doses], "doses")
-    sweep = SteeringSweep(
-        config,
-        {},
-        prompts,
-        cells,
-        {key: (found["native"].direction @ found["transferred"].direction).item() for key, found in vectors.items()},
+    vectors = condition_vectors(means, carried_by(stitched.stitch), config.seed)
+    cosines = {
+        key: (found["native"].direction @ found["transferred"].direction).item() for key, found in vectors.items()
+    }
+    frequencies = _training_frequencies(stitched, config.frequency_documents)
+    sweep = LanguageSweep(config=config, prompts=prompts, cosines=cosines, frequencies=frequencies)
+    run = functools.partial(
+        fill,
+        sweep.cells,
+        respondent=Respondent(stitched, config.max_new_tokens, config.batch_size, detect_language),
+        prompts=lambda cell: prompts[cell.split],
+        move=lambda cell: clamped(vectors[cell.side, cell.of][cell.condition], cell.strength),
+        is_done=lambda cell, found: [language == cell.of for language in found.judged],
+        part="steering",
     )
-    chosen = {side: config.strength or _choose(sweep, side) for side in answering}
-    fill(
-        [
-            ("evaluated", side, condition, language, strength)
-            for side in answering
-            for language in config.languages
-            for condition in CONDITIONS[1:]
-            for strength in ((chosen[side], AT_THE_MEAN) if condition in STEERED else (chosen[side],))
-        ],
-        "responses",
-    )
-    return replace(sweep, chosen=chosen)
+    some, strengths = config.choosing_languages, config.strengths
+    doses = [("none", 0.0), *itertools.product(STEERED, strengths)]
+    run([Cell("chosen", side, c, language, s) for side in TABLES for language in some for c, s in doses], title="doses")
+    sweep = replace(sweep, chosen={side: sweep.choose(side, "native", some, strengths) for side in TABLES})
+    both = itertools.product(TABLES, config.languages)
+    run([sweep.cell(side, c, language, s) for side, language in both for c, s, _ in RUNS], title="responses")
+    return sweep
 
 
-def _choose(sweep: SteeringSweep, side: str) -> float:
-    strengths = sweep.config.strengths
-    shares = {strength: sweep.mean_share(side, "native", strength, "chosen").value for strength in strengths}
-    rises = {strength: sweep.nll_rise(side, "native", strength, "chosen").value for strength in strengths}
-    return chosen_strength(shares, rises, sweep.config.wanted_share)
+def clipped_gap(transferred: float, native: float) -> float:
+    """Divide transferred steering's share by native steering's, clipped to [0, 1] (Eq. 16).
+
+    0/0 is 0, anything positive over 0 is 1, and whatever is negative 0. So 1 can also mean that native steering failed.
+    """
+    if native == 0:
+        return float(transferred > 0)
+    return float(np.clip(transferred / native, 0, 1))
+
+
+def _training_frequencies(stitched: StitchedPair, count: int) -> dict[str, int]:
+    """Count the sentences of each language in the first `count` documents of the training text, once."""
+    pair, sources = stitched.pair, (language_frequencies, read_documents)
+    made_of = {"texts": of_activations(pair, (0, 0), scale=stitched.scale)["texts"], "documents": count}
+
+    def save(found: dict[str, int], path: Path) -> None:
+        path.write_text(json.dumps(found), encoding="utf-8")
+
+    with blaming(pair, "text"):
+        return kept(
+            artifact(pair.name, "languages", made_of, sources=sources, suffix=".json"),
+            lambda: language_frequencies(itertools.islice(read_documents(pair.train), count)),
+            save,
+            lambda path: json.loads(path.read_text(encoding="utf-8")),
+        )
+
+
+def language_frequencies(documents: Iterable[str]) -> dict[str, int]:
+    """Count the sentences of each language, as langdetect sees it; the most frequent language comes first.
+
+    Fig. 11's measure: a sentence ends in a full stop or the like, or with its line; those without letters count for
+    nothing.
+    """
+    counts: Counter[str] = Counter()
+    for document in progress(documents, "languages"):
+        counts.update(detect_language(sentence) for sentence in SENTENCE_END.split(document) if sentence)
+    del counts["unknown"]
+    return dict(counts.most_common())
+
+
+def rank_correlation(x: Sequence[float], y: Sequence[float], *, seed: int = 0) -> Estimate:
+    """Compute Spearman's correlation of pairs (x, y), with a bootstrap interval over the pairs.
+
+    Resamples in which all x or all y are the same have no order and are left out; if the data have none, the value is
+    0. Its interval then, and that of fewer than five pairs, is [-1, 1]: resampling them says nothing. ValueError for
+    lists of different lengths, or empty ones.
+    """
+    both = np.array([x, y], dtype=float) if len(x) == len(y) else np.empty((2, 0))
+    if not both.size:
+        raise ValueError(f"{len(x)} and {len(y)} values: expected as many of each, and at least one")
+    value = _spearman(both[:, None])[0]
+    if np.isnan(value) or len(x) < FEWEST_PAIRS:
+        return Estimate(0.0 if np.isnan(value) else float(value), -1.0, 1.0)
+    drawn = np.random.default_rng(seed).integers(both.shape[1], size=(RESAMPLES, both.shape[1]))
+    draws = _spearman(both[:, drawn])
+    return from_draws(value, draws[~np.isnan(draws)])
+
+
+def _spearman(both: np.ndarray) -> np.ndarray:
+    """Correlate the ranks, (2, resamples, n) -> (resamples,); NaN where one side is constant."""
+    ranks = rankdata(both, axis=-1)
+    x, y = ranks - ranks.mean(-1, keepdims=True)
+    norms = np.sqrt((x**2).sum(-1) * (y**2).sum(-1))
+    return np.divide((x * y).sum(-1), norms, out=np.full(len(norms), np.nan), where=norms > 0)

@@ -1,10 +1,12 @@
-"""What steering experiments read: parallel sentences, and prompts that ask for no language.
+"""What steering experiments read: parallel sentences, prompts that ask for no language, and instructions.
 
 Section 4, App. F: vectors come from the first pairs of sentences of EuroParl, responses from 163 prompts of IFEval with
-their instructions taken out (those that Stolfo et al. published). Where a pair's file names no such data, the embedded
-world has its own. A strength is chosen on prompts that are not evaluated, so prompts come in two parts that share none.
+their instructions taken out (those that Stolfo et al. published). App. F.2 takes the same prompts with and without
+their instruction. Where a pair's file names no such data, the embedded world has its own. A strength is chosen on
+prompts that are not evaluated, and a vector comes from others again, so prompts come in parts that share none.
 
-Offers `languages`, `parallel_pairs`, `steering_prompts`, `training_frequencies`, `named_rows`.
+Offers `languages`, `parallel_pairs`, `steering_prompts`; `InstructionPrompt`, `instruction_kinds`,
+`instruction_prompts`, `family`; and `named_rows`, which reads any of these data sets.
 """
 
 from __future__ import annotations
@@ -13,59 +15,53 @@ import functools
 import hashlib
 import itertools
 import json
+import random
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import httpx
 from huggingface_hub import constants
 
-from ..data.embedded.grammar import LANGUAGES
+from ..data.embedded.grammar import LANGUAGES, load_lexicon
 from ..data.embedded.world import parallel_sentences, requests
 from ..data.hub import HubError, dataset_rows, remembered
 from ..data.pairs import DatasetRef, ModelPair, blaming
-from ..data.text import read_documents
-from ..models.harvest import of_activations
-from ..utils.cache import artifact, kept
-from .vectors import language_frequencies
+from .verifiers import RULES, WORLD_INSTRUCTIONS, verify
 
-# Of EuroParl, each with English: the rows of Tables 5 and 6.
-EUROPARL = (
-    "bg",
-    "cs",
-    "da",
-    "de",
-    "el",
-    "es",
-    "et",
-    "fi",
-    "fr",
-    "hu",
-    "it",
-    "lt",
-    "lv",
-    "nl",
-    "pl",
-    "pt",
-    "ro",
-    "sk",
-    "sl",
-    "sv",
-)
+# The languages of EuroParl beside English: the rows of Tables 5 and 6.
+EUROPARL = ("bg", "cs", "da", "de", "el", "es", "et", "fi", "fr", "hu")
+EUROPARL += ("it", "lt", "lv", "nl", "pl", "pt", "ro", "sk", "sl", "sv")
 PROMPT_COLUMN = "prompt_without_instruction"
 SPLITS = ("chosen", "evaluated", "all")
 CHOSEN_SHARE = 4  # one prompt in so many is for choosing a strength
-WORLD_PROMPTS = 4000  # drawn from the world at most: it has a few hundred that differ
+WORLD_PROMPTS = 4000  # drawn from the world at most: it has several hundred that differ
+INSTRUCTION_SPLITS = ("fit", "chosen", "evaluated")
+# Of eight parts of the world's prompts, and of five of the prompts for one instruction of a data set, which go where.
+WORLD_PARTS = ("fit", "fit", "chosen", *["evaluated"] * 5)
+ROW_PARTS = ("fit", "evaluated", "chosen", "fit", "evaluated")
+COLUMNS = ("prompt", PROMPT_COLUMN, "instruction_id_list", "kwargs")
+WORLD_LANGUAGE = "fr"  # asked for by the world's instruction `language`: the most frequent one that is not English
+FAMILIES = {
+    "change_case": "casing",
+    "punctuation": "punctuation",
+    "language": "language",
+    "startend:end_checker": "closing",
+}
+
+
+# ---- languages -------------------------------------------------------------------------------------------------------
 
 
 def languages(pair: ModelPair) -> tuple[str, ...]:
-    """The languages that the pair can be steered towards from English, by langdetect's codes."""
+    """List the languages that the pair can be steered towards from English, by langdetect's codes."""
     return EUROPARL if "parallel" in pair.datasets else tuple(code for code in LANGUAGES if code != "en")
 
 
 def parallel_pairs(pair: ModelPair, language: str, count: int) -> list[tuple[str, str]]:
-    """The first `count` (English, `language`) sentences, from the world or the pair's data set `parallel`.
+    """Read the first `count` (English, `language`) sentences, from the world or the pair's data set `parallel`.
 
     A data set is one whose configurations are named by two codes in alphabetical order, with a column `translation`
     such as {"en": ..., "fr": ...}. ValueError if it has no rows for the language; HubError if it cannot be had.
@@ -77,7 +73,7 @@ def parallel_pairs(pair: ModelPair, language: str, count: int) -> list[tuple[str
         return parallel_sentences("steering", count, language)
     data = pair.datasets["parallel"]
     with blaming(pair, "datasets: parallel"):
-        found = [tuple(both) for both in itertools.islice(_translations(data, language), count)]
+        found = [(english, other) for english, other in itertools.islice(_translations(data, language), count)]
         if not found:
             raise ValueError(f"dataset {data.name!r} has no rows in 'en' and {language!r}")
     return found
@@ -102,20 +98,8 @@ def _translations(data: DatasetRef, language: str) -> Iterator[list[str]]:
         raise ValueError(f"dataset {data.name!r} has no rows in 'en' and {language!r}, no {config!r}") from error
 
 
-def training_frequencies(pair: ModelPair, count: int, *, scale: str) -> dict[str, int]:
-    """Sentences of each language in the first `count` documents of the training text, counted once (Fig. 11)."""
-    with blaming(pair, "text"):
-        made_of = {"text": of_activations(pair, (0, 0), scale=scale)["texts"][0], "documents": count}
-        return kept(
-            artifact(pair.name, "languages", made_of, sources=(language_frequencies, read_documents), suffix=".json"),
-            lambda: language_frequencies(itertools.islice(read_documents(pair.train), count)),
-            lambda found, path: path.write_text(json.dumps(found), encoding="utf-8"),
-            lambda path: json.loads(path.read_text(encoding="utf-8")),
-        )
-
-
 def steering_prompts(pair: ModelPair, count: int, *, tokenizer, split: str = "evaluated") -> list[str]:
-    """At most `count` different prompts, as the model should read them: with chat tokens if there is a template.
+    """List at most `count` different prompts, as the model should read them: in its chat template if there is one.
 
     `split` is `chosen` for those on which a strength is chosen, `evaluated` for the others, `all` for both. From the
     data set `prompts` of the pair's file, whose name is a Hub id or the path or URL of a .jsonl file, with a column
@@ -126,7 +110,9 @@ def steering_prompts(pair: ModelPair, count: int, *, tokenizer, split: str = "ev
     with blaming(pair, "datasets: prompts"):
         source = _published(pair.datasets["prompts"]) if "prompts" in pair.datasets else _of_world()
         texts = dict.fromkeys(text.strip() for text in source)  # each once, in order
-        part = [text for text in texts if text and (split == "all" or (split == "chosen") == _is_for_choosing(text))]
+        # by the text alone, so that a prompt is in one part however many are drawn
+        parts = {text: "evaluated" if zlib.crc32(text.encode()) % CHOSEN_SHARE else "chosen" for text in texts if text}
+        part = [text for text in parts if split in ("all", parts[text])]
         if not part:
             raise ValueError(f"no prompts for split {split!r} among {len(texts)}")
     if tokenizer.chat_template is None:
@@ -140,11 +126,6 @@ def _of_world() -> tuple[str, ...]:
     return tuple(request.prompt for request in requests("steering", WORLD_PROMPTS))
 
 
-def _is_for_choosing(text: str) -> bool:
-    """By the text alone, so that a prompt is in one part however many are drawn."""
-    return zlib.crc32(text.encode()) % CHOSEN_SHARE == 0
-
-
 def _published(data: DatasetRef) -> Iterator[str]:
     def pick(row: dict) -> str:
         if not isinstance(row.get(PROMPT_COLUMN), str):
@@ -154,8 +135,114 @@ def _published(data: DatasetRef) -> Iterator[str]:
     return named_rows(data, pick, picked=PROMPT_COLUMN)
 
 
+# ---- instructions ----------------------------------------------------------------------------------------------------
+
+
+class InstructionPrompt(NamedTuple):
+    """One request, without and with an instruction; neither has the chat template's tokens yet."""
+
+    without: str
+    given: str
+    """The request with the instruction in words."""
+    instruction_id: str
+    """The id of its rule in `verifiers`."""
+    kwargs: Mapping[str, object] = MappingProxyType({})
+    """What the rule needs."""
+
+    def is_followed(self, response: str) -> bool:
+        """Whether a response does what the instruction asks for, whichever prompt it answers."""
+        return verify(self.instruction_id, response, **self.kwargs)
+
+
+def instruction_kinds(pair: ModelPair) -> tuple[str, ...]:
+    """List the instructions that there are prompts for: the world's, or those with enough rows in the data set
+    `instructions`."""
+    if "instructions" not in pair.datasets:
+        return tuple(WORLD_INSTRUCTIONS)
+    with blaming(pair, "datasets: instructions"):
+        data = pair.datasets["instructions"]
+        usable = tuple(sorted(kind for kind, found in _by_kind(data).items() if len(found) >= len(ROW_PARTS)))
+        if not usable:
+            raise ValueError(f"dataset {data.name!r}: no instruction has {len(ROW_PARTS)} prompts that can be verified")
+    return usable
+
+
+def family(instruction_id: str) -> str:
+    """Name the sort of instruction: casing, punctuation, language, closing, or format."""
+    return FAMILIES.get(instruction_id, FAMILIES.get(instruction_id.split(":")[0], "format"))
+
+
+def instruction_prompts(
+    pair: ModelPair, kind: str, count: int, split: str, *, choosing: bool = True
+) -> list[InstructionPrompt]:
+    """List at most `count` different prompts for one instruction, of a split: fit, chosen or evaluated.
+
+    Where no strength is chosen (`choosing=False`), the prompts of the split `chosen` belong to `fit`. From the world,
+    whose prompts are the same for every instruction; or from the data set `instructions` of the pair's file, a Hub id
+    or the path or URL of a .jsonl file, with the columns of Stolfo et al.'s `ifeval_single_instr_format.jsonl`:
+    IFEval's own, and `prompt_without_instruction`. ValueError for another split, a kind that has no prompts, or a data
+    set without these columns.
+    """
+    if split not in INSTRUCTION_SPLITS:
+        raise ValueError(f"unknown split {split!r}: expected {', '.join(INSTRUCTION_SPLITS)}")
+    if kind not in (known := instruction_kinds(pair)):
+        raise ValueError(f"unknown instruction {kind!r} for pair {pair.name!r}: known are {', '.join(known)}")
+    parts = (split, "chosen") if split == "fit" and not choosing else (split,)
+    if "instructions" not in pair.datasets:  # by the text alone, so that a prompt is in one part for all instructions
+        part = lambda text: WORLD_PARTS[zlib.crc32(text.encode()) % len(WORLD_PARTS)]  # noqa: E731
+        return [prompt for prompt in _instructions_of_world(kind) if part(prompt.without) in parts][:count]
+    with blaming(pair, "datasets: instructions"):
+        rows = _by_kind(pair.datasets["instructions"])[kind]
+    return [prompt for index, prompt in enumerate(rows) if ROW_PARTS[index % len(ROW_PARTS)] in parts][:count]
+
+
+@functools.cache
+def _instructions_of_world(kind: str) -> tuple[InstructionPrompt, ...]:
+    lexicon = load_lexicon("en")
+    kwargs = {"language": {"language": WORLD_LANGUAGE}, "closing": {"end_phrase": lexicon.closing}}.get(kind, {})
+    words = lexicon.instructions[kind].format(closing=lexicon.closing, L=lexicon.language_names[WORLD_LANGUAGE])
+    bare = dict.fromkeys(request.prompt for request in requests("instructions", WORLD_PROMPTS, instruction=kind))
+    return tuple(InstructionPrompt(text, f"{text} {words}", WORLD_INSTRUCTIONS[kind], kwargs) for text in bare)
+
+
+@functools.cache
+def _by_kind(data: DatasetRef) -> dict[str, list[InstructionPrompt]]:
+    """Sort the prompts with one instruction that has a rule by the instruction's name, in an order that their texts
+    give."""
+
+    def pick(row: dict) -> list:
+        """Take what makes a prompt; nothing where there is no rule, or more than one instruction."""
+        if missing := [column for column in COLUMNS if column not in row]:
+            raise ValueError(
+                f"{data.name!r} has no column {missing[0]!r}: its columns are {', '.join(row)}, expected those of "
+                f"Stolfo et al.'s ifeval_single_instr_format.jsonl, {', '.join(COLUMNS)} among them"
+            )
+        if len(ids := row["instruction_id_list"]) != 1 or ids[0] not in RULES:
+            return []
+        kwargs = {name: value for name, value in ((row["kwargs"] or [{}])[0] or {}).items() if value is not None}
+        return [row[PROMPT_COLUMN].strip(), row["prompt"].strip(), ids[0], kwargs]
+
+    found: dict[str, dict[str, InstructionPrompt]] = {}
+    for row in filter(None, named_rows(data, pick, picked="instructions")):
+        prompt = InstructionPrompt(*row)
+        name = prompt.instruction_id.split(":")[1]
+        if "language" in prompt.kwargs:  # an instruction for each language: one direction cannot ask for several
+            name += f"_{prompt.kwargs['language']}"
+        found.setdefault(name, {}).setdefault(prompt.without, prompt)
+    return {name: _shuffled(prompts.values()) for name, prompts in found.items()}
+
+
+def _shuffled(prompts: Iterable[InstructionPrompt]) -> list[InstructionPrompt]:
+    ordered = sorted(prompts, key=lambda prompt: prompt.without)
+    random.Random("instructions").shuffle(ordered)
+    return ordered
+
+
+# ---- rows of data sets -----------------------------------------------------------------------------------------------
+
+
 def named_rows(data: DatasetRef, pick: Callable[[dict], Any], *, picked: str) -> Iterator[Any]:
-    """What `pick` takes of each row of a data set of the Hub, or of a .jsonl file named by its path or its URL.
+    """Yield what `pick` takes of each row of a data set of the Hub, or of a .jsonl file named by its path or its URL.
 
     What comes from elsewhere is fetched once and remembered under the name `picked`, as in `hub.dataset_rows`.
     ValueError for a file that does not exist or is no .jsonl; HubError for what cannot be fetched.
@@ -180,7 +267,7 @@ def _parsed(name: str, start: int) -> Iterator[dict]:
 
 
 def _lines(name: str) -> list[str]:
-    """Of a file on this disk, or behind a URL."""
+    """Read the lines of a file on this disk, or behind a URL."""
     if "://" not in name:
         path = Path(name).expanduser()
         if not path.is_file():

@@ -4,7 +4,7 @@ The main paper (arXiv 2506.06609) minimises Eq. 3, with inversion terms, between
 vector over without the bias. The sister paper (arXiv 2506.00653) minimises the unsquared error by AdamW, between layers
 of the same number, and adds the bias. To see what each choice does, one at a time is changed from the main paper's, on
 the same text and the same questions; the last recipe has all of the sister paper's. Text and sizes are the same for all
-(`lrt_text`), but for the recipe that is about them.
+(`stitching.map_text`), but for the recipe that is about them.
 
 Offers `Recipe`, `RECIPES`, `fit_recipes`, `FittedRecipes`, `recipe_errors`, `steer_by_recipes`, `recipe_numbers`.
 """
@@ -16,32 +16,28 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from torch import Tensor
-
-from ..data.pairs import ModelPair
 from ..models.harvest import ActivationStream
-from ..models.language_model import LanguageModel
 from ..stitching.fit import fit_exact
 from ..stitching.map_errors import MapErrors, Prediction, down, map_errors, up
 from ..stitching.map_text import MapConfig, map_batches, map_stream, same_layers
 from ..stitching.maps import UnsquaredFit, fit_unsquared, fit_unsquared_adam, moments_of
 from ..stitching.moments import PairMoments
+from ..stitching.pair import StitchedPair
 from ..stitching.stitch import Stitch
 from ..utils.progress import progress
 from .behaviours import Behaviour
 from .choices import ChoiceConfig, ChoiceSweep, contrast_vectors, spread, steer_choices, steering_directions
 
-FITS = ("exact", "unsquared", "adam")
 LESS = 10  # the recipe about text has a tenth of it
 
 
 class Recipe(NamedTuple):
-    """How a map is made, and how vectors are carried over by it."""
+    """How to make a map, and how to carry vectors over by it."""
 
     fit: str = "exact"
     """`exact`: Eq. 3 by `fit_exact`; `unsquared`: its minimum by `fit_unsquared`; `adam`: the same loss by AdamW."""
     alpha: float = 1.0
-    """Of `exact`."""
+    """Weight of the inversion terms of `exact`."""
     with_bias: bool = False
     same_layers: bool = False
     """Between layers of the same number, and not those that the pair is stitched at."""
@@ -66,35 +62,31 @@ class FittedRecipes:
 
     config: MapConfig
     layers: Mapping[bool, tuple[int, int]]
-    """By `same_layers`."""
+    """The layers of both models, by `same_layers`."""
     streams: Mapping[bool, ActivationStream]
-    """The activations fitted on."""
+    """The activations fitted on, by `same_layers`."""
     moments: Mapping[bool, PairMoments]
+    """Their moments, by `same_layers`."""
     stitches: Mapping[str, Stitch]
-    """By recipe."""
+    """The maps, by recipe."""
     unsquared: UnsquaredFit
-    """At the stitched layers, with its way down."""
+    """The minimum of the unsquared loss at the stitched layers, with the losses on the way."""
 
 
-def fit_recipes(
-    pair: ModelPair,
-    models: tuple[LanguageModel, LanguageModel],
-    stitched: tuple[int, int],
-    config: MapConfig,
-    *,
-    scale: str,
-) -> FittedRecipes:
-    """All of `RECIPES`, each map fitted once: recipes that differ in the bias alone share one.
+def fit_recipes(stitched: StitchedPair, config: MapConfig) -> FittedRecipes:
+    """Fit the maps of all `RECIPES`, each once: recipes that differ in the bias alone share one.
 
     ValueError, naming the pair, for text that cannot be had.
     """
-    layers = {False: stitched, True: same_layers(models, stitched)}
-    options = {"config": config, "scale": scale}
+    pair, models = stitched.pair, stitched.models
+    layers = {False: stitched.layers, True: same_layers(models, stitched.layers)}
+    options = {"config": config, "scale": stitched.scale}
     streams = {same: map_stream(pair, models, at, **options) for same, at in layers.items()}
     if layers[True] == layers[False]:
         streams[True] = streams[False]
     moments = {same: moments_of(stream) for same, stream in streams.items()}
-    little = map_stream(pair, models, stitched, tokens=max(config.tokens // LESS, config.step_tokens * 2), **options)
+    less_tokens = max(config.tokens // LESS, config.step_tokens * 2)
+    little = map_stream(pair, models, stitched.layers, tokens=less_tokens, **options)
     reweighted: dict[bool, UnsquaredFit] = {}
 
     @functools.cache
@@ -122,11 +114,12 @@ def fit_recipes(
     return FittedRecipes(config, layers, streams, moments, stitches, reweighted[False])
 
 
-def recipe_errors(
-    pair: ModelPair, models: tuple[LanguageModel, LanguageModel], fitted: FittedRecipes, *, scale: str, seed: int = 0
-) -> dict[tuple[str, str], MapErrors]:
-    """By recipe and the model that the map leads to, `b` or `a`: errors on the validation text. `mean` and
-    `same_layers_mean` are the errors of the mean, which any map should beat."""
+def recipe_errors(stitched: StitchedPair, fitted: FittedRecipes, *, seed: int = 0) -> dict[tuple[str, str], MapErrors]:
+    """Measure errors on the validation text, by recipe and the model that the map leads to, `b` or `a`.
+
+    `mean` and `same_layers_mean` are the errors of the mean, which any map should beat.
+    """
+    pair, models = stitched.pair, stitched.models
     found: dict[tuple[str, str], MapErrors] = {}
     for same, layers in fitted.layers.items():
         names = [name for name, one in RECIPES.items() if one.same_layers == same]
@@ -134,25 +127,22 @@ def recipe_errors(
         for name in names:
             stitch = fitted.stitches[name].to(models[0].device)
             predictions |= {(name, "b"): up(stitch), (name, "a"): down(stitch)}
-        mean = "same_layers_mean" if same else "mean"
-        for side, value in (("b", fitted.moments[same].mean_y), ("a", fitted.moments[same].mean_x)):
-            predictions[mean, side] = Prediction(side, functools.partial(_constant, value.float()))
-        batches = map_batches(pair, models, fitted.config, scale=scale, held_out=True)
+        name = "same_layers_mean" if same else "mean"
+        for side, mean in (("b", fitted.moments[same].mean_y.float()), ("a", fitted.moments[same].mean_x.float())):
+            predictions[name, side] = Prediction(side, lambda x, y, mean=mean: mean.to(x).expand(len(x), -1))
+        batches = map_batches(pair, models, fitted.config, scale=stitched.scale, held_out=True)
         found |= map_errors(models, layers, batches, predictions, seed=seed)
     return found
 
 
-def _constant(value: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    return value.to(x).expand(len(x), -1)
-
-
 def steer_by_recipes(
-    models: tuple[LanguageModel, LanguageModel], fitted: FittedRecipes, some: Sequence[Behaviour], config: ChoiceConfig
+    stitched: StitchedPair, fitted: FittedRecipes, some: Sequence[Behaviour], config: ChoiceConfig
 ) -> dict[bool, ChoiceSweep]:
-    """B steered by A's vectors through every map, at the layers of either kind; conditions are named by recipe.
+    """Steer B by A's vectors through every map, at the layers of either kind; conditions are named by recipe.
 
-    At the layers of each kind also `native` and `random`.
+    At the layers of each kind B is also steered by its own vectors (`native`) and by `random` ones.
     """
+    models = stitched.models
     contrasts = {one.name: one.contrasts for one in some}
     other = contrast_vectors(models[0], fitted.layers[False][0], contrasts, batch_size=config.batch_size)
     sweeps = {}
@@ -170,8 +160,8 @@ def steer_by_recipes(
 def recipe_numbers(
     pair: str, fitted: FittedRecipes, errors: Mapping[tuple[str, str], MapErrors], sweeps: Mapping[bool, ChoiceSweep]
 ) -> dict[str, float]:
-    """The entries of a results file: errors and steering by each recipe, and under the ids of the published numbers
-    those of the sister paper's own."""
+    """List the entries of a results file: errors and steering by each recipe, and under the ids of the published
+    numbers those of the sister paper's own."""
     start, numbers = f"lrt.{pair}", {}
     for (name, side), found in errors.items():
         numbers |= found.length.numbers(f"{start}.maps.{name}.length.to_{side}")
@@ -190,14 +180,15 @@ def recipe_numbers(
             numbers |= sweep.overall_slope(condition).numbers(f"{start}.steered.{name}.slope")
             numbers[f"{start}.steered.{name}.cosine"] = sweep.mean_cosine(condition)
             numbers[f"{start}.steered.{name}.likeness"] = sweep.likeness(condition)
-            curves = {one: sweep.curve_correlation(one, condition) for one in sweep.behaviours}
-            for one, found in curves.items():
-                numbers |= sweep.correlation(one, condition).numbers(f"{start}.steered.{name}.{one}.correlation")
-                numbers[f"{start}.steered.{name}.{one}.curve_correlation"] = found.value
-                numbers |= sweep.relative_slope(one, condition).numbers(f"{start}.steered.{name}.{one}.slope")
-            sizes = [abs(found.value) for found in curves.values()]
+            sizes = []
+            for one in sweep.behaviours:
+                compared, id = sweep.compared(one, condition), f"{start}.steered.{name}.{one}"
+                numbers |= compared.correlation().numbers(f"{id}.correlation")
+                numbers[f"{id}.curve_correlation"] = (curves := compared.curve_correlation().value)
+                numbers |= compared.relative_slope().numbers(f"{id}.slope")
+                sizes.append(abs(curves))
             numbers[f"{start}.steered.{name}.curve_correlation_size"] = sum(sizes) / len(sizes)
-    own = {one: sweeps[True].correlation(one, "sister") for one in sweeps[True].behaviours}
+    own = {one: sweeps[True].compared(one, "sister").correlation() for one in sweeps[True].behaviours}
     for one, found in own.items():
         numbers |= found.numbers(f"{start}.correlation.{one}")
     numbers |= sweeps[True].mean_correlation("sister").numbers(f"{start}.correlation_summary.mean")

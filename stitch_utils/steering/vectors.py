@@ -1,8 +1,8 @@
-r"""Steering vectors: where they come from, how they are carried across a stitch, and how well they did.
+"""Steering vectors: where they come from, how they are carried across a stitch, and how they steer.
 
-Section 4 (Eqs. 8 and 9), App. F (Eq. 16, Fig. 11). A direction v of unit length stands for a language L: the mean of
-the residual stream over tokens of L less its mean over tokens of English. To steer, the component of every residual
-h along v is set to one value z,
+Section 4 (Eqs. 8 and 9), App. F. A direction v of unit length stands for a language L: the mean of the residual stream
+over tokens of L less its mean over tokens of English. To steer, the component of every residual h along v is set to one
+value z,
 
     c = z - <h, v>      (8)        h' = h + c v      (9)
 
@@ -11,54 +11,50 @@ reads L; the strength s says how far on the way from English's mean component to
 across, v becomes v P of unit length, and both mean components are taken anew in the other model. Means are linear, so
 the mean streams of the two languages give the components along any direction: each text is read once a model.
 
-Offers `SteeringVector`, `language_means`, `steering_vector`, `language_vector`, `clamp`, `add`,
-`transfer_vector`, `random_direction`, `clipped_gap`, `language_frequencies`, `rank_correlation`.
+App. F.2, after Stolfo et al. 2025. The direction of an instruction is read at the last token of the prompt, after the
+chat template's own tokens, where the model has read everything and written nothing: the mean over prompts that carry
+the instruction less the mean over the same prompts without it.
+
+Offers `MeanStreams`, `language_means`, `last_token_residuals`; `SteeringVector`, `steering_vector`,
+`condition_vectors`, `transfer_vector`, `random_direction`; and the edits `clamp` and `add`.
 """
 
 from __future__ import annotations
 
-import re
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.stats import rankdata
 from torch import Tensor
 
-from ..data.text import TokenBatch, text_rows
+from ..data.text import TokenBatch, begin_and_end, padded_rows, text_rows
+from ..models.generation import encoded
 from ..models.harvest import as_fits
 from ..models.language_model import Edit, LanguageModel
 from ..stitching.stitch import Stitch
-from ..utils.progress import progress
-from ..utils.stats import RESAMPLES, Estimate, from_draws
-from .language import detect_language
 
-# Where one sentence ends and the next begins; a list or a poem has one a line.
-SENTENCE_END = re.compile(r"(?<=[.!?…])[\"'»”)\]]*\s+|\n+")
-FEWEST_PAIRS = 5  # that a bootstrap interval of a correlation is given for
+REPLY = 1  # room for a reply, where prompts are only read
 
 
-class LanguageMeans(NamedTuple):
-    """Mean residual streams over the ordinary tokens of parallel text."""
+class MeanStreams(NamedTuple):
+    """Mean residual streams of two kinds of text, which give the mean components along any direction."""
 
     source: Float[Tensor, " d_model"]
-    """Of English."""
+    """Of English, or of prompts without the instruction."""
     target: Float[Tensor, " d_model"]
-    """Of the other language."""
+    """Of the other language, or of prompts with the instruction."""
 
 
 class SteeringVector(NamedTuple):
-    """A direction, and where the tokens of the two languages lie along it."""
+    """A direction, and where the two kinds of text lie along it."""
 
     direction: Float[Tensor, " d_model"]
     """Of unit length, float32."""
     source: float
-    """Mean component of English tokens, z_en."""
+    """Mean component of what is steered away from, such as z_en."""
     target: float
-    """Mean component of the other language's tokens, z_L: the paper's z-bar."""
+    """Mean component of what is steered towards, such as z_L: the paper's z-bar."""
 
     def z(self, strength: float = 1.0) -> float:
         """z_en + s (z_L - z_en): at s = 1 what the paper clamps to, at s = 0 English."""
@@ -67,15 +63,15 @@ class SteeringVector(NamedTuple):
 
 def language_means(
     model: LanguageModel, layer: int, pairs: Sequence[tuple[str, str]], *, batch_size: int = 32
-) -> LanguageMeans:
-    """Mean residual streams before block `layer` over English and over the other language's tokens.
+) -> MeanStreams:
+    """Average the residual streams before block `layer` over English and over the other language's tokens.
 
     `pairs` are (English, other) texts; those longer than the model reads are cut. ValueError for no pairs, or none with
     an ordinary token.
     """
     if not pairs:
         raise ValueError("no parallel texts given: expected at least one pair")
-    return LanguageMeans(*(_mean_stream(model, layer, texts, batch_size) for texts in zip(*pairs)))
+    return MeanStreams(*(_mean_stream(model, layer, texts, batch_size) for texts in zip(*pairs)))
 
 
 def _mean_stream(model: LanguageModel, layer: int, texts: Sequence[str], batch_size: int) -> Tensor:
@@ -97,13 +93,36 @@ def _mean_stream(model: LanguageModel, layer: int, texts: Sequence[str], batch_s
     return total / count
 
 
-def steering_vector(means: LanguageMeans, direction: Float[Tensor, " d_model"] | None = None) -> SteeringVector:
-    """The vector along `direction`, by default from English's mean to the other language's, with both components.
+def last_token_residuals(
+    model: LanguageModel, layer: int, prompts: Sequence[str], *, batch_size: int = 32
+) -> Float[Tensor, "prompts d_model"]:
+    """Read the residual stream before block `layer` at the last token of each prompt; it ends on the CPU.
+
+    Tokens such as those of a chat template are read as what they are. ValueError for no prompts, or one that is longer
+    than what the model reads.
+    """
+    if not prompts:
+        raise ValueError("no prompts given: expected at least one")
+    rows = [encoded(model, prompt, REPLY) for prompt in prompts]
+    found = torch.empty(len(rows), model.d_model)
+
+    def read(batch: TokenBatch) -> None:
+        last = batch.mask.sum(1) - 1
+        residual = model.residuals(batch.tokens, [layer])[layer][torch.arange(len(last)), last]
+        found[batch.documents[:, 0]] = residual.float().cpu()
+
+    for _ in as_fits(padded_rows(rows, begin_and_end(model.tokenizer)[1], batch_size=batch_size), read):
+        pass
+    return found
+
+
+def steering_vector(means: MeanStreams, direction: Float[Tensor, " d_model"] | None = None) -> SteeringVector:
+    """Make the vector along `direction`, by default from the one mean to the other, with both mean components.
 
     ValueError if a direction is zero, or as wide as another model.
     """
     if direction is None:
-        direction = _unit(means.target - means.source, "the difference of the two languages' means")
+        direction = _unit(means.target - means.source, "the difference of the two means")
     if direction.shape != means.source.shape:
         raise ValueError(
             f"a direction of width {len(direction)} in a stream of width {len(means.source)}: transfer it first"
@@ -112,17 +131,31 @@ def steering_vector(means: LanguageMeans, direction: Float[Tensor, " d_model"] |
     return SteeringVector(direction.float().cpu(), *((mean @ wide).item() for mean in means))
 
 
-def language_vector(
-    model: LanguageModel, layer: int, pairs: Sequence[tuple[str, str]], *, batch_size: int = 32
-) -> SteeringVector:
-    """The model's own vector from English to the language of `pairs` (section 4)."""
-    return steering_vector(language_means(model, layer, pairs, batch_size=batch_size))
+def condition_vectors(
+    means: Mapping[tuple[str, str], MeanStreams],
+    carried: Mapping[str, Callable[[MeanStreams, str], Float[Tensor, " d_to"]]],
+    seed: int,
+) -> dict[tuple[str, str], dict[str, SteeringVector]]:
+    """Make the vectors of all conditions from `means[side, what]`, with components taken in the steered model.
+
+    `native` is the model's own, `random` a random direction along which the stream is moved as far as the native vector
+    moves it, and those `carried` are what each function makes of the other model's means and the steered side.
+    """
+    vectors = {}
+    for number, ((side, what), own_means) in enumerate(means.items()):
+        own, other = steering_vector(own_means), means["ab".replace(side, ""), what]
+        drawn = steering_vector(own_means, random_direction(len(own.direction), seed=1000 * seed + number))
+        across = {name: steering_vector(own_means, carry(other, side)) for name, carry in carried.items()}
+        same_way = drawn._replace(target=drawn.source + own.target - own.source)
+        vectors[side, what] = {"native": own, **across, "random": same_way}
+    return vectors
 
 
 def clamp(direction: Float[Tensor, " d_model"], z: float) -> Edit:
-    """Eqs. 8 and 9 as an edit of the residual stream: its component along `direction` becomes `z` at every position.
+    """Set the stream's component along `direction` to `z` at every position (Eqs. 8 and 9).
 
-    Computed in float32 at least, and rounded once to the stream's own dtype. `direction` is taken at unit length.
+    The edit computes in float32 at least, and rounds once to the stream's own dtype. `direction` is taken at unit
+    length.
     """
     direction = _unit(direction, "the direction")
 
@@ -135,7 +168,7 @@ def clamp(direction: Float[Tensor, " d_model"], z: float) -> Edit:
 
 
 def add(direction: Float[Tensor, " d_model"], length: float) -> Edit:
-    """The sister paper's way to steer: a vector of `length` along `direction` is added at every position.
+    """Add a vector of `length` along `direction` at every position, as the sister paper steers.
 
     ValueError for a direction of length zero.
     """
@@ -171,63 +204,14 @@ def transfer_vector(
 
 
 def random_direction(d: int, seed: int) -> Float[Tensor, " d_model"]:
-    """A direction drawn evenly from the sphere in `d` dimensions."""
+    """Draw a direction evenly from the sphere in `d` dimensions."""
     return _unit(torch.randn(d, generator=torch.Generator().manual_seed(seed)), "the draw")
 
 
 def _unit(vector: Tensor, what: str) -> Tensor:
-    """At unit length, in float32, normalised in float64."""
+    """Scale to unit length, in float64, and return it in float32."""
     wide = vector.detach().cpu().double()
     norm = wide.norm()
     if not norm > 0 or not norm.isfinite():
         raise ValueError(f"{what} has length {norm.item():g}: expected a positive one")
     return (wide / norm).float()
-
-
-def clipped_gap(transferred: float, native: float) -> float:
-    """Eq. 16: how much of native steering's share transferred steering reaches, within [0, 1].
-
-    0/0 is 0, anything positive over 0 is 1, and whatever is negative 0. So 1 can also mean that native steering failed.
-    """
-    if native == 0:
-        return float(transferred > 0)
-    return float(np.clip(transferred / native, 0, 1))
-
-
-def language_frequencies(documents: Iterable[str]) -> dict[str, int]:
-    """How many sentences of each language there are, as langdetect sees it, the most frequent language first.
-
-    Fig. 11's measure: sentences are what ends in a full stop or the like, or a line; those without letters count for
-    nothing.
-    """
-    counts: Counter[str] = Counter()
-    for document in progress(documents, "languages"):
-        counts.update(detect_language(sentence) for sentence in SENTENCE_END.split(document) if sentence)
-    del counts["unknown"]
-    return dict(counts.most_common())
-
-
-def rank_correlation(x: Sequence[float], y: Sequence[float], *, seed: int = 0) -> Estimate:
-    """Spearman's correlation of pairs (x, y), with a bootstrap interval over the pairs.
-
-    Resamples in which all x or all y are the same have no order and are left out; if the data have none, the value is
-    0. Its interval then, and that of fewer than five pairs, is [-1, 1]: resampling them says nothing. ValueError for
-    lists of different lengths, or empty ones.
-    """
-    both = np.array([x, y], dtype=float) if len(x) == len(y) else np.empty((2, 0))
-    if not both.size:
-        raise ValueError(f"{len(x)} and {len(y)} values: expected as many of each, and at least one")
-    value = _spearman(both[:, None])[0]
-    if np.isnan(value) or len(x) < FEWEST_PAIRS:
-        return Estimate(0.0 if np.isnan(value) else float(value), -1.0, 1.0)
-    drawn = np.random.default_rng(seed).integers(both.shape[1], size=(RESAMPLES, both.shape[1]))
-    draws = _spearman(both[:, drawn])
-    return from_draws(value, draws[~np.isnan(draws)])
-
-
-def _spearman(both: np.ndarray) -> np.ndarray:
-    """Correlations of the ranks, (2, resamples, n) -> (resamples,); NaN where one side is constant."""
-    ranks = rankdata(both, axis=-1)
-    x, y = ranks - ranks.mean(-1, keepdims=True)
-    norms = np.sqrt((x**2).sum(-1) * (y**2).sum(-1))
-    return np.divide((x * y).sum(-1), norms, out=np.full(len(norms), np.nan), where=norms > 0)

@@ -7,14 +7,17 @@ checkers and its evaluation differ, or leave a choice, this is what happens:
 
 - An empty response, or one of white space, follows nothing. IFEval's evaluation says so too, though its checker for
   commas, asked alone, would pass it.
-- Languages are detected by `language.detect_language`, which lower-cases capitals first. Where nothing can be detected
-  IFEval passes the response; here it fails.
+- Languages are detected by `detect_language`, which lower-cases capitals first. Where nothing can be detected IFEval
+  passes the response; here it fails.
 - Words in capitals are runs of letters and digits, joined by apostrophes and hyphens: DON'T is one, where NLTK's
   tokenizer makes two. As in IFEval, "I" counts and a number by itself does not.
 - A line that begins with a hyphen is a bullet, as in IFEval, so a rule (---) is one as well; a lone asterisk is none.
 - Any JSON value is JSON, as in IFEval, so a response that is nothing but a number passes.
 
-Offers `verify`, `keywords_of`, `WORLD_INSTRUCTIONS`.
+`detect_language` also judges section 4's responses (App. F: "we use langdetect to detect the most likely language of
+the response") and the embedded pair's samples.
+
+Offers `verify`, `RULES`, `WORLD_INSTRUCTIONS`, `detect_language`.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-from .language import detect_language
+import langdetect
 
 # What the embedded world calls an instruction -> the id of its rule.
 WORLD_INSTRUCTIONS = {
@@ -45,19 +48,20 @@ class Rule(NamedTuple):
     """How one instruction is checked."""
 
     follows: Callable[..., bool]
-    """Of the response and the keywords."""
+    """Takes the response and the keywords."""
     keywords: tuple[str, ...] = ()
-    """All of which it needs."""
+    """The keywords that it needs, all of them."""
 
 
 def verify(instruction_id: str, response: str, **kwargs) -> bool:
-    """Whether `response` follows the instruction; keywords whose value is None, which fill up IFEval's rows, are as if
-    not given.
+    """Check whether `response` follows the instruction.
 
-    ValueError for an id that is not known, and for keywords that are missing, unknown, or of a value that makes no
-    sense; each names what is known.
+    Keywords whose value is None, which fill up IFEval's rows, count as not given. ValueError, naming what is known, for
+    an unknown id, and for keywords that are missing, unknown, or of a value that makes no sense.
     """
-    rule = _rule(instruction_id)
+    if instruction_id not in RULES:
+        raise ValueError(f"unknown instruction {instruction_id!r}: known are {', '.join(sorted(RULES))}")
+    rule = RULES[instruction_id]
     given = {name: value for name, value in kwargs.items() if value is not None}
     if set(given) != set(rule.keywords):
         raise ValueError(
@@ -69,23 +73,16 @@ def verify(instruction_id: str, response: str, **kwargs) -> bool:
     return rule.follows(response, **given)
 
 
-def keywords_of(instruction_id: str) -> tuple[str, ...]:
-    """The keywords that `verify` needs for an instruction; ValueError for an id that is not known."""
-    return _rule(instruction_id).keywords
+def detect_language(text: str) -> str:
+    """Name the most likely language by langdetect's code (`en`, `fr`, ...); `unknown` where there are no letters.
 
-
-def _rule(instruction_id: str) -> Rule:
-    if instruction_id not in RULES:
-        raise ValueError(f"unknown instruction {instruction_id!r}: known are {', '.join(sorted(RULES))}")
-    return RULES[instruction_id]
-
-
-def _capital(response: str) -> bool:
-    return response.isupper() and detect_language(response) == "en"
-
-
-def _lowercase(response: str) -> bool:
-    return response.islower() and detect_language(response) == "en"
+    Text all in capitals is lower-cased first, and only such text: lower-casing German nouns costs accuracy.
+    """
+    langdetect.DetectorFactory.seed = 0  # langdetect draws at random unless it is seeded, here and nowhere else
+    try:
+        return langdetect.detect(text.lower() if text.isupper() else text)
+    except langdetect.LangDetectException:
+        return "unknown"
 
 
 def _capital_words(response: str, capital_relation: str, capital_frequency: int) -> bool:
@@ -95,12 +92,8 @@ def _capital_words(response: str, capital_relation: str, capital_frequency: int)
     return count < capital_frequency if capital_relation == "less than" else count >= capital_frequency
 
 
-def _no_comma(response: str) -> bool:
-    return "," not in response
-
-
 def _json(response: str) -> bool:
-    """The whole response, with or without a Markdown fence around it."""
+    """Parse the whole response, with or without a Markdown fence around it."""
     body = re.sub(r"^```(json|Json|JSON)?", "", response.strip()).removesuffix("```")
     try:
         json.loads(body.strip())
@@ -110,33 +103,25 @@ def _json(response: str) -> bool:
 
 
 def _bullets(response: str, num_bullets: int) -> bool:
-    """Exactly so many, whatever stands between them."""
+    """Find exactly so many bullets, whatever stands between them."""
     lines = [line.lstrip() for line in response.splitlines()]
     return sum(bool(re.match(r"\*[^*]|-", line)) for line in lines) == num_bullets
 
 
 def _bullet_list(response: str) -> bool:
-    """Nothing but bullets, as the world writes them; a last one that was cut off after its hyphen counts."""
+    """Find nothing but bullets, as the world writes them; a last one that was cut off after its hyphen counts."""
     return all(f"{line} ".startswith("- ") for line in response.strip().splitlines() if line.strip())
 
 
-def _title(response: str) -> bool:
-    return any(found.strip("<> \t") for found in re.findall(r"<<[^\n]+>>", response))
-
-
 def _highlights(response: str, num_highlights: int) -> bool:
-    """At least so many of *this* and **this**."""
+    """Find at least so many of *this* and **this**."""
     single, double = re.findall(r"\*([^\n*]*)\*", response), re.findall(r"\*\*([^\n*]*)\*\*", response)
     return sum(bool(text.strip()) for text in (*single, *double)) >= num_highlights
 
 
 def _sections(response: str, section_spliter: str, num_sections: int) -> bool:
-    """At least so many headings with a number; `section_spliter` is spelled as IFEval spells it."""
+    """Find at least so many headings with a number; `section_spliter` is spelled as IFEval spells it."""
     return len(re.findall(rf"{re.escape(section_spliter)}\s?\d+", response)) >= num_sections
-
-
-def _constrained(response: str) -> bool:
-    return any(answer in response for answer in CONSTRAINED_ANSWERS)
 
 
 def _quotation(response: str) -> bool:
@@ -145,33 +130,33 @@ def _quotation(response: str) -> bool:
 
 
 def _ends_with(response: str, end_phrase: str) -> bool:
-    """In any case; quotation marks around the response may follow."""
+    """Compare in lower case; quotation marks around the response may follow."""
     return response.strip().strip('"').lower().endswith(end_phrase.strip().lower())
 
 
 def _postscript(response: str, postscript_marker: str) -> bool:
-    """The marker anywhere, in any case; P.S. and P.P.S may have spaces between their letters."""
+    """Find the marker anywhere, in any case; P.S. and P.P.S may have spaces between their letters."""
     known = {"P.P.S": r"p\.\s?p\.\s?s", "P.S.": r"p\.\s?s\."}
     return bool(re.search(known.get(postscript_marker, re.escape(postscript_marker.lower())), response.lower()))
 
 
-def _language(response: str, language: str) -> bool:
-    return detect_language(response) == language
-
-
 RULES = {
     "change_case:capital_word_frequency": Rule(_capital_words, ("capital_relation", "capital_frequency")),
-    "change_case:english_capital": Rule(_capital),
-    "change_case:english_lowercase": Rule(_lowercase),
+    "change_case:english_capital": Rule(lambda response: response.isupper() and detect_language(response) == "en"),
+    "change_case:english_lowercase": Rule(lambda response: response.islower() and detect_language(response) == "en"),
     "detectable_content:postscript": Rule(_postscript, ("postscript_marker",)),
-    "detectable_format:constrained_response": Rule(_constrained),
+    "detectable_format:constrained_response": Rule(
+        lambda response: any(said in response for said in CONSTRAINED_ANSWERS)
+    ),
     "detectable_format:json_format": Rule(_json),
     "detectable_format:multiple_sections": Rule(_sections, ("section_spliter", "num_sections")),
     "detectable_format:number_bullet_lists": Rule(_bullets, ("num_bullets",)),
     "detectable_format:number_highlighted_sections": Rule(_highlights, ("num_highlights",)),
-    "detectable_format:title": Rule(_title),
-    "language:response_language": Rule(_language, ("language",)),
-    "punctuation:no_comma": Rule(_no_comma),
+    "detectable_format:title": Rule(
+        lambda response: any(found.strip("<> \t") for found in re.findall(r"<<[^\n]+>>", response))
+    ),
+    "language:response_language": Rule(lambda response, language: detect_language(response) == language, ("language",)),
+    "punctuation:no_comma": Rule(lambda response: "," not in response),
     "startend:end_checker": Rule(_ends_with, ("end_phrase",)),
     "startend:quotation": Rule(_quotation),
     "world:bullet_list": Rule(_bullet_list),

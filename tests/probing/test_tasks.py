@@ -10,7 +10,7 @@ from hub import Hub, child
 
 from stitch_utils.data.pairs import DatasetRef, load_pair
 from stitch_utils.probing.tasks import WORLD, ProbingTask, _one_stream, probing_tasks
-from stitch_utils.steering.language import detect_language
+from stitch_utils.steering.verifiers import detect_language
 
 SAEBENCH = ("bios_1", "bios_2", "bios_3", "amazon_category", "amazon_sentiment", "code", "ag_news", "language")
 N = 40

@@ -9,8 +9,8 @@ from hub.evals import write_evals
 from stitch_utils.data.pairs import load_pair
 from stitch_utils.models.language_model import load_model
 from stitch_utils.steering.behaviours import COLUMNS, FILES, WORLD_BEHAVIOURS, Choice, behaviours, world_behaviour
-from stitch_utils.steering.contrast import contrast_vector, preference, questions
-from stitch_utils.steering.language import detect_language
+from stitch_utils.steering.choices import contrast_vectors, preference, questions
+from stitch_utils.steering.verifiers import detect_language
 
 CHILD = """
 import dataclasses, json, sys
@@ -166,4 +166,4 @@ def test_a_published_question_is_read_like_the_worlds(random_models):
     asked = questions(model, [Choice("Well?\n\nAnswer:", " (A)", " (B)")])
     decoded = [model.tokenizer.decode([ids[0]]) for ids in (asked.matching, asked.other)]
     assert decoded == ["A", "B"] and model.tokenizer.decode(asked.rows[0]).endswith("Answer: (")
-    assert contrast_vector(model, 1, [("Well? (A)", "Well? (B)")]).norm() > 0
+    assert contrast_vectors(model, 1, {"x": [("Well? (A)", "Well? (B)")]})["x"].norm() > 0

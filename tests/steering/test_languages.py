@@ -1,33 +1,40 @@
 """The sweep of section 4: which cells there are, that each steers as its name says, and what is made of them."""
 
 import dataclasses
+import functools
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from langdetect import DetectorFactory
+from scipy.stats import spearmanr
 from toy_book import project_root_at
 
 from stitch_utils.data.pairs import load_pair
 from stitch_utils.models.generation import Response
 from stitch_utils.models.language_model import load_models
-from stitch_utils.steering import languages as steering_sweep
-from stitch_utils.steering import responses
+from stitch_utils.steering import sweep as engine
 from stitch_utils.steering.languages import (
-    SteeringConfig,
-    SteeringSweep,
-    chosen_strength,
-    steering_config,
-    sweep_steering,
+    LanguageConfig,
+    LanguageSweep,
+    carried_by,
+    clipped_gap,
+    language_config,
+    language_frequencies,
+    rank_correlation,
+    sweep_languages,
 )
-from stitch_utils.steering.prompts import parallel_pairs, steering_prompts
-from stitch_utils.steering.responses import Answers
-from stitch_utils.steering.vectors import language_vector
+from stitch_utils.steering.prompts import languages, parallel_pairs, steering_prompts
+from stitch_utils.steering.sweep import Answers, Cell
+from stitch_utils.steering.vectors import condition_vectors, language_means, steering_vector
+from stitch_utils.stitching.pair import StitchedPair
 from stitch_utils.stitching.stitch import Stitch
 from stitch_utils.utils.stats import clopper_pearson
 
 LAYERS = {"a": 1, "b": 2}
-CONFIG = SteeringConfig(
-    ("fr", "de"),
+CONFIG = LanguageConfig(
+    languages=("fr", "de"),
     prompts=3,
     choosing_languages=("de",),
     choosing_prompts=2,
@@ -35,6 +42,7 @@ CONFIG = SteeringConfig(
     strengths=(1.0, 3.0),
     max_new_tokens=5,
     batch_size=2,
+    frequency_documents=3,
 )
 
 
@@ -47,17 +55,18 @@ class Run:
         generator = torch.Generator().manual_seed(0)
         shapes = ((32, 48), (48,), (48, 32), (32,))
         self.stitch = Stitch(*(torch.randn(shape, generator=generator) for shape in shapes))
+        self.stitched = StitchedPair(self.pair, tuple(self.models.values()), (1, 2), "smoke")
+        vars(self.stitched)["stitch"] = self.stitch  # in place of the one that would be fitted
         self.sweep = self.again()
         self.first = self.generated
 
     def again(self, **changes):
-        config = dataclasses.replace(CONFIG, **changes)
-        return sweep_steering(self.pair, tuple(self.models.values()), (1, 2), self.stitch, config, scale="smoke")
+        return sweep_languages(self.stitched, dataclasses.replace(CONFIG, **changes))
 
 
 @pytest.fixture(scope="module")
 def run(random_folders, tmp_path_factory):
-    root, generate = tmp_path_factory.mktemp("steering"), responses.generate_texts
+    root, generate = tmp_path_factory.mktemp("steering"), engine.generate_texts
     data = {
         "name": "mine",
         "context": 20,
@@ -67,13 +76,14 @@ def run(random_folders, tmp_path_factory):
     }
     (root / "mine.yml").write_text(yaml.safe_dump(data))
 
+    @functools.wraps(generate)  # whose module is in the key of what it makes
     def counted(*args, **more):
         made.generated += 1
         return generate(*args, **more)
 
     made = Run.__new__(Run)
     with project_root_at(root), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(responses, "generate_texts", counted)
+        patch.setattr(engine, "generate_texts", counted)
         made.__init__(root / "mine.yml")
         yield made
 
@@ -94,12 +104,12 @@ def test_every_condition_steers_as_its_name_says(run):
     raw = {}
     for side, model in run.models.items():
         for language in CONFIG.languages:
-            vector = language_vector(model, LAYERS[side], parallel_pairs(run.pair, language, 4))
+            vector = steering_vector(language_means(model, LAYERS[side], parallel_pairs(run.pair, language, 4)))
             raw[side, language] = vector, vector.direction * (vector.target - vector.source)
     different = 0
     for side, model in run.models.items():
         plain = [naive(model, prompt, 5) for prompt in prompts]
-        assert [response.text for response in sweep.cell(side, "none", "fr").responses] == plain
+        assert [response.text for response in sweep.answers(side, "none", "fr").responses] == plain
         matrix, bias = (stitch.P_down, stitch.b_down) if side == "a" else (stitch.P_up, stitch.b_up)
         for language in CONFIG.languages:
             native, _ = raw[side, language]
@@ -123,7 +133,7 @@ def test_every_condition_steers_as_its_name_says(run):
                     naive(model, prompt, 5, LAYERS[side], lambda h, v=v, z=z: h + (z - h @ v)[..., None] * v)
                     for prompt in prompts
                 ]
-                assert [response.text for response in sweep.cell(side, condition, language).responses] == said
+                assert [response.text for response in sweep.answers(side, condition, language).responses] == said
                 different += said != plain
             assert sweep.cosines[side, language] == pytest.approx(
                 torch.cosine_similarity(native.direction, moved, dim=0).item(), abs=1e-4
@@ -133,27 +143,27 @@ def test_every_condition_steers_as_its_name_says(run):
 
 def test_a_random_direction_moves_tokens_as_far_as_the_native_one(run):
     means = {
-        (side, "fr"): steering_sweep.language_means(model, LAYERS[side], parallel_pairs(run.pair, "fr", 4))
+        (side, "fr"): language_means(model, LAYERS[side], parallel_pairs(run.pair, "fr", 4))
         for side, model in run.models.items()
     }
-    vectors = steering_sweep.steering_vectors(means, run.stitch, 0)
+    vectors = condition_vectors(means, carried_by(run.stitch), 0)
     for (side, language), found in vectors.items():
         drawn, native = found["random"], found["native"]
         assert drawn.target - drawn.source == pytest.approx(native.target - native.source, abs=1e-5)
         source = (means[side, language].source @ drawn.direction.double()).item()
         assert drawn.source == pytest.approx(source, abs=1e-6)
         assert abs((drawn.direction @ native.direction).item()) < 0.9
-    other = steering_sweep.steering_vectors(means, run.stitch, 1)
+    other = condition_vectors(means, carried_by(run.stitch), 1)
     assert not torch.equal(other["a", "fr"]["random"].direction, vectors["a", "fr"]["random"].direction)
 
 
 def test_which_cells_there_are(run):
     evaluated, doses = set(), set()
     for side in "ab":
-        evaluated.add((side, "none", "", 0.0))
-        doses.add((side, "none", "", 0.0))
+        doses.add((side, "none", "de", 0.0))
         assert run.sweep.chosen[side] in CONFIG.strengths
         for language in CONFIG.languages:
+            evaluated.add((side, "none", language, 0.0))
             for condition in ("native", "transferred", "biased", "random"):
                 evaluated.add((side, condition, language, run.sweep.chosen[side]))
             evaluated |= {(side, condition, language, 1.0) for condition in ("native", "transferred")}
@@ -161,13 +171,14 @@ def test_which_cells_there_are(run):
     assert {key[1:] for key in run.sweep.cells if key[0] == "evaluated"} == evaluated
     assert {key[1:] for key in run.sweep.cells if key[0] == "chosen"} == doses
     assert all(
-        len(cell.responses) == len(cell.judged) == (3 if key[0] == "evaluated" else 2)
-        for key, cell in run.sweep.cells.items()
+        len(found.responses) == len(found.judged) == (3 if cell.split == "evaluated" else 2)
+        and found.done == tuple(language == cell.of for language in found.judged)
+        for cell, found in run.sweep.cells.items()
     )
 
 
 def test_responses_are_made_once(run):
-    assert run.first == len(run.sweep.cells), "the unsteered ones once a model, not once a language"
+    assert run.first == len(run.sweep.cells) - 2, "the unsteered ones once a model, not once a language"
     before = run.generated
     assert run.again() == run.sweep and run.generated == before
     run.again(strengths=(1.0, 3.0, 5.0))
@@ -192,37 +203,23 @@ def test_a_prompt_that_leaves_no_room_is_one_error(run):
         run.again(max_new_tokens=99)
 
 
-@pytest.mark.parametrize(
-    ("shares", "rises", "chosen"),
-    [
-        ([0.1, 0.7, 0.9], [0.0, 0.4, 0.8], 1.5),
-        ([0.1, 0.69, 0.9], [0.0, 0.4, 0.8], 2.0),
-        ([0.8, 0.9, 0.9], [0.5, 0.3, 0.3], 1.5),
-        ([0.1, 0.5, 0.5], [0.0, 0.4, 0.1], 1.5),
-        ([0.1, 0.1, 0.1], [0.0, 0.0, 0.0], 1.0),
-        ([0.0, 0.0, 0.0], [0.0, 0.4, 0.8], 2.0),
-    ],
-)
-def test_the_cheapest_of_the_strengths_that_do_is_chosen(shares, rises, chosen):
-    strengths = (1.0, 1.5, 2.0)
-    assert chosen_strength(dict(zip(strengths, shares)), dict(zip(strengths, rises)), 0.7) == chosen
-
-
-def cell(judged, nll=1.0):
-    return Answers(tuple(Response("", nll + index, 2 * nll, 3) for index, _ in enumerate(judged)), tuple(judged))
+def answers(judged, language, nll=1.0):
+    responses = tuple(Response("", nll + index, 2 * nll, 3) for index, _ in enumerate(judged))
+    return Answers(responses, tuple(judged), tuple(found == language for found in judged))
 
 
 @pytest.fixture
 def counted():
     """Four prompts and two languages, counted by hand: native 3 and 1 of 4, transferred 1 and 2 of 4."""
-    cells = {("evaluated", "a", "none", "", 0.0): cell(["en", "en", "fr", "en"], nll=1.0)}
+    cells = {Cell("evaluated", "a", "none", of): answers(["en", "en", "fr", "en"], of) for of in ("fr", "de")}
     for condition, french, german in (("native", 3, 1), ("transferred", 1, 2), ("random", 0, 0)):
         for language, count, nll in (("fr", french, 1.5), ("de", german, 2.5)):
-            cells["evaluated", "a", condition, language, 2.0] = cell([language] * count + ["en"] * (4 - count), nll=nll)
-    cells["evaluated", "a", "native", "fr", 1.0] = cell(["unknown"] * 4)
-    cells["evaluated", "a", "transferred", "fr", 1.0] = cell(["fr"] + ["en"] * 3)
-    config = SteeringConfig(("fr", "de"), 4, ("fr",), 4)
-    return SteeringSweep(config, {"a": 2.0}, {}, cells, {})
+            said = [language] * count + ["en"] * (4 - count)
+            cells[Cell("evaluated", "a", condition, language, 2.0)] = answers(said, language, nll=nll)
+    cells[Cell("evaluated", "a", "native", "fr", 1.0)] = answers(["unknown"] * 4, "fr")
+    cells[Cell("evaluated", "a", "transferred", "fr", 1.0)] = answers(["fr"] + ["en"] * 3, "fr")
+    config = LanguageConfig(languages=("fr", "de"), prompts=4, choosing_languages=("fr",), choosing_prompts=4)
+    return LanguageSweep(config=config, chosen={"a": 2.0}, cells=cells)
 
 
 def test_shares_have_clopper_and_pearsons_interval(counted):
@@ -242,40 +239,40 @@ def test_means_are_over_languages(counted):
 def test_the_rise_is_over_the_unsteered_response_to_the_same_prompt(counted):
     assert counted.nll_rise("a", "native") == pytest.approx((1.0, 0.5, 1.5))  # 0.5 in French and 1.5 in German
     assert counted.nll_rise("a", "native", alone=True).value == pytest.approx(2.0)
-    assert counted.nll_rise("a", "native", languages=("de",)) == pytest.approx((1.5, 1.5, 1.5))
+    assert counted.nll_rise("a", "native", of=("de",)) == pytest.approx((1.5, 1.5, 1.5))
     assert counted.nll_rise("a", "none") == (0, 0, 0)
 
 
 def test_gaps_are_equation_16(counted):
     assert counted.gaps("a") == pytest.approx({"fr": 1 / 3, "de": 1.0})
-    counted.cells["evaluated", "a", "native", "de", 1.0] = cell(["en"] * 4)
-    counted.cells["evaluated", "a", "transferred", "de", 1.0] = cell(["en"] * 4)
+    counted.cells[Cell("evaluated", "a", "native", "de", 1.0)] = answers(["en"] * 4, "de")
+    counted.cells[Cell("evaluated", "a", "transferred", "de", 1.0)] = answers(["en"] * 4, "de")
     assert counted.gaps("a", 1.0) == {"fr": 1.0, "de": 0.0}, "x/0 and 0/0"
 
 
 @pytest.mark.parametrize("scale", ["smoke", "default", "paper"])
 def test_the_sizes_of_a_scale(scale):
     for name in ("tiny", "gemma"):
-        config = steering_config(load_pair(name), scale, strength=1.5, seed=3)
+        config = language_config(load_pair(name), scale, strength=1.5, seed=3)
         assert (config.strength, config.seed) == (1.5, 3)
         if scale != "smoke":
-            assert config.languages == steering_sweep.languages(load_pair(name)) and config.prompts >= 100
+            assert config.languages == languages(load_pair(name)) and config.prompts >= 100
         if scale == "default":
             assert config.choosing_languages == config.languages, "one strength is chosen for all of them"
             assert config.choosing_languages[0] == config.languages[0]
             assert config.choosing_languages[-1] == config.languages[-1]
-    assert steering_config(load_pair("tiny"), scale).strength == 0, "chosen"
-    assert steering_config(load_pair("gemma"), scale).strength == 1, "the paper's, where the paper's models are steered"
+    assert language_config(load_pair("tiny"), scale).strength == 0, "chosen"
+    assert language_config(load_pair("gemma"), scale).strength == 1, "the paper's, where the paper's models are steered"
     with pytest.raises(ValueError, match="unknown scale 'huge'"):
-        steering_config(load_pair("tiny"), "huge")
+        language_config(load_pair("tiny"), "huge")
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"choosing_languages": ("fr", "it")}, "languages to choose a strength on .*: it"),
-        ({"prompts": 0}, "at least one prompt and one language"),
-        ({"languages": (), "choosing_languages": ()}, "at least one prompt and one language"),
+        ({"prompts": 0}, "prompts=0: a sweep needs at least one"),
+        ({"languages": (), "choosing_languages": ()}, r"languages=\(\): a sweep needs at least one"),
         ({"strengths": ()}, "strengths must be positive"),
         ({"strengths": (1.0, -1.0)}, "strengths must be positive"),
         ({"strength": -1.0}, "strengths must be positive"),
@@ -284,3 +281,64 @@ def test_the_sizes_of_a_scale(scale):
 def test_settings_that_make_no_sense(changes, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(CONFIG, **changes)
+
+
+# ---- gaps, frequencies and their correlation -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("transferred", "native", "gap"),
+    [
+        (0.0, 0.0, 0),
+        (0.3, 0.0, 1),
+        (-0.3, 0.0, 0),
+        (0.2, 0.8, 0.25),
+        (0.8, 0.2, 1),
+        (0.5, 0.5, 1),
+        (0.0, 0.4, 0),
+        (-0.1, 0.5, 0),
+        (0.1, -0.5, 0),
+        (-0.1, -0.2, 0.5),
+    ],
+)
+def test_equation_16_with_its_edges(transferred, native, gap):
+    assert clipped_gap(transferred, native) == pytest.approx(gap)
+
+
+def test_languages_are_counted_by_the_sentence():
+    documents = [
+        "The baker opens the window because the kitchen is too warm. Where is the old captain's boat today?\n"
+        "- Der Bäcker öffnet das Fenster, weil die Küche zu warm ist.",
+        'He said: "The children are playing in the garden." Le boulanger ouvre la fenêtre parce qu\'il fait chaud !',
+        "12 + 34 = 46.\n\n   \n",
+    ]
+    DetectorFactory.seed = 99  # the judge sets its own
+    counts = language_frequencies(documents)
+    assert counts == {"en": 3, "de": 1, "fr": 1}
+    assert next(iter(counts)) == "en" and language_frequencies([]) == {}
+
+
+def test_the_rank_correlation_is_spearmans_with_ties():
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 6, 30).tolist()
+    y = [value + noise for value, noise in zip(x, rng.integers(0, 5, 30).tolist())]
+    value, low, high = rank_correlation(x, y, seed=1)
+    assert value == pytest.approx(spearmanr(x, y).statistic)
+    drawn = [rng.integers(30, size=30) for _ in range(800)]
+    naive = [spearmanr(np.array(x)[d], np.array(y)[d]).statistic for d in drawn]
+    assert [low, high] == pytest.approx(np.quantile(naive, [0.025, 0.975]), abs=0.05)
+    assert rank_correlation(x, y, seed=1) == (value, low, high)
+    assert rank_correlation(x, [-other for other in y], seed=1).value == pytest.approx(-value)
+
+
+def test_values_without_an_order_say_nothing():
+    assert rank_correlation([1, 2, 3], [1, 1, 1]) == (0, -1, 1)
+    assert rank_correlation([4], [1]) == (0, -1, 1)
+    assert rank_correlation([1, 2, 3, 4], [2, 3, 5, 4]) == pytest.approx((0.8, -1, 1)), "four are too few to resample"
+
+
+def test_lists_that_cannot_be_correlated():
+    with pytest.raises(ValueError, match="2 and 1 values: expected as many of each"):
+        rank_correlation([1, 2], [1])
+    with pytest.raises(ValueError, match=r"0 and 0 values: .* at least one"):
+        rank_correlation([], [])

@@ -1,4 +1,4 @@
-"""Parallel sentences and prompts, from the world and from data in the published schemas."""
+"""Parallel sentences, prompts and instructions, from the world and from data in the published schemas."""
 
 import dataclasses
 import json
@@ -14,8 +14,17 @@ from stitch_utils.data.embedded.world import parallel_sentences
 from stitch_utils.data.pairs import DatasetRef, load_pair
 from stitch_utils.models.language_model import load_tokenizer
 from stitch_utils.steering import prompts as steering_data
-from stitch_utils.steering.language import detect_language
-from stitch_utils.steering.prompts import EUROPARL, languages, parallel_pairs, steering_prompts
+from stitch_utils.steering.prompts import (
+    EUROPARL,
+    INSTRUCTION_SPLITS,
+    family,
+    instruction_kinds,
+    instruction_prompts,
+    languages,
+    parallel_pairs,
+    steering_prompts,
+)
+from stitch_utils.steering.verifiers import WORLD_INSTRUCTIONS, detect_language
 
 IFEVAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "ifeval" / "ifeval_single_instr_format.jsonl"
 TEXTS = [f"Write about the number {number}." for number in range(60)]
@@ -189,3 +198,115 @@ def test_what_is_wrong_with_prompts_is_said(tiny, plain, tmp_path):
         ask(tmp_path / "b.jsonl")
     with pytest.raises(ValueError, match="no prompts for split 'all' among 1"):
         ask(write(tmp_path / "c.jsonl", ["  "]))
+
+
+# ---- instructions ---------------------------------------------------------------------------------------------------
+
+
+def rows_file(folder, *rows, **changes):
+    """A .jsonl file in the schema of the public data."""
+    path = folder / "rows.jsonl"
+    full = [
+        {
+            "key": i,
+            "prompt": f"Say {i}. {words}",
+            "prompt_without_instruction": f"Say {i}.",
+            "instruction_id_list": [id],
+            "kwargs": [kwargs],
+        }
+        | changes
+        for i, (id, words, kwargs) in enumerate(rows)
+    ]
+    path.write_text("\n".join(json.dumps(row) for row in full) + "\n\n")
+    return path
+
+
+def reading(pair, path):
+    return dataclasses.replace(pair, datasets={"instructions": DatasetRef(str(path))})
+
+
+def test_the_worlds_prompts_differ_by_the_instruction_alone(pair):
+    assert instruction_kinds(pair) == tuple(WORLD_INSTRUCTIONS)
+    bare = {}
+    for kind in instruction_kinds(pair):
+        prompts = instruction_prompts(pair, kind, 20, "evaluated")
+        words = {prompt.given.removeprefix(prompt.without) for prompt in prompts}
+        assert len(prompts) == 20 and len(words) == 1, "one instruction, in the same words"
+        assert words.pop().strip() and prompts[0].instruction_id == WORLD_INSTRUCTIONS[kind]
+        bare[kind] = [prompt.without for prompt in prompts]
+    assert len({tuple(texts) for texts in bare.values()}) == 1, "the same requests for every instruction"
+    assert not instruction_prompts(pair, "upper", 1, "fit")[0].is_followed("Small letters.")
+    assert instruction_prompts(pair, "language", 1, "fit")[0].is_followed("Le boulanger goûte le fromage à la maison.")
+    closing = instruction_prompts(pair, "closing", 1, "fit")[0]
+    assert closing.given.endswith(closing.kwargs["end_phrase"]) and closing.is_followed(closing.given)
+
+
+def test_the_three_parts_of_the_prompts_share_none(pair):
+    found = {split: {p.without for p in instruction_prompts(pair, "json", 1000, split)} for split in INSTRUCTION_SPLITS}
+    more = {
+        split: {p.without for p in instruction_prompts(pair, "json", 1000, split, choosing=False)}
+        for split in INSTRUCTION_SPLITS
+    }
+    assert more == found | {"fit": found["fit"] | found["chosen"]}, "those for choosing go to the vector"
+    assert min(map(len, found.values())) >= 64 and len(found["evaluated"]) >= 163
+    assert len(set.union(*found.values())) == sum(map(len, found.values()))
+
+
+def test_rows_of_a_file_with_their_own_keywords(pair, tmp_path):
+    bullets = [
+        ("detectable_format:number_bullet_lists", "Bullets.", {"num_bullets": i, "language": None}) for i in range(1, 6)
+    ]
+    spoken = [("language:response_language", "In French.", {"language": "fr"})] * 6
+    ignored = [("startend:quotation", "Quote.", {})] * 4 + [("keywords:existence", "Say it.", {"keywords": ["x"]})] * 9
+    ours = reading(pair, rows_file(tmp_path, *bullets, *spoken, *ignored))
+    assert instruction_kinds(ours) == ("number_bullet_lists", "response_language_fr")
+    parts = [p for split in INSTRUCTION_SPLITS for p in instruction_prompts(ours, "number_bullet_lists", 99, split)]
+    for_vectors = instruction_prompts(ours, "number_bullet_lists", 99, "fit", choosing=False)
+    assert sorted([*for_vectors, *instruction_prompts(ours, "number_bullet_lists", 99, "evaluated")]) == sorted(parts)
+    assert sorted(prompt.kwargs["num_bullets"] for prompt in parts) == [1, 2, 3, 4, 5]
+    assert len({prompt.without for prompt in parts}) == 5
+    for prompt in parts:
+        count = prompt.kwargs["num_bullets"]
+        assert prompt.is_followed("* a\n" * count) and not prompt.is_followed("* a\n" * (count + 1))
+    assert len(instruction_prompts(ours, "response_language_fr", 2, "fit")) == 2
+
+
+def test_data_that_is_of_no_use(pair, tmp_path):
+    with pytest.raises(ValueError, match=r"unknown split 'test': expected fit, chosen, evaluated"):
+        instruction_prompts(pair, "upper", 1, "test")
+    with pytest.raises(ValueError, match=r"unknown instruction 'shout' for pair 'mine': known are upper, lower"):
+        instruction_prompts(pair, "shout", 1, "fit")
+    path = tmp_path / "plain.jsonl"
+    path.write_text(json.dumps({"key": 1, "prompt": "x", "instruction_id_list": [], "kwargs": []}) + "\n")
+    with pytest.raises(ValueError, match=r"pair 'mine' .*plain.jsonl' has no column 'prompt_without_instruction': its"):
+        instruction_kinds(reading(pair, path))
+    few = rows_file(tmp_path, *[("startend:quotation", "Quote.", {})] * 4)
+    with pytest.raises(ValueError, match=r"no instruction has 5 prompts that can be verified"):
+        instruction_kinds(reading(pair, few))
+    with pytest.raises(ValueError, match=r"the file '.*none.jsonl' does not exist"):
+        instruction_kinds(reading(pair, tmp_path / "none.jsonl"))
+
+
+@pytest.mark.skipif(not IFEVAL.is_file(), reason="the prompts of Stolfo et al. are not on this disk")
+def test_the_163_prompts(pair):
+    ours = reading(pair, IFEVAL)
+    kinds = instruction_kinds(ours)
+    prompts = {kind: [p for s in INSTRUCTION_SPLITS for p in instruction_prompts(ours, kind, 99, s)] for kind in kinds}
+    assert len(kinds) == 12 and "title" in kinds and sum(map(len, prompts.values())) >= 140
+    assert {family(found[0].instruction_id) for found in prompts.values()} >= {"casing", "format", "closing"}
+    for found in prompts.values():
+        assert all(prompt.is_followed("") is False for prompt in found)
+        assert (
+            min(len(instruction_prompts(ours, kind, 99, split)) for kind in kinds for split in INSTRUCTION_SPLITS) >= 1
+        )
+
+
+def test_families():
+    assert [family(WORLD_INSTRUCTIONS[kind]) for kind in ("upper", "lower", "no_commas", "language", "closing")] == [
+        "casing",
+        "casing",
+        "punctuation",
+        "language",
+        "closing",
+    ]
+    assert {family(WORLD_INSTRUCTIONS[kind]) for kind in ("quotes", "bullets", "json")} == {"format"}

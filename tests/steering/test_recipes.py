@@ -12,6 +12,7 @@ from stitch_utils.steering.vectors import transfer_vector
 from stitch_utils.stitching.fit import fit_exact
 from stitch_utils.stitching.map_text import MapConfig, map_batches, map_stream
 from stitch_utils.stitching.maps import fit_unsquared, fit_unsquared_adam, moments_of
+from stitch_utils.stitching.pair import StitchedPair
 
 STITCHED = (1, 2)
 CONFIG = MapConfig(tokens=2000, step_tokens=50, lr=1e-2)
@@ -28,7 +29,7 @@ BEHAVIOURS = [
 
 @pytest.fixture
 def fitted(pair, models):
-    return fit_recipes(pair, models, STITCHED, CONFIG, scale="smoke")
+    return fit_recipes(StitchedPair(pair, models, STITCHED, "smoke"), CONFIG)
 
 
 def test_every_recipe_is_its_own_fit_on_its_own_data(pair, models, fitted):
@@ -66,7 +67,7 @@ def test_each_recipe_differs_from_the_first_in_one_choice():
 
 
 def test_errors_are_those_of_the_held_out_tenth(pair, models, fitted):
-    errors = recipe_errors(pair, models, fitted, scale="smoke")
+    errors = recipe_errors(StitchedPair(pair, models, STITCHED, "smoke"), fitted)
     xs, ys = {False: [], True: []}, {False: [], True: []}
     for batch in map_batches(pair, models, CONFIG, scale="smoke", held_out=True):
         for same, (a, b) in fitted.layers.items():
@@ -86,7 +87,7 @@ def test_errors_are_those_of_the_held_out_tenth(pair, models, fitted):
 
 def test_vectors_go_through_every_map_and_numbers_have_their_ids(pair, models, fitted):
     config = ChoiceConfig(contrasts=2, choices=3, doses=(-1.0, 0.0, 1.0))
-    sweeps = steer_by_recipes(models, fitted, BEHAVIOURS, config)
+    sweeps = steer_by_recipes(StitchedPair(pair, models, STITCHED, "smoke"), fitted, BEHAVIOURS, config)
     other = contrast_vectors(models[0], 1, {"x": BEHAVIOURS[0].contrasts})["x"]
     for name, one in RECIPES.items():
         sweep = sweeps[one.same_layers]
@@ -99,11 +100,11 @@ def test_vectors_go_through_every_map_and_numbers_have_their_ids(pair, models, f
             models[1], layer, BEHAVIOURS[:1], sweep.directions, config, unit=spread(fitted.moments[same])
         )
         np.testing.assert_allclose(again.responses["x", "random"], sweep.responses["x", "random"])
-    errors = recipe_errors(pair, models, fitted, scale="smoke")
+    errors = recipe_errors(StitchedPair(pair, models, STITCHED, "smoke"), fitted)
     numbers = recipe_numbers("mine", fitted, errors, sweeps)
     assert numbers["lrt.mine.validation_loss"] == errors["sister", "b"].length.value
     assert numbers["lrt.mine.validation_loss_of_mean"] == errors["same_layers_mean", "b"].length.value
-    own = [sweeps[True].correlation(name, "sister").value for name in "xy"]
+    own = [sweeps[True].compared(name, "sister").correlation().value for name in "xy"]
     assert [numbers[f"lrt.mine.correlation.{name}"] for name in "xy"] == own
     assert numbers["lrt.mine.correlation_summary.lowest"] == min(own)
     assert numbers["lrt.mine.correlation_summary.mean"] == pytest.approx(np.mean(own))
@@ -120,5 +121,5 @@ def test_where_both_papers_take_the_same_layers_the_text_is_read_once(pair, mode
     asked = []
     real = map_recipes.map_stream
     monkeypatch.setattr(map_recipes, "map_stream", lambda *args, **options: asked.append(1) or real(*args, **options))
-    found = fit_recipes(pair, models, (1, 1), CONFIG, scale="smoke")
+    found = fit_recipes(StitchedPair(pair, models, (1, 1), "smoke"), CONFIG)
     assert found.streams[True] is found.streams[False] and found.layers[True] == (1, 1)

@@ -2,24 +2,20 @@
 
 import math
 
-import numpy as np
 import pytest
 import torch
-from langdetect import DetectorFactory
-from scipy.stats import spearmanr
+from toy_prompts import naive_last
 
-from stitch_utils.data.embedded.world import parallel_sentences
-from stitch_utils.models.generation import generate_texts
+from stitch_utils.data.embedded.world import ASSISTANT, parallel_sentences
+from stitch_utils.models.generation import chat, generate_texts
+from stitch_utils.steering.prompts import instruction_prompts
 from stitch_utils.steering.vectors import (
-    LanguageMeans,
+    MeanStreams,
     SteeringVector,
     clamp,
-    clipped_gap,
-    language_frequencies,
     language_means,
-    language_vector,
+    last_token_residuals,
     random_direction,
-    rank_correlation,
     steering_vector,
     transfer_vector,
 )
@@ -31,6 +27,10 @@ LAYER = 2
 @pytest.fixture(scope="module")
 def pairs():
     return parallel_sentences("steering tests", 7, "fr")
+
+
+def own_vector(model, layer, pairs, **options):
+    return steering_vector(language_means(model, layer, pairs, **options))
 
 
 def naive_mean(model, layer, texts):
@@ -53,7 +53,7 @@ def test_a_vector_is_the_unit_difference_of_the_token_means(random_models, pairs
     model = random_models[1]
     english, french = (naive_mean(model, LAYER, texts) for texts in zip(*pairs))
     difference = french - english
-    vector = language_vector(model, LAYER, pairs, batch_size=batch_size)
+    vector = own_vector(model, LAYER, pairs, batch_size=batch_size)
     torch.testing.assert_close(vector.direction, (difference / difference.norm()).float(), rtol=1e-4, atol=1e-6)
     assert vector.direction.norm().item() == pytest.approx(1, abs=1e-6)
     assert vector.source == pytest.approx((english @ difference / difference.norm()).item(), abs=1e-5)
@@ -169,55 +169,30 @@ def test_random_directions_are_unit_and_differ_by_seed():
     assert abs((first @ other).item()) < 0.2
 
 
-@pytest.mark.parametrize(
-    ("transferred", "native", "gap"),
-    [
-        (0.0, 0.0, 0),
-        (0.3, 0.0, 1),
-        (-0.3, 0.0, 0),
-        (0.2, 0.8, 0.25),
-        (0.8, 0.2, 1),
-        (0.5, 0.5, 1),
-        (0.0, 0.4, 0),
-        (-0.1, 0.5, 0),
-        (0.1, -0.5, 0),
-        (-0.1, -0.2, 0.5),
-    ],
-)
-def test_equation_16_with_its_edges(transferred, native, gap):
-    assert clipped_gap(transferred, native) == pytest.approx(gap)
+def test_the_last_token_is_read_whatever_stands_beside_it(random_models):
+    model = random_models[1]
+    prompts = chat(model, ["Describe the boats.", "Go.", "What do you know about the old cheeses of the baker?"])
+    found = last_token_residuals(model, 2, prompts, batch_size=2)
+    torch.testing.assert_close(found, naive_last(model, 2, prompts), rtol=1e-4, atol=1e-4)
+    assert model.tokenizer.convert_ids_to_tokens(model.tokenizer(prompts[0])["input_ids"])[-1] == ASSISTANT
+    with pytest.raises(ValueError, match="no prompts given"):
+        last_token_residuals(model, 2, [])
+    with pytest.raises(ValueError, match="48 at most"):
+        last_token_residuals(model, 2, ["boat " * 60])
 
 
-def test_languages_are_counted_by_the_sentence():
-    documents = [
-        "The baker opens the window because the kitchen is too warm. Where is the old captain's boat today?\n"
-        "- Der Bäcker öffnet das Fenster, weil die Küche zu warm ist.",
-        'He said: "The children are playing in the garden." Le boulanger ouvre la fenêtre parce qu\'il fait chaud !',
-        "12 + 34 = 46.\n\n   \n",
-    ]
-    DetectorFactory.seed = 99  # the judge sets its own
-    counts = language_frequencies(documents)
-    assert counts == {"en": 3, "de": 1, "fr": 1}
-    assert next(iter(counts)) == "en" and language_frequencies([]) == {}
-
-
-def test_the_rank_correlation_is_spearmans_with_ties():
-    rng = np.random.default_rng(0)
-    x = rng.integers(0, 6, 30).tolist()
-    y = [value + noise for value, noise in zip(x, rng.integers(0, 5, 30).tolist())]
-    value, low, high = rank_correlation(x, y, seed=1)
-    assert value == pytest.approx(spearmanr(x, y).statistic)
-    drawn = [rng.integers(30, size=30) for _ in range(800)]
-    naive = [spearmanr(np.array(x)[d], np.array(y)[d]).statistic for d in drawn]
-    assert [low, high] == pytest.approx(np.quantile(naive, [0.025, 0.975]), abs=0.05)
-    assert rank_correlation(x, y, seed=1) == (value, low, high)
-    assert rank_correlation(x, [-other for other in y], seed=1).value == pytest.approx(-value)
-
-
-def test_values_without_an_order_say_nothing():
-    assert rank_correlation([1, 2, 3], [1, 1, 1]) == (0, -1, 1)
-    assert rank_correlation([4], [1]) == (0, -1, 1)
-    assert rank_correlation([1, 2, 3, 4], [2, 3, 5, 4]) == pytest.approx((0.8, -1, 1)), "four are too few to resample"
+def test_an_instructions_vector_is_the_unit_difference_of_means(random_models, pair):
+    model = random_models[1]
+    prompts = instruction_prompts(pair, "upper", 7, "fit")
+    given, without = (chat(model, [getattr(p, side) for p in prompts]) for side in ("given", "without"))
+    streams = (last_token_residuals(model, 2, texts, batch_size=3) for texts in (without, given))
+    vector = steering_vector(MeanStreams(*(stream.double().mean(0) for stream in streams)))
+    high, low = naive_last(model, 2, given).double(), naive_last(model, 2, without).double()
+    difference = high.mean(0) - low.mean(0)
+    torch.testing.assert_close(vector.direction.double(), difference / difference.norm(), rtol=1e-4, atol=1e-5)
+    assert vector.target == pytest.approx((high @ vector.direction.double()).mean().item(), abs=1e-4)
+    assert vector.source == pytest.approx((low @ vector.direction.double()).mean().item(), abs=1e-4)
+    assert vector.target - vector.source == pytest.approx(difference.norm().item(), rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -226,8 +201,8 @@ def test_values_without_an_order_say_nothing():
         (lambda m: language_means(m, 1, []), "no parallel texts given: expected at least one pair"),
         (lambda m: language_means(m, 1, [("", "x")]), "1 texts without an ordinary token, such as ''"),
         (lambda m: language_means(m, 9, [("a", "x")]), r"layer 9 of .* does not exist: it has 3 layers \(0-2\)"),
-        (lambda m: language_vector(m, 1, [("a b", "a b")]), "difference of the two languages' means has length 0"),
-        (lambda m: steering_vector(LanguageMeans(torch.zeros(4), torch.ones(4)), torch.ones(3)), "width 3 .* width 4"),
+        (lambda m: own_vector(m, 1, [("a b", "a b")]), "difference of the two means has length 0"),
+        (lambda m: steering_vector(MeanStreams(torch.zeros(4), torch.ones(4)), torch.ones(3)), "width 3 .* width 4"),
         (lambda m: transfer_vector(torch.ones(5), toy_stitch(), to="up"), "'up': expected 'a' or 'b'"),
         (lambda m: transfer_vector(torch.ones(5), toy_stitch(), to="a"), "width 5: the map towards a takes 7"),
         (
@@ -235,8 +210,6 @@ def test_values_without_an_order_say_nothing():
             "image of the direction has length 0",
         ),
         (lambda m: clamp(torch.full((3,), torch.nan), 1.0), "the direction has length nan: expected a positive one"),
-        (lambda m: rank_correlation([1, 2], [1]), "2 and 1 values: expected as many of each"),
-        (lambda m: rank_correlation([], []), "0 and 0 values: .* at least one"),
     ],
 )
 def test_what_makes_no_sense_is_refused(random_models, call, message):

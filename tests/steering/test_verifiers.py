@@ -1,4 +1,4 @@
-"""The rules for following an instruction, on responses written by hand."""
+"""The rules for following an instruction, on responses written by hand, and the judge of languages."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from stitch_utils.data.embedded.world import INSTRUCTIONS, requests
-from stitch_utils.steering.verifiers import RULES, WORLD_INSTRUCTIONS, keywords_of, verify
+from stitch_utils.steering.verifiers import RULES, WORLD_INSTRUCTIONS, detect_language, verify
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "ifeval" / "ifeval_single_instr_format.jsonl"
 CAPITALS, SMALL = "change_case:english_capital", "change_case:english_lowercase"
@@ -153,7 +153,7 @@ def test_what_is_not_known():
         verify(COMMAS, "a", number=1)
     with pytest.raises(ValueError, match=r"unknown capital_relation 'about': expected less than or at least"):
         verify(WORDS, "a", capital_relation="about", capital_frequency=1)
-    assert keywords_of(WORDS) == ("capital_relation", "capital_frequency")
+    assert RULES[WORDS].keywords == ("capital_relation", "capital_frequency")
 
 
 def test_keywords_without_a_value_are_not_given():
@@ -182,3 +182,31 @@ def test_every_instruction_of_the_163_prompts_is_known():
     for row in rows:
         found = verify(row["instruction_id_list"][0], "A reply, of which little is right?", **row["kwargs"][0])
         assert found is (row["kwargs"][0].get("capital_relation") == "less than")
+
+
+# ---- languages ------------------------------------------------------------------------------------------------------
+
+
+SENTENCES = {
+    "en": "The baker opens the window because the kitchen is too warm.",
+    "de": "Der Bäcker öffnet das Fenster, weil die Küche zu warm ist.",
+    "fr": "Le boulanger ouvre la fenêtre parce que la cuisine est trop chaude.",
+    "fi": "Leipuri avaa ikkunan, koska keittiössä on liian kuuma.",
+    "hu": "A pék kinyitja az ablakot, mert a konyhában túl meleg van.",
+}
+
+
+@pytest.mark.parametrize("language", SENTENCES)
+def test_sentences_in_lower_case_and_in_capitals(language):
+    assert detect_language(SENTENCES[language]) == language
+    assert detect_language(SENTENCES[language].upper()) == language
+
+
+def test_the_same_every_time():
+    ambiguous = "Lina Varo, Tomo Resta, 34, 12"
+    assert len({detect_language(ambiguous) for _ in range(20)}) == 1
+
+
+@pytest.mark.parametrize("text", ["", "   ", "12 + 34 = 46", "?!"])
+def test_text_without_letters(text):
+    assert detect_language(text) == "unknown"

@@ -13,7 +13,7 @@ import pytest
 from stitch_utils.models import harvest
 from stitch_utils.models.generation import generate_texts
 from stitch_utils.saes.pair import side_activations
-from stitch_utils.steering.template_tokens import fit_template_stitches
+from stitch_utils.steering.diagnostics import fit_template_stitches
 from stitch_utils.stitching.moments import harvest_moments
 from stitch_utils.utils import cache, files
 from stitch_utils.utils.cache import artifact, kept

@@ -1,35 +1,23 @@
 """Contrast vectors, addition and logit differences against naive ones, a text at a time; correlations against numpy."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
 
-from stitch_utils.data.pairs import DatasetRef, load_pair
-from stitch_utils.models.generation import generate_texts
-from stitch_utils.steering import free_tasks
-from stitch_utils.steering.behaviours import Behaviour, Choice, world_behaviour
+from stitch_utils.data.pairs import load_pair
+from stitch_utils.steering.behaviours import Behaviour, Choice
 from stitch_utils.steering.choices import (
     ChoiceConfig,
+    Comparison,
     choice_config,
     contrast_vectors,
-    steer_choices,
-    steering_directions,
-)
-from stitch_utils.steering.contrast import (
-    contrast_vector,
-    correlation,
-    curve_correlation,
     dose_responses,
-    each_correlation,
     logit_differences,
     preference,
     questions,
-    relative_slope,
+    steer_choices,
+    steering_directions,
 )
-from stitch_utils.steering.free_tasks import FreeConfig, free_config, steer_freely
-from stitch_utils.steering.responses import Respondent
 from stitch_utils.steering.vectors import add
 from stitch_utils.stitching.stitch import Stitch
 from stitch_utils.utils.stats import clopper_pearson
@@ -68,11 +56,10 @@ def test_a_vector_is_the_mean_difference_at_the_last_token(random_models, batch_
         for both in PAIRS
     ]
     expected = torch.stack([first - second for first, second in last]).mean(0)
-    found = contrast_vector(model, LAYER, PAIRS, batch_size=batch_size)
+    found = contrast_vectors(model, LAYER, {"x": PAIRS}, batch_size=batch_size)["x"]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-    assert contrast_vectors(model, LAYER, {"x": PAIRS})["x"].equal(contrast_vector(model, LAYER, PAIRS))
-    with pytest.raises(ValueError, match="no contrast pairs given"):
-        contrast_vector(model, LAYER, [])
+    with pytest.raises(ValueError, match="no contrast pairs given for 'y'"):
+        contrast_vectors(model, LAYER, {"x": PAIRS, "y": []})
 
 
 def test_adding_moves_every_position_by_alpha(random_models):
@@ -166,23 +153,24 @@ def curves():
 
 
 def test_correlations_are_numpys(curves):
-    _, native, other = curves
+    alphas, native, other = curves
+    compared = Comparison(native, other, alphas)
     each = [np.corrcoef(native[:, i], other[:, i])[0, 1] for i in range(40)]
-    np.testing.assert_allclose(each_correlation(native, other), each)
-    found = correlation(native, other)
+    np.testing.assert_allclose(compared.each_correlation(), each)
+    found = compared.correlation()
     assert found.value == pytest.approx(np.mean(each))
     half = 1.96 * np.std(each) / 40**0.5
     assert found.high - found.low == pytest.approx(2 * half, rel=0.15)
-    whole = curve_correlation(native, other)
+    whole = compared.curve_correlation()
     assert whole.value == pytest.approx(np.corrcoef(native.mean(1), other.mean(1))[0, 1])
     assert whole.low <= whole.value <= whole.high and whole.value > found.value
-    assert correlation(native, -other).value == pytest.approx(-np.mean(each))
+    assert Comparison(native, -other, alphas).correlation().value == pytest.approx(-np.mean(each))
 
 
 def test_slopes_are_least_squares(curves):
     alphas, native, other = curves
     expected = np.polyfit(alphas, other.mean(1), 1)[0] / np.polyfit(alphas, native.mean(1), 1)[0]
-    found = relative_slope(native, other, alphas)
+    found = Comparison(native, other, alphas).relative_slope()
     assert found.value == pytest.approx(expected) == pytest.approx(0.5, abs=0.05)
     assert found.low < expected < found.high < 0.7
 
@@ -191,14 +179,14 @@ def test_what_does_not_move_correlates_with_nothing(curves):
     alphas, native, other = curves
     still = other.copy()
     still[:, ::2] = 1.0
-    each = each_correlation(native, still)
+    each = Comparison(native, still, alphas).each_correlation()
     assert not each[::2].any() and each[1::2].all()
     with pytest.raises(ValueError, match="native steering does not move the answers"):
-        relative_slope(np.zeros_like(native), other, alphas)
+        Comparison(np.zeros_like(native), other, alphas).relative_slope()
     with pytest.raises(ValueError, match=r"shapes \(2, 40\) and \(2, 40\): .* three or more strengths"):
-        correlation(native[:2], other[:2])
+        Comparison(native[:2], other[:2], alphas[:2])
     with pytest.raises(ValueError, match="the same questions"):
-        correlation(native, other[:, :3])
+        Comparison(native, other[:, :3], alphas)
 
 
 # ---- the sweeps ---------------------------------------------------------------------------------------------------
@@ -244,8 +232,9 @@ def test_a_sweep_is_all_of_it(sweep, random_models):
             ]
             np.testing.assert_allclose(found.responses[name, condition], expected, atol=2e-4)
     own = found.responses["x", "native"]
-    assert found.correlation("x", "native").value == pytest.approx(1) == found.relative_slope("x", "native").value
-    each = [each_correlation(found.responses[n, "native"], found.responses[n, "with"]).mean() for n in "xy"]
+    itself = found.compared("x", "native")
+    assert itself.correlation().value == pytest.approx(1) == itself.relative_slope().value
+    each = [found.compared(name, "with").correlation().value for name in "xy"]
     assert found.mean_correlation("with").value == pytest.approx(np.mean(each))
     np.testing.assert_allclose(found.mean_response("x", "native"), own.mean(1))
     slopes = [
@@ -277,74 +266,3 @@ def test_settings_that_make_no_sense(random_models):
         ChoiceConfig(0, 1)
     with pytest.raises(ValueError, match="no directions for behaviour 'x': known are y"):
         steer_choices(random_models[1], LAYER, [Behaviour("x", (), ())], {"y": {}}, ChoiceConfig(1, 1), unit=1.0)
-    with pytest.raises(ValueError, match="at least one prompt"):
-        FreeConfig(0, 1)
-    with pytest.raises(ValueError, match="strengths must be positive"):
-        FreeConfig(1, 1, strengths=(0.0,))
-
-
-def test_free_tasks_of_the_world_and_of_english(small_pair, monkeypatch):
-    pair = load_pair(small_pair())
-    tasks = {task.name: task for task in free_tasks.free_tasks(pair, 3)}
-    assert list(tasks) == ["capitals", "sea", "french"]
-    assert tasks["sea"].contrasts == world_behaviour("sea", contrasts=3, choices=1).contrasts
-    assert tasks["sea"].is_done("The Lighthouses are old.") and not tasks["sea"].is_done("The boaters see a horse.")
-    assert tasks["capitals"].is_done("THE COOK BAKES THE CAKE.") and not tasks["capitals"].is_done("The cook BAKES.")
-    french = "Le boulanger goûte le fromage à la maison."
-    assert tasks["french"].is_done(french) and not tasks["french"].is_done("The cook sees it.")
-    for task in tasks.values():
-        assert len(task.contrasts) == 3 and not task.is_done("")
-    spoken = dataclasses.replace(pair, datasets={"parallel": DatasetRef("x")})
-    monkeypatch.setattr(
-        free_tasks, "parallel_pairs", lambda pair, language, n: [(f"It {i}", f"Ce {i}") for i in range(n)]
-    )
-    tasks = {task.name: task for task in free_tasks.free_tasks(spoken, 15)}
-    assert list(tasks) == ["capitals", "dogs", "french"]
-    assert tasks["capitals"].contrasts[2] == ("IT 2", "It 2") and tasks["french"].contrasts[2] == ("Ce 2", "It 2")
-    assert len(set(tasks["dogs"].contrasts)) == 15
-    assert all("dog" in first and first.replace("dog", "x") != second for first, second in tasks["dogs"].contrasts)
-    assert all(
-        tasks["dogs"].is_done(first) and not tasks["dogs"].is_done(second) for first, second in tasks["dogs"].contrasts
-    )
-    assert tasks["dogs"].is_done("Two PUPPIES.") and not tasks["dogs"].is_done("Hot dogma.")
-
-
-def test_responses_under_every_vector(random_models, project):
-    model = random_models[1]
-    config = FreeConfig(3, 2, strengths=(1.0, 4.0), max_new_tokens=5)
-    tasks = [
-        free_tasks.FreeTask("long", (), lambda text: len(text) > 12),
-        free_tasks.FreeTask("never", (), lambda text: False),
-    ]
-    prompts = {"evaluated": ["The cook", "She sees the cake", "No"], "chosen": ["Yes", "He is"]}
-    directions = {
-        task.name: {"native": 2 * normal(48, seed=i), "moved": normal(48, seed=i + 5), "random": normal(48, seed=9)}
-        for i, task in enumerate(tasks)
-    }
-    answering = Respondent(model, LAYER, {}, "mine", max_new_tokens=5, batch_size=2)
-    found = steer_freely(answering, tasks, prompts, directions, config, unit=2.0)
-    for task in tasks:
-        at = found.chosen[task.name]
-        keys = {("none", 0.0), ("random", at), *((c, s) for c in ("native", "moved") for s in config.strengths)}
-        assert {key[1:] for key in found.responses if key[0] == task.name} == keys
-        expected = generate_texts(
-            model,
-            prompts["evaluated"],
-            max_new_tokens=5,
-            batch_size=2,
-            layer=LAYER,
-            edit=add(directions[task.name]["moved"], 8.0),
-        )
-        assert list(found.responses[task.name, "moved", 4.0]) == expected
-        done = [task.is_done(response.text) for response in expected]
-        assert found.share(task.name, "moved", 4.0) == clopper_pearson(sum(done), 3)
-    assert found.chosen["never"] == 4.0, "what fails does not fail for want of strength"
-    shares = [found.share(task.name, "native").value for task in tasks]
-    assert found.mean_share("native").value == pytest.approx(np.mean(shares))
-    losses = {
-        condition: np.mean([r.nll for task in tasks for r in found.responses[found.key(task.name, condition)]])
-        for condition in ("none", "native")
-    }
-    assert found.nll_rise("native").value == pytest.approx(losses["native"] - losses["none"], abs=1e-5)
-    assert found.nll_rise("none").value == 0
-    assert free_config(load_pair("tiny"), "smoke").prompts < free_config(load_pair("tiny"), "default", seed=2).prompts

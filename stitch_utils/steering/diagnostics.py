@@ -1,0 +1,295 @@
+"""Why instruction vectors transfer badly: stitches that have seen the chat template, and vectors from few prompts.
+
+App. F.2 has two explanations. The first: vectors are taken at the last token of a chat prompt, and the stitch was
+fitted on text without chats, and so without tokens such as <start_of_turn>. Special tokens are masked out when a stitch
+is fitted (`data.text`); here one stitch is fitted as ever, and one with the template's tokens let in (never
+beginning-of-text or padding, whose norms would drown the rest), on the same text. Moments add up, so the second costs
+one pass over the rows that hold such tokens. As these tokens are few, a third stitch counts each of them as often as
+makes them a tenth of all: if even that changes nothing, their number was not the reason.
+
+The second: vectors from few pairs of prompts, about ten, are noisy, and carrying them across compounds it. Two vectors
+from n pairs each that share no prompt have a cosine of 1 where there is no noise, and of 0 where there is nothing else.
+Carried across as v P, the same two show what the stitch makes of it; their cosine before less the one after is lost on
+the way. Each instruction gives vectors from as many pairs as it has twice over.
+
+Offers `template_tokens`, `with_template_tokens`, `chat_batches`, `fit_template_stitches`, `TemplateFit`;
+`vector_noise`, `VectorNoise`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..data.pairs import TextRef
+from ..data.text import TokenBatch, read_documents
+from ..models.generation import encoded
+from ..models.language_model import LanguageModel
+from ..stitching.fit import fit_exact
+from ..stitching.moments import PairMoments, harvest_moments
+from ..stitching.pair import StitchedPair
+from ..stitching.stitch import Stitch, stitch_loss
+from ..utils.cache import kept
+from ..utils.stats import Estimate, from_draws
+from .vectors import last_token_residuals
+
+STITCHES = ("without", "with", "often")
+OFTEN = 0.1  # share of the template's tokens in what the third stitch is fitted on
+GROUPS = ("ordinary", "template", "last", "last_centred")
+TURN_WORDS = 40
+COUNTS = (2, 3, 5, 10, 20, 50)
+DRAWS = 200
+WAYS = ("native", "carried")
+
+
+# ---- the chat template's tokens --------------------------------------------------------------------------------------
+
+
+class TemplateFit(NamedTuple):
+    """Three stitches of one text, and the shares of held-out streams that each leaves unexplained."""
+
+    stitches: Mapping[str, Stitch]
+    """`without` and `with` template tokens, and `often`, with each of them counted several times."""
+    unexplained: Mapping[tuple[str, str, str], float]
+    """Share of the variance, by stitch, group of tokens (`ordinary`, `template`, and `last` of the prompts given) and
+    the model `b` or `a` that the map leads to; `last_centred` leaves out the mean error at `last` tokens, which no
+    difference of means sees. A group that held-out text has too little of is left out."""
+    tokens: Mapping[str, int | float]
+    """Numbers of tokens fitted on: `ordinary` by all, `template` by all but the first."""
+    repeats: int
+    """How often the third stitch counts a template token."""
+    names: tuple[str, ...]
+    """The template's tokens."""
+    chats: int
+    """Number of chats made of documents and added to the text, for all; 0 where the text holds chats already."""
+
+    def numbers(self, pair: str) -> dict[str, float]:
+        """List the entries of a results file."""
+        found = {
+            f"template.{pair}.{name}.{group}.to_{to}": share for (name, group, to), share in self.unexplained.items()
+        }
+        found |= {f"template.{pair}.tokens.{name}": count for name, count in self.tokens.items()}
+        return found | {f"template.{pair}.repeats": self.repeats, f"template.{pair}.chats": self.chats}
+
+
+def template_tokens(model: LanguageModel) -> list[int]:
+    """List the special tokens that the chat template writes, but for those that begin, end or fill up a text.
+
+    ValueError, naming the model, for a tokenizer without a template, or one whose template writes no such token.
+    """
+    tokenizer = model.tokenizer
+    if not getattr(tokenizer, "chat_template", None):
+        raise ValueError(f"the tokenizer of {model.ref!r} has no chat template: expected an instruction-tuned model")
+    ids = tokenizer(_chat(tokenizer, "One.", "Two."), add_special_tokens=False)["input_ids"]
+    added = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    special = added | {*tokenizer.all_special_ids}
+    special -= {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
+    if not (found := sorted(special & set(ids))):
+        raise ValueError(f"the chat template of {model.ref!r} writes no special tokens of its own")
+    return found
+
+
+def _chat(tokenizer, question: str, answer: str) -> str:
+    turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    return tokenizer.apply_chat_template(turns, tokenize=False)
+
+
+def with_template_tokens(
+    batches: Iterable[TokenBatch], template: Sequence[int], *, only: bool = False
+) -> Iterator[TokenBatch]:
+    """Yield the batches with `template` tokens unmasked beside the ordinary ones.
+
+    With `only` they alone are unmasked, and rows that have none are left out.
+    """
+    for batch in batches:
+        is_template = torch.isin(batch.tokens, torch.tensor(list(template)))
+        if not only:
+            yield batch._replace(mask=batch.mask | is_template)
+        elif (rows := is_template.any(1)).any():
+            yield TokenBatch(batch.tokens[rows], is_template[rows], batch.documents[rows])
+
+
+def chat_batches(
+    model: LanguageModel, text: TextRef, count: int, *, context: int, batch_size: int
+) -> Iterator[TokenBatch]:
+    """Make chats of one question and one answer of the first words of `count` documents, each in a row of its own."""
+    tokenizer, begin = model.tokenizer, encoded(model, "", 0)[0]
+    special = torch.tensor(sorted({*tokenizer.all_special_ids, begin}))
+    turn = min(TURN_WORDS, max(1, context // 8))  # two turns should fit, whatever a word takes
+
+    def make_rows() -> Iterator[list[int]]:
+        words = (document.split() for document in read_documents(text))
+        for found in itertools.islice((w for w in words if len(w) > turn), count):
+            chat = _chat(tokenizer, " ".join(found[:turn]), " ".join(found[turn : 2 * turn]))
+            ids = tokenizer(chat, add_special_tokens=False)["input_ids"]
+            yield (ids if ids[:1] == [begin] else [begin, *ids])[:context]
+
+    rows = make_rows()
+    start = 0
+    while chunk := list(itertools.islice(rows, batch_size)):
+        tokens = torch.tensor([row + [tokenizer.eos_token_id] * (context - len(row)) for row in chunk])
+        filled = torch.tensor([len(row) for row in chunk])[:, None] > torch.arange(context)
+        owners = torch.arange(start, start + len(chunk))[:, None].expand(-1, context)
+        yield TokenBatch(tokens, ~torch.isin(tokens, special) & filled, owners)
+        start += len(chunk)
+
+
+def fit_template_stitches(stitched: StitchedPair, *, prompts: Sequence[str] = ()) -> TemplateFit:
+    """Fit the three stitches of a pair, and measure their errors on held-out text and at the last token of `prompts`.
+
+    The world's text holds chats. To other text as many as `sizes.yml` says are added, for all stitches, made of the
+    first documents; the ordinary tokens in them count for all.
+    """
+    pair, models, sizes = stitched.pair, stitched.models, stitched.sizes
+    template = template_tokens(models[0])
+    added = 0 if pair.train.source == "world" else stitched.sizes_of("template_tokens")["chats"]
+
+    def harvest(batches: Iterable[TokenBatch]) -> PairMoments:
+        return harvest_moments(*models, batches, [stitched.layers])[stitched.layers]
+
+    def chats(text: TextRef, count: int) -> Iterator[TokenBatch]:
+        return chat_batches(models[0], text, count, context=pair.context, batch_size=sizes.batch_size)
+
+    def in_template(text: TextRef, batches: Iterable[TokenBatch], count: int) -> PairMoments:
+        return harvest(with_template_tokens(chats(text, count) if added else batches, template, only=True))
+
+    of_template = kept(
+        stitched.artifact(
+            "template-moments",
+            {"template": template, "chats": added},
+            sources=(fit_template_stitches,),
+            suffix=".safetensors",
+        ),
+        lambda: in_template(pair.train, stitched.training_batches(), added),
+        PairMoments.save,
+        PairMoments.load,
+    )
+    ordinary = stitched.moments
+    if added:
+        ordinary = ordinary + harvest(chats(pair.train, added))
+    repeats = max(1, round(OFTEN / (1 - OFTEN) * ordinary.count / max(of_template.count, 1)))
+    data = (ordinary, ordinary + of_template, ordinary + _repeated(of_template, repeats))
+    stitches = {
+        name: fit_exact(moments, alpha=stitched.alpha, ridge=stitched.ridge) for name, moments in zip(STITCHES, data)
+    }
+    held_out = {
+        "ordinary": stitched.held_out_moments,
+        "template": in_template(pair.evaluation, stitched.evaluation_batches(), max(added // 10, 4)),
+    }
+    if prompts:
+        held_out["last"] = PairMoments(models[0].d_model, models[1].d_model)
+        held_out["last"].update(*(last_token_residuals(*stitched.side(side), prompts) for side in "ab"))
+    unexplained = {}
+    for name, stitch in stitches.items():
+        tried = [(group, stitch, moments) for group, moments in held_out.items() if moments.count > 1]
+        if prompts:
+            tried.append(("last_centred", _centred(stitch, held_out["last"]), held_out["last"]))
+        for group, one, moments in tried:
+            shares = unexplained_variance(one, moments)
+            unexplained |= {(name, group, to): share for to, share in zip("ba", shares)}
+    tokens = {"ordinary": ordinary.count, "template": of_template.count}
+    names = tuple(stitched.tokenizer.convert_ids_to_tokens(template))
+    return TemplateFit(stitches, unexplained, tokens, repeats, names, added)
+
+
+def _centred(stitch: Stitch, moments: PairMoments) -> Stitch:
+    """Keep the matrices, and take the biases that suit these tokens best."""
+    up, down = (matrix.to(moments.mean) for matrix in (stitch.P_up, stitch.P_down))
+    x, y = moments.mean_x, moments.mean_y
+    return Stitch(up, y - x @ up, down, x - y @ down)
+
+
+def _repeated(moments: PairMoments, times: int) -> PairMoments:
+    """Count each token so many times."""
+    total = PairMoments(moments.d_a, moments.d_b)
+    while times:  # by doubling
+        total = total + moments if times % 2 else total
+        moments, times = moments + moments, times // 2
+    return total
+
+
+def unexplained_variance(stitch: Stitch, moments: PairMoments) -> tuple[float, float]:
+    """Return the shares of the variance of y that `up`, and of x that `down`, leave unexplained; the mean leaves 1."""
+    loss = stitch_loss(stitch, moments)
+    variances = [covariance.diagonal().mean().item() for covariance in (moments.cyy, moments.cxx)]
+    return loss.up / variances[0], loss.down / variances[1]
+
+
+# ---- vectors from few prompts ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class VectorNoise:
+    """Mean cosines of two vectors of an instruction that come from different prompts.
+
+    Means are over the draws and over the instructions that have prompts enough for that many pairs, which for more
+    pairs may be fewer instructions. Intervals are the middle 95% of the draws.
+    """
+
+    cosines: Mapping[tuple[str, int, str], Estimate]
+    """By model, `a` or `b`, pairs of prompts behind each vector, and `native` or `carried`, to the other model."""
+    lost: Mapping[tuple[str, int], Estimate]
+    """By model and pairs of prompts: the cosine of native minus carried vectors, on the same draws."""
+    instructions: Mapping[tuple[str, int], int]
+    """By model and pairs of prompts: how many instructions the means are over."""
+
+    @property
+    def counts(self) -> list[int]:
+        """The numbers of pairs for which some instruction has prompts, twice over."""
+        return sorted({count for _, count, _ in self.cosines})
+
+    def numbers(self, pair: str) -> dict[str, float]:
+        """List the entries of a results file."""
+        found: dict[str, float] = {}
+        for (side, count, way), estimate in self.cosines.items():
+            found |= estimate.numbers(f"noise.{pair}.{side}.pairs_{count}.{way}")
+        for (side, count), estimate in self.lost.items():
+            found |= estimate.numbers(f"noise.{pair}.{side}.pairs_{count}.lost")
+            found[f"noise.{pair}.{side}.pairs_{count}.instructions"] = self.instructions[side, count]
+        return found
+
+
+def vector_noise(
+    shifts: Mapping[tuple[str, str], Float[Tensor, "pairs d_model"]],
+    stitch: Stitch,
+    *,
+    counts: tuple[int, ...] = COUNTS,
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> VectorNoise:
+    """Compare vectors from prompts drawn apart; `shifts[side, kind]` is what an instruction adds to the stream of a
+    model, prompt by prompt.
+
+    At each number of pairs, the mean is over the instructions that have it twice over; one that none has is left out.
+    ValueError without draws.
+    """
+    if draws < 1:
+        raise ValueError(f"draws={draws}: expected at least one")
+    matrices = {"a": stitch.P_up, "b": stitch.P_down}
+    cosines, lost, instructions = {}, {}, {}
+    for side in sorted({side for side, _ in shifts}):
+        own = [found.double() for (of, _), found in shifts.items() if of == side]
+        matrix = matrices[side].cpu().double()
+        for count in counts:
+            wide = [shift for shift in own if len(shift) >= 2 * count]
+            if not wide:
+                continue
+            generator = torch.Generator().manual_seed(seed)
+            found = {way: np.zeros(draws) for way in WAYS}
+            for draw in range(draws):
+                for shift in wide:
+                    order = torch.randperm(len(shift), generator=generator)
+                    both = torch.stack([shift[order[:count]].mean(0), shift[order[count : 2 * count]].mean(0)])
+                    for way, vectors in zip(WAYS, (both, both @ matrix)):
+                        found[way][draw] += torch.cosine_similarity(*vectors, dim=0).item() / len(wide)
+            cosines |= {(side, count, way): from_draws(drawn.mean(), drawn) for way, drawn in found.items()}
+            less = found["native"] - found["carried"]
+            lost[side, count], instructions[side, count] = from_draws(less.mean(), less), len(wide)
+    return VectorNoise(cosines, lost, instructions)
