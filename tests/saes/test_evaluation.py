@@ -28,5 +28,6 @@ def test_an_sae_is_judged_beside_the_original(pair, models, to):
     round_trip = {"b": "b_to_a_to_b", "a": "a_to_b_to_a"}[to]
     assert trust.round_trip_loss == losses.cross_entropy("it", round_trip).value
     assert trust.tokens == sum(batch.mask.sum().item() for batch in batches)
-    part = judge_sae(stitched, sae, carried, stitch=stitch, batches=iter(batches[:1]), to=to)
-    assert part.carried == evaluate_sae(carried, models[target], (1, 2)[target], batches[:1])
+    some = list(batches[0].split(4))[:1]
+    trust = judge_sae(stitched, sae, carried, stitch=stitch, batches=iter(some), to=to)
+    assert trust.carried == evaluate_sae(carried, models[target], (1, 2)[target], some)
