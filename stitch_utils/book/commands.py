@@ -38,8 +38,7 @@ def look_ahead(root: Path, pair: str) -> ModelPair:
     from ..stitching.pair import preflight
 
     with _in_one_line():
-        models = load_pair(root / pair if pair.endswith((".yml", ".yaml")) else pair)
-        preflight(models)
+        preflight(models := load_pair(root / pair if pair.endswith((".yml", ".yaml")) else pair))
     return models
 
 
@@ -75,11 +74,8 @@ def fit(root: Path, *, pair: str, scale: str, alpha: float, out: str | None) -> 
 
 
 class _AtHand(NamedTuple):
-    """A pair and its stitch."""
+    """A pair whose models are not loaded yet, its stitch, and the layers that the stitch is for."""
 
-    root: Path
-    given: str
-    """The pair as `find_pair` understands it."""
     pair: ModelPair
     stitch: Stitch
     layers: tuple[int, int]
@@ -97,8 +93,7 @@ class _AtHand(NamedTuple):
 
     def name(self, side: str) -> str:
         """Name a model and its layer."""
-        index = "ab".index(side)
-        return f"{side.upper()} ({(self.pair.a, self.pair.b)[index].short}, before layer {self.layers[index]})"
+        return f"{side.upper()} ({getattr(self.pair, side).short}, before layer {self.layers['ab'.index(side)]})"
 
 
 def _at_hand(root: Path, pair: str, stitch: str | None) -> _AtHand:
@@ -122,35 +117,35 @@ def _at_hand(root: Path, pair: str, stitch: str | None) -> _AtHand:
         loaded = load_stitch(where)
     layers = []
     for side, ref in (("a", models.a), ("b", models.b)):
-        fitted = loaded.about.get(f"layer_{side}", ref.layer)
-        if fitted is None:
+        layer = loaded.about.get(f"layer_{side}", ref.layer)
+        if layer is None:
             raise RequestError(f"neither the stitch {where} nor the pair's file says which layer of {side} it is for")
-        layers.append(fitted)
-        differs = [(f"before layer {fitted}", f"layer {ref.layer}")] if ref.layer not in (None, fitted) else []
-        others = _other_model(loaded.about, side, ref, whole=not stitch)
-        if refused := differs + ([] if stitch else others):
-            is_for, says = refused[0]
-            raise RequestError(
-                f"the stitch {where} is for {side} {is_for}, and the pair {found.name!r} says {says}: fit it again "
-                f"with `stitch-book fit --pair {pair}`"
-            )
-        for is_for, says in others:
-            print(f"Note: the stitch is for {side} {is_for}, and the pair {found.name!r} says {says}.")
-    return _AtHand(root, found.value, models, loaded, (layers[0], layers[1]))
+        layers.append(layer)
+        for is_for, says in _differences(loaded.about, side, ref, layer, whole=not stitch):
+            differs = f"is for {side} {is_for}, and the pair {found.name!r} says {says}"
+            if not stitch or is_for.startswith("before"):
+                again = f"fit it again with `stitch-book fit --pair {pair}`"
+                raise RequestError(f"the stitch {where} {differs}: {again}")
+            print(f"Note: the stitch {differs}.")
+    return _AtHand(models, loaded, (layers[0], layers[1]))
 
 
-def _other_model(about: Mapping[str, Any], side: str, ref: ModelRef, *, whole: bool) -> list[tuple[str, str]]:
-    """List what a stitch says of its model beside what the pair says, where they differ.
+def _differences(
+    about: Mapping[str, Any], side: str, ref: ModelRef, layer: int, *, whole: bool
+) -> Iterator[tuple[str, str]]:
+    """List what a stitch says of a model beside what the pair says, where they differ; the layer first.
 
     Of paths the last names are compared, which are all that a published stitch has; with `whole`, whole paths.
     """
-    if side not in about:
-        return []
-    models = str(about[side]), ref.model
-    revisions = about.get(f"revision_{side}") or "main", ref.revision or "main"
-    differs = models[0] != models[1] if whole else Path(models[0]).name != Path(models[1]).name
-    found = [(f"of {models[0]!r}", repr(models[1]))] if differs else []
-    return found + ([(f"at revision {revisions[0]}", revisions[1])] if revisions[0] != revisions[1] else [])
+    if ref.layer not in (None, layer):
+        yield f"before layer {layer}", f"layer {ref.layer}"
+    if side in about:
+        fitted, named = str(about[side]), ref.model
+        if fitted != named if whole else Path(fitted).name != Path(named).name:
+            yield f"of {fitted!r}", repr(named)
+        fitted, named = about.get(f"revision_{side}") or "main", ref.revision or "main"
+        if fitted != named:
+            yield f"at revision {fitted}", named
 
 
 def _file(out: str) -> Path:
@@ -176,6 +171,7 @@ def transfer_sae(root: Path, *, pair: str, sae: str, out: str, to: str, stitch: 
     from ..saes.evaluation import judge_sae
     from ..saes.io import read_sae, reads_elsewhere, save_sae
     from ..saes.transfer import transfer_sae as transfer
+    from ..stitching.pair import preflight
 
     path, at_hand = _other_than(sae, out, ""), _at_hand(root, pair, stitch)
     source = "a" if to == "b" else "b"
@@ -183,13 +179,13 @@ def transfer_sae(root: Path, *, pair: str, sae: str, out: str, to: str, stitch: 
         at_hand.pair.scale(scale)
         original = read_sae(sae)
         carried = transfer(original, at_hand.stitch, to=to)
-        look_ahead(root, at_hand.given)
+        preflight(at_hand.pair)
         save_sae(carried, path)
     print(f"{carried.cfg.d_sae:,} latents; the SAE of {at_hand.name(to)} is in {path.as_posix()}")
     layer = at_hand.layers["ab".index(source)]
     if elsewhere := reads_elsewhere(original, layer):
         print(f"Beware: the SAE says that it reads {elsewhere}, and the stitch the stream before layer {layer}.")
-    model = (at_hand.pair.a, at_hand.pair.b)["ab".index(source)].model
+    model = getattr(at_hand.pair, source).model
     if (said := original.cfg.metadata.model_name) and Path(said).name != Path(model).name:
         print(f"Beware: the SAE says that it is of {said!r}, and the pair has {model!r} as {source}.")
     stitched = at_hand.opened(scale)
@@ -226,7 +222,7 @@ def transfer_vector(
 
     from ..steering.vectors import transfer_vector as transfer
     from ..stitching.survival import survival
-    from ..utils.arrays import read_vectors
+    from ..utils.arrays import read_vectors, save_arrays
 
     path = _other_than(vector, out, ".npy")
     with _in_one_line():
@@ -239,12 +235,7 @@ def transfer_vector(
             except ValueError as error:
                 raise ValueError(f"row {index}: {error}") from error
     carried = torch.stack(rows).numpy().reshape(*vectors.shape[:-1], -1)
-
-    def write(scratch: Path) -> None:
-        with open(scratch, "wb") as file:
-            np.save(file, carried, allow_pickle=False)
-
-    put(path, write, sealed=False)
+    save_arrays(path, carried)
     length = "as long as the stitch makes them" if keep_norm else "of unit length"
     print(f"directions of {at_hand.name(to)}, {length}, of shape {carried.shape}, are in {path.as_posix()}")
     _say_survival(survival(vectors, at_hand.stitch, to=to))
@@ -254,6 +245,7 @@ def transfer_probe(root: Path, *, pair: str, probe: str, out: str, to: str, stit
     """Carry a linear probe, and print what the stitch leaves of it and how both do on held-out text."""
     from ..probing.probes import judge_probe, read_probe, save_probe
     from ..probing.probes import transfer_probe as transfer
+    from ..stitching.pair import preflight
     from ..stitching.survival import survival
 
     path = _other_than(probe, out, ".npz")
@@ -262,7 +254,7 @@ def transfer_probe(root: Path, *, pair: str, probe: str, out: str, to: str, stit
         at_hand = _at_hand(root, pair, stitch)
         at_hand.pair.scale(scale)
         carried = transfer(original, at_hand.stitch, to=to)
-        look_ahead(root, at_hand.given)
+        preflight(at_hand.pair)
     save_probe(carried, path)
     print(f"coef_ {carried.coef.shape}, intercept_ and classes_ for {at_hand.name(to)} are in {path.as_posix()}")
     _say_survival(survival(original.coef[original.coef.any(1)], at_hand.stitch, to=to, reads=True))
@@ -296,14 +288,7 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def push(
-    root: Path,
-    *,
-    pair: str,
-    repository: str,
-    stitch: str | None,
-    licence: str | None,
-    private: bool,
-    folder: str | None,
+    root: Path, *, pair: str, name: str, stitch: str | None, licence: str | None, private: bool, folder: str | None
 ) -> None:
     """Publish the stitch of a pair with a model card on the Hub, or write both to a folder."""
     from ..stitching.publish import push_stitch, write_repository
@@ -311,10 +296,10 @@ def push(
     with _in_one_line():
         loaded = _at_hand(root, pair, stitch).stitch
         if folder:
-            write_repository(loaded, folder, repository, licence=licence)
-            print(f"card and stitch are in {folder}: `hf upload {repository} {folder}` publishes them")
+            write_repository(loaded, folder, name, licence=licence)
+            print(f"card and stitch are in {folder}: `hf upload {name} {folder}` publishes them")
         else:
-            print(f"published: {push_stitch(loaded, repository, licence=licence, private=private)}")
+            print(f"published: {push_stitch(loaded, name, licence=licence, private=private)}")
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -363,7 +348,7 @@ def add_parsers(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--out", required=True, metavar="FILE.npz", help="file to write")
 
     command = commands.add_parser("push", parents=[pair, across], help="publish a stitch on the Hub")
-    command.add_argument("repository", metavar="OWNER/NAME", help="made if it does not exist")
+    command.add_argument("name", metavar="OWNER/NAME", help="made if it does not exist")
     licence = "the stitch's own, as the Hub abbreviates it: mit, apache-2.0, ..."
     command.add_argument("--license", dest="licence", help=licence)
     command.add_argument("--private", action="store_true", help="if the repository is made")

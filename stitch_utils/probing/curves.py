@@ -15,11 +15,9 @@ from typing import NamedTuple
 
 import numpy as np
 from sae_lens import SAE
-from torch import Tensor
 
 from ..saes.transfer import transfer_sae
 from ..stitching.pair import StitchedPair
-from ..stitching.stitch import Stitch
 from ..utils.progress import progress
 from ..utils.stats import Estimate, from_draws, resampled_counts
 from .probes import CONTEXT, Encoder, LinearProbe, choose_features, fit_probe, mean_activations, transfer_probe
@@ -146,10 +144,10 @@ def probe_curves(
     """
     if not tasks or n_random < 1 or not ks:
         raise ValueError(f"expected tasks, ks and random draws: got {len(tasks)}, {len(ks)} and {n_random}")
+    of_a = {"original": _encoder(saes[0]), "dense.original": lambda y: y}
+    transferred = transfer_sae(saes[0], stitched.stitch)
+    of_b = {"native": _encoder(saes[1]), "transferred": _encoder(transferred), "dense.native": lambda y: y}
     context, batch_size = min(stitched.pair.context, CONTEXT), 2 * stitched.sizes.batch_size
-    of_a = {"sae": _encoder(saes[0]), "dense": _itself}
-    moved = transfer_sae(saes[0], stitched.stitch)
-    of_b = {"native": _encoder(saes[1]), "transferred": _encoder(moved), "dense": _itself}
     groups: dict[str, list[ProbingTask]] = {}
     for task in tasks:
         groups.setdefault(task.dataset, []).append(task)
@@ -158,23 +156,23 @@ def probe_curves(
     for dataset, group in progress(groups.items(), "probes"):
         texts = list(dict.fromkeys(text for task in group for text in (*task.train_texts, *task.test_texts)))
         places = {text: place for place, text in enumerate(texts)}
-        a, b = (
-            mean_activations(*stitched.side(side), texts, encoders, context=context, batch_size=batch_size)
-            for side, encoders in (("a", of_a), ("b", of_b))
-        )
+        means: dict[str, np.ndarray] = {}
+        for side, encoders in (("a", of_a), ("b", of_b)):
+            means |= mean_activations(*stitched.side(side), texts, encoders, context=context, batch_size=batch_size)
         ids = stitched.models[1].tokenizer(texts, add_special_tokens=False)["input_ids"]
         tokens = [set(row[: context - 1]) for row in ids]
         tested = []
         for task in group:
             train, test = ([places[text] for text in part] for part in (task.train_texts, task.test_texts))
             tested.append(test)
-            said = _answers(task, a, b, train, test, stitched.stitch, ks, absolute, n_random, seed)
+            options = {"ks": ks, "absolute": absolute, "n_random": n_random, "seed": seed}
+            said = _answers(task, means, train, test, stitched.stitch, **options)
             said["one_token", None] = _one_token(task, [tokens[place] for place in train + test])
             for curve, answers in said.items():
                 correct.setdefault(curve, []).append(answers == np.array(task.test_labels))
         for curve, parts in correct.items():
             draws.setdefault(curve, {})[dataset] = _resample(parts[-len(group) :], tested, f"{seed}:{dataset}")
-        del a, b  # before those of the next set: for 12,500 texts and 32k latents they take 5 GB
+        del means  # before those of the next set: for 12,500 texts and 32k latents they take 5 GB
     ordered = tuple(task for group in groups.values() for task in group)
     return ProbeCurves(ordered, tuple(ks), {curve: tuple(parts) for curve, parts in correct.items()}, draws)
 
@@ -183,33 +181,16 @@ def _encoder(sae: SAE) -> Encoder:
     return lambda y: sae.encode(y.to(sae.W_enc))
 
 
-def _itself(y: Tensor) -> Tensor:
-    return y
-
-
-def _answers(
-    task: ProbingTask,
-    a: Mapping[str, np.ndarray],
-    b: Mapping[str, np.ndarray],
-    train: list[int],
-    test: list[int],
-    stitch: Stitch,
-    ks: Sequence[int],
-    absolute: bool,
-    n_random: int,
-    seed: int,
-) -> dict[Curve, np.ndarray]:
-    """Fit every curve's probe on the texts to train, and return what it says of those to test: (runs, texts).
-
-    `a` and `b` are the mean activations of a data set's texts in the two models, `train` and `test` rows of them.
-    """
+def _answers(task, means, train, test, stitch, *, ks, absolute, n_random, seed) -> dict[Curve, np.ndarray]:
+    """Fit every curve's probe on the rows `train` of `means`, and return what it says of `test`: (runs, texts)."""
     labels = np.array(task.train_labels)
-    trained = b["native"][train]
-    of_a = choose_features(a["sae"][train], labels, max(ks), absolute=absolute)
-    of_b, fires = choose_features(trained, labels, max(ks), absolute=absolute), (trained > 0).any(0)
+    of_a, of_b = (
+        choose_features(means[curve][train], labels, max(ks), absolute=absolute) for curve in ("original", "native")
+    )
+    fires = (means["native"][train] > 0).any(0)
     drawn = []
     for run in range(n_random):
-        order = np.random.default_rng(_number(f"{seed}:{task.name}:{run}")).permutation(len(fires))
+        order = _rng(f"{seed}:{task.name}:{run}").permutation(len(fires))
         drawn.append(order[np.argsort(~fires[order], kind="stable")][: max(ks)])  # silent ones last
 
     def fit(values: np.ndarray) -> LinearProbe:
@@ -220,17 +201,17 @@ def _answers(
 
     said = {}
     for k in ks:
-        on_a, on_b = a["sae"][:, of_a[:k]], b["transferred"][:, of_a[:k]]
+        on_a, on_b = means["original"][:, of_a[:k]], means["transferred"][:, of_a[:k]]
         probe = fit(on_a)
         said["original", k] = probe.predict(on_a[test])[None]
         said["transferred", k] = probe.predict(on_b[test])[None]
         said["retrained", k] = own(on_b)[None]
-        said["native", k] = own(b["native"][:, of_b[:k]])[None]
-        said["random", k] = np.stack([own(b["native"][:, chosen[:k]]) for chosen in drawn])
-    probe = fit(a["dense"])
-    said["dense.original", None] = probe.predict(a["dense"][test])[None]
-    said["dense.transferred", None] = transfer_probe(probe, stitch).predict(b["dense"][test])[None]
-    said["dense.native", None] = own(b["dense"])[None]
+        said["native", k] = own(means["native"][:, of_b[:k]])[None]
+        said["random", k] = np.stack([own(means["native"][:, chosen[:k]]) for chosen in drawn])
+    dense, on_b = fit(means["dense.original"]), means["dense.native"]
+    said["dense.original", None] = dense.predict(means["dense.original"][test])[None]
+    said["dense.transferred", None] = transfer_probe(dense, stitch).predict(on_b[test])[None]
+    said["dense.native", None] = own(on_b)[None]
     return said
 
 
@@ -251,21 +232,19 @@ def _resample(correct: Sequence[np.ndarray], places: Sequence[Sequence[int]], se
     curve has several runs, those are drawn too.
     """
     known = sorted({place for task in places for place in task})
-    rng = np.random.default_rng(_number(seed))
-    weights = resampled_counts(len(known), rng)
-    weights = np.concatenate([np.ones((1, len(known)), int), weights])
+    rng = _rng(seed)
+    weights = np.vstack([np.ones(len(known), int), resampled_counts(len(known), rng)])
     of_tasks = []
     for answers, task in zip(correct, places):
         own = weights[:, np.searchsorted(known, task)]  # (1 + resamples, texts)
         drawn = own.sum(1, keepdims=True)
         # Of very few texts a resample may hold none: then all of them count.
         shares = np.where(drawn, own @ answers.T / np.maximum(drawn, 1), answers.mean(1))  # (1 + resamples, runs)
-        runs = resampled_counts(len(answers), rng)
-        runs = np.concatenate([np.ones((1, len(answers)), int), runs])
+        runs = np.vstack([np.ones(len(answers), int), resampled_counts(len(answers), rng)])
         of_tasks.append((shares * runs).sum(1) / len(answers))
     return np.mean(of_tasks, axis=0)
 
 
-def _number(seed: str) -> list[int]:
-    """Turn a text into a seed, the same in every process."""
-    return list(seed.encode())
+def _rng(seed: str) -> np.random.Generator:
+    """Seed a generator with a text, which gives the same draws in every process."""
+    return np.random.default_rng(list(seed.encode()))

@@ -31,8 +31,7 @@ from ..models.harvest import TOKENS_AT_ONCE, as_fits, paired_residuals
 from ..models.language_model import LanguageModel
 from ..stitching.pair import StitchedPair
 from ..stitching.stitch import Stitch
-from ..utils.arrays import numbers_of, read_arrays
-from ..utils.files import put
+from ..utils.arrays import numbers_of, read_arrays, save_arrays
 
 CONTEXT = 128  # SAEBench's
 MAX_ITERATIONS = 1000
@@ -195,12 +194,7 @@ def read_probe(path: str | Path) -> LinearProbe:
 
 def save_probe(probe: LinearProbe, path: str | Path) -> None:
     """Write a .npz file of `coef_`, `intercept_` and `classes_`, the names of scikit-learn."""
-
-    def write(scratch: Path) -> None:
-        with open(scratch, "wb") as file:  # given a name, NumPy would add an ending to it
-            np.savez(file, allow_pickle=False, coef_=probe.coef, intercept_=probe.intercept, classes_=probe.labels)
-
-    put(path, write, sealed=False)
+    save_arrays(path, coef_=probe.coef, intercept_=probe.intercept, classes_=probe.labels)
 
 
 class ProbeTrust(NamedTuple):

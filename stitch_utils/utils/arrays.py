@@ -3,7 +3,7 @@
 .npy and .npz files are read without pickles, which can run code when they are opened; so is safetensors. A file that is
 damaged, or that holds something else than was expected, raises a ValueError of one line with its name.
 
-Offers `read_arrays`, `numbers_of` and `read_vectors`.
+Offers `read_arrays`, `numbers_of` and `read_vectors`, and `save_arrays`, which writes a file whole or not at all.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+
+from .files import put
 
 
 def read_arrays(path: str | Path, endings: tuple[str, ...]) -> dict[str, np.ndarray]:
@@ -67,3 +69,13 @@ def read_vectors(path: str | Path) -> np.ndarray:
     if (zero := ~np.atleast_2d(vectors).any(1)).any():
         raise ValueError(f"row {int(zero.argmax())} of {path} is zero: it has no direction")
     return vectors
+
+
+def save_arrays(path: str | Path, *array: np.ndarray, **named: np.ndarray) -> None:
+    """Write one array to a .npy file, or arrays by their names to a .npz file."""
+
+    def write(scratch: Path) -> None:
+        with open(scratch, "wb") as file:  # given a name, NumPy would add an ending to it
+            np.savez(file, allow_pickle=False, **named) if named else np.save(file, *array, allow_pickle=False)
+
+    put(path, write, sealed=False)
