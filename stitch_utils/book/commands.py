@@ -56,12 +56,11 @@ def fit(root: Path, *, pair: str, scale: str, alpha: float, out: str | None) -> 
     from ..stitching.pair import fit_pair, stitch_file
 
     found = find_pair(root, pair)
-    path = _file(out) if out else stitch_file(found.name)
+    path = _target(out) if out else stitch_file(found.name)
     models = look_ahead(root, found.value)
     with _in_one_line():
         fitted = fit_pair(models, scale=scale, alpha=alpha)
     put(path, fitted.stitch.save, sealed=False)
-    explained = [f"{1 - share:.1%}" for share in fitted.unexplained]
     print(f"A: {models.a.model}, before layer {fitted.layers[0]}")
     print(f"B: {models.b.model}, before layer {fitted.layers[1]}{'' if models.b.layer is not None else ', by SVCCA'}")
     if fitted.is_stand_in:
@@ -69,7 +68,8 @@ def fit(root: Path, *, pair: str, scale: str, alpha: float, out: str | None) -> 
     print(f"{f'Eq. 3, alpha {alpha:g}':16}" + "".join(f"{name:>12}" for name in fitted.fitted._fields))
     for name, loss in {"text fitted on": fitted.fitted, "held-out text": fitted.held_out}.items():
         print(f"{name:16}" + "".join(f"{value:12.4g}" for value in loss))
-    print(f"variance explained on held-out text: up {explained[0]}, down {explained[1]}")
+    up, down = fitted.unexplained
+    print(f"variance explained on held-out text: up {1 - up:.1%}, down {1 - down:.1%}")
     print(f"fitted on {fitted.tokens:,} tokens; the stitch is in {path.as_posix()}")
 
 
@@ -124,8 +124,7 @@ def _at_hand(root: Path, pair: str, stitch: str | None) -> _AtHand:
         for is_for, says in _differences(loaded.about, side, ref, layer, whole=not stitch):
             differs = f"is for {side} {is_for}, and the pair {found.name!r} says {says}"
             if not stitch or is_for.startswith("before"):
-                again = f"fit it again with `stitch-book fit --pair {pair}`"
-                raise RequestError(f"the stitch {where} {differs}: {again}")
+                raise RequestError(f"the stitch {where} {differs}: fit it again with `stitch-book fit --pair {pair}`")
             print(f"Note: the stitch {differs}.")
     return _AtHand(models, loaded, (layers[0], layers[1]))
 
@@ -148,20 +147,17 @@ def _differences(
             yield f"at revision {fitted}", named
 
 
-def _file(out: str) -> Path:
-    """Return the path to write to; RequestError for a folder, whose content would be lost."""
+def _target(out: str, ending: str | None = None, given: str | None = None) -> Path:
+    """Return the path to write to: a folder for the ending "", else a file.
+
+    RequestError for a folder in the place of a file, for another ending, and for what is read, which would be lost.
+    """
     path = Path(out).expanduser()
-    if path.name in ("", "..") or path.is_dir():
+    if ending != "" and (path.name in ("", "..") or path.is_dir()):
         raise RequestError(f"--out {out}: expected the name of a file, and this is a folder")
-    return path
-
-
-def _other_than(given: str, out: str, ending: str) -> Path:
-    """Return the path to write to; RequestError for what is read, and for a file of another ending."""
-    path = _file(out) if ending else Path(out).expanduser()
     if ending and path.suffix != ending:
         raise RequestError(f"--out {out}: expected a name that ends in {ending}")
-    if os.path.realpath(path) == os.path.realpath(Path(given).expanduser()):
+    if given and os.path.realpath(path) == os.path.realpath(Path(given).expanduser()):
         raise RequestError(f"--out {out} is the file that is carried: it would be lost")
     return path
 
@@ -173,7 +169,7 @@ def transfer_sae(root: Path, *, pair: str, sae: str, out: str, to: str, stitch: 
     from ..saes.transfer import transfer_sae as transfer
     from ..stitching.pair import preflight
 
-    path, at_hand = _other_than(sae, out, ""), _at_hand(root, pair, stitch)
+    path, at_hand = _target(out, "", sae), _at_hand(root, pair, stitch)
     source = "a" if to == "b" else "b"
     with _in_one_line():
         at_hand.pair.scale(scale)
@@ -224,7 +220,7 @@ def transfer_vector(
     from ..stitching.survival import survival
     from ..utils.arrays import read_vectors, save_arrays
 
-    path = _other_than(vector, out, ".npy")
+    path = _target(out, ".npy", vector)
     with _in_one_line():
         vectors = read_vectors(vector)
         at_hand = _at_hand(root, pair, stitch)
@@ -248,7 +244,7 @@ def transfer_probe(root: Path, *, pair: str, probe: str, out: str, to: str, stit
     from ..stitching.pair import preflight
     from ..stitching.survival import survival
 
-    path = _other_than(probe, out, ".npz")
+    path = _target(out, ".npz", probe)
     with _in_one_line():
         original = read_probe(probe)
         at_hand = _at_hand(root, pair, stitch)
