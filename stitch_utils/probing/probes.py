@@ -66,11 +66,10 @@ def mean_activations(
         counts = mask.sum(1, keepdim=True)
         means = {}
         for name, encoder in encoders.items():
-            total: Tensor | None = None
+            total = torch.zeros(0)
             for part, owner in zip(y.split(TOKENS_AT_ONCE), rows.split(TOKENS_AT_ONCE)):
                 values = encoder(part)
-                if total is None:
-                    total = values.new_zeros(len(mask), values.shape[1])
+                total = total if len(total) else values.new_zeros(len(mask), values.shape[1])
                 total.index_add_(0, owner.to(values.device), values)
             means[name] = (total / counts.to(total)).float().cpu().numpy()
         return batch.documents[:, 0].tolist(), means

@@ -127,7 +127,7 @@ def _tasks(dataset: str, train: dict, test: dict, seed: int, names: Mapping | No
     """Make one task a class: its texts against as many of the others', drawn at random."""
     tasks, names = [], names or {}
     for name in train:
-        columns = []
+        columns: list[Any] = []  # texts and labels to train on, then those to test on
         for part in (train, test):
             rng = random.Random(f"{seed}:{dataset}:{name}")
             others = [text for other, texts in part.items() if other != name for text in texts]
@@ -188,7 +188,7 @@ def _with_splits(
         parts = []
         for split, size in zip(("train", "test"), sizes):
             read = (dict(zip(columns, row)) for row in _rows(ref, pick, "+".join(columns), split=split))
-            rows = (((row[column], row.get(other)), row[columns[0]]) for row in read)
+            rows = (((row[column], other and row[other]), row[columns[0]]) for row in read)
             wanted = dict.fromkeys(itertools.product(classes, values), size // 2 // len(values))
             found = _collect("/".join(datasets), rows, wanted, known)
             parts.append({name: [text for value in values for text in found[name, value]] for name in classes})

@@ -76,6 +76,9 @@ def save_arrays(path: str | Path, *array: np.ndarray, **named: np.ndarray) -> No
 
     def write(scratch: Path) -> None:
         with open(scratch, "wb") as file:  # given a name, NumPy would add an ending to it
-            np.savez(file, allow_pickle=False, **named) if named else np.save(file, *array, allow_pickle=False)
+            if named:
+                np.savez(file, allow_pickle=False, **named)
+            else:
+                np.save(file, *array, allow_pickle=False)
 
     put(path, write, sealed=False)
