@@ -59,7 +59,7 @@ def mean_activations(
     def read(batch: TokenBatch) -> tuple[list[int], dict[str, np.ndarray]]:
         mask = batch.mask.to(model.device)
         if not mask.any(1).all():
-            text = texts[batch.documents[int((~mask.any(1)).nonzero()[0, 0]), 0]]
+            text = texts[int(batch.documents[int((~mask.any(1)).nonzero()[0, 0]), 0])]
             raise ValueError(f"the text {text[:40]!r} has no ordinary token: expected at least one")
         y = model.residuals(batch.tokens, [layer])[layer][mask].float()  # (n, d_model)
         rows = mask.nonzero()[:, 0]

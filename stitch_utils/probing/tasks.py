@@ -150,8 +150,9 @@ def _without_splits(
     known: set[str] = set()
     for classes, rows in streams:
         found |= _collect(dataset, rows, dict.fromkeys(classes, n_train + n_test), known)
-    parts = ({name: texts[part] for name, texts in found.items()} for part in (slice(n_train), slice(n_train, None)))
-    return _tasks(dataset, *parts, seed)
+    train = {name: texts[:n_train] for name, texts in found.items()}
+    test = {name: texts[n_train:] for name, texts in found.items()}
+    return _tasks(dataset, train, test, seed)
 
 
 # ---- SAEBench, from the Hub --------------------------------------------------------------------------------------
@@ -193,7 +194,8 @@ def _with_splits(
             found = _collect("/".join(datasets), rows, wanted, known)
             parts.append({name: [text for value in values for text in found[name, value]] for name in classes})
         for dataset, names in datasets.items():
-            yield from _tasks(dataset, *({name: part[name] for name in names} for part in parts), seed, names)
+            train, test = ({name: part[name] for name in names} for part in parts)
+            yield from _tasks(dataset, train, test, seed, names)
 
 
 def _code(ref: DatasetRef, sizes: tuple[int, int], seed: int) -> list[ProbingTask]:
