@@ -1,4 +1,4 @@
-"""Labelled texts for sparse probes: the sets of SAEBench, or what the embedded world knows of its own texts.
+"""Labelled texts for probes: the sets of SAEBench, or what the embedded world knows of its own texts.
 
 Section 4 and App. E probe "8 SAEBench datasets"; each is a handful of classes, and each class a binary task against
 the others. A text that is tested never occurs among those that are trained on, and both labels are equally frequent,
@@ -11,15 +11,17 @@ languages of EuroParl. Rows are taken from the beginning of a set, where SAEBenc
 codeparrot/github-code, has a loading script that `datasets` no longer runs; we read the parquet files of the same
 repository, and the language off a file's ending, which is all that the script does.
 
-Offers `ProbingTask`, `probing_tasks`.
+Offers `ProbingTask` and `probing_tasks`, and `WORLD`, the sets of the embedded world.
 """
 
 from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from ..data.embedded.frames import TOPICS
 from ..data.embedded.python_code import draw_function
@@ -27,38 +29,32 @@ from ..data.embedded.world import documents, labelled_sentences, requests
 from ..data.hub import dataset_rows
 from ..data.pairs import DatasetRef, ModelPair, blaming
 
-# Of a text, more than 128 tokens.
-MAX_CHARACTERS = 4000
+MAX_CHARACTERS = 4000  # of a text: more than 128 tokens
 PREFIX = "probing_"
-
 BIOS = {
     "bios_1": {0: "accountant", 1: "architect", 2: "attorney", 6: "dentist", 9: "filmmaker"},
     "bios_2": {11: "journalist", 13: "nurse", 14: "painter", 18: "photographer", 19: "physician"},
     "bios_3": {20: "poet", 21: "professor", 22: "psychologist", 25: "surgeon", 26: "teacher"},
 }
-AMAZON_CATEGORIES = (1, 2, 3, 5, 6)
-AG_NEWS = ("world", "sports", "business", "science")
+CATEGORIES = {"amazon_category": {category: str(category) for category in (1, 2, 3, 5, 6)}}
+RATINGS = {"amazon_sentiment": {1.0: "1", 5.0: "5"}}
+NEWS = {"ag_news": dict(enumerate(("world", "sports", "business", "science")))}
 EUROPARL = {"en": "en-fr", "fr": "fr-it", "de": "de-en", "es": "es-fr", "nl": "nl-pt"}
 ENDINGS = {
-    ".c": "C",
-    ".h": "C",
-    ".py": "Python",
-    ".html": "HTML",
-    ".java": "Java",
-    ".php": "PHP",
-    ".php3": "PHP",
-    ".php4": "PHP",
-    ".php5": "PHP",
-    ".phps": "PHP",
-    ".phpt": "PHP",
+    "C": (".c", ".h"),
+    "Python": (".py",),
+    "HTML": (".html",),
+    "Java": (".java",),
+    "PHP": (".php", ".php3", ".php4", ".php5", ".phps", ".phpt"),
 }
-# What is read of a repository whose loading script is refused.
-FILES = {"codeparrot/github-code": "data/train-*.parquet"}
+FILES = {"codeparrot/github-code": "data/train-*.parquet"}  # read where a repository's loading script is refused
 # SAEBench skips the licence at the head of a source file, and files that are short.
 SKIPPED_CODE, SHORTEST_CODE = 150, 535
 
 # A class with whatever it is balanced by, and a text of it.
 Row = tuple[Hashable, str]
+# From a seed to rows without end.
+Stream = Callable[[str], Iterator[Row]]
 
 
 @dataclass(frozen=True)
@@ -77,19 +73,17 @@ class ProbingTask:
     def __post_init__(self):
         for part in ("train", "test"):
             texts, labels = getattr(self, f"{part}_texts"), getattr(self, f"{part}_labels")
+            positive, known = sum(labels), f"task {self.name!r}"
             if len(texts) != len(labels):
-                raise ValueError(f"task {self.name!r}: {len(texts)} texts to {part} and {len(labels)} labels")
-            positive = sum(labels)
+                raise ValueError(f"{known}: {len(texts)} texts to {part} and {len(labels)} labels")
             if not 0 < positive < len(labels):
-                raise ValueError(f"task {self.name!r} has texts of one class alone to {part}: expected two classes")
+                raise ValueError(f"{known} has texts of one class alone to {part}: expected two classes")
             if 2 * positive != len(labels):
-                raise ValueError(
-                    f"task {self.name!r}: {positive} of {len(labels)} texts to {part} are positive: expected half"
-                )
+                raise ValueError(f"{known}: {positive} of {len(labels)} texts to {part} are positive: expected half")
 
 
 def probing_tasks(pair: ModelPair, *, n_train: int, n_test: int, seed: int) -> list[ProbingTask]:
-    """The tasks of a pair, by data set, each of so many texts.
+    """Make the tasks of a pair, by data set, each of so many texts.
 
     ValueError for sizes that cannot be halved twice, for an unknown `probing_*` data set in the pair's file, and where
     a data set lacks texts of a class; HubError where one cannot be had.
@@ -98,10 +92,13 @@ def probing_tasks(pair: ModelPair, *, n_train: int, n_test: int, seed: int) -> l
         if size < 4 or size % 4:
             raise ValueError(f"{name} must be a positive multiple of 4, for sets balanced in two ways: got {size}")
     refs = {key.removeprefix(PREFIX): ref for key, ref in pair.datasets.items() if key.startswith(PREFIX)}
-    sizes = n_train, n_test
+    sizes, tasks = (n_train, n_test), []
     if not refs:
-        sets = (_world_set(dataset, rows, sizes, seed) for dataset, rows in WORLD.items())
-        return [task for tasks in sets for task in tasks]
+        for dataset, (classes, stream) in WORLD.items():
+            # Limited, so that a class that is too rare raises an error instead of being searched for without end.
+            rows = itertools.islice(stream(f"probing:{seed}:{dataset}"), 200 * len(classes) * sum(sizes))
+            tasks += _without_splits(dataset, [(classes, rows)], sizes, seed)
+        return tasks
     with blaming(pair, "datasets"):
         if unknown := sorted(set(refs) - set(HUB)):
             expected = ", ".join(PREFIX + name for name in HUB)
@@ -109,9 +106,9 @@ def probing_tasks(pair: ModelPair, *, n_train: int, n_test: int, seed: int) -> l
         return [task for name, read in HUB.items() if name in refs for task in read(refs[name], sizes, seed)]
 
 
-def _collect(dataset: str, rows: Iterable[Row], wanted: Mapping[Hashable, int], known: set[str]) -> dict:
-    """The first texts of each class, each text once, those of `known` not at all; ValueError if there are too few."""
-    found: dict[Hashable, list[str]] = {key: [] for key in wanted}
+def _collect(dataset: str, rows: Iterable[Row], wanted: Mapping[Any, int], known: set[str]) -> dict[Any, list[str]]:
+    """Take the first texts of each class, each text once, those of `known` not at all; ValueError for too few."""
+    found: dict[Any, list[str]] = {key: [] for key in wanted}
     missing = sum(wanted.values())
     for key, text in rows:
         if key in found and len(found[key]) < wanted[key] and text not in known and text.strip():
@@ -127,10 +124,10 @@ def _collect(dataset: str, rows: Iterable[Row], wanted: Mapping[Hashable, int], 
 
 
 def _tasks(dataset: str, train: dict, test: dict, seed: int, names: Mapping | None = None) -> list[ProbingTask]:
-    """One task a class: its texts against as many of the others', drawn at random."""
+    """Make one task a class: its texts against as many of the others', drawn at random."""
     tasks, names = [], names or {}
     for name in train:
-        columns = []
+        columns: list[Any] = []  # texts and labels to train on, then those to test on
         for part in (train, test):
             rng = random.Random(f"{seed}:{dataset}:{name}")
             others = [text for other, texts in part.items() if other != name for text in texts]
@@ -141,39 +138,44 @@ def _tasks(dataset: str, train: dict, test: dict, seed: int, names: Mapping | No
     return tasks
 
 
-def _split(dataset: str, found: Mapping[str, list[str]], n_train: int, seed: int) -> list[ProbingTask]:
-    """Tasks of a set without splits: the first texts of a class are trained on, the others tested."""
-    parts = ({name: texts[part] for name, texts in found.items()} for part in (slice(n_train), slice(n_train, None)))
-    return _tasks(dataset, *parts, seed)
+def _without_splits(
+    dataset: str, streams: Iterable[tuple[Iterable[str], Iterable[Row]]], sizes: tuple[int, int], seed: int
+) -> list[ProbingTask]:
+    """Make the tasks of a set without splits: the first texts of a class are trained on, the others tested.
 
-
-def _one_stream(dataset: str, rows: Iterable[Row], classes: Iterable[str], sizes: tuple[int, int], seed: int):
-    n_train, n_test = (size // 2 for size in sizes)
-    return _split(dataset, _collect(dataset, rows, dict.fromkeys(classes, n_train + n_test), set()), n_train, seed)
-
-
-def _two_splits(datasets: Mapping[str, Mapping], read: Callable[[str], Iterable[Row]], balance: tuple, sizes, seed):
-    """Tasks of sets with splits, {data set: {class: name}}, whose rows `read(split)` gives as ((class, other), text).
-
-    With `balance`, the values of `other`, a class has as many texts of each.
+    `streams` are classes and the rows to find them in. They are read one after another, none further than needed.
     """
-    classes = [name for names in datasets.values() for name in names]
-    other = balance or (None,)
+    n_train, n_test = (size // 2 for size in sizes)
+    found: dict[str, list[str]] = {}
     known: set[str] = set()
-    parts = []
-    for split, size in zip(("train", "test"), sizes):
-        wanted = dict.fromkeys(itertools.product(classes, other), size // 2 // len(other))
-        found = _collect("/".join(datasets), read(split), wanted, known)
-        parts.append({name: [text for value in other for text in found[name, value]] for name in classes})
-    for dataset, names in datasets.items():
-        yield from _tasks(dataset, *({name: part[name] for name in names} for part in parts), seed, names)
+    for classes, rows in streams:
+        found |= _collect(dataset, rows, dict.fromkeys(classes, n_train + n_test), known)
+    train = {name: texts[:n_train] for name, texts in found.items()}
+    test = {name: texts[n_train:] for name, texts in found.items()}
+    return _tasks(dataset, train, test, seed)
 
 
 # ---- SAEBench, from the Hub --------------------------------------------------------------------------------------
 
 
-def _rows(ref: DatasetRef, columns: tuple[str, ...], *, split: str) -> Iterator[list]:
-    """Some columns of a data set, the first of them text, cut."""
+def _rows(ref: DatasetRef, pick: Callable[[dict], Any], picked: str, **other: Any) -> Iterator[Any]:
+    """Read what `pick` takes of each row of the data set; `other` replaces its configuration or split."""
+    options = {"config": ref.config, "split": ref.split, "revision": ref.revision} | other
+    return dataset_rows(ref.name, pick, picked=picked, **options)
+
+
+def _with_splits(
+    columns: tuple[str, ...],
+    groups: Sequence[tuple[Mapping[str, Mapping], str, str | None, tuple]],
+    ref: DatasetRef,
+    sizes: tuple[int, int],
+    seed: int,
+) -> Iterator[ProbingTask]:
+    """Make the tasks of a set with splits, of which `columns` are read, the text first.
+
+    A group is {data set: {class: its name}}, the column of the class, and a column by which classes are balanced with
+    its values: a class has as many texts of each. Without such a column they are None and (None,).
+    """
 
     def pick(row: dict) -> list:
         if missing := [column for column in columns if column not in row]:
@@ -181,88 +183,56 @@ def _rows(ref: DatasetRef, columns: tuple[str, ...], *, split: str) -> Iterator[
         text, *rest = (row[column] for column in columns)
         return [text[:MAX_CHARACTERS], *rest]
 
-    return dataset_rows(ref.name, pick, picked="+".join(columns), config=ref.config, split=split, revision=ref.revision)
+    for datasets, column, other, values in groups:
+        classes = [name for names in datasets.values() for name in names]
+        known: set[str] = set()
+        parts = []
+        for split, size in zip(("train", "test"), sizes):
+            read = (dict(zip(columns, row)) for row in _rows(ref, pick, "+".join(columns), split=split))
+            rows = (((row[column], other and row[other]), row[columns[0]]) for row in read)
+            wanted = dict.fromkeys(itertools.product(classes, values), size // 2 // len(values))
+            found = _collect("/".join(datasets), rows, wanted, known)
+            parts.append({name: [text for value in values for text in found[name, value]] for name in classes})
+        for dataset, names in datasets.items():
+            train, test = ({name: part[name] for name in names} for part in parts)
+            yield from _tasks(dataset, train, test, seed, names)
 
 
-def _bios(ref: DatasetRef, sizes, seed) -> Iterator[ProbingTask]:
-    def read(split: str) -> Iterator[Row]:
-        columns = ("hard_text", "profession", "gender")
-        return (((profession, gender), text) for text, profession, gender in _rows(ref, columns, split=split))
-
-    return _two_splits(BIOS, read, (0, 1), sizes, seed)
-
-
-def _amazon(ref: DatasetRef, sizes, seed) -> Iterator[ProbingTask]:
-    def read(split: str) -> Iterator[list]:
-        return _rows(ref, ("text", "category", "rating"), split=split)
-
-    def by_category(split: str) -> Iterator[Row]:
-        return (((category, rating), text) for text, category, rating in read(split))
-
-    def by_rating(split: str) -> Iterator[Row]:
-        return (((rating, None), text) for text, _, rating in read(split))
-
-    categories = {"amazon_category": {category: str(category) for category in AMAZON_CATEGORIES}}
-    yield from _two_splits(categories, by_category, (1.0, 5.0), sizes, seed)
-    yield from _two_splits({"amazon_sentiment": {1.0: "1", 5.0: "5"}}, by_rating, (), sizes, seed)
-
-
-def _ag_news(ref: DatasetRef, sizes, seed) -> Iterator[ProbingTask]:
-    def read(split: str) -> Iterator[Row]:
-        return (((label, None), text) for text, label in _rows(ref, ("text", "label"), split=split))
-
-    return _two_splits({"ag_news": dict(enumerate(AG_NEWS))}, read, (), sizes, seed)
-
-
-def _code(ref: DatasetRef, sizes, seed) -> list[ProbingTask]:
+def _code(ref: DatasetRef, sizes: tuple[int, int], seed: int) -> list[ProbingTask]:
     def pick(row: dict) -> list | None:
         text, path = row.get("content"), row.get("path")
         if not isinstance(text, str) or not isinstance(path, str):
             raise ValueError(
                 f"dataset {ref.name!r} has no text columns 'content' and 'path': its columns are {', '.join(row)}"
             )
-        language = next((language for ending, language in ENDINGS.items() if path.endswith(ending)), None)
+        language = next((language for language, endings in ENDINGS.items() if path.endswith(endings)), None)
         if language is None or len(text) < SHORTEST_CODE:
             return None
         return [language, text[SKIPPED_CODE : SKIPPED_CODE + MAX_CHARACTERS]]
 
-    rows = dataset_rows(
-        ref.name,
-        pick,
-        picked="code",
-        config=ref.config,
-        split=ref.split,
-        revision=ref.revision,
-        files=FILES.get(ref.name),
-    )
-    return _one_stream("code", map(tuple, rows), dict.fromkeys(ENDINGS.values()), sizes, seed)
+    rows = _rows(ref, pick, "code", files=FILES.get(ref.name))
+    return _without_splits("code", [(ENDINGS, map(tuple, rows))], sizes, seed)
 
 
-def _europarl(ref: DatasetRef, sizes, seed) -> list[ProbingTask]:
+def _europarl(ref: DatasetRef, sizes: tuple[int, int], seed: int) -> list[ProbingTask]:
     def sentences(language: str, config: str) -> Iterator[Row]:
         def pick(row: dict) -> str:
             if not isinstance(row.get("translation", {}).get(language), str):
                 raise ValueError(f"dataset {ref.name!r} has no translation into {language!r} in {config!r}")
             return row["translation"][language][:MAX_CHARACTERS]
 
-        rows = dataset_rows(
-            ref.name, pick, picked=f"translation.{language}", config=config, split=ref.split, revision=ref.revision
-        )
-        return ((language, text) for text in rows)
+        return ((language, text) for text in _rows(ref, pick, f"translation.{language}", config=config))
 
-    n_train, n_test = (size // 2 for size in sizes)
-    found: dict[str, list[str]] = {}
-    known: set[str] = set()
-    for language, config in EUROPARL.items():  # one after another: none is read further than needed
-        found |= _collect("language", sentences(language, config), {language: n_train + n_test}, known)
-    return _split("language", found, n_train, seed)
+    streams = (([language], sentences(language, config)) for language, config in EUROPARL.items())
+    return _without_splits("language", streams, sizes, seed)
 
 
-HUB: dict[str, Callable] = {
-    "bios": _bios,
-    "amazon": _amazon,
+REVIEWS = [(CATEGORIES, "category", "rating", (1.0, 5.0)), (RATINGS, "rating", None, (None,))]
+HUB: dict[str, Callable[[DatasetRef, tuple[int, int], int], Iterable[ProbingTask]]] = {
+    "bios": partial(_with_splits, ("hard_text", "profession", "gender"), [(BIOS, "profession", "gender", (0, 1))]),
+    "amazon": partial(_with_splits, ("text", "category", "rating"), REVIEWS),
     "code": _code,
-    "ag_news": _ag_news,
+    "ag_news": partial(_with_splits, ("text", "label"), [(NEWS, "label", None, (None,))]),
     "europarl": _europarl,
 }
 
@@ -270,48 +240,39 @@ HUB: dict[str, Callable] = {
 # ---- the embedded world ------------------------------------------------------------------------------------------
 
 
-def _labels(label: str, format: str) -> Callable[[str], Iterator[Row]]:
-    """English documents of a format with one of their labels."""
+def _texts(seed: str, language: str, format: str) -> Iterator[str]:
+    return (document.text for document in documents(seed, language=language, format=format))
+
+
+def _labels(label: str, format: str) -> Stream:
+    """Read English documents of a format with one of their labels."""
     return lambda seed: (
         (document.labels.get(label), document.text) for document in documents(seed, language="en", format=format)
     )
 
 
-def _sentences(label: str) -> Callable[[str], Iterator[Row]]:
-    def rows(seed: str) -> Iterator[Row]:
-        for part in itertools.count():
-            yield from ((labels[label], text) for text, labels in labelled_sentences(f"{seed}:{part}", 200))
+def _sentences(label: str) -> Stream:
+    """Read English sentences with one of their labels."""
+    return lambda seed: (
+        (labels[label], text)
+        for part in itertools.count()
+        for text, labels in labelled_sentences(f"{seed}:{part}", 200)
+    )
 
-    return rows
 
-
-def _in_turn(classes: tuple[str, ...], draw: Callable[[str, str], Iterator[str]]) -> Callable[[str], Iterator[Row]]:
-    """Texts of each class in turn, from the streams `draw(seed, class)`."""
-
-    def rows(seed: str) -> Iterator[Row]:
-        streams = [draw(seed, name) for name in classes]
-        for texts in zip(*streams):
-            yield from zip(classes, texts)
-
-    return rows
+def _in_turn(classes: tuple[str, ...], draw: Callable[[str, str], Iterator[str]]) -> Stream:
+    """Read a text of each class in turn, from the streams `draw(seed, class)`."""
+    return lambda seed: (row for texts in zip(*[draw(seed, name) for name in classes]) for row in zip(classes, texts))
 
 
 def _python(seed: str) -> Iterator[Row]:
-    """Python by its construction, and English beside it."""
-    for index, story in enumerate(documents(seed, language="en", format="story")):
+    """Read Python by its construction, and English beside it."""
+    for index, story in enumerate(_texts(seed, "en", "story")):
         rng = random.Random(f"{seed}:{index}")
         text = draw_function(rng, rng.choice(TOPICS))
         kind = "class" if text.startswith("class ") else "loop" if " = {" in text else None
         yield kind or ("documented" if '"""' in text else "plain"), text
-        yield "prose", story.text
-
-
-def _stories(seed: str, language: str) -> Iterator[str]:
-    return (document.text for document in documents(seed, language=language, format="story"))
-
-
-def _formats(seed: str, format: str) -> Iterator[str]:
-    return (document.text for document in documents(seed, language="en", format=format))
+        yield "prose", story
 
 
 def _conversations(seed: str, instruction: str) -> Iterator[str]:
@@ -324,23 +285,16 @@ LANGUAGES = tuple(EUROPARL)
 LAYOUTS = ("story", "list", "quotes", "record", "questions")
 INSTRUCTIONS = ("upper", "quotes", "bullets", "json", "closing")
 # Classes of each set, and its rows given a seed. Code, layout, instruction and the kind of a sentence can nearly be
-# told from one token; they are here all the same, and `probing` measures how far that goes for each set.
-WORLD: dict[str, tuple[tuple[str, ...], Callable[[str], Iterator[Row]]]] = {
+# told from one token; they are here all the same, and the chapter measures how far that goes for each set.
+WORLD: dict[str, tuple[tuple[str, ...], Stream]] = {
     "topic": (TOPICS[:5], _labels("topic", "story")),
     "sentiment": (("positive", "negative"), _labels("sentiment", "review")),
-    "language": (LANGUAGES, _in_turn(LANGUAGES, _stories)),
+    "language": (LANGUAGES, _in_turn(LANGUAGES, lambda seed, language: _texts(seed, language, "story"))),
     "code": (("prose", "class", "loop", "documented", "plain"), _python),
     "tense": (("pres", "past", "fut"), _labels("tense", "story")),
     "number": (("sg", "pl"), _sentences("number")),
     "person": (("1", "3"), _sentences("person")),
     "sentence_type": (("statement", "negation", "question"), _sentences("sentence_type")),
-    "format": (LAYOUTS, _in_turn(LAYOUTS, _formats)),
+    "format": (LAYOUTS, _in_turn(LAYOUTS, lambda seed, format: _texts(seed, "en", format))),
     "instruction": (INSTRUCTIONS, _in_turn(INSTRUCTIONS, _conversations)),
 }
-
-
-def _world_set(dataset: str, rows: tuple, sizes: tuple[int, int], seed: int) -> list[ProbingTask]:
-    classes, stream = rows
-    # The streams have no end: where a class is too rare, that is better said than waited for.
-    limited = itertools.islice(stream(f"probing:{seed}:{dataset}"), 200 * len(classes) * sum(sizes))
-    return _one_stream(dataset, limited, classes, sizes, seed)

@@ -3,7 +3,7 @@
 An SAE is good if few latents write most of the stream, and if the model hardly notices that its stream was replaced by
 what they write. Only the model that the SAEs read is run.
 
-Offers `evaluate_saes`, `SAEMetrics`.
+Offers `evaluate_saes` and `SAEMetrics`; `judge_sae` and `SAETrust`, which set a transferred SAE beside the original.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from torch import Tensor
 from ..data.text import TokenBatch
 from ..models.harvest import TOKENS_AT_ONCE, as_fits
 from ..models.language_model import LanguageModel
-from ..stitching.evaluation import splice
+from ..stitching.evaluation import measure_fidelity, splice
+from ..stitching.pair import StitchedPair
+from ..stitching.stitch import Stitch
 from ..utils.progress import progress
 from ..utils.stats import DocumentSums, Estimate, from_draws, resampled_counts
 
@@ -108,3 +110,46 @@ def _reconstruct(sae: SAE, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         counts.append((latents > 0).sum(1).double().to(y.device))
         ever |= (latents > 0).any(0)
     return torch.cat(parts), torch.cat(counts), ever.cpu()
+
+
+class SAETrust(NamedTuple):
+    """How an SAE of one model (the source) and what became of it in the other (the target) do on held-out text."""
+
+    tokens: int
+    """Ordinary tokens of the text."""
+    source_loss: float
+    """Cross-entropy of the source model itself, nats a token."""
+    target_loss: float
+    """Cross-entropy of the target model itself."""
+    round_trip_loss: float
+    """Cross-entropy of the target with its stream carried to the source and back, as an SAE that changed nothing would
+    leave it."""
+    original: SAEMetrics
+    carried: SAEMetrics
+
+
+def judge_sae(
+    stitched: StitchedPair,
+    sae: SAE,
+    carried: SAE,
+    *,
+    stitch: Stitch | None = None,
+    batches: Iterable[TokenBatch] | None = None,
+    to: str = "b",
+) -> SAETrust:
+    """Measure an SAE and the one carried to model `to`, each in its own model, and the stitch without an SAE.
+
+    `stitch` and `batches` are by default the pair's own stitch and its evaluation text.
+    """
+    batches = list(stitched.evaluation_batches() if batches is None else batches)
+    name = "a" if to == "b" else "b"
+    maps = {"stitch": stitch or stitched.stitch}
+    losses = measure_fidelity(*stitched.models, *stitched.layers, maps, batches)
+    return SAETrust(
+        sum(int(batch.mask.sum()) for batch in batches),
+        losses.cross_entropy("own", name).value,
+        losses.cross_entropy("own", to).value,
+        losses.cross_entropy("stitch", f"{to}_to_{name}_to_{to}").value,
+        evaluate_saes({"original": sae}, *stitched.side(name), batches)["original"],
+        evaluate_saes({"carried": carried}, *stitched.side(to), batches)["carried"],
+    )

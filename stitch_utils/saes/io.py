@@ -2,7 +2,8 @@
 
 Section 3: published TopK SAEs in EleutherAI's sparsify format for Pythia, JumpReLU ones (Gemma Scope) for Gemma.
 
-Offers `load_sae`; `built`, which makes an SAE from a configuration and weights.
+Offers `load_sae`; `built`, which makes an SAE from a configuration and weights; for a user's own SAEs `read_sae`, which
+checks them, `save_sae`, and `reads_elsewhere`, which finds an SAE of another layer.
 """
 
 from __future__ import annotations
@@ -22,16 +23,19 @@ from sae_lens.loading.pretrained_sae_loaders import NAMED_PRETRAINED_SAE_LOADERS
 from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
 from sae_lens.registry import SAE_CLASS_REGISTRY
 from sae_lens.saes.sae import SAEMetadata
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from ..data.hub import embedded_folder, fetched
 from ..data.pairs import SAERef
+from ..utils.files import check_ours, put
 
 FORMATS = ("sae_lens", "sparsify")
 # SAELens reads these formats with `torch.load`. They are pickles, which can run any program, so they are refused here.
 PICKLED = {"connor_rob_hook_z", "deepseek_r1", "dictionary_learning_1", "goodfire", "qwen_scope"}
 SPARSIFY_TENSORS = {"encoder.weight", "encoder.bias", "W_dec", "b_dec"}
+SAE_FILES = ("cfg.json", "sae_weights.safetensors", "sparsity.safetensors")  # those of SAELens, the first in any
 
 
 def load_sae(ref: str | SAERef, *, device: str = "cpu") -> SAE:
@@ -149,3 +153,33 @@ def built(config: SAEConfig, tensors: Mapping[str, Tensor]) -> SAE:
     weights = {name: tensor.detach().to(device, dtype).contiguous() for name, tensor in tensors.items()}
     sae.load_state_dict(weights, assign=True)
     return sae.to(device=device, dtype=dtype)
+
+
+def read_sae(ref: str) -> SAE:
+    """Read what `load_sae` reads; ValueError also for damaged files and for weights that are not finite."""
+    try:
+        sae = load_sae(ref)
+    except (SafetensorError, KeyError, TypeError, RuntimeError, OSError) as error:
+        raise ValueError(f"the SAE {ref} cannot be read, as if its files were damaged ({error})") from error
+    for name, tensor in sae.state_dict().items():
+        if not tensor.isfinite().all():
+            raise ValueError(f"{name} of the SAE {ref} holds values that are not finite (NaN or infinity)")
+    return sae
+
+
+def save_sae(sae: SAE, folder: str | Path) -> None:
+    """Write a folder as SAELens reads it, replacing one that is there as a whole.
+
+    ValueError for a folder that holds something else, such as weights in another format, which would be read instead.
+    """
+    check_ours(Path(folder), *SAE_FILES)
+    put(folder, sae.save_model, sealed=False)
+
+
+def reads_elsewhere(sae: SAE, layer: int) -> str | None:
+    """Return the hook point that an SAE names, if that is another than the residual stream before `layer`."""
+    hook = sae.cfg.metadata.hook_name
+    found = re.fullmatch(r"blocks\.(\d+)\.hook_resid_(pre|post)", hook or "")
+    if not hook or (found and int(found[1]) + (found[2] == "post") == layer):
+        return None
+    return hook

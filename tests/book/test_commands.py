@@ -11,22 +11,16 @@ import torch
 from sae_lens import SAE, TopKSAE, TopKSAEConfig
 from sklearn.linear_model import LogisticRegression
 from toy_book import call_here
-from toy_probes import as_file, fitted_probe, rebuilt
+from toy_probes import as_file, fitted_probe, random_stitch, rebuilt
 
-from stitch_utils.book.carry import (
-    carry_probe,
-    judge_probe,
-    judge_sae,
-    read_probe,
-    save_probe,
-    survival,
-)
 from stitch_utils.data.pairs import load_pair
-from stitch_utils.models.harvest import evaluation_batches
 from stitch_utils.models.language_model import load_models
+from stitch_utils.probing.probes import judge_probe, read_probe, save_probe, transfer_probe
+from stitch_utils.saes.evaluation import judge_sae
 from stitch_utils.saes.transfer import transfer_sae
-from stitch_utils.stitching.pair import fit_pair, stitch_file
+from stitch_utils.stitching.pair import StitchedPair, fit_pair, stitch_file
 from stitch_utils.stitching.stitch import Stitch
+from stitch_utils.stitching.survival import survival
 
 
 @pytest.fixture
@@ -42,22 +36,18 @@ def test_the_commands_write_what_others_load(fitted, bare_book):
     stitch = Stitch.load(stitch_file("mine"))
     across = ("--pair", str(fitted), "--out")
     torch.manual_seed(0)
-    for side, d, direction in (("b", 32, "up"), ("a", 48, "down")):
+    stitched = StitchedPair.open(fitted, "smoke")
+    # The second is the flag's older name.
+    for side, d, flag in (("b", 32, "--to"), ("a", 48, "--towards")):
         sae = TopKSAE(TopKSAEConfig(d, 24, k=3))
         sae.save_model(bare_book / f"sae-{side}")
         given = ("transfer-sae", str(bare_book / f"sae-{side}"), *across, str(bare_book / f"carried-{side}"))
-        code, lines, err = call_here(bare_book, *given, "--towards", side, "--scale", "smoke")
+        code, lines, err = call_here(bare_book, *given, flag, side, "--scale", "smoke")
         assert (code, err) == (0, "")
-        found, expected = (
-            load_from_disk(bare_book / f"carried-{side}"),
-            transfer_sae(sae, stitch, to="b" if direction == "up" else "a"),
-        )
+        found, expected = load_from_disk(bare_book / f"carried-{side}"), transfer_sae(sae, stitch, to=side)
         x = torch.randn(9, 80 - d)
         torch.testing.assert_close(found(x), expected(x))
-        pair = load_pair(fitted)
-        models = load_models(pair)
-        batches = list(evaluation_batches(pair, pair.scale("smoke"), models[0].tokenizer))
-        trust = judge_sae(sae, expected, stitch, models, (1, 2), batches, towards=side)
+        trust = judge_sae(stitched, sae, expected, stitch=stitch, to=side)
         (row,) = (line for line in lines if line.startswith("  with the carried SAE"))
         ours = trust.carried
         numbers = [float(word) for word in re.findall(r"[-+]?\d+\.\d+", row)]
@@ -80,7 +70,7 @@ def test_the_commands_write_what_others_load(fitted, bare_book):
         bare_book, "transfer-probe", str(bare_book / "p.npz"), *across, str(bare_book / "q.npz"), "--scale", "smoke"
     )
     assert (code, err) == (0, "")
-    expected = carry_probe(read_probe(bare_book / "p.npz"), stitch)
+    expected = transfer_probe(read_probe(bare_book / "p.npz"), stitch)
     np.testing.assert_allclose(rebuilt(bare_book / "q.npz").coef_, expected.coef)
     assert any("100.00% (a check" in line for line in lines)
     hidden = [path for path in bare_book.rglob(".*") if path.name != ".lock"]
@@ -91,6 +81,26 @@ def load_from_disk(folder):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         return SAE.load_from_disk(folder)
+
+
+@pytest.mark.parametrize("to", ["a", "b"])
+@pytest.mark.parametrize("options", [(), ("--keep-norm",)])
+def test_vectors_go_the_way_of_the_stream_without_the_bias(small_pair, bare_book, to, options):
+    stitch = random_stitch(6, 9, about={"layer_a": 1, "layer_b": 2})
+    stitch.save(bare_book / "s.safetensors")
+    across = ("--pair", str(small_pair()), "--stitch", str(bare_book / "s.safetensors"), "--to", to)
+    rows = np.random.default_rng(0).normal(size=(3, 6 if to == "b" else 9))
+    zero = stitch.towards(to)(torch.zeros(rows.shape[1], dtype=torch.float64))
+    shifts = (stitch.towards(to)(torch.from_numpy(rows)) - zero).numpy()
+    expected = shifts if options else shifts / np.linalg.norm(shifts, axis=1, keepdims=True)
+    for given, wanted in ((rows, expected), (rows[1], expected[1])):
+        np.save(bare_book / "v.npy", given)
+        files = (str(bare_book / "v.npy"), "--out", str(bare_book / "w.npy"))
+        code, lines, err = call_here(bare_book, "transfer-vector", *files, *across, *options)
+        assert (code, err) == (0, "") and any(f"of shape {wanted.shape}, are in" in line for line in lines)
+        found = np.load(bare_book / "w.npy")
+        assert found.dtype == np.float32 and found.shape == wanted.shape
+        np.testing.assert_allclose(found, wanted, rtol=1e-5)
 
 
 def test_a_stitch_by_name_of_its_file(fitted, bare_book):
@@ -109,7 +119,7 @@ def test_a_stitch_by_name_of_its_file(fitted, bare_book):
     [
         ("transfer-vector", "v.npy", "v.npy", "it would be lost"),
         ("transfer-vector", "v.npy", "w.npz", "expected a name that ends in .npy"),
-        ("transfer-vector", "wide.npy", "w.npy", "a direction of width 48: the map towards b takes 32"),
+        ("transfer-vector", "wide.npy", "w.npy", "row 0: a direction of width 48: the map towards b takes 32"),
         ("transfer-probe", "v.npy", "w.npz", "is not of a kind that is read: expected a .npz or .safetensors"),
         ("transfer-sae", "nowhere", "w", "is no folder and no reference to an SAE"),
         ("transfer-sae", "wide", "w", "the SAE reads 48 dimensions: expected 32, the width of model a"),
@@ -214,16 +224,18 @@ def test_a_probe_of_a_real_model_keeps_its_meaning(tmp_path, bare_book):
     model = f"model: {SHARED / 'stories260K'}"
     (tmp_path / "s.yml").write_text(f"name: s\na: {{{model}, layer: 2}}\nb: {{{model}, layer: 3}}\ntext: stories.jsonl")
     pair = load_pair(tmp_path / "s.yml")
-    models, fit = load_models(pair), fit_pair(pair, scale="smoke")
-    batches = list(evaluation_batches(pair, pair.scale("smoke"), models[0].tokenizer))
+    models, stitch = load_models(pair), fit_pair(pair, scale="smoke").stitch
+    stitched = StitchedPair(pair, models, (2, 3), "smoke")
+    batches = list(stitched.evaluation_batches())
     tokens = torch.cat([batch.tokens[batch.mask] for batch in batches])
     x, y = (torch.cat([models[0].residuals(b.tokens, [layer])[layer][b.mask] for b in batches]) for layer in (2, 3))
     begins = np.array([piece.startswith("▁") for piece in models[0].tokenizer.convert_ids_to_tokens(tokens.tolist())])
     half = len(begins) // 2
     as_file(LogisticRegression(max_iter=3000).fit(x[:half], begins[:half]), tmp_path / "p.npz")
     probe = read_probe(tmp_path / "p.npz")
-    save_probe(carry_probe(probe, fit.stitch), tmp_path / "q.npz")
+    carried = transfer_probe(probe, stitch)
+    save_probe(carried, tmp_path / "q.npz")
     right = (rebuilt(tmp_path / "q.npz").predict(y[half:].numpy()) == begins[half:]).mean()
     assert right > 0.85 > max(begins.mean(), 1 - begins.mean())
-    trust = judge_probe(probe, carry_probe(probe, fit.stitch), fit.stitch, models, (2, 3), batches)
+    trust = judge_probe(stitched, probe, carried, stitch=stitch)
     assert trust.check == 1 and trust.agreement > 0.85 and trust.explained[0] > 0.5

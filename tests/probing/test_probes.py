@@ -1,38 +1,30 @@
 """Means of encoders against a loop over texts, Eq. 7 against its sums, probes against scikit-learn and the stitch."""
 
-import shutil
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-from sae_lens import SAE
+from safetensors.torch import save_file
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from toy_saes import make_sae
+from toy_probes import as_file, fitted_probe, random_stitch, rebuilt, residual_of
 
-from stitch_utils.book.claims import verdicts
-from stitch_utils.book.results import write_results
 from stitch_utils.data.embedded.world import documents
 from stitch_utils.probing.probes import (
-    DENSE,
-    SPARSE,
-    Probe,
-    ProbeCurves,
-    _resample,
+    LinearProbe,
     choose_features,
     fit_probe,
+    judge_probe,
     mean_activations,
-    probe_curves,
-    probe_numbers,
+    read_probe,
+    save_probe,
     transfer_probe,
 )
-from stitch_utils.probing.tasks import ProbingTask
-from stitch_utils.stitching.stitch import Stitch
+from stitch_utils.stitching.fit import fit_exact
+from stitch_utils.stitching.pair import StitchedPair
 
 CONTEXT = 24
-LAYERS = (1, 2)
+D_A, D_B = 6, 9
 
 
 @pytest.fixture(scope="module")
@@ -41,28 +33,13 @@ def texts():
     return [text[: 30 + 9 * index % 170] for index, text in enumerate(found)]
 
 
-def residual_of(model, layer, text):
-    """Of the ordinary tokens of one text."""
-    tokenizer = model.tokenizer
-    ids = [tokenizer.bos_token_id, *tokenizer(text, add_special_tokens=False)["input_ids"][: CONTEXT - 1]]
-    residual = model.residuals(torch.tensor([ids]), [layer])[layer][0]
-    ordinary = [place for place, id in enumerate(ids) if id not in tokenizer.all_special_ids]
-    return residual[ordinary]
-
-
-def random_stitch(d_a, d_b, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    shapes = ((d_a, d_b), (d_b,), (d_b, d_a), (d_a,))
-    return Stitch(*(torch.randn(shape, generator=generator, dtype=torch.float64) / 4 for shape in shapes))
-
-
 def test_means_are_those_of_a_loop_over_texts(random_models, texts):
     model = random_models[0]
     matrix = torch.randn(model.d_model, 7, generator=torch.Generator().manual_seed(0))
     texts = [*texts, f"{texts[0]}{model.tokenizer.eos_token}{texts[1]}"]  # a special token counts nowhere
     encoders = {"itself": lambda y: y, "relu": lambda y: (y @ matrix).relu()}
     found = mean_activations(model, 1, texts, encoders, context=CONTEXT, batch_size=8)
-    residuals = [residual_of(model, 1, text) for text in texts]
+    residuals = [residual_of(model, 1, text, CONTEXT) for text in texts]
     assert max(map(len, residuals)) == CONTEXT - 1 and len(residuals[-1]) < CONTEXT - 1
     for name, encoder in encoders.items():
         expected = torch.stack([encoder(residual).mean(0) for residual in residuals]).numpy()
@@ -115,245 +92,130 @@ def test_a_probe_is_scikit_learns_regression_on_standardised_activations():
     labels = x[:, 0] + 30 * x[:, 2] + rng.normal(size=80) > np.median(x[:, 0]) + 210
     probe = fit_probe(x, labels)
     reference = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(x.astype(np.float64), labels)
-    scores = x.astype(np.float64) @ probe.weight + probe.bias
+    (scores,) = (probe.coef @ x.astype(np.float64).T) + probe.intercept
     np.testing.assert_allclose(scores, reference.decision_function(x.astype(np.float64)), rtol=1e-6, atol=1e-8)
     assert (probe.predict(x) == (scores > 0)).all() and 0.6 < (probe.predict(x) == labels).mean() < 1
+    np.testing.assert_allclose(probe.scores(x)[:, 0], scores, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("labels", [None, ("no", "yes"), ("en", "fr", "de")])
+def test_a_probe_predicts_as_scikit_learn_does(labels):
+    fitted = fitted_probe(len(labels or (0, 1)), D_A, labels)
+    probe = LinearProbe(fitted.coef_, fitted.intercept_, labels and fitted.classes_)
+    x = np.random.default_rng(0).normal(size=(200, D_A))
+    found, expected = probe.predict(x), fitted.predict(x)
+    assert (found == expected).all() and len(set(found)) == len(labels or (0, 1))
+    assert found.dtype == (bool if labels is None else expected.dtype)
+    numbered = LinearProbe(np.eye(3), np.zeros(3)).predict(np.eye(3)[[2, 0, 1]])
+    assert numbered.tolist() == [2, 0, 1]
 
 
 def test_a_carried_probe_says_of_y_what_it_said_of_the_stitched_stream():
-    stitch, rng = random_stitch(6, 9), np.random.default_rng(2)
-    probe = Probe(rng.normal(size=6), 0.3)
-    y = torch.randn(50, 9, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    carried = transfer_probe(*probe, stitch)
-    expected = stitch.down(y).numpy() @ probe.weight + probe.bias
-    np.testing.assert_allclose(y.numpy() @ carried.weight + carried.bias, expected, rtol=1e-10, atol=1e-10)
+    stitch, rng = random_stitch(D_A, D_B, scale=1 / 4), np.random.default_rng(2)
+    probe = LinearProbe(rng.normal(size=(1, D_A)), np.array([0.3]))
+    y = torch.randn(50, D_B, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    carried = transfer_probe(probe, stitch)
+    expected = stitch.down(y).numpy() @ probe.coef[0] + 0.3
+    np.testing.assert_allclose(carried.scores(y.numpy())[:, 0], expected, rtol=1e-10, atol=1e-10)
     assert 0 < probe.predict(stitch.down(y).numpy()).mean() < 1
+
+
+def test_probes_that_cannot_be_carried():
+    stitch, probe = random_stitch(D_A, D_B), LinearProbe(np.ones((2, D_A)), np.zeros(2))
+    with pytest.raises(ValueError, match="reads 6 dimensions: expected 9, the width of model b"):
+        transfer_probe(probe, stitch, to="a")
     with pytest.raises(ValueError, match="reads 9 dimensions: expected 6, the width of model a"):
-        transfer_probe(carried.weight, 0.0, stitch)
+        transfer_probe(transfer_probe(probe, stitch), stitch)
+    with pytest.raises(ValueError, match="to='c': expected 'a' or 'b'"):
+        transfer_probe(probe, stitch, to="c")
 
 
-def make_task(name, texts, dataset="set"):
-    """Whether a text is long; some texts belong to several tasks."""
-    labels = [index % 2 == 0 for index in range(len(texts))]
-    half = len(texts) // 2
-    return ProbingTask(
-        name, dataset, tuple(texts[:half]), tuple(labels[:half]), tuple(texts[half:]), tuple(labels[half:])
+@pytest.mark.parametrize("to", ["a", "b"])
+@pytest.mark.parametrize("labels", [("no", "yes"), ("en", "fr", "de")])
+def test_scikit_learn_says_of_the_other_stream_what_it_said_of_the_stitched_one(tmp_path, to, labels):
+    stitch = random_stitch(D_A, D_B)
+    home, away, d = (D_A, D_B, stitch.down) if to == "b" else (D_B, D_A, stitch.up)
+    original = fitted_probe(len(labels), home, labels)
+    probe = read_probe(as_file(original, tmp_path / "p.npz"))
+    save_probe(transfer_probe(probe, stitch, to=to), tmp_path / "q.npz")
+    carried = rebuilt(tmp_path / "q.npz")
+    y = torch.randn(200, away, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    stitched = d(y).numpy()
+    assert (carried.predict(y.numpy()) == original.predict(stitched)).all()
+    assert set(carried.predict(y.numpy())) == set(labels)
+    np.testing.assert_allclose(
+        carried.predict_proba(y.numpy()), original.predict_proba(stitched), rtol=1e-8, atol=1e-12
     )
 
 
-@pytest.fixture(scope="module")
-def tasks(texts):
-    groups = {"one": texts[:24], "two": texts[8:32], "three": texts[32:56]}
-    return [make_task(name, some, "other" if name == "three" else "set") for name, some in groups.items()]
-
-
-def answers(curves, curve, k, index):
-    """What the probe said, from whether it was right."""
-    right = curves.correct[curve, k][index]
-    return right == np.array(curves.tasks[index].test_labels)
-
-
-def test_a_model_that_is_stitched_to_itself_loses_nothing(random_models, tasks):
-    model, sae = random_models[0], make_sae("topk", random_models[0].d_model, dtype="float32")
-    identity = Stitch.identity(model.d_model)
-    curves = probe_curves((model, model), (1, 1), (sae, sae), identity, tasks, ks=(1, 5), context=CONTEXT)
-    for k in (1, 5):
-        for index in range(3):
-            for curve in ("transferred", "retrained", "native"):
-                np.testing.assert_array_equal(curves.correct[curve, k][index], curves.correct["original", k][index])
-    for curve in DENSE:
-        assert curves.accuracy(curve) == curves.accuracy("dense.original")
-    assert curves.difference("native", "transferred") == (0, 0, 0)
-
-
-@pytest.mark.parametrize("absolute", [False, True])
-def test_every_curve_is_what_its_name_says(random_models, tasks, absolute):
-    """Text by text and latent by latent, with the SAE of A behind the stitch instead of a transferred one."""
-    (model_a, model_b), (layer_a, layer_b) = random_models, LAYERS
-    sae_a, sae_b = (make_sae("jumprelu", model.d_model, dtype="float32") for model in random_models)
-    stitch = random_stitch(model_a.d_model, model_b.d_model).to(torch.float32)
-    curves = probe_curves(
-        random_models, LAYERS, (sae_a, sae_b), stitch, tasks, ks=(3,), absolute=absolute, context=CONTEXT, n_random=2
+def test_a_probe_in_safetensors_and_of_one_dimension(tmp_path):
+    save_file(
+        {"coef_": torch.ones(4, dtype=torch.bfloat16), "intercept_": torch.tensor(0.5)}, tmp_path / "p.safetensors"
     )
-    assert curves.datasets == ("set", "other")
-    for index, task in enumerate(curves.tasks):
-        labels, split = np.array(task.train_labels), len(task.train_texts)
-        on = {"a": [], "b": [], "down": [], "x": [], "y": []}
-        for text in (*task.train_texts, *task.test_texts):
-            x, y = residual_of(model_a, layer_a, text), residual_of(model_b, layer_b, text)
-            streams = {"a": sae_a.encode(x), "b": sae_b.encode(y), "down": sae_a.encode(stitch.down(y)), "x": x, "y": y}
-            for name, values in streams.items():
-                on[name].append(values.detach().mean(0).numpy())
-        on = {name: np.array(values) for name, values in on.items()}
-        of_a = choose_features(on["a"][:split], labels, 3, absolute=absolute)
-        of_b = choose_features(on["b"][:split], labels, 3, absolute=absolute)
-        probe_a, dense_a = fit_probe(on["a"][:split, of_a], labels), fit_probe(on["x"][:split], labels)
-        down = np.array([stitch.down(torch.tensor(y)).numpy() for y in on["y"]])
-        expected = {
-            ("original", 3): probe_a.predict(on["a"][split:, of_a]),
-            ("transferred", 3): probe_a.predict(on["down"][split:, of_a]),
-            ("retrained", 3): fit_probe(on["down"][:split, of_a], labels).predict(on["down"][split:, of_a]),
-            ("native", 3): fit_probe(on["b"][:split, of_b], labels).predict(on["b"][split:, of_b]),
-            ("dense.original", None): dense_a.predict(on["x"][split:]),
-            ("dense.native", None): fit_probe(on["y"][:split], labels).predict(on["y"][split:]),
-            ("dense.transferred", None): dense_a.predict(down[split:]),
-        }
-        for curve, said in expected.items():
-            np.testing.assert_array_equal(answers(curves, *curve, index)[0], said, err_msg=str(curve))
-        assert curves.correct["random", 3][index].shape == (2, len(task.test_texts))
-
-
-def test_accuracies_are_means_over_tasks_then_sets_then_ks(random_models, tasks):
-    saes = tuple(make_sae("topk", model.d_model, dtype="float32") for model in random_models)
-    stitch = random_stitch(*(model.d_model for model in random_models)).to(torch.float32)
-    curves = probe_curves(random_models, LAYERS, saes, stitch, tasks, ks=(1, 4), context=CONTEXT, n_random=3)
-    again = probe_curves(random_models, LAYERS, saes, stitch, tasks, ks=(1, 4), context=CONTEXT, n_random=3)
-    for curve in SPARSE:
-        by_k = []
-        for k in (1, 4):
-            one, two, three = (right.mean() for right in curves.correct[curve, k])
-            by_k.append(((one + two) / 2 + three) / 2)
-            estimate = curves.accuracy(curve, k)
-            assert estimate.value == pytest.approx(by_k[-1]) and estimate.low <= estimate.value <= estimate.high
-            assert curves.accuracy(curve, k, datasets=["other"]).value == pytest.approx(three)
-            assert again.accuracy(curve, k) == estimate
-        assert curves.accuracy(curve).value == pytest.approx(np.mean(by_k))
-    gap = curves.difference("native", "random", 4)
-    assert gap.value == pytest.approx(curves.accuracy("native", 4).value - curves.accuracy("random", 4).value)
-    with pytest.raises(ValueError, match="unknown data set 'none': known are set, other"):
-        curves.accuracy("native", 1, datasets=["none"])
-    with pytest.raises(ValueError, match="there is no curve 'native' at k=2"):
-        curves.accuracy("native", 2)
-
-
-VALUES = {
-    "transferred": (0.8, 0.7, 0.5),
-    "random": (0.6, 0.6, 0.6),
-    "native": (0.9, 0.9, 0.9),
-    "retrained": (0.88, 0.95, 0.8),
-}
-
-
-def made_up(values, spreads=(), ks=(1, 2)):
-    """Curves of such accuracies in as many data sets, .5 where none are given; `spreads`, by curve and data set, are
-    what resamples add."""
-    names = [f"set {index}" for index in range(len(next(iter(values.values()))))]
-    tasks = tuple(make_task(name, ["! day", "? day"] * 20, name) for name in names)
-
-    def drawn(curve, name):
-        value = values.get(curve, (0.5,) * len(names))[names.index(name)]
-        return np.array([value, *(value + np.array(dict(spreads).get((curve, name), (0, 0))))])
-
-    keys = [(curve, k) for curve in SPARSE for k in ks] + [(curve, None) for curve in (*DENSE, "one_token")]
-    return ProbeCurves(tasks, ks, {}, {key: {name: drawn(key[0], name) for name in names} for key in keys})
-
-
-def test_data_sets_are_counted_in_which_carried_probes_do_well():
-    """Three sets: the reused probe is better than random beyond doubt in the first, perhaps in the second, and worse in
-    the third; the retrained one comes near in two."""
-    values = VALUES | {"one_token": (0.95, 0.9, 0.85)}
-    numbers = probe_numbers(made_up(values, {("transferred", "set 1"): (-0.15, 0.15)}), "mine")
-    assert numbers["figure9.mine.sets.there"] == 1
-    assert numbers["figure9.mine.sets.reused_beat_random"] == pytest.approx(1 / 3)
-    assert numbers["figure9.mine.sets.retrained_recover"] == pytest.approx(2 / 3)
-    assert numbers["figure9.mine.sets.native_beats_token"] == pytest.approx(1 / 3)
-
-
-def test_how_far_reused_probes_are_ahead_is_taken_on_the_same_texts():
-    spreads = {(curve, f"set {index}"): (-0.1, 0.1) for curve in ("transferred", "random") for index in range(3)}
-    curves = made_up(VALUES, spreads)
-    numbers = probe_numbers(curves, "mine")
-    expected = np.mean(np.subtract(VALUES["transferred"], VALUES["random"]))
-    for end in ("", ".low", ".high"):  # what both gain or lose in a resample is nothing between them
-        assert numbers[f"figure3a.mine.k_2.reused_over_random{end}"] == pytest.approx(expected)
-    assert curves.accuracy("random", 2).low < curves.accuracy("random", 2).value
+    probe = read_probe(tmp_path / "p.safetensors")
+    assert (probe.coef.shape, probe.intercept.tolist(), probe.classes.tolist()) == ((1, 4), [0.5], [0, 1])
 
 
 @pytest.mark.parametrize(
-    ("id", "change", "verdict"),
+    ("arrays", "message"),
     [
-        ("probes-beat-random-at-every-k", {}, "holds"),
-        ("probes-beat-random-at-every-k", {"figure3a.tiny.k_20.reused_over_random.low": -0.01}, "partly"),
-        (
-            "probes-beat-random-at-every-k",
-            {"figure3a.tiny.k_50.reused_over_random": -0.01, "figure3a.tiny.k_50.reused_over_random.low": -0.02},
-            "does not hold",
-        ),
-        ("probes-tell-more-than-a-token", {}, "holds"),
-        ("probes-tell-more-than-a-token", {"figure9.tiny.sets.native_beats_token": 0.5}, "partly"),
-        ("probes-tell-more-than-a-token", {"figure3a.tiny.mean.native.low": 0.49}, "partly"),
-        ("probes-tell-more-than-a-token", {"figure3a.tiny.one_token": 0.95}, "does not hold"),
-        ("reused-probes-beat-random-mostly", {}, "holds"),
-        ("reused-probes-beat-random-mostly", {"figure9.tiny.sets.reused_beat_random": 0.5}, "partly"),
+        ({"weight": np.ones(3)}, "lacks coef_ and intercept_: expected coef_ and intercept_, it holds weight"),
+        ({"coef_": np.ones((2, 3)), "intercept_": np.ones(3)}, r"shape \(2, 3\) and intercept_ \(3,\): expected"),
+        ({"coef_": np.full((1, 3), np.inf), "intercept_": np.ones(1)}, "coef_ of .* not finite"),
+        ({"coef_": np.zeros((1, 3)), "intercept_": np.ones(1)}, "coef_ of .* is zero"),
+        ({"coef_": np.ones((1, 3)), "intercept_": np.ones(1), "classes_": np.arange(3)}, r"classes_ .* \(3,\): expec"),
     ],
 )
-def test_claims_are_decided_by_what_is_written(project, id, change, verdict):
-    shutil.copy(Path(__file__).parents[2] / "book" / "published.yml", project / "book" / "published.yml")
-    curves = made_up(VALUES | {"transferred": (0.8, 0.7, 0.6)}, ks=(1, 2, 5, 10, 20, 50))
-    write_results("tiny", "probing", probe_numbers(curves, "tiny") | change)
-    (found,) = (found for found in verdicts("tiny") if found.id == id)
-    assert found.verdict == verdict
+def test_probes_that_are_not_read(tmp_path, arrays, message):
+    np.savez(tmp_path / "p.npz", **arrays)
+    with pytest.raises(ValueError, match=message):
+        read_probe(tmp_path / "p.npz")
 
 
-def test_data_sets_that_b_does_not_show_are_not_counted():
-    """In the second set neither of B's probes is beyond doubt above chance, in the third the dense one is."""
-    values = VALUES | {"native": (0.9, 0.52, 0.48), "dense.native": (0.4, 0.5, 0.56), "retrained": (0.7, 0.52, 0.48)}
-    spreads = {("native", "set 1"): (-0.04, 0.04), ("dense.native", "set 2"): (-0.05, 0.05)}
-    curves = made_up(values, spreads)
-    assert curves.there == ("set 0", "set 2")
-    numbers = probe_numbers(curves, "mine")
-    assert numbers["figure9.mine.sets.there"] == pytest.approx(2 / 3)
-    assert numbers["figure9.mine.sets.retrained_recover"] == numbers["figure9.mine.sets.reused_beat_random"] == 0.5
-    assert numbers["figure3a.mine.mean.native"] == pytest.approx(np.mean(values["native"])), "the averages are over all"
-
-
-def test_no_shares_of_no_data_sets():
-    numbers = probe_numbers(made_up({"native": (0.5,)}), "mine")
-    assert {id for id in numbers if ".sets." in id} == {"figure9.mine.sets.there"}
-
-
-def test_a_single_token_tells_some_concepts(random_models, tasks):
-    model, sae = random_models[0], make_sae("topk", random_models[0].d_model, dtype="float32")
-    marked = make_task("marked", [f"{'?' if index % 2 else '!'} day {index}" for index in range(40)])
-    # Present in the texts that are not meant, so its absence must count.
-    negative = ProbingTask(
-        "negative",
-        "set 2",
-        marked.train_texts,
-        tuple(not label for label in marked.train_labels),
-        marked.test_texts,
-        tuple(not label for label in marked.test_labels),
-    )
-    identity = Stitch.identity(model.d_model)
-    found = probe_curves((model, model), (1, 1), (sae, sae), identity, [marked, negative, tasks[2]], ks=(1,))
-    accuracies = [found.accuracy("one_token", datasets=[name]).value for name in ("set", "set 2", "other")]
-    assert accuracies[:2] == [1, 1] and accuracies[2] < 1
-
-
-def test_the_bootstrap_has_the_width_that_theory_gives():
+def test_a_damaged_probe(tmp_path):
     rng = np.random.default_rng(0)
-    correct = rng.random((1, 400)) < 0.8
-    draws = _resample([correct], [range(400)], "seed")
-    assert draws[0] == correct.mean()
-    assert draws[1:].std() == pytest.approx((correct.mean() * (1 - correct.mean()) / 400) ** 0.5, rel=0.1)
-    twice = _resample([correct, correct], [range(400), range(400)], "seed")
-    assert twice[1:].std() == pytest.approx(draws[1:].std(), rel=0.1), "the same texts say nothing new"
-    other = _resample([correct, correct], [range(400), range(400, 800)], "seed")
-    assert other[1:].std() == pytest.approx(draws[1:].std() / 2**0.5, rel=0.1)
+    np.savez_compressed(tmp_path / "p.npz", coef_=rng.normal(size=(4, 600)), intercept_=np.zeros(4))
+    content = bytearray((tmp_path / "p.npz").read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "p.npz").write_bytes(bytes(content))
+    with pytest.raises(ValueError, match=r"p.npz cannot be read"):
+        read_probe(tmp_path / "p.npz")
 
 
-def test_the_bootstrap_draws_runs_too():
-    runs = np.stack([np.arange(2000) % 10 < share for share in (2, 5, 8)])
-    draws = _resample([runs], [range(2000)], "seed")
-    assert draws[0] == pytest.approx(0.5)
-    assert draws[1:].std() == pytest.approx((0.06 / 3) ** 0.5, rel=0.1)
+def test_a_file_that_is_no_probe_of_its_name(tmp_path):
+    np.save(tmp_path / "v.npy", np.ones(3))
+    (tmp_path / "v.npy").rename(tmp_path / "v.npz")
+    with pytest.raises(ValueError, match="another kind of file than its name says"):
+        read_probe(tmp_path / "v.npz")
 
 
-def test_more_features_than_there_are(random_models, tasks):
-    model, sae = random_models[0], make_sae("topk", random_models[0].d_model, dtype="float32")
-    assert isinstance(sae, SAE)
-    identity = Stitch.identity(model.d_model)
-    with pytest.raises(ValueError, match="k must lie between 1 and the 64 features: got 65"):
-        probe_curves((model, model), (1, 1), (sae, sae), identity, tasks, ks=(65,), context=CONTEXT)
-    with pytest.raises(ValueError, match="expected tasks, ks and random draws: got 0, 1 and 3"):
-        probe_curves((model, model), (1, 1), (sae, sae), identity, [], ks=(1,))
+@pytest.mark.parametrize("to", ["a", "b"])
+@pytest.mark.parametrize("classes", [2, 3])
+def test_a_probe_is_judged_token_by_token(pair, models, to, classes, tmp_path):
+    stitched = StitchedPair(pair, models, (1, 2), "smoke")
+    batches, stitch = list(stitched.evaluation_batches()), fit_exact(stitched.held_out_moments)
+    residuals = [
+        torch.cat([model.residuals(batch.tokens, [layer])[layer][batch.mask] for batch in batches]).double()
+        for model, layer in zip(models, (1, 2))
+    ]
+    own, other = residuals if to == "b" else residuals[::-1]
+    fitted = fitted_probe(classes, own.shape[1])
+    scores = own.numpy() @ fitted.coef_.T
+    fitted.intercept_ = 0.3 * scores.std(0) - scores.mean(0)  # so that each answer is given, and no mean is zero
+    probe = read_probe(as_file(fitted, tmp_path / "p.npz"))
+    carried = transfer_probe(probe, stitch, to=to)
+    trust = judge_probe(stitched, probe, carried, stitch=stitch, to=to)
+    wide = stitch.to(torch.float64)
+    mapped = (wide.down if to == "b" else wide.up)(other).numpy()
+    here, there = fitted.predict(own.numpy()), fitted.predict(mapped)
+    assert trust.tokens == len(own) and trust.check == 1
+    assert trust.agreement == pytest.approx((here == there).mean()) and trust.agreement < 1
+    assert trust.constant == pytest.approx(max((here == answer).mean() for answer in set(here)))
+    for index, explained in enumerate(trust.explained):
+        truth, guess = own.numpy() @ fitted.coef_[index], mapped @ fitted.coef_[index]
+        assert explained == pytest.approx(1 - ((truth - guess) ** 2).sum() / ((truth - truth.mean()) ** 2).sum())
+    assert len(trust.explained) == len(fitted.coef_)
+    wrong = probe._replace(coef=-carried.coef, intercept=-carried.intercept)
+    some = list(batches[0].split(4))[:1]
+    trust = judge_probe(stitched, probe, wrong, stitch=stitch, batches=some, to=to)
+    assert trust.check < 0.5 and trust.tokens == some[0].mask.sum()

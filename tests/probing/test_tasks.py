@@ -9,7 +9,7 @@ import pytest
 from hub import Hub, child
 
 from stitch_utils.data.pairs import DatasetRef, load_pair
-from stitch_utils.probing.tasks import WORLD, ProbingTask, _one_stream, probing_tasks
+from stitch_utils.probing.tasks import WORLD, ProbingTask, _without_splits, probing_tasks
 from stitch_utils.steering.verifiers import detect_language
 
 SAEBENCH = ("bios_1", "bios_2", "bios_3", "amazon_category", "amazon_sentiment", "code", "ag_news", "language")
@@ -146,7 +146,7 @@ def test_tasks_that_are_none(labels, message):
 def test_a_class_that_is_too_rare():
     rows = [("a", f"text {index}") for index in range(40)] + [("b", "the same")] * 40
     with pytest.raises(ValueError, match="data set 'set' has 1 different texts of class 'b': expected 4"):
-        _one_stream("set", rows, ("a", "b"), (4, 4), 0)
+        _without_splits("set", [(("a", "b"), rows)], (4, 4), 0)
 
 
 # ---- SAEBench's sets ---------------------------------------------------------------------------------------------

@@ -1,14 +1,17 @@
-"""SAEs from folders, against the arithmetic of those who wrote them; and what is said of folders that hold none."""
+"""SAEs from folders against the arithmetic of those who wrote them, refused folders, and SAEs of a user's own."""
 
 import json
 
 import pytest
+import safetensors.torch
 import torch
+from sae_lens import SAE, TopKSAE, TopKSAEConfig
 from safetensors.torch import load_file, save_file
 from toy_saes import D_A, LATENTS, K, make_sae, make_training_sae, normal
 
 from stitch_utils.data.pairs import SAERef
-from stitch_utils.saes.io import load_sae
+from stitch_utils.saes.io import load_sae, read_sae, reads_elsewhere, save_sae
+from stitch_utils.utils.files import SCRATCH
 
 
 @pytest.fixture
@@ -110,3 +113,76 @@ def test_folders_and_names_that_are_no_sae(tmp_path):
             load_sae(name)
     with pytest.raises(ValueError, match="unknown SAE format 'x': expected sae_lens or sparsify"):
         load_sae(SAERef("x", "y", "z"))
+
+
+def test_an_sae_that_reads_another_layer_is_noticed():
+    sae = TopKSAE(TopKSAEConfig(4, 8, k=2))
+    for hook, layer in ((None, 3), ("blocks.3.hook_resid_pre", 3), ("blocks.2.hook_resid_post", 3)):
+        sae.cfg.metadata.hook_name = hook
+        assert reads_elsewhere(sae, layer) is None
+    for hook in ("blocks.3.hook_resid_post", "blocks.3.hook_mlp_out"):
+        sae.cfg.metadata.hook_name = hook
+        assert reads_elsewhere(sae, 3) == hook
+
+
+def test_folders_that_hold_something_else_are_left_alone(tmp_path):
+    sae = TopKSAE(TopKSAEConfig(4, 8, k=2))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("years of work")
+    with pytest.raises(ValueError, match=r"mine is there and holds thesis\.tex: expected"):
+        save_sae(sae, tmp_path / "mine")
+    for foreign in (("cfg.json", "sae.safetensors"), ("sae_weights.safetensors", "cfg.json", "notes"), (".git",)):
+        folder = tmp_path / foreign[-1]
+        folder.mkdir()
+        for name in foreign:
+            (folder / name).write_text("{}")
+        with pytest.raises(ValueError, match=f"is there and holds .*{foreign[-1]}.*: expected a new folder, an empty"):
+            save_sae(sae, folder)
+        assert {path.name: path.read_text() for path in folder.iterdir()} == dict.fromkeys(foreign, "{}")
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="is there and is no folder"):
+        save_sae(sae, tmp_path / "file")
+    for _ in range(2):
+        save_sae(sae, tmp_path / "new" / "sae")
+        assert torch.equal(SAE.load_from_disk(tmp_path / "new" / "sae").W_enc, sae.W_enc)
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["sae"]
+
+
+def test_an_sae_takes_the_place_of_another_as_a_whole(tmp_path, monkeypatch):
+    """Of what was there nothing stays that the new one would be read with, and a kill leaves no mixture."""
+    first, second = (TopKSAE(TopKSAEConfig(4, 8, k=2)) for _ in range(2))
+    folder = tmp_path / "sae"
+    save_sae(first, folder)
+    save_file({"sparsity": torch.zeros(8)}, folder / "sparsity.safetensors")
+    save_sae(second, folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["cfg.json", "sae_weights.safetensors"]
+
+    def killed(*given):
+        raise KeyboardInterrupt
+
+    save_file({"sparsity": torch.zeros(8)}, folder / "sparsity.safetensors")
+    with monkeypatch.context() as patched:
+        patched.setattr("os.replace", killed)
+        patched.setattr("shutil.rmtree", lambda *given, **options: None)
+        with pytest.raises(KeyboardInterrupt):
+            save_sae(first, folder)
+    assert sorted(path.name for path in folder.iterdir())[-1] == "sparsity.safetensors"
+    assert torch.equal(SAE.load_from_disk(folder).W_enc, second.W_enc)
+    (scratch,) = (path.name for path in tmp_path.iterdir() if path != folder)
+    assert SCRATCH.fullmatch(scratch)
+
+
+def test_saes_that_are_damaged(tmp_path):
+    TopKSAE(TopKSAEConfig(4, 8, k=2)).save_model(tmp_path)
+    weights = tmp_path / "sae_weights.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-10])
+    with pytest.raises(ValueError, match=r"the SAE .* cannot be read, as if its files were damaged"):
+        read_sae(str(tmp_path))
+    tensors = safetensors.torch.load(whole)
+    save_file(tensors | {"b_dec": torch.full((4,), torch.nan)}, weights)
+    with pytest.raises(ValueError, match=r"b_dec of the SAE .* holds values that are not finite"):
+        read_sae(str(tmp_path))
+    save_file(tensors | {"b_dec": torch.zeros(5)}, weights)
+    with pytest.raises(ValueError, match="cannot be read"):
+        read_sae(str(tmp_path))

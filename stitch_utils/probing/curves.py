@@ -1,0 +1,250 @@
+r"""The experiment on probes: how often they are right, once an SAE, or a probe itself, is carried to another model.
+
+Section 4 and App. E (Figs. 3a, 9, 10). An SAE of A that is carried to B by Eq. 6 computes f(down(y)). So features and
+probe found on A can be used on B as they are ("transferred"), or the probe alone be fitted anew there ("retrained").
+Beside them are probes of an SAE of B ("native"), of random features of that SAE, dense ones, and what the presence of a
+single token tells.
+
+Offers `probe_curves`, `ProbeCurves`, and `KS`, `SPARSE` and `DENSE`: numbers of features, and names of curves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from sae_lens import SAE
+
+from ..saes.transfer import transfer_sae
+from ..stitching.pair import StitchedPair
+from ..utils.progress import progress
+from ..utils.stats import Estimate, from_draws, resampled_counts
+from .probes import CONTEXT, Encoder, LinearProbe, choose_features, fit_probe, mean_activations, transfer_probe
+from .tasks import ProbingTask
+
+KS = (1, 2, 5, 10, 20, 50)
+SPARSE = ("original", "native", "transferred", "retrained", "random")
+DENSE = ("dense.original", "dense.native", "dense.transferred")
+Curve = tuple[str, int | None]  # a curve's name and k, None where there is no k
+
+
+class ProbeCurves(NamedTuple):
+    """How often probes are right on texts they were not fitted on.
+
+    Curves are named as in `SPARSE` and `DENSE`, and `one_token`: what the presence of a single token tells, so that
+    it shows which concepts take no model at all.
+    """
+
+    tasks: tuple[ProbingTask, ...]
+    ks: tuple[int, ...]
+    correct: Mapping[Curve, tuple[np.ndarray, ...]]
+    """By curve and k (None where there is none) and by task: (runs, texts), whether each text is judged rightly."""
+    draws: Mapping[Curve, Mapping[str, np.ndarray]]
+    """By curve and k and by data set: mean accuracy of its tasks, then the same of each resample of its texts."""
+
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        """The data sets of the tasks, in their order."""
+        return tuple(dict.fromkeys(task.dataset for task in self.tasks))
+
+    @property
+    def there(self) -> tuple[str, ...]:
+        """The data sets that have something to transfer.
+
+        In them the better of B's own probes, those on its SAE over all ks or the dense one, is right in more than half
+        of the texts, by its 95% interval.
+        """
+
+        def best(name: str) -> Estimate:
+            return max(self.accuracy(curve, datasets=[name]) for curve in ("native", "dense.native"))
+
+        return tuple(name for name in self.datasets if best(name).low > 0.5)
+
+    def accuracy(self, curve: str, k: int | None = None, *, datasets: Sequence[str] = ()) -> Estimate:
+        """Average over data sets (all, or those named) at one k; without k, over all ks. 95% over texts, and seeds."""
+        draws = self._drawn(curve, k, datasets)
+        return from_draws(draws[0], draws[1:])
+
+    def difference(self, first: str, second: str, k: int | None = None, *, datasets: Sequence[str] = ()) -> Estimate:
+        """Subtract the accuracy of the second curve from that of the first, on the same resamples."""
+        draws = self._drawn(first, k, datasets) - self._drawn(second, k, datasets)
+        return from_draws(draws[0], draws[1:])
+
+    def panel(self, datasets: Sequence[str] = ()) -> tuple[dict[str, dict[int, Estimate]], dict[str, Estimate]]:
+        """Return what a figure shows: the sparse curves of B over k, and the dense probes of B."""
+        shown = [curve for curve in SPARSE if curve != "original"]
+        sparse = {curve: {k: self.accuracy(curve, k, datasets=datasets) for k in self.ks} for curve in shown}
+        return sparse, {curve: self.accuracy(curve, datasets=datasets) for curve in DENSE if curve != "dense.original"}
+
+    def numbers(self, pair: str) -> dict[str, float]:
+        """Return the entries of a results file: Fig. 3a, the panels of Fig. 9, and what is lost without retraining.
+
+        `reused_over_random` is what carried probes are ahead of random features at one k, on the same resamples. A
+        `gap` is B's own SAE minus a curve, over all ks; `other` are the sets that are neither code nor language.
+        `sets.there` is the share of the data sets that have something to transfer. The other `sets` are shares of
+        those: where reused probes are better than random ones beyond doubt, where retrained ones come within .03 of
+        B's own, and where B's own are better than a single token beyond doubt. A set that has nothing to transfer is
+        left out, since any retrained probe would come near B's own there; where none has, there are no shares.
+        """
+        numbers: dict[str, float] = {}
+        panels: dict[str, list[str]] = {f"figure3a.{pair}": []}
+        panels |= {f"figure9.{pair}.{name}": [name] for name in self.datasets}
+        for start, datasets in panels.items():
+            for curve in SPARSE:
+                for k in self.ks:
+                    numbers |= self.accuracy(curve, k, datasets=datasets).numbers(f"{start}.k_{k}.{curve}")
+                numbers |= self.accuracy(curve, datasets=datasets).numbers(f"{start}.mean.{curve}")
+            for curve in (*DENSE, "one_token"):
+                numbers |= self.accuracy(curve, datasets=datasets).numbers(f"{start}.{curve}")
+        for k in self.ks:
+            ahead = self.difference("transferred", "random", k)
+            numbers |= ahead.numbers(f"figure3a.{pair}.k_{k}.reused_over_random")
+        hard = [name for name in ("code", "language") if name in self.datasets]
+        groups = {name: [name] for name in hard} | {"other": [name for name in self.datasets if name not in hard]}
+        for group, datasets in groups.items():
+            for curve in ("transferred", "retrained") if datasets else ():
+                gap = self.difference("native", curve, datasets=datasets)
+                numbers |= gap.numbers(f"figure9.{pair}.gap.{group}.{curve}")
+        start, there = f"figure9.{pair}.sets", self.there
+        numbers[f"{start}.there"] = len(there) / len(self.datasets)
+        for name, first, second, shows in (
+            ("reused_beat_random", "transferred", "random", lambda gap: gap.low > 0),
+            ("retrained_recover", "native", "retrained", lambda gap: gap.value <= 0.03),
+            ("native_beats_token", "native", "one_token", lambda gap: gap.low > 0),
+        ):
+            found = [shows(self.difference(first, second, datasets=[dataset])) for dataset in there]
+            if found:
+                numbers[f"{start}.{name}"] = sum(found) / len(found)
+        return numbers
+
+    def _drawn(self, curve: str, k: int | None, datasets: Sequence[str]) -> np.ndarray:
+        if unknown := sorted(set(datasets) - set(self.datasets)):
+            raise ValueError(f"unknown data set {unknown[0]!r}: known are {', '.join(self.datasets)}")
+        ks = [k] if k is not None or curve not in SPARSE else self.ks
+        if missing := [k for k in ks if (curve, k) not in self.draws]:
+            raise ValueError(f"there is no curve {curve!r} at k={missing[0]}")
+        return np.mean([self.draws[curve, k][name] for k in ks for name in datasets or self.datasets], axis=0)
+
+
+def probe_curves(
+    stitched: StitchedPair,
+    saes: tuple[SAE, SAE],
+    tasks: Sequence[ProbingTask],
+    *,
+    ks: Sequence[int] = KS,
+    absolute: bool = False,
+    n_random: int = 3,
+    seed: int = 0,
+) -> ProbeCurves:
+    """Compute Figs. 3a and 9: probes of A's features on A and, by the stitch, on B; of B's own; dense ones.
+
+    Texts are cut at `CONTEXT` tokens, or at the pair's own context if that is shorter. Random features are drawn
+    `n_random` times among those of B's SAE that fire on a training text. Each model reads each text of a data set once.
+    """
+    if not tasks or n_random < 1 or not ks:
+        raise ValueError(f"expected tasks, ks and random draws: got {len(tasks)}, {len(ks)} and {n_random}")
+    of_a = {"original": _encoder(saes[0]), "dense.original": lambda y: y}
+    transferred = transfer_sae(saes[0], stitched.stitch)
+    of_b = {"native": _encoder(saes[1]), "transferred": _encoder(transferred), "dense.native": lambda y: y}
+    context, batch_size = min(stitched.pair.context, CONTEXT), 2 * stitched.sizes.batch_size
+    groups: dict[str, list[ProbingTask]] = {}
+    for task in tasks:
+        groups.setdefault(task.dataset, []).append(task)
+    correct: dict[Curve, list[np.ndarray]] = {}
+    draws: dict[Curve, dict[str, np.ndarray]] = {}
+    for dataset, group in progress(groups.items(), "probes"):
+        texts = list(dict.fromkeys(text for task in group for text in (*task.train_texts, *task.test_texts)))
+        places = {text: place for place, text in enumerate(texts)}
+        means: dict[str, np.ndarray] = {}
+        for side, encoders in (("a", of_a), ("b", of_b)):
+            means |= mean_activations(*stitched.side(side), texts, encoders, context=context, batch_size=batch_size)
+        ids = stitched.models[1].tokenizer(texts, add_special_tokens=False)["input_ids"]
+        tokens = [set(row[: context - 1]) for row in ids]
+        tested = []
+        for task in group:
+            train, test = ([places[text] for text in part] for part in (task.train_texts, task.test_texts))
+            tested.append(test)
+            options = {"ks": ks, "absolute": absolute, "n_random": n_random, "seed": seed}
+            said = _answers(task, means, train, test, stitched.stitch, **options)
+            said["one_token", None] = _one_token(task, [tokens[place] for place in train + test])
+            for curve, answers in said.items():
+                correct.setdefault(curve, []).append(answers == np.array(task.test_labels))
+        for curve, parts in correct.items():
+            draws.setdefault(curve, {})[dataset] = _resample(parts[-len(group) :], tested, f"{seed}:{dataset}")
+        del means  # before those of the next set: for 12,500 texts and 32k latents they take 5 GB
+    ordered = tuple(task for group in groups.values() for task in group)
+    return ProbeCurves(ordered, tuple(ks), {curve: tuple(parts) for curve, parts in correct.items()}, draws)
+
+
+def _encoder(sae: SAE) -> Encoder:
+    return lambda y: sae.encode(y.to(sae.W_enc))
+
+
+def _answers(task, means, train, test, stitch, *, ks, absolute, n_random, seed) -> dict[Curve, np.ndarray]:
+    """Fit every curve's probe on the rows `train` of `means`, and return what it says of `test`: (runs, texts)."""
+    labels = np.array(task.train_labels)
+    of_a, of_b = (
+        choose_features(means[curve][train], labels, max(ks), absolute=absolute) for curve in ("original", "native")
+    )
+    fires = (means["native"][train] > 0).any(0)
+    drawn = []
+    for run in range(n_random):
+        order = _rng(f"{seed}:{task.name}:{run}").permutation(len(fires))
+        drawn.append(order[np.argsort(~fires[order], kind="stable")][: max(ks)])  # silent ones last
+
+    def fit(values: np.ndarray) -> LinearProbe:
+        return fit_probe(values[train], labels, seed=seed)
+
+    def own(values: np.ndarray) -> np.ndarray:
+        return fit(values).predict(values[test])
+
+    said = {}
+    for k in ks:
+        on_a, on_b = means["original"][:, of_a[:k]], means["transferred"][:, of_a[:k]]
+        probe = fit(on_a)
+        said["original", k] = probe.predict(on_a[test])[None]
+        said["transferred", k] = probe.predict(on_b[test])[None]
+        said["retrained", k] = own(on_b)[None]
+        said["native", k] = own(means["native"][:, of_b[:k]])[None]
+        said["random", k] = np.stack([own(means["native"][:, chosen[:k]]) for chosen in drawn])
+    dense, on_b = fit(means["dense.original"]), means["dense.native"]
+    said["dense.original", None] = dense.predict(means["dense.original"][test])[None]
+    said["dense.transferred", None] = transfer_probe(dense, stitch).predict(on_b[test])[None]
+    said["dense.native", None] = own(on_b)[None]
+    return said
+
+
+def _one_token(task: ProbingTask, tokens: list[set[int]]) -> np.ndarray:
+    """Ask whether a text holds the token, or lacks it, that best tells the training texts apart: (1, texts)."""
+    balance: dict[int, int] = {}
+    for found, label in zip(tokens, task.train_labels):
+        for token in found:
+            balance[token] = balance.get(token, 0) + (1 if label else -1)
+    best = max(sorted(balance), key=lambda token: abs(balance[token]))
+    return np.array([[(best in found) == (balance[best] > 0) for found in tokens[len(task.train_labels) :]]])
+
+
+def _resample(correct: Sequence[np.ndarray], places: Sequence[Sequence[int]], seed: str) -> np.ndarray:
+    """Average accuracy over the tasks of a data set, as it is and in resamples of its texts: (1 + resamples,).
+
+    Tasks of one data set share texts, so its texts are drawn once for all of them, and for all curves alike. Where a
+    curve has several runs, those are drawn too.
+    """
+    known = sorted({place for task in places for place in task})
+    rng = _rng(seed)
+    weights = np.vstack([np.ones(len(known), int), resampled_counts(len(known), rng)])
+    of_tasks = []
+    for answers, task in zip(correct, places):
+        own = weights[:, np.searchsorted(known, task)]  # (1 + resamples, texts)
+        drawn = own.sum(1, keepdims=True)
+        # Of very few texts a resample may hold none: then all of them count.
+        shares = np.where(drawn, own @ answers.T / np.maximum(drawn, 1), answers.mean(1))  # (1 + resamples, runs)
+        runs = np.vstack([np.ones(len(answers), int), resampled_counts(len(answers), rng)])
+        of_tasks.append((shares * runs).sum(1) / len(answers))
+    return np.mean(of_tasks, axis=0)
+
+
+def _rng(seed: str) -> np.random.Generator:
+    """Seed a generator with a text, which gives the same draws in every process."""
+    return np.random.default_rng(list(seed.encode()))

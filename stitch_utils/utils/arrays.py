@@ -1,0 +1,84 @@
+"""Read arrays of a user's own from files, without running anything that they hold (no section of its own).
+
+.npy and .npz files are read without pickles, which can run code when they are opened; so is safetensors. A file that is
+damaged, or that holds something else than was expected, raises a ValueError of one line with its name.
+
+Offers `read_arrays`, `numbers_of` and `read_vectors`, and `save_arrays`, which writes a file whole or not at all.
+"""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from .files import put
+
+
+def read_arrays(path: str | Path, endings: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """Read the arrays of a file by their names; that of a .npy file is called `it`.
+
+    ValueError for a file whose name has none of these `endings`, for a missing file and for a damaged one.
+    """
+    path = Path(path).expanduser()
+    expected = f"expected a {' or '.join(endings)} file of numbers (pickles are not read, since they can run code)"
+    if path.suffix not in endings:
+        raise ValueError(f"{path} is not of a kind that is read: {expected}")
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}")
+    try:
+        if path.suffix == ".safetensors":
+            tensors = load_file(path).items()
+            return {name: (x.double() if x.is_floating_point() else x).numpy() for name, x in tensors}  # for bfloat16
+        with open(path, "rb") as file:
+            held = np.load(file, allow_pickle=False)
+            found = {"it": held} if isinstance(held, np.ndarray) else dict(held)
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error, SafetensorError) as error:
+        said = " ".join(str(error).split())
+        raise ValueError(f"{path} cannot be read ({said}): {expected}") from error
+    if ("it" in found and len(found) == 1) != (path.suffix == ".npy"):
+        raise ValueError(f"{path} holds another kind of file than its name says: {expected}")
+    return found
+
+
+def numbers_of(path: str | Path, name: str, array: np.ndarray) -> np.ndarray:
+    """Return the array in float64; ValueError, with its name and file, unless it holds finite real numbers."""
+    if array.dtype.kind not in "fiu":
+        raise ValueError(f"{name} of {path} is of type {array.dtype}: expected numbers")
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} of {path} holds values that are not finite (NaN or infinity)")
+    return array.astype(np.float64)
+
+
+def read_vectors(path: str | Path) -> np.ndarray:
+    """Read the vector (d,) or rows (n, d) of a .npy file, or of a .safetensors file with one tensor; float64.
+
+    ValueError for other files and shapes, values that are not finite, and rows of zeros.
+    """
+    arrays = read_arrays(path, (".npy", ".safetensors"))
+    if len(arrays) != 1:
+        raise ValueError(f"{path} holds {', '.join(sorted(arrays)) or 'nothing'}: expected a single tensor")
+    ((name, vectors),) = arrays.items()
+    vectors = numbers_of(path, name, vectors)
+    if vectors.ndim not in (1, 2) or not vectors.size:
+        raise ValueError(f"{path} has shape {vectors.shape}: expected a vector (d,) or rows (n, d)")
+    if (zero := ~np.atleast_2d(vectors).any(1)).any():
+        raise ValueError(f"row {int(zero.argmax())} of {path} is zero: it has no direction")
+    return vectors
+
+
+def save_arrays(path: str | Path, *array: np.ndarray, **named: np.ndarray) -> None:
+    """Write one array to a .npy file, or arrays by their names to a .npz file."""
+
+    def write(scratch: Path) -> None:
+        with open(scratch, "wb") as file:  # given a name, NumPy would add an ending to it
+            if named:
+                np.savez(file, allow_pickle=False, **named)
+            else:
+                np.save(file, *array, allow_pickle=False)
+
+    put(path, write, sealed=False)
