@@ -30,4 +30,4 @@ def test_an_sae_is_judged_beside_the_original(pair, models, to):
     assert trust.tokens == sum(batch.mask.sum().item() for batch in batches)
     some = list(batches[0].split(4))[:1]
     trust = judge_sae(stitched, sae, carried, stitch=stitch, batches=iter(some), to=to)
-    assert trust.carried == evaluate_sae(carried, models[target], (1, 2)[target], some)
+    assert trust.carried == evaluate_saes({"sae": carried}, models[target], (1, 2)[target], some)["sae"]
