@@ -86,8 +86,9 @@ class _AtHand(NamedTuple):
     def models_and_text(self, scale: str) -> tuple[tuple[LanguageModel, LanguageModel], list[TokenBatch]]:
         """What a judgement on held-out text takes."""
         from ..models.harvest import evaluation_batches
-        from ..models.language_model import load_models
+        from ..models.language_model import load_models, set_threads
 
+        set_threads(self.pair)
         with _in_one_line():
             models = load_models(self.pair)
             return models, list(evaluation_batches(self.pair, self.pair.scale(scale), models[0].tokenizer))
