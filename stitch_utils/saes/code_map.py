@@ -28,9 +28,8 @@ from sae_lens import SAE
 from torch import Tensor
 
 from ..stitching.fit import fit_exact
-from ..stitching.map_errors import Prediction
-from ..stitching.maps import fit_unsquared_adam, moments_of
-from ..stitching.stitch import Stitch, stitch_loss
+from ..stitching.maps import Prediction, fit_unsquared_adam, moments_of
+from ..stitching.stitch import AffineMap, Stitch, stitch_loss
 from .transfer import transfer_sae
 
 RIDGES = (1e-6, 1e-4, 1e-2, 1e-1)
@@ -87,9 +86,9 @@ def fit_code_map(
             stitch = fit_exact(moments, alpha=0, ridge=ridge)
             found[ridge] = stitch_loss(stitch, validation, alpha=0).up, stitch
         ridge = min(found, key=lambda one: found[one][0])
-        return _built(sae, found[ridge][1], "exact", ridge)
+        return _built(sae, found[ridge][1].up, "exact", ridge)
     d_out = next(iter(batches))[1].shape[1]
-    stitch = fit_unsquared_adam(
+    fit = fit_unsquared_adam(
         _Coded(sae, batches),
         d_a=sae.cfg.d_sae,
         d_b=d_out,
@@ -99,11 +98,11 @@ def fit_code_map(
         seed=seed,
         device=sae.W_enc.device,
     )
-    return _built(sae, stitch, "adam", 0.0)
+    return _built(sae, fit.maps["up"], "adam", 0.0)
 
 
-def _built(sae: SAE, stitch: Stitch, method: str, ridge: float) -> CodeMap:
-    return CodeMap(sae, stitch.P_up.to(sae.W_enc), stitch.b_up.to(sae.W_enc), method, ridge)
+def _built(sae: SAE, one: AffineMap, method: str, ridge: float) -> CodeMap:
+    return CodeMap(sae, one.P.to(sae.W_enc), one.b.to(sae.W_enc), method, ridge)
 
 
 class _Coded:

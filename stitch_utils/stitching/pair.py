@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from ..data.pairs import ModelPair, Scale, load_pair
 from ..data.text import TokenBatch
 from ..models.harvest import evaluation_batches, of_activations, training_batches
-from ..models.language_model import LanguageModel, are_stand_ins, check_pair, load_models, load_tokenizer
+from ..models.language_model import LanguageModel, are_stand_ins, check_pair, load_models, load_tokenizer, set_threads
 from ..utils.cache import artifact, kept
 from ..utils.files import project_root
 from .fit import fit_exact
@@ -54,16 +54,21 @@ class StitchedPair:
         *,
         alpha: float = 1.0,
         ridge: float = 1e-8,
+        variance: float = 0.99,
         device: str | None = None,
     ) -> StitchedPair:
         """Load the models of a pair (a name, a pair file, or a `ModelPair`) and find its layers.
 
-        ValueError for an unknown pair or scale, and for what the pair's file has wrong.
+        A pair whose file fixes the CPU threads sets them for the whole process (`set_threads`). The models stay in
+        memory, so that opening the pair again does not load them again (`load_models`). `variance` is that of `svcca`,
+        which chooses B's layer where the pair names none. ValueError for an unknown pair or scale, and for a mistake in
+        the pair's file.
         """
         pair = pair if isinstance(pair, ModelPair) else load_pair(pair)
         sizes = pair.scale(scale)
+        set_threads(pair)
         models = load_models(pair, device)
-        return cls(pair, models, stitched_layers(pair, *models, sizes), scale, alpha, ridge)
+        return cls(pair, models, stitched_layers(pair, *models, sizes, variance=variance), scale, alpha, ridge)
 
     @property
     def name(self) -> str:
