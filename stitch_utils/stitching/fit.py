@@ -66,14 +66,7 @@ def _polish(up, down, covariances, alpha, tolerance, max_evaluations):
     (x_inverse, x_root), (y_inverse, y_root) = unwhiten
     parameters = [(x_root @ up).requires_grad_(), (y_root @ down).requires_grad_()]
     optimizer = torch.optim.LBFGS(
-        parameters,
-        lr=1,
-        max_iter=25,
-        max_eval=31,
-        history_size=20,
-        line_search_fn="strong_wolfe",
-        tolerance_grad=0,
-        tolerance_change=0,
+        parameters, max_iter=25, history_size=20, line_search_fn="strong_wolfe", tolerance_grad=0, tolerance_change=0
     )
     evaluations = 0
 
