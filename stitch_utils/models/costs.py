@@ -248,7 +248,7 @@ def harvest_cost(
             raise ValueError(f"layer {layer} of {side} does not exist: it has {model.n_layers} layers")
     width = a.d_model + b.d_model
     per_token = forward_flops(a, context, layer_a), forward_flops(b, context, layer_b), 2 * width**2
-    flops = [tokens * each for each in per_token]
+    flops = tuple(tokens * each for each in per_token)
     batch = {"batch_size": batch_size, "context": context, "dtype": dtype}
     pass_a, pass_b = activation_bytes(a, layer_a, **batch), activation_bytes(b, layer_b, **batch)
     x, y = (batch_size * context * model.d_model * _itemsize(dtype) for model in (a, b))
@@ -262,7 +262,8 @@ def harvest_cost(
     weights_a, weights_b = a.weight_bytes(dtype), b.weight_bytes(dtype)
     peak = weights_a + weights_b + max(matrix + activations, pass_a.kept + pass_b.kept + x + y + moments)
     store = tokens * width * _itemsize(dtype)
-    return HarvestCost(*flops, sum(flops), weights_a, weights_b, activations, moments, peak, store)
+    flops = (flops[0], flops[1], flops[2], sum(flops))
+    return HarvestCost(*flops, weights_a, weights_b, activations, moments, peak, store)
 
 
 def stitch_adam_flops(d_a: int, d_b: int, tokens: int) -> int:

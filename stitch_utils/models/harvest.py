@@ -119,7 +119,8 @@ def sample_residuals(
             part.append({layer: values.cpu() for layer, values in stream.items()})
     if not parts[0]:
         raise ValueError("no batches given: expected at least one")
-    return tuple({layer: torch.cat([chunk[layer] for chunk in part]) for layer in part[0]} for part in parts)
+    xs, ys = ({layer: torch.cat([chunk[layer] for chunk in part]) for layer in part[0]} for part in parts)
+    return xs, ys
 
 
 class ActivationStream:
@@ -204,4 +205,4 @@ def _digest_once(file: Path, changed: int, size: int) -> str | None:
 def _text_key(text: TextRef) -> dict[str, object]:
     file = Path(text.name)
     status = file.stat() if file.is_file() else None
-    return asdict(text) | ({"changed": status.st_mtime_ns, "size": status.st_size} if status else {})
+    return {**asdict(text), **({"changed": status.st_mtime_ns, "size": status.st_size} if status else {})}

@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -136,7 +136,7 @@ def heads_of(model: LanguageModel, layer: int) -> list[Head]:
     def of_heads(name: str) -> Tensor:
         """Read a weight (heads, ...), repeated where heads share it; a bias that does not exist is zero."""
         found = getattr(block.attn, name, None)
-        if found is None and name.startswith("b_"):
+        if found is None:
             return torch.zeros(n_heads, d_head, device=model.device)
         return found.detach().float().repeat_interleave(n_heads // len(found), dim=0)
 
@@ -144,7 +144,7 @@ def heads_of(model: LanguageModel, layer: int) -> list[Head]:
     before = Norm(
         norm.weight.detach().float() + offset, None if bias is None else bias.detach().float(), norm.eps, centred
     )
-    rotary = getattr(model.bridge, "rotary_emb", None)
+    rotary: Any = getattr(model.bridge, "rotary_emb", None)
 
     def angles(positions: Tensor) -> tuple[Tensor, Tensor]:
         like = torch.zeros(1, device=positions.device)

@@ -15,6 +15,7 @@ import copy
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -40,7 +41,7 @@ class LanguageModel:
 
     def __init__(self, bridge: TransformerBridge, tokenizer, ref: str):
         self.bridge, self.tokenizer, self.ref = bridge, tokenizer, ref
-        self.config = bridge.original_model.config
+        self.config: Any = bridge.original_model.config
         self.n_layers: int = bridge.cfg.n_layers
         self.d_model: int = bridge.cfg.d_model
 
@@ -50,7 +51,8 @@ class LanguageModel:
 
         Load it with eager attention and without folded norms, as `load_model` does, or its streams are others.
         """
-        return cls(bridge, tokenizer, bridge.original_model.config.name_or_path or bridge.cfg.model_name)
+        config: Any = bridge.original_model.config
+        return cls(bridge, tokenizer, config.name_or_path or bridge.cfg.model_name)
 
     @cached_property
     def n_parameters(self) -> int:
@@ -177,7 +179,8 @@ class LanguageModel:
         # The bridge's own `generate` knows no padding. Its hooks are in the modules that this one runs, too.
         with self._edited(layer, edit), torch.random.fork_rng(devices=devices):
             torch.manual_seed(seed)
-            output = self.bridge.original_model.generate(tokens, attention_mask=mask, generation_config=settings)
+            model: Any = self.bridge.original_model
+            output = model.generate(tokens, attention_mask=mask, generation_config=settings)
         return output[:, tokens.shape[1] :]
 
 
@@ -230,7 +233,8 @@ def load_model(
     # Eager attention, as the bridge uses, so that its hooks see patterns.
     options = {"dtype": getattr(torch, dtype), "attn_implementation": "eager", "use_safetensors": True}
     with _without_progress_bar(Path(resolve(ref)).is_dir()):
-        hf_model = _from_anywhere(AutoModelForCausalLM.from_pretrained, ref, revision, **options).to(device)
+        hf_model: Any = _from_anywhere(AutoModelForCausalLM.from_pretrained, ref, revision, **options)
+        hf_model = hf_model.to(device)
     bridge = TransformerBridge.boot_transformers(
         resolve(ref), hf_model=hf_model.eval(), tokenizer=tokenizer, device=device, dtype=options["dtype"]
     )

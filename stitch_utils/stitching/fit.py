@@ -71,7 +71,7 @@ def _polish(up, down, covariances, alpha, tolerance, max_evaluations):
     evaluations = 0
 
     def loss_now() -> Tensor:
-        return _centred_loss(x_inverse @ parameters[0], y_inverse @ parameters[1], *covariances, alpha)
+        return _centred_loss(x_inverse @ parameters[0], y_inverse @ parameters[1], *covariances, alpha=alpha)
 
     def closure() -> Tensor:
         nonlocal evaluations
@@ -117,7 +117,7 @@ def fit_exact(
     if alpha < 0 or ridge < 0:
         raise ValueError(f"alpha and ridge must not be negative: got alpha={alpha}, ridge={ridge}")
     moments._require(2)
-    covariances = cxx, cxy, cyy = [matrix.clone() for matrix in (moments.cxx, moments.cxy, moments.cyy)]
+    covariances = cxx, cxy, cyy = moments.cxx.clone(), moments.cxy.clone(), moments.cyy.clone()
     for name, matrix in (("x", cxx), ("y", cyy)):
         level = matrix.trace() / len(matrix)
         if level <= 0:
@@ -126,13 +126,13 @@ def fit_exact(
 
     up, down = torch.linalg.solve(cxx, cxy), torch.linalg.solve(cyy, cxy.T)
     sweeps, evaluations, converged = 0, 0, True
-    loss = _centred_loss(up, down, *covariances, alpha).item()
+    loss = _centred_loss(up, down, *covariances, alpha=alpha).item()
     if alpha > 0:
         for sweeps in range(1, max_sweeps + 1):  # noqa: B007
             before = loss
             down = best_given_other(up, cxx, cxy, cyy, alpha)
             up = best_given_other(down, cyy, cxy.T, cxx, alpha)
-            loss = _centred_loss(up, down, *covariances, alpha).item()
+            loss = _centred_loss(up, down, *covariances, alpha=alpha).item()
             if before - loss < 10 * tolerance * loss:
                 break
         up, down, evaluations, converged = _polish(up, down, covariances, alpha, tolerance, max_evaluations)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jinja2
 import torch
@@ -51,7 +51,8 @@ class MapConfig:
 
 def map_config(pair: ModelPair, scale: str, *, lr: float = 0.0, seed: int = 0) -> MapConfig:
     """Look up the sizes of a scale, and replace the learning rate if one is given."""
-    return MapConfig(**pair.sizes_of("map_text", scale) | {"seed": seed} | ({"lr": lr} if lr else {}))
+    config = MapConfig(**pair.sizes_of("map_text", scale), seed=seed)
+    return replace(config, lr=lr) if lr else config
 
 
 def same_layers(models: tuple[LanguageModel, LanguageModel], stitched: tuple[int, int]) -> tuple[int, int]:

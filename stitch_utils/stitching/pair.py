@@ -207,4 +207,4 @@ def fit_pair(
     revisions = {"revision_a": pair.a.revision, "revision_b": pair.b.revision, "text_revision": pair.train.revision}
     about |= {name: revision for name, revision in revisions.items() if revision}
     stitch = replace(opened.stitch, about=about)
-    return FittedPair(stitch, layers, moments.count, losses[0], losses[1], unexplained, opened.is_stand_in)
+    return FittedPair(stitch, layers, int(moments.count), losses[0], losses[1], unexplained, opened.is_stand_in)

@@ -27,7 +27,7 @@ WEIGHTS, CARD = "stitch.safetensors", "README.md"
 REPOSITORY = r"[\w][\w.-]*/[\w][\w.-]*"
 NOT_STATED = "not stated"
 # The base class of all errors of the Hub client's HTTP library, which another version of the client may replace.
-HTTP_ERROR = errors.HfHubHTTPError.__bases__[0]
+HTTP_ERROR: Any = errors.HfHubHTTPError.__bases__[0]
 
 
 def load_stitch(ref: str | Path, *, revision: str | None = None) -> Stitch:
@@ -188,7 +188,7 @@ def _licences(about: Mapping[str, Any]) -> dict[str, str]:
 
 def _licence(name: str, kind: str) -> str | None:
     try:
-        info = HfApi().repo_info(name, repo_type=kind)
+        info: Any = HfApi().repo_info(name, repo_type=kind)
     except (HTTP_ERROR, errors.OfflineModeIsEnabled, OSError):
         return None  # a Hub that cannot be asked is no reason not to publish
     stated = getattr(info.card_data, "license", None)

@@ -65,8 +65,10 @@ def stitched_layers(
     pair: ModelPair, model_a: LanguageModel, model_b: LanguageModel, scale: Scale, *, variance: float = 0.99
 ) -> tuple[int, int]:
     """Find the layers that the pair names; where it names none for B, the one most like A's (App. A.1)."""
-    if pair.b.layer is not None:
-        return pair.a.layer, pair.b.layer
+    layer_a, layer_b = pair.a.layer, pair.b.layer
+    assert layer_a is not None  # a ModelPair without one cannot be made
+    if layer_b is not None:
+        return layer_a, layer_b
     batches = training_batches(pair, scale, model_a.tokenizer, scale.svcca_tokens)
-    xs, ys = sample_residuals(model_a, model_b, batches, layers_a=[pair.a.layer])
-    return pair.a.layer, int(svcca_table(xs, ys, variance=variance)[0].argmax())
+    xs, ys = sample_residuals(model_a, model_b, batches, layers_a=[layer_a])
+    return layer_a, int(svcca_table(xs, ys, variance=variance)[0].argmax())
