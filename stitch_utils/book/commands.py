@@ -82,9 +82,10 @@ class _AtHand(NamedTuple):
 
     def opened(self, scale: str) -> StitchedPair:
         """Load the models; the experiments of the package take the result, together with the stitch at hand."""
-        from ..models.language_model import load_models
+        from ..models.language_model import load_models, set_threads
         from ..stitching.pair import StitchedPair
 
+        set_threads(self.pair)
         with _in_one_line():
             stitched = StitchedPair(self.pair, load_models(self.pair), self.layers, scale)
         if stitched.is_stand_in:

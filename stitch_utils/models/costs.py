@@ -1,16 +1,15 @@
 """What a harvest costs, in FLOPs and in bytes, before anything is loaded.
 
-App. D, Table 3, counts FLOPs "with caching activations": the passes through the two models are left out, and the
-activations of all tokens are taken to be stored. We store none: both models read each batch of text, truncated before
-the stitched layer, and second moments are all that stays. So the cost is little more than that of the two passes, and
-what has to fit on the device is the weights, the activations of one batch, and a matrix of (d_a + d_b)^2. All of it
-follows from the configurations; `measure` says what a run really took.
+App. D, Table 3, counts FLOPs "with caching activations": it leaves out the passes through the two models and takes the
+activations of all tokens to be stored. We store none: both models read each batch, truncated before the stitched layer,
+and only second moments stay. So the cost is little more than that of the two passes, and the device must hold the
+weights, the activations of one batch, and a matrix of (d_a + d_b)^2. All of it follows from the configurations.
 
 FLOPs are two for each multiply-add of a matrix product and none for anything else, as torch's FlopCounterMode has it.
-Bytes are those of live tensors; a GPU needs some more, for its context, its workspaces and what is lost between blocks.
+Bytes are those of live tensors; a GPU needs some more, for its context, its workspaces and the gaps between blocks.
 
-Offers `Architecture`, `architecture_of`, `forward_flops`, `activation_bytes`, `harvest_cost`, `stitch_adam_flops`,
-`measure`, `measured_forward`, `power_of_ten`.
+Offers `Architecture`, `architecture_of`, `forward_flops`, `activation_bytes`, `ActivationBytes`, `harvest_cost`,
+`HarvestCost`, `stitch_adam_flops`; `measure` and `Measured`, what a run really took; and `power_of_ten`.
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Int
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -31,12 +29,14 @@ from transformers import AutoConfig
 
 from ..data.pairs import DTYPES, ModelRef
 from .harvest import ROWS_AT_ONCE
-from .language_model import LanguageModel, load_config
+from .language_model import load_config
 
 
 def power_of_ten(ratio: float) -> float:
-    """The nearest one, on a logarithmic scale, and 0 for 0: what a page can say of a measured time or of a rounding
-    error, which are others in every run or on every machine."""
+    """Round to the nearest power of ten on a logarithmic scale, and 0 to 0.
+
+    A page shows times and rounding errors so, since they are others in every run or on every machine.
+    """
     return 10.0 ** round(math.log10(ratio)) if ratio else 0.0
 
 
@@ -45,16 +45,16 @@ class _Family(NamedTuple):
 
     gated_mlp: bool
     norms: int
-    """Norms a block."""
+    """Norms in a block."""
     norm_biases: bool
-    """LayerNorm has them, RMSNorm has not."""
+    """LayerNorm has biases, RMSNorm has none."""
     mlp_tensors: int
-    """Tensors (batch, pos, d_mlp) alive at once: the activation function is computed in several steps in GPT-2."""
+    """Tensors (batch, pos, d_mlp) alive at once: GPT-2 computes its activation function in several steps."""
     masks: int
     """Tensors (batch, 1, pos, pos) made once for all blocks: Gemma-2 has one more, for its sliding window."""
     joint_qkv: bool
-    """Split by the bridge, which then holds each block's attention pattern until the next pass replaces it, and leaves
-    the softmax in the model's dtype."""
+    """The bridge splits one matrix into three. It then holds each block's attention pattern until the next pass, and
+    computes the softmax in the model's dtype."""
     copies_qkv: bool
     """The split weights are copies."""
 
@@ -72,26 +72,26 @@ class Architecture:
     """The sizes of a language model, from which its parameters, FLOPs and memory follow."""
 
     model_type: str
-    """As in its config.json: gpt_neox, gpt2, gemma2 or llama."""
+    """gpt_neox, gpt2, gemma2 or llama, as in its config.json."""
     n_layers: int
     d_model: int
     d_mlp: int
     n_heads: int
     n_kv_heads: int
-    """Heads of the keys and values; fewer than `n_heads` in grouped-query attention."""
+    """Heads of keys and values: fewer than `n_heads` in grouped-query attention."""
     d_head: int
     vocab: int
     """Rows of the embedding, padding included."""
     tied: bool
-    """The unembedding is the embedding."""
+    """Whether the unembedding is the embedding."""
     attention_biases: bool
     mlp_biases: bool
     positions: int
-    """Learned position embeddings; 0 for rotary ones."""
+    """Number of learned position embeddings; 0 with rotary ones."""
 
     @classmethod
     def of(cls, config) -> Architecture:
-        """From a Hugging Face config; ValueError for a model_type other than the four known ones."""
+        """Read the sizes off a Hugging Face config; ValueError for a model_type other than the four known ones."""
         if config.model_type not in _FAMILIES:
             raise ValueError(f"unknown model_type {config.model_type!r}: known are {', '.join(_FAMILIES)}")
         gpt2 = config.model_type == "gpt2"
@@ -117,13 +117,13 @@ class Architecture:
 
     @property
     def block_weights(self) -> int:
-        """Entries of the matrices of one block."""
+        """The number of entries of one block's matrices."""
         attention = 2 * self.d_model * self.d_head * (self.n_heads + self.n_kv_heads)
         return attention + self.d_model * self.d_mlp * (3 if self.family.gated_mlp else 2)
 
     @property
     def n_parameters(self) -> int:
-        """Exact, tied matrices counted once."""
+        """The exact number of parameters, with tied matrices counted once."""
         norm = self.d_model * (2 if self.family.norm_biases else 1)
         block = self.block_weights + self.family.norms * norm
         if self.attention_biases:
@@ -134,19 +134,18 @@ class Architecture:
         return self.n_layers * block + embeddings * self.d_model + norm
 
     def weight_bytes(self, dtype: str) -> int:
-        """Of the whole model as `load_model` holds it, the layers that a truncated pass does not reach included.
+        """Count the bytes of the whole model as `load_model` holds it, also of layers that no truncated pass reaches.
 
-        TransformerBridge adds a bias to the unembedding and, to GPT-NeoX, copies of the weights it splits.
+        TransformerBridge adds a bias to the unembedding and, to GPT-NeoX, copies of the weights that it splits.
         """
         copies = 3 * self.d_model * (self.d_model + 1) * self.n_layers if self.family.copies_qkv else 0
         return (self.n_parameters + copies + self.vocab) * _itemsize(dtype)
 
 
 def architecture_of(ref: ModelRef) -> Architecture:
-    """The architecture of one side of a pair: from what the pair's file says of it, else from the model's config."""
-    return Architecture.of(
-        AutoConfig.for_model(**ref.config) if ref.config else load_config(ref.model, revision=ref.revision)
-    )
+    """Find the architecture of one side of a pair: in the pair's file, or else in the model's configuration."""
+    stated = AutoConfig.for_model(**ref.config) if ref.config else None
+    return Architecture.of(stated or load_config(ref.model, revision=ref.revision))
 
 
 def _itemsize(dtype: str) -> int:
@@ -156,10 +155,10 @@ def _itemsize(dtype: str) -> int:
 
 
 def forward_flops(architecture: Architecture, context: int, n_layers: int | None = None) -> int:
-    """FLOPs a token of a pass through the first `n_layers` blocks, or through all of them and the unembedding.
+    """Count the FLOPs a token of a pass through the first `n_layers` blocks, or through the whole model.
 
-    Scores and values are computed over the whole context, as eager attention does: the causal mask saves nothing.
-    ValueError if the model has fewer blocks.
+    Eager attention computes scores and values over the whole context: the causal mask saves nothing. ValueError if the
+    model has fewer blocks.
     """
     if n_layers is not None and not 0 <= n_layers <= architecture.n_layers:
         raise ValueError(f"{n_layers} blocks were asked for: the model has {architecture.n_layers}")
@@ -170,20 +169,20 @@ def forward_flops(architecture: Architecture, context: int, n_layers: int | None
 
 
 class ActivationBytes(NamedTuple):
-    """Of one pass over a batch."""
+    """What one pass over a batch holds."""
 
     peak: int
-    """At the worst point, with what the pass before has left."""
+    """Bytes at the worst point, with those that the pass before has left."""
     kept: int
-    """Held from one pass to the next."""
+    """Bytes that stay from one pass to the next."""
 
 
 def activation_bytes(a: Architecture, n_layers: int, *, batch_size: int, context: int, dtype: str) -> ActivationBytes:
-    """Bytes that `LanguageModel.residuals` holds while it runs the first `n_layers` blocks on a batch of tokens.
+    """Count the bytes that `LanguageModel.residuals` holds while it runs the first `n_layers` blocks on a batch.
 
-    As it runs today, with eager attention: keys and values of all blocks stay until the pass ends, since the cache is
-    on; attention patterns of all blocks stay where `_Family.joint_qkv` says so. The worst point is in the last block,
-    at the softmax or after it, or in the MLP. That the norms need less than the MLP holds for d_mlp >= 3 d_model.
+    Keys and values of all blocks stay until the pass ends, since the cache is on; attention patterns of all blocks stay
+    where `_Family.joint_qkv` says so. The worst point is in the last block, at the softmax or after it, or in the MLP.
+    The norms need less than the MLP if d_mlp >= 3 d_model.
     """
     size, tokens = _itemsize(dtype), batch_size * context
     residual = size * tokens * a.d_model
@@ -215,17 +214,17 @@ class HarvestCost(NamedTuple):
     flops_b: int
     flops_moments: int
     flops: int
-    """The three together."""
+    """The sum of these three."""
     weights_a: int
     weights_b: int
     activations: int
-    """Of one batch, at the worst point of the two passes."""
+    """Bytes of one batch, at the worst point of the two passes."""
     moments: int
-    """The matrix of second moments, and the most that `PairMoments.update` makes besides."""
+    """Bytes of the second moments, and the most that `PairMoments.update` makes besides."""
     peak: int
-    """The most at once; less than the sum, since `activations` and `moments` are not at their largest together."""
+    """The most bytes at once: less than the sum, since `activations` and `moments` are largest at different times."""
     store: int
-    """What is not needed: a store of the activations of all tokens, for comparison."""
+    """Bytes of a store of all activations, which a harvest does not need; for comparison."""
 
 
 def harvest_cost(
@@ -239,7 +238,7 @@ def harvest_cost(
     batch_size: int,
     dtype: str,
 ) -> HarvestCost:
-    """The cost of one pass over `tokens` positions, with both models on one device.
+    """Compute the cost of one pass over `tokens` positions, with both models on one device.
 
     Padding and special tokens count like all others, though the moments leave them out. The bytes assume what
     `Architecture.weight_bytes` and `activation_bytes` say. ValueError for a layer that does not exist.
@@ -249,7 +248,7 @@ def harvest_cost(
             raise ValueError(f"layer {layer} of {side} does not exist: it has {model.n_layers} layers")
     width = a.d_model + b.d_model
     per_token = forward_flops(a, context, layer_a), forward_flops(b, context, layer_b), 2 * width**2
-    flops = [tokens * each for each in per_token]
+    flops = tuple(tokens * each for each in per_token)
     batch = {"batch_size": batch_size, "context": context, "dtype": dtype}
     pass_a, pass_b = activation_bytes(a, layer_a, **batch), activation_bytes(b, layer_b, **batch)
     x, y = (batch_size * context * model.d_model * _itemsize(dtype) for model in (a, b))
@@ -263,14 +262,15 @@ def harvest_cost(
     weights_a, weights_b = a.weight_bytes(dtype), b.weight_bytes(dtype)
     peak = weights_a + weights_b + max(matrix + activations, pass_a.kept + pass_b.kept + x + y + moments)
     store = tokens * width * _itemsize(dtype)
-    return HarvestCost(*flops, sum(flops), weights_a, weights_b, activations, moments, peak, store)
+    flops = (flops[0], flops[1], flops[2], sum(flops))
+    return HarvestCost(*flops, weights_a, weights_b, activations, moments, peak, store)
 
 
 def stitch_adam_flops(d_a: int, d_b: int, tokens: int) -> int:
-    """FLOPs of `fit_adam` on `tokens` activations, repeats counted: Table 3's stitching layer, 20 d_a d_b a token.
+    """Count the FLOPs of `fit_adam` on `tokens` activations: 20 d_a d_b a token, as in Table 3.
 
-    Forwards, Eq. 3 takes four products of 2 d_a d_b. Backwards, each takes as many for its weights, and the second ones
-    of the two cycles take as many again for their inputs.
+    Forwards, Eq. 3 takes four products of 2 d_a d_b. Backwards, each takes as many for its weights, and the second
+    products of the two cycles take as many again for their inputs.
     """
     return 20 * d_a * d_b * tokens
 
@@ -280,11 +280,11 @@ class Measured(NamedTuple):
 
     flops: int
     peak_bytes: int
-    """The most at once of what the run itself allocated."""
+    """The most bytes at once of those that the run itself allocated."""
 
 
 class _LiveBytes(TorchDispatchMode):
-    """Adds up the storages that operations return, until they are freed."""
+    """Add up the storages that operations return, until they are freed."""
 
     def __init__(self):
         super().__init__()
@@ -310,7 +310,7 @@ class _LiveBytes(TorchDispatchMode):
 
 
 def measure(run: Callable[[], object], device: torch.device | str = "cpu") -> Measured:
-    """FLOPs of `run()`, by torch's FlopCounterMode, and bytes: of live tensors on the CPU, allocated ones on a GPU."""
+    """Measure the FLOPs of `run()` by torch's FlopCounterMode, and its bytes: live on a CPU, allocated on a GPU."""
     device, counter, live = torch.device(device), FlopCounterMode(display=False), _LiveBytes()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -321,15 +321,3 @@ def measure(run: Callable[[], object], device: torch.device | str = "cpu") -> Me
     with live, counter:
         run()
     return Measured(counter.get_total_flops(), live.peak)
-
-
-def measured_forward(model: LanguageModel, tokens: Int[Tensor, "batch pos"], layer: int) -> Measured:
-    """What `model.residuals(tokens, [layer])` takes when it follows on another such pass, as in a harvest."""
-    model.logits(tokens[:1, :1])  # replaces what earlier passes left, which a GPU's difference would not count
-
-    def twice() -> None:
-        for _ in range(2):
-            model.residuals(tokens, [layer])
-
-    measured = measure(twice, model.device)
-    return Measured(measured.flops // 2, measured.peak_bytes)

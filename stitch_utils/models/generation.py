@@ -2,9 +2,9 @@
 
 Sections 4 and F generate under steering and judge the text. A steered response can be in the language asked for and
 still be word salad, so each comes with its own model's loss on it, once after its prompt and once by itself: a change
-of language between prompt and response costs nats that are not the response's fault, and only the first counts them.
+of language between prompt and response raises the first alone, and is not the response's fault.
 
-Offers `generate_texts`, `Response`, `encoded`.
+Offers `generate_texts` and `Response`; `encoded`, the tokens of a prompt, and `chat`, prompts in the chat template.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from .language_model import Edit, LanguageModel
 
 
 class Response(NamedTuple):
-    """What a model answered."""
+    """A model's answer to a prompt."""
 
     text: str
-    """Without special tokens."""
+    """The answer without special tokens."""
     nll: float
-    """Loss of the model, not steered, on the response after its prompt: nats a token, the stop token with it."""
+    """The unsteered model's loss on the response after its prompt, stop token included: nats a token."""
     nll_alone: float
-    """The same for the response by itself, after the beginning-of-text token."""
+    """The unsteered model's loss on the response after the beginning-of-text token alone."""
     tokens: int
-    """Tokens of it, the stop token with it."""
+    """The number of tokens, stop token included."""
 
 
 def generate_texts(
@@ -45,12 +45,11 @@ def generate_texts(
     losses: bool = True,
     title: str = "responses",
 ) -> list[Response]:
-    """Responses to `prompts`, in their order; tokens such as those of a chat template are read as what they are.
+    """Generate responses to `prompts`, in their order; special tokens that stand in a prompt are read as such.
 
     `edit` is applied to the residual stream before block `layer` at every position of prompt and response. Prompts are
-    sorted by length into batches, so that little is padded. Without `losses`, which take two more passes, they are NaN.
-    ValueError for no prompts, or one that leaves no room for
-    a response.
+    sorted by length into batches, so that little is padded. The losses take two more passes; they are NaN if `losses`
+    is False. ValueError for no prompts, or one that leaves no room for a response.
     """
     if not prompts:
         raise ValueError("no prompts given: expected at least one")
@@ -59,7 +58,10 @@ def generate_texts(
     found: dict[int, Response] = {}
     for start in progress(range(0, len(order), batch_size), title):
         chosen = order[start : start + batch_size]
-        tokens, mask = _padded([ids[index] for index in chosen], model.tokenizer)
+        length, end = max(len(ids[index]) for index in chosen), model.tokenizer.eos_token_id
+        padding = [length - len(ids[index]) for index in chosen]  # on the left, as generation needs it
+        tokens = torch.tensor([[end] * pad + ids[index] for pad, index in zip(padding, chosen)])
+        mask = torch.tensor([[False] * pad + [True] * (length - pad) for pad in padding])
         new = model.generate(
             tokens, max_new_tokens, mask=mask, layer=layer, edit=edit, temperature=temperature, seed=seed + start
         ).cpu()
@@ -69,7 +71,7 @@ def generate_texts(
 
 
 def encoded(model: LanguageModel, prompt: str, max_new_tokens: int) -> list[int]:
-    """Beginning-of-text and the prompt's tokens; ValueError where no room is left for `max_new_tokens`."""
+    """Tokenize a prompt after beginning-of-text; ValueError where no room is left for `max_new_tokens`."""
     tokenizer = model.tokenizer
     begin, _ = begin_and_end(tokenizer)
     ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
@@ -83,18 +85,10 @@ def encoded(model: LanguageModel, prompt: str, max_new_tokens: int) -> list[int]
     return ids
 
 
-def _padded(rows: Sequence[Sequence[int]], tokenizer) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows filled up on the left, as generation needs them, and which tokens are theirs."""
-    length = max(map(len, rows))
-    tokens = torch.tensor([[tokenizer.eos_token_id] * (length - len(row)) + list(row) for row in rows])
-    mask = torch.tensor([[False] * (length - len(row)) + [True] * len(row) for row in rows])
-    return tokens, mask
-
-
 def _responses(
     model: LanguageModel, tokens: torch.Tensor, mask: torch.Tensor, new: torch.Tensor, losses: bool
 ) -> list[Response]:
-    """The new tokens up to the first that ends a response, it included, with their losses under the model as it is."""
+    """Cut new tokens after the first that ends a response, and compute their losses under the unsteered model."""
     stops = torch.isin(new, torch.tensor(model.stop_tokens))
     ended = stops.cumsum(1)
     own = (ended == 0) | ((ended == 1) & stops)
@@ -109,13 +103,13 @@ def _responses(
 
 
 def _mean_losses(model: LanguageModel, tokens: torch.Tensor, mask: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
-    """Mean loss over the `counted` ones of the last tokens of each row."""
+    """Average the loss over those of the last tokens of each row that are `counted`."""
     losses = model.cross_entropy(tokens, mask=mask).cpu()[:, -counted.shape[1] :]
     return (losses * counted).sum(1) / counted.sum(1)
 
 
 def chat(model: LanguageModel, prompts: Sequence[str]) -> list[str]:
-    """Each prompt as one user's turn with the beginning of the model's, by the tokenizer's chat template.
+    """Write each prompt as a user's turn, and begin the model's, by the tokenizer's chat template.
 
     ValueError, naming the model, for a tokenizer without one.
     """

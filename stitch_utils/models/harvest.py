@@ -1,11 +1,12 @@
-"""Paired residual streams of the same tokens, streamed and never stored.
+"""The residual streams of two models on the same tokens, read batch by batch and never stored.
 
 App. A: "we collect activations at the desired layers in both models", special tokens masked out. Each batch of tokens
-passes once through both models, truncated at the deepest layer asked for; what is wanted of the activations (moments,
-a small sample, a step of Adam) is taken before the next batch.
+passes once through both models, truncated at the deepest layer asked for. Moments, a small sample or a step of Adam are
+taken from its activations before the next batch is read.
 
-Offers `training_batches`, `evaluation_batches`, `as_fits`, `paired_residuals`, `sample_residuals`,
-`ActivationStream`, `ModelStream`, and `of_activations`, the key of all that hangs on activations.
+Offers `training_batches`, `evaluation_batches`, `as_fits`, `paired_residuals`, `sample_residuals`, `Residuals`,
+`ActivationStream`, `ModelStream`, the sizes `TOKENS_AT_ONCE` and `ROWS_AT_ONCE`; `of_activations`, the key of whatever is
+made from activations, and `weights_digest`.
 """
 
 from __future__ import annotations
@@ -38,12 +39,12 @@ Residuals = dict[int, Float[Tensor, "_ _"]]
 
 
 def training_batches(pair: ModelPair, scale: Scale, tokenizer, n_tokens: int) -> Iterator[TokenBatch]:
-    """The first `n_tokens` positions of the pair's training text."""
+    """Give the first `n_tokens` positions of the pair's training text."""
     return _batches(pair, pair.train, scale, tokenizer, n_tokens=n_tokens)
 
 
 def evaluation_batches(pair: ModelPair, scale: Scale, tokenizer) -> Iterator[TokenBatch]:
-    """The documents of the pair's evaluation text that the scale takes."""
+    """Give the documents of the pair's evaluation text that the scale takes."""
     return _batches(pair, pair.evaluation, scale, tokenizer, n_documents=scale.eval_documents)
 
 
@@ -55,10 +56,10 @@ def _batches(pair: ModelPair, text: TextRef, scale: Scale, tokenizer, **limits) 
 
 
 def as_fits(batches: Iterable[TokenBatch], work: Callable[[TokenBatch], T]) -> Iterator[T]:
-    """`work(batch)` for each batch; one that does not fit into the accelerator's memory is halved until it does.
+    """Give `work(batch)` for each batch; halve a batch that does not fit into the accelerator's memory until it does.
 
-    The size that fitted is kept for what follows. `work` may be called again for rows that it has seen, so it must
-    leave nothing behind when it fails. ValueError if a single row does not fit.
+    The size that fitted holds for the batches after it. `work` may be called again for rows that it has seen, so it
+    must leave nothing behind when it fails. ValueError if a single row does not fit.
     """
     limit: int | None = None
     for batch in batches:
@@ -91,8 +92,7 @@ def paired_residuals(
     layers_a: Sequence[int],
     layers_b: Sequence[int],
 ) -> Iterator[tuple[Residuals, Residuals]]:
-    """For each batch (or part of it, see `as_fits`) the residual streams of its ordinary tokens: {layer: (n, d_a)} and
-    {layer: (n, d_b)}."""
+    """Give both streams of the ordinary tokens of each batch (or part, see `as_fits`), by layer: (n, d_model)."""
 
     def read(batch: TokenBatch) -> tuple[Residuals, Residuals]:
         streams = []
@@ -111,7 +111,7 @@ def sample_residuals(
     *,
     layers_a: Sequence[int] | None = None,
 ) -> tuple[Residuals, Residuals]:
-    """The residual streams of a small sample on the CPU, at every layer of B and at every one (or `layers_a`) of A."""
+    """Read a small sample to the CPU, at all layers of B and at all (or `layers_a`) of A; ValueError if it is empty."""
     layers_a = range(model_a.n_layers) if layers_a is None else layers_a
     parts: tuple[list, list] = ([], [])
     for streams in paired_residuals(model_a, model_b, batches, layers_a, range(model_b.n_layers)):
@@ -119,14 +119,15 @@ def sample_residuals(
             part.append({layer: values.cpu() for layer, values in stream.items()})
     if not parts[0]:
         raise ValueError("no batches given: expected at least one")
-    return tuple({layer: torch.cat([chunk[layer] for chunk in part]) for layer in part[0]} for part in parts)
+    xs, ys = ({layer: torch.cat([chunk[layer] for chunk in part]) for layer in part[0]} for part in parts)
+    return xs, ys
 
 
 class ActivationStream:
-    """(x, y) in steps of a fixed number of tokens, for fitters that want the activations themselves.
+    """Pairs (x, y) in steps of a fixed number of tokens, for fitters that need the activations themselves.
 
-    Iterating runs the models over `batches()` anew; with `keep=True` the first pass is held in memory (float32) and
-    repeated. An incomplete last step is dropped.
+    Each iteration runs the models over `batches()`; with `keep=True` only the first does, and is held in memory
+    (float32). An incomplete last step is dropped.
     """
 
     def __init__(
@@ -145,17 +146,14 @@ class ActivationStream:
         self._kept: list[tuple[Tensor, Tensor]] | None = None
 
     def __iter__(self) -> Iterator[tuple[Float[Tensor, "step d_a"], Float[Tensor, "step d_b"]]]:
-        if self._kept is not None:
-            return iter(self._kept)
-        if self.keep:
-            self._kept = list(self._steps())
-            return iter(self._kept)
-        return self._steps()
+        if not self.keep:
+            return self._steps()
+        self._kept = self._kept or list(self._steps())
+        return iter(self._kept)
 
     def _steps(self):
         layer_a, layer_b = self.layers
-        waiting_x, waiting_y = [], []
-        held = 0
+        waiting_x, waiting_y, held = [], [], 0
         for xs, ys in paired_residuals(*self.models, self.batches(), [layer_a], [layer_b]):
             waiting_x.append(xs[layer_a].float())
             waiting_y.append(ys[layer_b].float())
@@ -253,4 +251,4 @@ def _digest_once(file: Path, changed: int, size: int) -> str | None:
 def _text_key(text: TextRef) -> dict[str, object]:
     file = Path(text.name)
     status = file.stat() if file.is_file() else None
-    return asdict(text) | ({"changed": status.st_mtime_ns, "size": status.st_size} if status else {})
+    return {**asdict(text), **({"changed": status.st_mtime_ns, "size": status.st_size} if status else {})}

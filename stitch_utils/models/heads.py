@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -27,19 +27,8 @@ from torch import Tensor
 from ..data.text import begin_and_end
 from .language_model import LanguageModel
 
-
-class _Architecture(NamedTuple):
-    centred: bool
-    """The norms subtract the mean (LayerNorm) or do not (RMSNorm)."""
-    offset: float
-    """Added to a norm's stored weight."""
-
-
-ARCHITECTURES = {
-    "gpt_neox": _Architecture(centred=True, offset=0.0),
-    "gpt2": _Architecture(centred=True, offset=0.0),
-    "gemma2": _Architecture(centred=False, offset=1.0),
-}
+# By model_type: whether the norms subtract the mean (LayerNorm, and not RMSNorm), and what a norm's weight is short of.
+ARCHITECTURES = {"gpt_neox": (True, 0.0), "gpt2": (True, 0.0), "gemma2": (False, 1.0)}
 
 
 class Norm(NamedTuple):
@@ -56,11 +45,11 @@ class Norm(NamedTuple):
         return normed if self.bias is None else normed + self.bias
 
     def divisor(self, x: Float[Tensor, "*n d_model"]) -> Float[Tensor, "*n"]:
-        """What a stream is divided by: its standard deviation, or its root mean square."""
+        """Compute what a stream is divided by: its standard deviation, or its root mean square."""
         return (self.centre(x.float()).square().mean(-1) + self.eps).sqrt()
 
     def centre(self, x: Float[Tensor, "*n d_model"]) -> Float[Tensor, "*n d_model"]:
-        """Without the mean, where the norm subtracts it."""
+        """Subtract the mean, where the norm does."""
         return x - x.mean(-1, keepdim=True) if self.centred else x
 
 
@@ -71,28 +60,28 @@ class Head:
     layer: int
     index: int
     norm: Norm
-    """Of the stream before the block."""
+    """The norm of the stream before the block."""
     W_Q: Float[Tensor, "d_model d_head"]
     b_Q: Float[Tensor, " d_head"]
     W_K: Float[Tensor, "d_model d_head"]
     b_K: Float[Tensor, " d_head"]
     scale: float
-    """By which scores are multiplied."""
+    """The factor of the scores."""
     cap: float | None
-    """Where scores level off, softly; None: nowhere."""
+    """Where scores level off, softly; None if they do not."""
     window: int | None
-    """How many positions are seen, the own one included; None: all before."""
+    """How many positions a query sees, its own included; None for all before it."""
     angles: Callable[[Tensor], tuple[Tensor, Tensor]] | None
-    """Positions (n,) -> cosines and sines (n, rotary); None without rotary embeddings."""
+    """Gives cosines and sines (n, rotary) of positions (n,); None without rotary embeddings."""
 
     def queries(self, x: Float[Tensor, "n d_model"], positions: Int[Tensor, " n"]) -> Float[Tensor, "n d_head"]:
-        """Of residual streams at these positions."""
+        """Compute the queries of residual streams at these positions."""
         return self._rotate(self.norm(x) @ self.W_Q + self.b_Q, positions)
 
     def keys(
         self, x: Float[Tensor, "*batch n d_model"], positions: Int[Tensor, " n"] | None = None
     ) -> Float[Tensor, "*batch n d_head"]:
-        """Of residual streams at these positions; without any, of whole rows."""
+        """Compute the keys of residual streams at these positions, by default of whole rows."""
         if positions is None:
             positions = torch.arange(x.shape[-2], device=x.device)
         return self._rotate(self.norm(x) @ self.W_K + self.b_K, positions)
@@ -100,7 +89,7 @@ class Head:
     def attention(
         self, queries: Float[Tensor, "n d_head"], keys: Float[Tensor, "n pos d_head"], positions: Int[Tensor, " n"]
     ) -> Float[Tensor, "n pos"]:
-        """What each query, at its position, looks at among the keys of its row."""
+        """Compute how much each query, at its position, attends to each key of its row."""
         scores = torch.einsum("nd,npd->np", queries, keys) * self.scale
         if self.cap is not None:
             scores = self.cap * torch.tanh(scores / self.cap)
@@ -108,21 +97,11 @@ class Head:
         hidden = (behind < 0) | (behind >= (self.window or math.inf))
         return scores.masked_fill(hidden, -math.inf).softmax(-1)
 
-    def pattern(self, residual: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos pos"]:
-        """What every position looks at."""
-        positions = torch.arange(residual.shape[1], device=residual.device)
-        keys = self.keys(residual)
-        rows = [
-            self.attention(self.queries(x, positions), k[None].expand(len(positions), -1, -1), positions)
-            for x, k in zip(residual, keys)
-        ]
-        return torch.stack(rows)
-
     def reader(self, first: Float[Tensor, " d_model"], distances: Sequence[int]) -> Float[Tensor, " d_model"]:
-        """v such that d . v / N's divisor is what a direction d at one position adds to the score of the first one.
+        """Find v such that a direction d at a later position adds d . v / N's divisor to the score of the first one.
 
-        `first` is the residual stream there; the mean over positions so many after it (of no effect without rotary
-        embeddings). The cap is left out.
+        `first` is the residual stream at the first position. The mean is over positions that lie `distances` after it,
+        which matter with rotary embeddings alone. The cap is left out.
         """
         steps = torch.tensor(list(distances), device=first.device)
         key = self.norm(first) @ self.W_K + self.b_K  # position 0 is not rotated
@@ -131,7 +110,7 @@ class Head:
         return self.norm.centre(self.W_Q @ turned * self.scale * self.norm.weight)
 
     def _rotate(self, x: Tensor, positions: Tensor, *, back: bool = False) -> Tensor:
-        """Halves of the rotary dimensions turn into each other, the dimensions after them stay."""
+        """Turn the halves of the rotary dimensions into each other; leave the dimensions after them."""
         if self.angles is None:
             return x
         cos, sin = self.angles(positions)
@@ -142,65 +121,49 @@ class Head:
 
 
 def heads_of(model: LanguageModel, layer: int) -> list[Head]:
-    """The heads of a layer; ValueError for a layer that does not exist, and for an architecture that is not known."""
-    model.hook_name(layer)  # says which layers there are
-    known = _architecture(model)
-    block = model.bridge.blocks[layer]
-    attention = block.attn.original_component
-    n_heads, _, d_head = block.attn.W_Q.shape
-
-    def of_heads(name: str, *, bias: bool = False) -> Tensor:
-        """(heads, ...), where heads share keys repeated for each of them."""
-        found = getattr(block.attn, name, None)
-        if found is None and bias:
-            return torch.zeros(n_heads, d_head, device=model.device)
-        return found.detach().float().repeat_interleave(n_heads // len(found), dim=0)
-
-    W_Q, W_K = of_heads("W_Q"), of_heads("W_K")
-    b_Q, b_K = of_heads("b_Q", bias=True), of_heads("b_K", bias=True)
-    rotary = getattr(model.bridge, "rotary_emb", None)
-
-    def angles(positions: Tensor) -> tuple[Tensor, Tensor]:
-        like = torch.zeros(1, device=positions.device)
-        return tuple(part[0] for part in rotary.original_component(like, positions[None]))
-
-    return [
-        Head(
-            layer,
-            index,
-            _norm(block.ln1.original_component, known),
-            W_Q[index],
-            b_Q[index],
-            W_K[index],
-            b_K[index],
-            float(attention.scaling),
-            getattr(attention, "attn_logit_softcapping", None),
-            getattr(attention, "sliding_window", None),
-            angles if rotary is not None else None,
-        )
-        for index in range(n_heads)
-    ]
-
-
-def first_streams(model: LanguageModel, layers: Sequence[int]) -> dict[int, Float[Tensor, " d_model"]]:
-    """The residual stream of the token that begins every row, before each of these layers.
-
-    Nothing stands before it, so it is the same in every text.
-    """
-    token = torch.tensor([[begin_and_end(model.tokenizer)[0]]])
-    return {layer: stream[0, 0].float() for layer, stream in model.residuals(token, layers).items()}
-
-
-def _architecture(model: LanguageModel) -> _Architecture:
+    """Read the heads of a layer; ValueError for a layer that does not exist, and for an unknown architecture."""
+    model.hook_name(layer)  # checks the layer
     kind = getattr(model.config, "model_type", None)
     if kind not in ARCHITECTURES:
         raise ValueError(
             f"cannot read the heads of {model.ref!r}, which is of type {kind!r}: expected {', '.join(ARCHITECTURES)}"
         )
-    return ARCHITECTURES[kind]
+    centred, offset = ARCHITECTURES[kind]
+    block = model.bridge.blocks[layer]
+    attention, norm = block.attn.original_component, block.ln1.original_component
+    n_heads, _, d_head = block.attn.W_Q.shape
+
+    def of_heads(name: str) -> Tensor:
+        """Read a weight (heads, ...), repeated where heads share it; a bias that does not exist is zero."""
+        found = getattr(block.attn, name, None)
+        if found is None:
+            return torch.zeros(n_heads, d_head, device=model.device)
+        return found.detach().float().repeat_interleave(n_heads // len(found), dim=0)
+
+    bias = getattr(norm, "bias", None)
+    before = Norm(
+        norm.weight.detach().float() + offset, None if bias is None else bias.detach().float(), norm.eps, centred
+    )
+    rotary: Any = getattr(model.bridge, "rotary_emb", None)
+
+    def angles(positions: Tensor) -> tuple[Tensor, Tensor]:
+        like = torch.zeros(1, device=positions.device)
+        return tuple(part[0] for part in rotary.original_component(like, positions[None]))
+
+    shared = {
+        "scale": float(attention.scaling),
+        "cap": getattr(attention, "attn_logit_softcapping", None),
+        "window": getattr(attention, "sliding_window", None),
+        "angles": angles if rotary is not None else None,
+    }
+    weights = zip(*(of_heads(name) for name in ("W_Q", "b_Q", "W_K", "b_K")))
+    return [Head(layer, index, before, *of_head, **shared) for index, of_head in enumerate(weights)]
 
 
-def _norm(module: torch.nn.Module, known: _Architecture) -> Norm:
-    bias = getattr(module, "bias", None)
-    weight = module.weight.detach().float() + known.offset
-    return Norm(weight, None if bias is None else bias.detach().float(), module.eps, known.centred)
+def first_streams(model: LanguageModel, layers: Sequence[int]) -> dict[int, Float[Tensor, " d_model"]]:
+    """Read the residual stream of the token that begins every row, before each of these layers.
+
+    Nothing stands before it, so it is the same in every text.
+    """
+    token = torch.tensor([[begin_and_end(model.tokenizer)[0]]])
+    return {layer: stream[0, 0].float() for layer, stream in model.residuals(token, layers).items()}

@@ -1,20 +1,21 @@
 """One small interface to a language model's residual stream: read it, replace it, edit it while generating.
 
-Section 2 ("activations are taken before the layer's computation") and Table 1. Layer l is the residual stream
-*before* block l, transformer_lens' `blocks.{l}.hook_resid_pre`. Everything goes through TransformerBridge, which
-keeps the raw numerics of Hugging Face (no folded norms, no centred weights), so that residual streams are those that
-the paper stitches.
+Section 2 ("activations are taken before the layer's computation") and Table 1. Layer l is the residual stream *before*
+block l, transformer_lens' `blocks.{l}.hook_resid_pre`. Everything goes through TransformerBridge, which keeps the raw
+numerics of Hugging Face (no folded norms, no centred weights), so these are the streams that the paper stitches.
 
-Offers `LanguageModel`, `load_model`, `load_models`, `load_tokenizer`, `load_config`, and `check_pair`, which loads no
-weights.
+Offers `LanguageModel` and `Edit`; `load_model`, `load_tokenizer` and `load_config` for one model reference; for a pair
+`load_models`, `forget_models`, `set_threads`, `check_pair`, which loads no weights, and `are_stand_ins`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
+import copy
 from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -32,24 +33,40 @@ Edit = Callable[[Tensor], Tensor]
 
 
 class _Enough(Exception):
-    """Raised in a forward pass once all that was wanted of it has been read."""
+    """Ends a forward pass that has read all the layers asked for."""
 
 
 class LanguageModel:
-    """A causal language model with its tokenizer. `ref` is what it was loaded from, `config` its Hugging Face one."""
+    """A causal language model with its tokenizer. `ref` says what it was loaded from; `config` is Hugging Face's."""
 
-    def __init__(self, bridge: TransformerBridge, tokenizer, ref: str, n_parameters: int, config):
-        self.bridge, self.tokenizer, self.ref, self.n_parameters = bridge, tokenizer, ref, n_parameters
-        self.config = config
+    def __init__(self, bridge: TransformerBridge, tokenizer, ref: str):
+        self.bridge, self.tokenizer, self.ref = bridge, tokenizer, ref
+        self.config: Any = bridge.original_model.config
         self.n_layers: int = bridge.cfg.n_layers
         self.d_model: int = bridge.cfg.d_model
+
+    @classmethod
+    def from_bridge(cls, bridge: TransformerBridge, tokenizer) -> LanguageModel:
+        """Wrap a model that is loaded already; it is called what its configuration calls it.
+
+        Load it with eager attention and without folded norms, as `load_model` does, or its streams are others.
+        """
+        config: Any = bridge.original_model.config
+        return cls(bridge, tokenizer, config.name_or_path or bridge.cfg.model_name)
+
+    @cached_property
+    def n_parameters(self) -> int:
+        """The number of parameters, from the configuration: the bridge holds copies of some."""
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(copy.deepcopy(self.config))
+        return sum(parameter.numel() for parameter in model.parameters())
 
     @property
     def device(self) -> torch.device:
         return next(self.bridge.original_model.parameters()).device
 
     def hook_name(self, layer: int) -> str:
-        """The hook point before block `layer`; ValueError if the model has no such block."""
+        """Name the hook point before block `layer`; ValueError if the model has no such block."""
         _check_layer(self.ref, layer, self.n_layers)
         return f"blocks.{layer}.hook_resid_pre"
 
@@ -57,7 +74,7 @@ class LanguageModel:
     def residuals(
         self, tokens: Int[Tensor, "batch pos"], layers: Sequence[int]
     ) -> dict[int, Float[Tensor, "batch pos d_model"]]:
-        """The residual stream before each of `layers`, in one forward pass that ends at the last of them."""
+        """Read the residual stream before each of `layers` in one forward pass, which ends at the last of them."""
         if not layers:
             raise ValueError("no layers given: expected at least one")
         found: dict[int, Tensor] = {}
@@ -77,7 +94,7 @@ class LanguageModel:
         return {layer: found[layer] for layer in layers}
 
     def _edited(self, layer: int | None, edit: Edit | None):
-        """A context in which `edit` is applied to the residual stream before block `layer`."""
+        """Apply `edit` to the residual stream before block `layer` within a context."""
         if layer is None or edit is None:
             return contextlib.nullcontext()
 
@@ -101,9 +118,9 @@ class LanguageModel:
         layer: int | None = None,
         edit: Edit | None = None,
     ) -> Float[Tensor, "batch pos vocab"]:
-        """Next-token logits, with the residual stream before `layer` passed through `edit` if both are given.
+        """Compute next-token logits, with `edit` applied to the residual stream before `layer` if both are given.
 
-        `mask` is False at padding, on either side: nothing looks there, and positions are counted without it.
+        `mask` is False at padding, on either side: no token attends to it, and positions are counted without it.
         """
         shown = {} if mask is None else {"attention_mask": mask.to(self.device, torch.long)}
         with self._edited(layer, edit):
@@ -118,14 +135,14 @@ class LanguageModel:
         layer: int | None = None,
         edit: Edit | None = None,
     ) -> Float[Tensor, "batch pos-1"]:
-        """Cross-entropy in nats of each token from the second on, given those before it; the rest as in `logits`."""
+        """Compute the loss in nats of each token from the second on; the arguments are those of `logits`."""
         tokens = tokens.to(self.device)
         logits = self.logits(tokens, mask=mask, layer=layer, edit=edit)[:, :-1].float()
         return torch.nn.functional.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none")
 
     @property
     def stop_tokens(self) -> list[int]:
-        """What ends a response: end-of-text, and what the model's generation settings name beside it."""
+        """The tokens that end a response: end-of-text, and those that the model's generation settings name."""
         named = getattr(self.bridge.original_model.generation_config, "eos_token_id", None)
         named = named if isinstance(named, list) else [named]
         return sorted({self.tokenizer.eos_token_id, *named} - {None})
@@ -142,28 +159,29 @@ class LanguageModel:
         temperature: float = 0.0,
         seed: int = 0,
     ) -> Int[Tensor, "batch new"]:
-        """New tokens after prompts, greedy at temperature 0; after a stop token a row is filled with end-of-text.
+        """Generate new tokens after prompts, greedily at temperature 0; fill rows with end-of-text after a stop token.
 
-        Prompts of different lengths are padded on the left, and `mask` is False there. `edit` is applied at every
-        position that is computed; with the key-value cache those are the prompt's once and then one new position at a
-        time.
+        Pad prompts of different lengths on the left, where `mask` is False. `edit` is applied at every position that is
+        computed: with the key-value cache at those of the prompt once, then at one new position at a time.
         """
         tokens, end = tokens.to(self.device), self.tokenizer.eos_token_id
         mask = torch.ones_like(tokens) if mask is None else mask.to(self.device, torch.long)
-        choice = (
-            {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature > 0 else {"do_sample": False}
-        )
+        choice = {"temperature": temperature, "top_k": 0} if temperature > 0 else {}
         settings = GenerationConfig(
-            max_new_tokens=max_new_tokens, eos_token_id=self.stop_tokens, pad_token_id=end, use_cache=True, **choice
+            max_new_tokens=max_new_tokens,
+            eos_token_id=self.stop_tokens,
+            pad_token_id=end,
+            use_cache=True,
+            do_sample=temperature > 0,
+            **choice,
         )
-        # Not the bridge's own `generate`: it knows no padding. Its hooks are in the modules that this one runs, too.
-        with self._edited(layer, edit), torch.random.fork_rng(devices=self._cuda_devices()):
+        devices = [self.device.index or 0] if self.device.type == "cuda" else []
+        # The bridge's own `generate` knows no padding. Its hooks are in the modules that this one runs, too.
+        with self._edited(layer, edit), torch.random.fork_rng(devices=devices):
             torch.manual_seed(seed)
-            output = self.bridge.original_model.generate(tokens, attention_mask=mask, generation_config=settings)
+            model: Any = self.bridge.original_model
+            output = model.generate(tokens, attention_mask=mask, generation_config=settings)
         return output[:, tokens.shape[1] :]
-
-    def _cuda_devices(self) -> list[int]:
-        return [self.device.index or 0] if self.device.type == "cuda" else []
 
 
 def _check_layer(ref: str, layer: int, n_layers: int) -> None:
@@ -172,66 +190,60 @@ def _check_layer(ref: str, layer: int, n_layers: int) -> None:
 
 
 def _from_anywhere(load, ref: str, revision: str | None, **options):
-    """What transformers loads from a folder or the Hub; HubError where the Hub does not give it, ValueError for weights
-    in a folder that are damaged or no safetensors."""
+    """Load something of a model by transformers, from a folder or the Hub.
+
+    HubError where the Hub does not give it; ValueError for weights in a folder that are damaged or no safetensors.
+    """
     path = resolve(ref)
-    if Path(path).is_dir():
-        try:
-            return load(path, **options)
-        except SafetensorError as error:
-            raise ValueError(f"the weights in {path!r} are damaged ({error}): put them there again") from error
-        except OSError as error:
-            if "model.safetensors" in str(error):
-                raise ValueError(f"{path!r} has no model.safetensors: pickled weights are not loaded") from error
-            raise
-    model_is_there(path, revision)
-    return fetched("model", path, lambda: load(path, revision=revision, **options), revision=revision)
+    if not Path(path).is_dir():
+        model_is_there(path, revision)
+        return fetched("model", path, lambda: load(path, revision=revision, **options), revision=revision)
+    try:
+        return load(path, **options)
+    except SafetensorError as error:
+        raise ValueError(f"the weights in {path!r} are damaged ({error}): put them there again") from error
+    except OSError as error:
+        if "model.safetensors" in str(error):
+            raise ValueError(f"{path!r} has no model.safetensors: pickled weights are not loaded") from error
+        raise
 
 
 def load_config(ref: str, *, revision: str | None = None):
-    """The Hugging Face configuration of a model reference."""
+    """Load the Hugging Face configuration of a model reference."""
     return _from_anywhere(AutoConfig.from_pretrained, ref, revision)
 
 
 def load_tokenizer(ref: str, *, revision: str | None = None):
-    """The tokenizer that goes with a model reference."""
+    """Load the tokenizer of a model reference."""
     return _from_anywhere(AutoTokenizer.from_pretrained, ref, revision)
 
 
-@functools.lru_cache(maxsize=4)
 def load_model(
     ref: str, device: str | None = None, *, dtype: str = "float32", revision: str | None = None
 ) -> LanguageModel:
-    """A model from a Hub id, a local folder, or `embedded:NAME`; the last four are kept in memory.
+    """Load a model from a Hub id, a local folder, or `embedded:NAME`.
 
     `device` is `cuda` where there is one, else `cpu`. Raises ValueError for a dtype other than float32, bfloat16,
-    float16, and HubError (which is one) for what the Hub does not give.
+    float16, and HubError (a ValueError) for what the Hub does not give.
     """
     if dtype not in DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = load_tokenizer(ref, revision=revision)
-    torch_dtype = getattr(torch, dtype)
-    with _quiet(local=Path(resolve(ref)).is_dir()):
-        # Eager attention, as the bridge uses, so that its hooks see patterns.
-        hf_model = _from_anywhere(
-            AutoModelForCausalLM.from_pretrained,
-            ref,
-            revision,
-            dtype=torch_dtype,
-            attn_implementation="eager",
-            use_safetensors=True,
-        ).to(device)
-    n_parameters = sum(p.numel() for p in hf_model.parameters())  # the bridge adds split copies of some
+    # Eager attention, as the bridge uses, so that its hooks see patterns.
+    options = {"dtype": getattr(torch, dtype), "attn_implementation": "eager", "use_safetensors": True}
+    with _without_progress_bar(Path(resolve(ref)).is_dir()):
+        hf_model: Any = _from_anywhere(AutoModelForCausalLM.from_pretrained, ref, revision, **options)
+        hf_model = hf_model.to(device)
     bridge = TransformerBridge.boot_transformers(
-        resolve(ref), hf_model=hf_model.eval(), tokenizer=tokenizer, device=device, dtype=torch_dtype
+        resolve(ref), hf_model=hf_model.eval(), tokenizer=tokenizer, device=device, dtype=options["dtype"]
     )
-    return LanguageModel(bridge.eval(), tokenizer, ref, n_parameters, hf_model.config)
+    return LanguageModel(bridge.eval(), tokenizer, ref)
 
 
 @contextlib.contextmanager
-def _quiet(local: bool):
-    """No progress bar for weights that are read from a local folder in a blink."""
+def _without_progress_bar(local: bool):
+    """Switch off the progress bar for weights that are read from a local folder, since that takes no time."""
     if local:
         transformers_logging.disable_progress_bar()
     try:
@@ -241,9 +253,9 @@ def _quiet(local: bool):
 
 
 def check_pair(pair: ModelPair) -> None:
-    """Whether the two models can be had, have the layers asked for, hold the context, and read the same tokens.
+    """Check that both models exist, have the layers asked for, hold the context, and read the same tokens.
 
-    Fetches configurations and tokenizers, no weights. ValueError names the pair, its file and what to do.
+    Fetches configurations and tokenizers, but no weights. ValueError names the pair, its file and what to do.
     """
     vocabularies = []
     for side, ref in (("a", pair.a), ("b", pair.b)):
@@ -263,15 +275,40 @@ def check_pair(pair: ModelPair) -> None:
             )
 
 
+MODELS_IN_MEMORY = 4
+_in_memory: dict[tuple[str | None, ...], LanguageModel] = {}  # the one used last comes last
+
+
 def load_models(pair: ModelPair, device: str | None = None) -> tuple[LanguageModel, LanguageModel]:
-    """Models A and B of a pair, after `check_pair`; a pair that fixes the CPU's threads does so from here on."""
+    """Load models A and B of a pair, after `check_pair`.
+
+    The last four models that this function gave stay in memory, so that a page can ask for its pair again at no cost;
+    `forget_models` drops them.
+    """
     check_pair(pair)
+    found = []
+    with blaming(pair, "models"):
+        for ref in (pair.a, pair.b):
+            key = (ref.model, device, pair.dtype, ref.revision)
+            model = _in_memory.pop(key, None) or load_model(ref.model, device, dtype=pair.dtype, revision=ref.revision)
+            _in_memory[key] = model
+            found.append(model)
+    for key in list(_in_memory)[:-MODELS_IN_MEMORY]:
+        del _in_memory[key]
+    return found[0], found[1]
+
+
+def forget_models() -> None:
+    """Drop the models that `load_models` keeps in memory."""
+    _in_memory.clear()
+
+
+def set_threads(pair: ModelPair) -> None:
+    """Give this process the CPU threads that the pair's file fixes, if it does: their number decides how sums round."""
     if pair.threads:
         torch.set_num_threads(pair.threads)
-    with blaming(pair, "models"):
-        return tuple(load_model(ref.model, device, dtype=pair.dtype, revision=ref.revision) for ref in (pair.a, pair.b))
 
 
 def are_stand_ins(models: Iterable[LanguageModel]) -> bool:
-    """Whether any of these models has random weights under the name of a real one, as the tests' Hub serves them."""
+    """Tell whether any of these models has random weights under the name of a real one, as in the tests."""
     return any(getattr(model.config, "stand_in", False) for model in models)

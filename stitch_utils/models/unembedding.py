@@ -1,9 +1,9 @@
 """What a direction of the residual stream says about the next token, as far as that is linear.
 
 Section 5 calls it the logit weights of a feature: its decoder row through the model's own unembedding. Between the two
-stands the final norm, which multiplies by a learned scale and, if it is a LayerNorm, takes off the mean; its division
-by the size of the stream is not linear, and left to the caller. What the norm does is read off the norm itself, since
-architectures store its scale differently (Gemma's is 1 + w), so that any model that can be loaded will do.
+stands the final norm, which multiplies by a learned scale and, if it is a LayerNorm, subtracts the mean; its division
+by the size of the stream is not linear, and left to the caller. Architectures store the scale differently (Gemma's is
+1 + w), so it is measured by applying the norm, which works for any model.
 
 Offers `LogitWeights`.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -23,13 +24,14 @@ from .language_model import LanguageModel
 class LogitWeights:
     """The logit weights of directions v are `fold(v) @ columns(tokens).T`, in float32.
 
-    The unembedding stays what it is in the model; only the columns asked for are copied. A bias of it, a cap on the
-    logits, and the final norm's own shift are the same for every direction and left out.
+    The unembedding stays in the model; only the columns asked for are copied. Its bias, a cap on the logits, and the
+    final norm's own shift are left out, since they are the same for every direction.
     """
 
     def __init__(self, model: LanguageModel):
         self.norm = copy.deepcopy(model.bridge.ln_final.original_component).float().requires_grad_(False)
-        self.weight: Tensor = model.bridge.original_model.get_output_embeddings().weight.detach()  # (vocab, d_model)
+        hf_model: Any = model.bridge.original_model
+        self.weight: Tensor = hf_model.get_output_embeddings().weight.detach()  # (vocab, d_model)
         ones = torch.ones(model.d_model, device=self.weight.device)
         self.shift: Tensor = self.norm(0 * ones)
         self.takes_mean = bool(torch.allclose(self.norm(ones), self.shift, atol=1e-4))
@@ -38,14 +40,14 @@ class LogitWeights:
         self.scale: Tensor = (self.norm(probe) - self.shift) * probe.square().mean().sqrt() / probe  # (d_model,)
 
     def fold(self, directions: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
-        """Directions as the unembedding meets them: through the final norm without its division."""
+        """Pass directions through the final norm, without its division."""
         directions = directions.to(self.scale)
         if self.takes_mean:
             directions = directions - directions.mean(-1, keepdim=True)
         return directions * self.scale
 
     def columns(self, tokens: Int[Tensor, " n"], *, centre: bool = False) -> Float[Tensor, "n d_model"]:
-        """The unembedding of these tokens; `centre`: less its mean over the vocabulary."""
+        """Look up the unembedding of these tokens; with `centre`, subtract its mean over the vocabulary."""
         columns = self.weight[tokens.to(self.weight.device)].float()
         return columns - self._mean_column if centre else columns
 
@@ -54,5 +56,5 @@ class LogitWeights:
         return self.weight.mean(0, dtype=torch.float32)
 
     def divisors(self, final: Float[Tensor, "n d_model"]) -> Float[Tensor, " n"]:
-        """What the final norm divides each of these final residual streams by."""
+        """Compute what the final norm divides each of these final residual streams by."""
         return self.fold(final).norm(dim=-1) / (self.norm(final.to(self.scale)) - self.shift).norm(dim=-1)

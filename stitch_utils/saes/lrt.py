@@ -37,8 +37,7 @@ from sae_lens import SAE
 from torch import Tensor
 
 from ..stitching.fit import fit_exact
-from ..stitching.map_errors import Prediction
-from ..stitching.maps import fit_unsquared_adam, moments_of
+from ..stitching.maps import Prediction, fit_unsquared_adam, moments_of
 from ..stitching.stitch import Stitch, stitch_loss
 from ..utils.progress import progress
 from ..utils.stats import Estimate, from_draws
@@ -98,12 +97,12 @@ def fit_code_map(
         validation = moments_of(_Changed(held_out, lambda x, y: _code(sae, x, y)))
         stitches = {ridge: fit_exact(moments, alpha=0, ridge=ridge) for ridge in ridges}
         ridge = min(ridges, key=lambda ridge: stitch_loss(stitches[ridge], validation, alpha=0).up)
-        stitch = stitches[ridge]
+        decoder = stitches[ridge].up
     else:
         widths = {"d_a": sae.cfg.d_sae, "d_b": next(iter(batches))[1].shape[1]}
         options = {"lr": lr, "epochs": epochs, "seed": seed, "device": sae.W_enc.device}
-        stitch = fit_unsquared_adam(coded, **widths, directions="up", **options)
-    return CodeMap(sae, stitch.P_up.to(sae.W_enc), stitch.b_up.to(sae.W_enc), method, ridge)
+        decoder = fit_unsquared_adam(coded, **widths, directions="up", **options).maps["up"]
+    return CodeMap(sae, decoder.P.to(sae.W_enc), decoder.b.to(sae.W_enc), method, ridge)
 
 
 class _Changed:

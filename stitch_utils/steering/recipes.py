@@ -18,9 +18,16 @@ from typing import NamedTuple
 
 from ..models.harvest import ActivationStream
 from ..stitching.fit import fit_exact
-from ..stitching.map_errors import MapErrors, Prediction, down, map_errors, up
 from ..stitching.map_text import MapConfig, map_batches, map_stream, same_layers
-from ..stitching.maps import UnsquaredFit, fit_unsquared, fit_unsquared_adam, moments_of
+from ..stitching.maps import (
+    MapErrors,
+    MapFit,
+    Prediction,
+    fit_unsquared,
+    fit_unsquared_adam,
+    map_errors,
+    moments_of,
+)
 from ..stitching.moments import PairMoments
 from ..stitching.pair import StitchedPair
 from ..stitching.stitch import Stitch
@@ -69,7 +76,7 @@ class FittedRecipes:
     """Their moments, by `same_layers`."""
     stitches: Mapping[str, Stitch]
     """The maps, by recipe."""
-    unsquared: UnsquaredFit
+    unsquared: MapFit
     """The minimum of the unsquared loss at the stitched layers, with the losses on the way."""
 
 
@@ -87,7 +94,7 @@ def fit_recipes(stitched: StitchedPair, config: MapConfig) -> FittedRecipes:
     moments = {same: moments_of(stream) for same, stream in streams.items()}
     less_tokens = max(config.tokens // LESS, config.step_tokens * 2)
     little = map_stream(pair, models, stitched.layers, tokens=less_tokens, **options)
-    reweighted: dict[bool, UnsquaredFit] = {}
+    reweighted: dict[bool, MapFit] = {}
 
     @functools.cache
     def fitted(fit: str, alpha: float, same: bool, less: bool) -> Stitch:
@@ -105,7 +112,7 @@ def fit_recipes(stitched: StitchedPair, config: MapConfig) -> FittedRecipes:
             epochs=config.epochs,
             seed=config.seed,
             device=models[1].device,
-        )
+        ).stitch
 
     stitches = {
         name: fitted(one.fit, one.alpha if one.fit == "exact" else 0.0, one.same_layers, one.less_text)
@@ -125,8 +132,8 @@ def recipe_errors(stitched: StitchedPair, fitted: FittedRecipes, *, seed: int = 
         names = [name for name, one in RECIPES.items() if one.same_layers == same]
         predictions: dict[tuple[str, str], Prediction] = {}
         for name in names:
-            stitch = fitted.stitches[name].to(models[0].device)
-            predictions |= {(name, "b"): up(stitch), (name, "a"): down(stitch)}
+            stitch = fitted.stitches[name]
+            predictions |= {(name, to): Prediction(to, stitch.towards(to)) for to in "ba"}
         name = "same_layers_mean" if same else "mean"
         for side, mean in (("b", fitted.moments[same].mean_y.float()), ("a", fitted.moments[same].mean_x.float())):
             predictions[name, side] = Prediction(side, lambda x, y, mean=mean: mean.to(x).expand(len(x), -1))
@@ -168,11 +175,11 @@ def recipe_numbers(
         numbers |= found.fuv.numbers(f"{start}.maps.{name}.fuv.to_{side}")
     numbers |= errors["sister", "b"].length.numbers(f"{start}.validation_loss")
     numbers[f"{start}.validation_loss_of_mean"] = errors["same_layers_mean", "b"].length.value
-    for side, losses in (("b", fitted.unsquared.up), ("a", fitted.unsquared.down)):
+    for side, direction in (("b", "up"), ("a", "down")):
         lengths = {name: errors[name, side].length.value for name in ("no_inversion", "unsquared", "adam")}
         numbers[f"{start}.unsquared.gain.to_{side}"] = 1 - lengths["unsquared"] / lengths["no_inversion"]
         numbers[f"{start}.unsquared.adam_excess.to_{side}"] = lengths["adam"] / lengths["unsquared"] - 1
-        numbers[f"{start}.unsquared.passes.to_{side}"] = len(losses)
+        numbers[f"{start}.unsquared.passes.to_{side}"] = len(fitted.unsquared.lengths[direction])
     for same, sweep in sweeps.items():
         for condition in sweep.conditions:
             name = condition if condition != "random" else "same_layers_random" if same else "random"

@@ -1,0 +1,6 @@
+"""Stitches: affine maps between the residual streams of two models (section 2, Eqs. 1-3, App. A).
+
+`pair` opens a stitched pair; `stitch` holds the maps, `moments` what Eq. 3 needs of the data, `fit` its minimum;
+`svcca` chooses layers (Fig. 6), `evaluation` measures prediction (Table 1), `publish` writes to the Hub. `maps` and
+`map_text` fit the maps of the sister paper (arXiv 2506.00653).
+"""

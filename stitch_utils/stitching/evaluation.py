@@ -3,10 +3,12 @@
 Section 2, "Downstream Performance": Table 1 and Fig. 7. In A->B the residual stream of B before its stitched layer is
 replaced by up(x), and B finishes the computation; in A->B->A that of A is replaced by down(up(x)), and so on. The
 host's own residual stays at special tokens, which no stitch has seen (App. A masks them). Where documents share a
-row, the end-of-text token between two of them has read the first, so a little of the host's own reading stays. Losses
-are summed document by document, so that intervals can be had by resampling documents.
+row, the end-of-text token between two of them has read the first, so a little of the host's own reading stays.
 
-Offers `measure_fidelity`, `Fidelity`, `CONDITIONS`.
+The paper compares stitched losses with the models' own alone. What counts of tokens, or of pairs of tokens, already
+predict is the other end of the scale.
+
+Offers `measure_fidelity`, `Fidelity`, `CONDITIONS`, `splice`, and `ngram_cross_entropy`.
 """
 
 from __future__ import annotations
@@ -16,13 +18,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..data.text import TokenBatch
 from ..models.harvest import as_fits
-from ..models.language_model import LanguageModel
+from ..models.language_model import Edit, LanguageModel
 from ..utils.progress import progress
-from ..utils.stats import RESAMPLES, Estimate, from_draws, resampled_counts
+from ..utils.stats import RESAMPLES, DocumentSums, Estimate, from_draws, resampled_counts
 from .stitch import Stitch
 
 # Condition -> the model that comes last.
@@ -31,36 +34,35 @@ CONDITIONS = {"a_to_b": "b", "b_to_a": "a", "a_to_b_to_a": "a", "b_to_a_to_b": "
 
 @dataclass(frozen=True)
 class Fidelity:
-    """Cross-entropy of every condition, summed for each document."""
+    """Cross-entropy of every condition, summed for each document, so that intervals resample documents."""
 
     tokens: np.ndarray
-    """(documents,): tokens predicted in each."""
+    """(documents,): the number of tokens predicted in each."""
     sums: Mapping[tuple[str, str], np.ndarray]
     """(stitch, condition) -> (documents,), nats. The models' own losses are ("own", "a") and ("own", "b")."""
     seed: int = 0
-    """Of the bootstrap."""
+    """The seed of the bootstrap."""
     resamples: int = RESAMPLES
+    """The number of draws of the bootstrap."""
 
     def _draws(self) -> np.ndarray:
-        """(resamples, documents): how often each document is drawn; the same draws for every condition."""
+        """Draw documents, the same for every condition: how often each is drawn, (resamples, documents)."""
         return resampled_counts(len(self.tokens), self.seed, self.resamples)
 
     def cross_entropy(self, stitch: str, condition: str) -> Estimate:
-        """Mean over tokens, nats, with a bootstrap interval over documents."""
-        total = self.sums[stitch, condition]
-        draws = self._draws()
+        """Average over tokens, in nats, with a bootstrap interval over documents."""
+        total, draws = self.sums[stitch, condition], self._draws()
         return from_draws(total.sum() / self.tokens.sum(), draws @ total / (draws @ self.tokens))
 
     def increase(self, stitch: str, condition: str) -> Estimate:
-        """Relative increase over the own loss of the model that comes last: 0.11 for +11%."""
+        """Compare with the own loss of the model that comes last: 0.11 is a loss 11% higher."""
         total, own = self.sums[stitch, condition], self.sums["own", CONDITIONS.get(condition, condition[0])]
         draws = self._draws()
         return from_draws(total.sum() / own.sum() - 1, draws @ total / (draws @ own) - 1)
 
 
-def splice(replacement: Tensor, mask: Tensor):
-    """An edit that puts `replacement` (batch, pos, d_model) at the ordinary tokens and keeps the host's residual
-    elsewhere."""
+def splice(replacement: Float[Tensor, "batch pos d_model"], mask: Bool[Tensor, "batch pos"]) -> Edit:
+    """Make an edit that puts `replacement` at the ordinary tokens and keeps the host's residual elsewhere."""
     keep = mask[..., None]
     return lambda residual: torch.where(keep.to(residual.device), replacement.to(residual), residual)
 
@@ -76,56 +78,79 @@ def measure_fidelity(
     means: tuple[Tensor, Tensor] | None = None,
     seed: int = 0,
 ) -> Fidelity:
-    """Cross-entropy of both models and of the four stitched conditions, for several stitches in one pass.
+    """Measure the cross-entropy of both models and of the four conditions of several stitches, in one pass.
 
-    `means` are the mean residuals (d_a,), (d_b,): if given, ("own", "a_without_layer") and ("own", "b_without_layer")
+    `means` are the mean residuals (d_a,), (d_b,): with them ("own", "a_without_layer") and ("own", "b_without_layer")
     are the losses with the stream replaced by its mean, which any stitch should beat. ValueError if the batches
     predict no ordinary token.
     """
-    tokens: dict[int, float] = {}
-    sums: dict[tuple[str, str], dict[int, float]] = {}
     models, layers = {"a": model_a, "b": model_b}, {"a": layer_a, "b": layer_b}
     stitches = {name: stitch.to(model_b.device) for name, stitch in stitches.items()}
+    conditions: list[tuple[str, str]] = []
 
-    def losses(batch: TokenBatch) -> tuple[TokenBatch, dict[tuple[str, str], Tensor]]:
-        """{(stitch, condition): (batch, pos-1)} on the CPU."""
+    def read(batch: TokenBatch) -> DocumentSums:
+        """Sum tokens and losses by document: (1 + conditions,)."""
+        scored = batch.mask[:, 1:]
 
-        def spliced(host: str, replacement: Tensor) -> Tensor:
-            edit = splice(replacement, batch.mask)
-            return models[host].cross_entropy(batch.tokens, layer=layers[host], edit=edit).cpu()
+        def own(host: str, replacement: Tensor | None = None) -> Tensor:
+            edit = None if replacement is None else splice(replacement, batch.mask)
+            return models[host].cross_entropy(batch.tokens, layer=layers[host], edit=edit).cpu()[scored]
 
         x = model_a.residuals(batch.tokens, [layer_a])[layer_a]
         y = model_b.residuals(batch.tokens, [layer_b])[layer_b]
-        found = {("own", host): model.cross_entropy(batch.tokens).cpu() for host, model in models.items()}
+        found = {("own", host): own(host) for host in models}
         if means is not None:
             for host, stream, mean in (("a", x, means[0]), ("b", y, means[1])):
-                found["own", f"{host}_without_layer"] = spliced(host, mean.to(stream).expand_as(stream))
+                found["own", f"{host}_without_layer"] = own(host, mean.to(stream).expand_as(stream))
         for name, stitch in stitches.items():
             up_x, down_y = stitch.up(x.to(y.device)), stitch.down(y)
-            found[name, "a_to_b"] = spliced("b", up_x)
-            found[name, "b_to_a"] = spliced("a", down_y)
-            found[name, "a_to_b_to_a"] = spliced("a", stitch.down(up_x))
-            found[name, "b_to_a_to_b"] = spliced("b", stitch.up(down_y))
-        return batch, found
+            found[name, "a_to_b"] = own("b", up_x)
+            found[name, "b_to_a"] = own("a", down_y)
+            found[name, "a_to_b_to_a"] = own("a", stitch.down(up_x))
+            found[name, "b_to_a_to_b"] = own("b", stitch.up(down_y))
+        conditions[:] = found
+        columns = [torch.ones(int(scored.sum())), *found.values()]
+        return DocumentSums.of(batch.documents[:, 1:][scored], torch.stack(columns, dim=1).double())
 
-    for batch, found in progress(as_fits(batches, losses), "cross-entropy"):
-        _add(tokens, torch.ones(batch.tokens[:, 1:].shape), batch)
-        for key, values in found.items():
-            _add(sums.setdefault(key, {}), values, batch)
-    if not tokens:
+    sums = DocumentSums()
+    for part in progress(as_fits(batches, read), "cross-entropy"):
+        sums.add(part)
+    if not len(sums):
         raise ValueError("the batches predict no ordinary token: expected at least one document of two tokens")
-    order = sorted(tokens)
-    return Fidelity(
-        np.array([tokens[document] for document in order]),
-        {key: np.array([values[document] for document in order]) for key, values in sums.items()},
-        seed,
-    )
+    tokens, *losses = map(np.ascontiguousarray, sums.table().T)
+    return Fidelity(tokens, dict(zip(conditions, losses)), seed)
 
 
-def _add(store: dict[int, float], values: Tensor, batch: TokenBatch) -> None:
-    """Adds the values (batch, pos-1) at ordinary tokens to the sum of the document that each token belongs to."""
-    scored = batch.mask[:, 1:]
-    owners = batch.documents[:, 1:][scored]
-    totals = torch.bincount(owners, weights=values.double()[scored]) if len(owners) else torch.zeros(0)
-    for document in owners.unique().tolist():
-        store[document] = store.get(document, 0.0) + totals[document].item()
+def ngram_cross_entropy(
+    training: Iterable[TokenBatch], evaluation: Iterable[TokenBatch], vocabulary: int
+) -> dict[str, float]:
+    """Measure what counts predict of the ordinary tokens of `evaluation`, in nats: {"unigram": ..., "bigram": ...}.
+
+    Counts come from `training`. The unigram model adds one to each of the `vocabulary` counts; the bigram model is
+    smoothed towards it by Witten and Bell's rule: weight c / (c + k) to the pair counts of a context seen c times
+    with k different successors. ValueError if either text has no ordinary token after another.
+    """
+    successors, contexts = _targets_and_contexts(training)
+    counts = torch.bincount(successors, minlength=vocabulary).double()
+    unigram = (counts + 1) / (counts + 1).sum()
+
+    pairs, pair_counts = torch.unique(contexts * vocabulary + successors, return_counts=True)
+    context_counts = torch.bincount(contexts, minlength=vocabulary).double()
+    kinds = torch.bincount(pairs // vocabulary, minlength=vocabulary).double()
+
+    targets, given = _targets_and_contexts(evaluation)
+    wanted = given * vocabulary + targets
+    place = torch.searchsorted(pairs, wanted).clamp(max=len(pairs) - 1)
+    seen = torch.where(pairs[place] == wanted, pair_counts[place], 0).double()
+    total = context_counts[given] + kinds[given]
+    # A context never seen leaves all the weight to the unigram model.
+    bigram = torch.where(total > 0, (seen + kinds[given] * unigram[targets]) / total.clamp(min=1), unigram[targets])
+    return {"unigram": -unigram[targets].log().mean().item(), "bigram": -bigram.log().mean().item()}
+
+
+def _targets_and_contexts(batches: Iterable[TokenBatch]) -> tuple[Tensor, Tensor]:
+    """Join the ordinary tokens of all batches, and the tokens before them."""
+    scored = [(batch.tokens, batch.mask[:, 1:]) for batch in batches]
+    if not sum(mask.sum().item() for _, mask in scored):
+        raise ValueError("the text has no ordinary token after another: there is nothing to count")
+    return torch.cat([row[:, 1:][mask] for row, mask in scored]), torch.cat([row[:, :-1][mask] for row, mask in scored])

@@ -1,11 +1,12 @@
 """Fit a stitch: the exact minimum of Eq. 3 from moments, and the paper's own recipe with Adam.
 
 Section 2, Eq. 3, and App. A. Eq. 3 depends on the data through means and second moments alone, so `fit_exact` needs no
-activations. With one map fixed, the best other map solves a generalised Sylvester equation; the two are solved in turn,
-and L-BFGS in whitened coordinates ends the descent. `fit_adam` is the paper's fitter, for comparison.
+activations. The best biases make all residuals centred. With one map fixed, the best other map solves a generalised
+Sylvester equation, A Q + B Q C = E, by two symmetric eigendecompositions; the two are solved in turn, and L-BFGS in
+whitened coordinates ends the descent. `fit_adam` is the paper's fitter, for comparison.
 
-Offers `fit_exact`, `fit_adam`, `trace_adam` and `AdamTrace`; `best_given_other`, the step of the exact fit; and
-`linear_maps`, `view_as_stitch` and `finished_stitch`, which other fitters by gradient descent share.
+Offers `fit_exact`; `best_given_other`, its step; `fit_adam`; `trace_adam` and `AdamTrace`; and `linear_maps` and
+`affine`, which other fitters by gradient descent share.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from torch import Tensor
 
 from ..utils.progress import progress
 from .moments import PairMoments
-from .stitch import FitReport, Stitch, stitch_loss
+from .stitch import AffineMap, FitReport, Stitch, stitch_loss
 
 
 def best_given_other(p: Tensor, cxx: Tensor, cxy: Tensor, cyy: Tensor, alpha: float) -> Tensor:
-    """The P_down that minimises Eq. 3 for centred data when P_up = `p`; swap x and y for the converse.
+    """Find the P_down that minimises Eq. 3 for centred data when P_up = `p`; swap x and y for the converse.
 
     Setting the derivative to zero gives A Q + B Q C = E with B = Cyy, A = (Cyy + alpha p' Cxx p) / d_a, C = alpha p
     p' / d_b. With C = V diag(c) V' and W from the pencil (A, B), W'AW = I and W'BW = diag(beta), the columns of QV
@@ -44,7 +45,7 @@ def best_given_other(p: Tensor, cxx: Tensor, cxy: Tensor, cyy: Tensor, alpha: fl
 
 
 def _centred_loss(up: Tensor, down: Tensor, cxx: Tensor, cxy: Tensor, cyy: Tensor, alpha: float) -> Tensor:
-    """Eq. 3 with the best biases."""
+    """Compute Eq. 3 with the best biases."""
     d_a, d_b = cxy.shape
     gap_a, gap_b = up @ down, down @ up
     gap_a = gap_a - torch.eye(d_a).to(gap_a)
@@ -55,7 +56,7 @@ def _centred_loss(up: Tensor, down: Tensor, cxx: Tensor, cxy: Tensor, cyy: Tenso
 
 
 def _polish(up, down, covariances, alpha, tolerance, max_evaluations):
-    """L-BFGS on both maps in coordinates in which x and y are white (Liu & Nocedal 1989)."""
+    """Improve both maps by L-BFGS, in coordinates in which x and y are white (Liu & Nocedal 1989)."""
     cxx, _, cyy = covariances
     unwhiten = []
     for matrix in (cxx, cyy):
@@ -65,19 +66,12 @@ def _polish(up, down, covariances, alpha, tolerance, max_evaluations):
     (x_inverse, x_root), (y_inverse, y_root) = unwhiten
     parameters = [(x_root @ up).requires_grad_(), (y_root @ down).requires_grad_()]
     optimizer = torch.optim.LBFGS(
-        parameters,
-        lr=1,
-        max_iter=25,
-        max_eval=31,
-        history_size=20,
-        line_search_fn="strong_wolfe",
-        tolerance_grad=0,
-        tolerance_change=0,
+        parameters, max_iter=25, history_size=20, line_search_fn="strong_wolfe", tolerance_grad=0, tolerance_change=0
     )
     evaluations = 0
 
     def loss_now() -> Tensor:
-        return _centred_loss(x_inverse @ parameters[0], y_inverse @ parameters[1], *covariances, alpha)
+        return _centred_loss(x_inverse @ parameters[0], y_inverse @ parameters[1], *covariances, alpha=alpha)
 
     def closure() -> Tensor:
         nonlocal evaluations
@@ -95,7 +89,7 @@ def _polish(up, down, covariances, alpha, tolerance, max_evaluations):
             converged = 0 <= best - loss < tolerance * abs(loss)
             if loss < best:
                 best, best_maps = loss, (x_inverse @ parameters[0], y_inverse @ parameters[1])
-            elif not converged:  # a line search that went astray: what was found before stands
+            elif not converged:  # the line search went astray: keep what was found before
                 break
     return *best_maps, evaluations, converged
 
@@ -110,21 +104,20 @@ def fit_exact(
     max_evaluations: int = 500,
     dtype: torch.dtype = torch.float32,
 ) -> Stitch:
-    """The minimiser of Eq. 3, from moments alone: for alpha = 0 exactly, else the best stationary point found.
+    """Minimise Eq. 3 from moments alone: exactly for alpha = 0, else to the best stationary point found.
 
     `ridge` times the mean eigenvalue is added to the diagonals of Cxx and Cyy, so that dead or repeated dimensions do
-    no harm; it follows the scale of the data, and at its default it moves the loss by about one part in 1e8. For
-    alpha = 0 the answer is two least-squares problems. For alpha > 0 the problem is not convex: alternating solutions
-    are followed by L-BFGS until 25 steps lower the loss by less than `tolerance` (relative). `Stitch.report` says how
-    it ended.
+    no harm; at its default it moves the loss by about one part in 1e8. For alpha = 0 there are two least-squares
+    problems. For alpha > 0 the problem is not convex: L-BFGS follows the alternating solutions, until 25 steps lower
+    the loss by less than `tolerance` (relative). `Stitch.report` says how it ended.
 
-    Raises ValueError for a negative alpha or ridge, too few tokens, or activations that do not vary at all.
+    ValueError for a negative alpha or ridge, too few tokens, or activations that do not vary at all.
     """
     began = time.perf_counter()
     if alpha < 0 or ridge < 0:
         raise ValueError(f"alpha and ridge must not be negative: got alpha={alpha}, ridge={ridge}")
     moments._require(2)
-    covariances = cxx, cxy, cyy = [matrix.clone() for matrix in (moments.cxx, moments.cxy, moments.cyy)]
+    covariances = cxx, cxy, cyy = moments.cxx.clone(), moments.cxy.clone(), moments.cyy.clone()
     for name, matrix in (("x", cxx), ("y", cyy)):
         level = matrix.trace() / len(matrix)
         if level <= 0:
@@ -133,13 +126,13 @@ def fit_exact(
 
     up, down = torch.linalg.solve(cxx, cxy), torch.linalg.solve(cyy, cxy.T)
     sweeps, evaluations, converged = 0, 0, True
-    loss = _centred_loss(up, down, *covariances, alpha).item()
+    loss = _centred_loss(up, down, *covariances, alpha=alpha).item()
     if alpha > 0:
         for sweeps in range(1, max_sweeps + 1):  # noqa: B007
             before = loss
             down = best_given_other(up, cxx, cxy, cyy, alpha)
             up = best_given_other(down, cyy, cxy.T, cxx, alpha)
-            loss = _centred_loss(up, down, *covariances, alpha).item()
+            loss = _centred_loss(up, down, *covariances, alpha=alpha).item()
             if before - loss < 10 * tolerance * loss:
                 break
         up, down, evaluations, converged = _polish(up, down, covariances, alpha, tolerance, max_evaluations)
@@ -164,13 +157,13 @@ def fit_adam(
     device: torch.device | str = "cpu",
     on_step: Callable[[int, Stitch], None] | None = None,
 ) -> Stitch:
-    """The paper's recipe (App. A): Adam at `lr` with cosine annealing to zero, gradient norm clipped, biases from zero.
+    """Fit by the paper's recipe (App. A): Adam at `lr` with cosine annealing to zero, and the gradient's norm clipped.
 
-    `batches` gives (x, y) of shapes (n, d_a), (n, d_b), one a step; it is iterated anew when it ends, if it can be.
-    Weights start as torch's Linear does, from `seed`; Adam's betas, which the paper does not give, are torch's.
-    `on_step(step, stitch)` is called after each step with the maps as they then are (views: copy what is kept).
+    `batches` gives (x, y) of shapes (n, d_a), (n, d_b), one pair a step, and is iterated again when it ends. Weights
+    start as torch's Linear does, from `seed`, biases from zero; Adam's betas, which the paper does not give, are
+    torch's. `on_step(step, stitch)` is called after each step with views of the maps: copy what you keep.
 
-    Raises ValueError if `batches` ends before `n_steps` and cannot be iterated again.
+    ValueError if `batches` ends before `n_steps` and cannot be iterated again.
     """
     began = time.perf_counter()
     if n_steps < 1:
@@ -196,36 +189,30 @@ def fit_adam(
         schedule.step()
         losses.append(loss.detach())
         if on_step is not None:
-            on_step(step, view_as_stitch(up, down))
+            on_step(step, Stitch.of(affine(up), affine(down)))
     final = torch.stack(losses[-max(1, n_steps // 10) :]).mean().item()
     report = FitReport("adam", alpha, final, False, 0, n_steps, 0.0, time.perf_counter() - began)
-    return finished_stitch(up, down, report)
+    return Stitch.of(affine(up).copy(), affine(down).copy(), report=report)
 
 
 def linear_maps(
     d_a: int, d_b: int, *, seed: int, device: torch.device | str
 ) -> tuple[torch.nn.Linear, torch.nn.Linear]:
-    """A map up and a map down as torch's Linear starts them, from `seed`; the global generator is left alone."""
+    """Start a map up and a map down as torch's Linear does, from `seed`; leave the global generator alone."""
     generator_state = torch.random.get_rng_state()
     torch.manual_seed(seed)
-    maps = torch.nn.Linear(d_a, d_b), torch.nn.Linear(d_b, d_a)
+    up, down = torch.nn.Linear(d_a, d_b), torch.nn.Linear(d_b, d_a)
     torch.random.set_rng_state(generator_state)
-    return tuple(layer.to(device) for layer in maps)
+    return up.to(device), down.to(device)
 
 
-def view_as_stitch(up: torch.nn.Linear, down: torch.nn.Linear) -> Stitch:
-    """The maps as they are; they go on being trained, so copy what is kept."""
-    return Stitch(*(tensor.detach() for tensor in (up.weight.T, up.bias, down.weight.T, down.bias)))
-
-
-def finished_stitch(up: torch.nn.Linear, down: torch.nn.Linear, report: FitReport) -> Stitch:
-    """A copy of the maps, on the CPU."""
-    tensors = (up.weight.T, up.bias, down.weight.T, down.bias)
-    return Stitch(*(tensor.detach().cpu().clone() for tensor in tensors), report=report)
+def affine(layer: torch.nn.Linear) -> AffineMap:
+    """View a layer as a map, which changes as the layer is trained."""
+    return AffineMap(layer.weight.T.detach(), layer.bias.detach())
 
 
 def _repeat(batches: Iterable, n_steps: int):
-    """`n_steps` items, starting again when the batches end."""
+    """Give `n_steps` items, starting again when the batches end."""
     taken = 0
     while taken < n_steps:
         at_start = taken
@@ -239,17 +226,18 @@ def _repeat(batches: Iterable, n_steps: int):
 
 
 class AdamTrace(NamedTuple):
-    """How a run of `fit_adam` came down, at a few steps from the first to the last."""
+    """How the loss of a run of `fit_adam` came down."""
 
     stitch: Stitch
-    """As it ended."""
+    """The maps after the last step."""
     steps: list[int]
+    """The steps at which the loss was computed, from the first to the last."""
     tokens: list[int]
-    """Activations seen, repeats counted."""
+    """The number of activations seen by then, repeats counted."""
     seconds: list[float]
-    """Since the start, without the evaluation."""
+    """The time since the start."""
     losses: list[float]
-    """Eq. 3 on the moments given."""
+    """Eq. 3 at these steps, on the moments given."""
 
 
 def trace_adam(
@@ -261,8 +249,7 @@ def trace_adam(
     n_steps: int,
     **options,
 ) -> AdamTrace:
-    """`fit_adam` with `options`, and Eq. 3 on `moments` (say held-out ones) at `points` steps, evenly spaced on a log
-    scale."""
+    """Run `fit_adam` with `options`, and compute Eq. 3 on `moments` at `points` steps, evenly spaced on a log scale."""
     wanted = {round(n_steps ** (i / (points - 1))) for i in range(points)} | {n_steps}
     kept: list[tuple[int, float, Stitch]] = []
     began = time.perf_counter()
@@ -270,8 +257,7 @@ def trace_adam(
     def keep(step: int, stitch: Stitch) -> None:
         if step in wanted:
             now = time.perf_counter() - began
-            maps = (stitch.P_up, stitch.b_up, stitch.P_down, stitch.b_down)
-            kept.append((step, now, Stitch(*(tensor.clone() for tensor in maps))))
+            kept.append((step, now, Stitch.of(stitch.up.copy(), stitch.down.copy())))
 
     sizes = []
 

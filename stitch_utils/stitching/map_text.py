@@ -3,7 +3,7 @@ r"""The text that the sister paper's maps are fitted on, and the tenth of it tha
 Bello et al. (arXiv 2506.00653): 10M tokens in rows of 512, a tenth of them for validation, from the Pile; for the
 instruction-tuned models a third of chats (lmsys-chat-1m) and two thirds of the Pile. A pair's file may name both, as
 the data sets `map_text` and `map_chats`; without them the maps are fitted on the pair's own training text. Special
-tokens are masked out, as everywhere here; that paper does not say.
+tokens are masked out, as everywhere in this package; that paper does not say what it does.
 
 Offers `MapConfig`, `map_config`, `map_batches`, `map_stream`, `same_layers`.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jinja2
 import torch
@@ -23,26 +23,26 @@ from ..data.text import TokenBatch, text_rows, token_batches
 from ..models.harvest import ActivationStream
 from ..models.language_model import LanguageModel
 
-VALIDATION = 10  # one row in so many
-CHATS = 3  # one batch in so many is of chats
-KEPT_BYTES = 2**31  # activations of up to this size are held in memory, so that each pass after the first is free
+VALIDATION = 10  # one row in ten is for validation
+CHATS = 3  # one batch in three is of chats
+KEPT_BYTES = 2**31  # activations up to this size are held in memory, so that each pass after the first is free
 
 
 @dataclass(frozen=True)
 class MapConfig:
-    """How much of everything the maps are fitted on."""
+    """What the maps are fitted on, and how."""
 
     tokens: int
-    """Positions of text, the validation's included."""
+    """Positions of text, those for validation included."""
     step_tokens: int
-    """Tokens of a step of AdamW; the sister paper's are 32 rows of 512."""
+    """Tokens in a step of AdamW: 32 rows of 512 in the sister paper."""
     lr: float
-    """1e-4 for its base models and 1e-3 for the instruction-tuned ones."""
+    """The learning rate: in that paper 1e-4 for base models and 1e-3 for instruction-tuned ones."""
     epochs: int = 4
     context: int = 0
     """Positions of a row; 0 for the pair's own."""
     seed: int = 0
-    """Of AdamW's initial weights."""
+    """The seed of AdamW's initial weights."""
 
     def __post_init__(self):
         if min(self.tokens, self.step_tokens, self.epochs) < 1 or self.context < 0 or self.lr <= 0:
@@ -50,12 +50,13 @@ class MapConfig:
 
 
 def map_config(pair: ModelPair, scale: str, *, lr: float = 0.0, seed: int = 0) -> MapConfig:
-    """The sizes of a scale; another learning rate where one is given."""
-    return MapConfig(**pair.sizes_of("map_text", scale) | {"seed": seed} | ({"lr": lr} if lr else {}))
+    """Look up the sizes of a scale, and replace the learning rate if one is given."""
+    config = MapConfig(**pair.sizes_of("map_text", scale), seed=seed)
+    return replace(config, lr=lr) if lr else config
 
 
 def same_layers(models: tuple[LanguageModel, LanguageModel], stitched: tuple[int, int]) -> tuple[int, int]:
-    """The sister paper's layers: before the block of the same number in both models (20 and 20 for Gemma 2)."""
+    """Give the sister paper's layers: before the block of the same number in both models (20 and 20 for Gemma 2)."""
     return stitched[0], min(stitched[0], models[1].n_layers - 1)
 
 
@@ -68,11 +69,10 @@ def map_batches(
     held_out: bool,
     tokens: int | None = None,
 ) -> Iterator[TokenBatch]:
-    """Nine rows of ten of the first `tokens` positions (default: all that the config names), or with `held_out` the
-    others.
+    """Give nine rows of ten of the first `tokens` positions (default: the config's), or with `held_out` the others.
 
-    Rows and not documents are divided: where documents share rows, one may be cut by the border. ValueError, naming the
-    pair, for text that cannot be had.
+    Rows are divided, not documents: where documents share rows, the border may cut one. ValueError, naming the pair,
+    for text that cannot be read.
     """
     number = 0
     for batch in _all_batches(pair, models, config, scale, tokens or config.tokens):
@@ -114,13 +114,13 @@ def _text(pair: ModelPair) -> TextRef:
 
 
 def _mixed(plain: Iterator[TokenBatch], chats: Iterator[TokenBatch]) -> Iterator[TokenBatch]:
-    """Batches of both in turn, `CHATS` - 1 of the first to one of the second; what is left of either at the end."""
+    """Give batches of both in turn, `CHATS` - 1 of the first to one of the second, and at the end those left over."""
     while batches := [*itertools.islice(plain, CHATS - 1), *itertools.islice(chats, 1)]:
         yield from batches
 
 
 def _chats(data: DatasetRef, tokenizer, *, context: int, batch_size: int, n_tokens: int) -> Iterator[TokenBatch]:
-    """Conversations in the chat template, each a row; those that it does not take are passed over."""
+    """Give conversations in the chat template, each as a row; pass over those that the template refuses."""
 
     def pick(row: dict) -> list | None:
         if not isinstance(row.get("conversation"), list):
@@ -142,7 +142,7 @@ def _chats(data: DatasetRef, tokenizer, *, context: int, batch_size: int, n_toke
     source, read, first = texts(), 0, 0
     while read < n_tokens and (some := list(itertools.islice(source, batch_size))):
         for batch in text_rows(some, tokenizer, context=context, batch_size=batch_size):
-            # Numbers of their own, so that no chat counts as part of a document.
+            # Negative numbers, so that no chat counts as part of a document.
             yield batch._replace(documents=-1 - first - batch.documents)
             read += batch.tokens.numel()
         first += len(some)
@@ -158,7 +158,7 @@ def map_stream(
     held_out: bool = False,
     tokens: int | None = None,
 ) -> ActivationStream:
-    """The activations of `map_batches` in steps of the config's size, held in memory if they fit in two gigabytes."""
+    """Stream the activations of `map_batches` in steps of the config's size; hold up to two gigabytes in memory."""
     wanted = tokens or config.tokens
     share = 1 / VALIDATION if held_out else 1 - 1 / VALIDATION
     size = 4 * wanted * share * sum(model.d_model for model in models)

@@ -1,9 +1,8 @@
 """Everything that Eq. 3 needs to know of two residual streams: counts, means and second moments.
 
 Section 2, Eq. 3. Each term of the stitching loss is a mean squared error between affine maps of x and y, so the loss
-depends on the data through the means and the second moments of (x, y) alone. They are gathered in one pass over the
-text, in memory that grows with the square of the width and not with the number of tokens; two passes over two shards
-add up.
+depends on the data through the means and the second moments of (x, y) alone. One pass over the text gathers them, in
+memory that grows with the square of the width and not with the number of tokens. The moments of two shards add up.
 
 Offers `PairMoments`, `harvest_moments`.
 """
@@ -30,8 +29,8 @@ from ..utils.progress import progress
 class PairMoments:
     """Count, means and centred second moments of paired activations x (n, d_a) and y (n, d_b), in float64.
 
-    Sums of products around the running mean are kept (Chan, Golub & LeVeque 1983), so that a mean that is large beside
-    the spread costs no digits. The tensors live on the device of the first update.
+    Sums of products are taken around the running mean (Chan, Golub & LeVeque 1983), so that a mean that is large beside
+    the spread costs no digits. The tensors live on the device of the last update.
     """
 
     def __init__(self, d_a: int, d_b: int):
@@ -45,8 +44,10 @@ class PairMoments:
     def update(
         self, x: Float[Tensor, "n d_a"], y: Float[Tensor, "_ d_b"], weights: Float[Tensor, " n"] | None = None
     ) -> None:
-        """Take in `n` tokens; any float dtype, any device. With `weights` each counts so many times, and `count` is
-        their sum. ValueError on shapes that do not fit, values not finite or weights not positive."""
+        """Add `n` tokens, of any float dtype and on any device; each counts as often as its weight says.
+
+        ValueError for shapes that do not fit, values that are not finite, and weights that are not positive.
+        """
         if x.dim() != 2 or x.shape[1] != self.d_a or y.shape != (len(x), self.d_b):
             raise ValueError(
                 f"expected x of shape (n, {self.d_a}) and y of shape (n, {self.d_b}): "
@@ -85,7 +86,7 @@ class PairMoments:
         self.count = total
 
     def __add__(self, other: PairMoments) -> PairMoments:
-        """The moments of both shards together."""
+        """Add up the moments of two shards."""
         if (self.d_a, self.d_b) != (other.d_a, other.d_b):
             raise ValueError(f"widths differ: {self.d_a}, {self.d_b} and {other.d_a}, {other.d_b}")
         result = PairMoments(self.d_a, self.d_b)
@@ -99,16 +100,16 @@ class PairMoments:
             raise ValueError(f"moments of {self.count} tokens: at least {count} are needed")
 
     @property
-    def mean_x(self) -> Float[Tensor, d_a]:
+    def mean_x(self) -> Float[Tensor, " d_a"]:
         return self.mean[: self.d_a]
 
     @property
-    def mean_y(self) -> Float[Tensor, d_b]:
+    def mean_y(self) -> Float[Tensor, " d_b"]:
         return self.mean[self.d_a :]
 
     @property
     def covariance(self) -> Float[Tensor, "both both"]:
-        """Centred second moments of (x, y), divided by the count."""
+        """The centred second moments of (x, y), divided by the count."""
         self._require(1)
         return self.scatter / self.count
 
@@ -132,7 +133,7 @@ class PairMoments:
 
     @classmethod
     def load(cls, path: str | Path) -> PairMoments:
-        """Read what `save` wrote."""
+        """Read what `save` wrote; ValueError for another file."""
         with safe_open(str(path), framework="pt") as file:
             meta = file.metadata() or {}
             if meta.get("kind") != "PairMoments":
@@ -149,7 +150,7 @@ def harvest_moments(
     batches: Iterable[TokenBatch],
     layer_pairs: Sequence[tuple[int, int]],
 ) -> dict[tuple[int, int], PairMoments]:
-    """Moments of every (layer of A, layer of B) asked for, from one pass."""
+    """Gather the moments of every (layer of A, layer of B) asked for, in one pass."""
     moments = {pair: PairMoments(model_a.d_model, model_b.d_model) for pair in layer_pairs}
     layers_a, layers_b = (sorted(set(side)) for side in zip(*layer_pairs))
     stream = paired_residuals(model_a, model_b, batches, layers_a, layers_b)

@@ -1,11 +1,11 @@
 """A stitched pair in one object, and a pair's stitch in one call.
 
 Section 2 and App. A: two models, the layers at which their streams are stitched, one pass over the training text, and
-the exact minimum of Eq. 3 with its loss on text that it was not fitted on. The moments of a pass are kept in
-`artifacts/`, so that other chapters, and other values of alpha, do without another.
+the exact minimum of Eq. 3 with its loss on held-out text. The moments of a pass are saved in `artifacts/`, so that
+other chapters, and other values of alpha, need no further pass.
 
-Offers `StitchedPair`, which the experiments take; `fit_pair` and `FittedPair`, for those who want the maps; and
-`stitch_file`, the path of a pair's stitch, and `preflight`, which finds errors before anything heavy is loaded.
+Offers `StitchedPair`, which the experiments take; `fit_pair` and `FittedPair`, for those who want the maps alone;
+`stitch_file`, the path of a pair's stitch; and `preflight`, which finds mistakes before anything heavy is loaded.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from ..data.pairs import ModelPair, Scale, load_pair
 from ..data.text import TokenBatch
 from ..models.harvest import evaluation_batches, of_activations, training_batches
-from ..models.language_model import LanguageModel, are_stand_ins, check_pair, load_models, load_tokenizer
+from ..models.language_model import LanguageModel, are_stand_ins, check_pair, load_models, load_tokenizer, set_threads
 from ..utils.cache import artifact, kept
 from ..utils.files import project_root
 from .fit import fit_exact
@@ -33,18 +33,19 @@ from .svcca import stitched_layers
 class StitchedPair:
     """A pair whose models are loaded, at one scale, with the stitch between their residual streams.
 
-    What takes long is computed when it is first asked for, and moments are kept in `artifacts/`.
+    Moments and stitch are computed when they are first asked for; moments are saved in `artifacts/`.
     """
 
     pair: ModelPair
     models: tuple[LanguageModel, LanguageModel]
     layers: tuple[int, int]
-    """The stitched stream of each model is the one before this block."""
+    """The block of each model before which its stream is stitched."""
     scale: str
+    """The name of the scale: `smoke`, `default` or `paper`."""
     alpha: float = 1.0
-    """Weight of the inversion terms of Eq. 3."""
+    """The weight of the inversion terms of Eq. 3."""
     ridge: float = 1e-8
-    """As `fit_exact` takes it."""
+    """The ridge of `fit_exact`."""
 
     @classmethod
     def open(
@@ -54,16 +55,21 @@ class StitchedPair:
         *,
         alpha: float = 1.0,
         ridge: float = 1e-8,
+        variance: float = 0.99,
         device: str | None = None,
     ) -> StitchedPair:
         """Load the models of a pair (a name, a pair file, or a `ModelPair`) and find its layers.
 
-        ValueError for an unknown pair or scale, and for what the pair's file has wrong.
+        A pair whose file fixes the CPU threads sets them for the whole process (`set_threads`). The models stay in
+        memory, so that opening the pair again does not load them again (`load_models`). `variance` is that of `svcca`,
+        which chooses B's layer where the pair names none. ValueError for an unknown pair or scale, and for a mistake in
+        the pair's file.
         """
         pair = pair if isinstance(pair, ModelPair) else load_pair(pair)
         sizes = pair.scale(scale)
+        set_threads(pair)
         models = load_models(pair, device)
-        return cls(pair, models, stitched_layers(pair, *models, sizes), scale, alpha, ridge)
+        return cls(pair, models, stitched_layers(pair, *models, sizes, variance=variance), scale, alpha, ridge)
 
     @property
     def name(self) -> str:
@@ -75,7 +81,7 @@ class StitchedPair:
         return self.pair.scale(self.scale)
 
     def sizes_of(self, experiment: str) -> dict[str, Any]:
-        """The sizes of an experiment at this scale, by the names that its configuration gives them."""
+        """Look up the sizes of an experiment at this scale, by the names that its configuration gives them."""
         return self.pair.sizes_of(experiment, self.scale)
 
     @property
@@ -89,25 +95,27 @@ class StitchedPair:
         return are_stand_ins(self.models)
 
     def side(self, name: str) -> tuple[LanguageModel, int]:
-        """The model and the stitched layer of side `a` or `b`."""
+        """Give the model and the stitched layer of side `a` or `b`; ValueError for another."""
+        if name not in ("a", "b"):
+            raise ValueError(f"unknown side {name!r}: expected 'a' or 'b'")
         index = "ab".index(name)
         return self.models[index], self.layers[index]
 
     def training_batches(self, n_tokens: int | None = None) -> Iterator[TokenBatch]:
-        """The training text: the first `n_tokens` positions, by default as many as the scale takes."""
+        """Give the first `n_tokens` positions of the training text, by default as many as the scale takes."""
         return training_batches(self.pair, self.sizes, self.tokenizer, n_tokens or self.sizes.train_tokens)
 
     def evaluation_batches(self) -> Iterator[TokenBatch]:
-        """The documents of the evaluation text that the scale takes."""
+        """Give the documents of the evaluation text that the scale takes."""
         return evaluation_batches(self.pair, self.sizes, self.tokenizer)
 
     @cached_property
     def moments(self) -> PairMoments:
-        """Moments of the training text at the stitched layers."""
+        """The moments of the training text at the stitched layers."""
         return self.harvest()
 
     def harvest(self, *, anew: bool = False) -> PairMoments:
-        """Read the moments from `artifacts/`, or harvest and keep them; `anew` harvests in any case."""
+        """Read the moments from `artifacts/`, or harvest and save them; `anew` harvests in any case."""
         return kept(
             self.artifact("moments", sources=(harvest_moments,), suffix=".safetensors"),
             lambda: harvest_moments(*self.models, self.training_batches(), [self.layers])[self.layers],
@@ -118,7 +126,7 @@ class StitchedPair:
 
     @cached_property
     def held_out_moments(self) -> PairMoments:
-        """Moments of the evaluation text at the stitched layers."""
+        """The moments of the evaluation text at the stitched layers."""
         return harvest_moments(*self.models, self.evaluation_batches(), [self.layers])[self.layers]
 
     @cached_property
@@ -134,38 +142,38 @@ class StitchedPair:
         sources: Iterable[ModuleType | Callable],
         suffix: str,
     ) -> Path:
-        """The path of something made from this pair's activations and `ingredients`; see `utils.cache.artifact`."""
+        """Name the file of something made from this pair's activations and `ingredients` (`utils.cache.artifact`)."""
         made_of = of_activations(self.pair, self.layers, scale=self.scale) | dict(ingredients or {})
         return artifact(self.name, kind, made_of, sources=sources, suffix=suffix)
 
 
 class FittedPair(NamedTuple):
-    """A stitch and what is known of it."""
+    """A stitch, and how good it is."""
 
     stitch: Stitch
     layers: tuple[int, int]
-    """Of A and of B."""
+    """The stitched layers of A and B."""
     tokens: int
-    """Tokens that it was fitted on."""
+    """The number of tokens that it was fitted on."""
     fitted: StitchLoss
     """Eq. 3 on the text that it was fitted on."""
     held_out: StitchLoss
     """Eq. 3 on the evaluation text."""
     unexplained: tuple[float, float]
-    """Share of the variance of y, and of x, that the maps leave unexplained on the evaluation text."""
+    """The shares of the variance of y and of x that the maps leave unexplained on the evaluation text."""
     is_stand_in: bool
     """Whether a model has random weights under the name of a real one."""
 
 
 def stitch_file(pair: str) -> Path:
-    """The path where `stitch-book fit` puts the stitch of the pair of this name, and where other commands look."""
+    """Name the file where `stitch-book fit` puts the stitch of this pair, and where other commands look for it."""
     return project_root() / "artifacts" / pair / "stitch.safetensors"
 
 
 def preflight(pair: ModelPair) -> None:
     """Fetch configurations, tokenizers and the first texts; ValueError names the pair, its file and what to do."""
     check_pair(pair)
-    # any scale will do: no more than the first batch of its texts is read
+    # Any scale will do, since only the first batch of its texts is read.
     sizes, tokenizer = next(iter(pair.scales.values())), load_tokenizer(pair.a.model, revision=pair.a.revision)
     for batches in (training_batches(pair, sizes, tokenizer, pair.context), evaluation_batches(pair, sizes, tokenizer)):
         next(batches)
@@ -174,13 +182,13 @@ def preflight(pair: ModelPair) -> None:
 def fit_pair(
     pair: str | Path | ModelPair, *, scale: str = "default", alpha: float = 1.0, ridge: float = 1e-8
 ) -> FittedPair:
-    """Fit the exact stitch of a pair (Eq. 3) at one of its scales; ValueError for what the pair's file has wrong."""
+    """Fit the exact stitch of a pair (Eq. 3) at one of its scales; ValueError for a mistake in the pair's file."""
     opened = StitchedPair.open(pair, scale, alpha=alpha, ridge=ridge)
     pair, layers, moments, held_out = opened.pair, opened.layers, opened.moments, opened.held_out_moments
     losses = [stitch_loss(opened.stitch, part, alpha=alpha) for part in (moments, held_out)]
     variances = [covariance.diagonal().mean().item() for covariance in (held_out.cyy, held_out.cxx)]
     unexplained = losses[1].up / variances[0], losses[1].down / variances[1]
-    # A stitch file says these things of itself, so that whoever is handed it need not ask.
+    # What the stitch file says of itself, for whoever is handed it.
     about = {
         "pair": pair.name,
         "a": pair.a.model,
@@ -199,4 +207,4 @@ def fit_pair(
     revisions = {"revision_a": pair.a.revision, "revision_b": pair.b.revision, "text_revision": pair.train.revision}
     about |= {name: revision for name, revision in revisions.items() if revision}
     stitch = replace(opened.stitch, about=about)
-    return FittedPair(stitch, layers, moments.count, losses[0], losses[1], unexplained, opened.is_stand_in)
+    return FittedPair(stitch, layers, int(moments.count), losses[0], losses[1], unexplained, opened.is_stand_in)

@@ -1,9 +1,8 @@
 """Stitches on the Hugging Face Hub: a repository of one safetensors file and a model card.
 
 No section of the paper, which publishes none. Whoever finds a stitch must know what it maps onto what, what it was
-fitted on, how far off it is on text that it was not fitted on, and under which terms the models and the text came. All
-but the last stands in the stitch file since it was fitted; the terms are asked of the Hub when it is published. Paths
-on the disk of whoever publishes are cut down to names.
+fitted on, how large its error is on held-out text, and the licences of the models and the text. The stitch file holds
+all but the licences, which the Hub is asked for when a stitch is published. Local paths are cut down to names.
 
 Offers `load_stitch`, `push_stitch`, `write_repository` and `model_card`.
 """
@@ -27,14 +26,14 @@ from .stitch import Stitch
 WEIGHTS, CARD = "stitch.safetensors", "README.md"
 REPOSITORY = r"[\w][\w.-]*/[\w][\w.-]*"
 NOT_STATED = "not stated"
-# What all errors of the Hub client's HTTP library derive from: which library that is depends on the client's version.
-HTTP_ERROR = errors.HfHubHTTPError.__bases__[0]
+# The base class of all errors of the Hub client's HTTP library, which another version of the client may replace.
+HTTP_ERROR: Any = errors.HfHubHTTPError.__bases__[0]
 
 
 def load_stitch(ref: str | Path, *, revision: str | None = None) -> Stitch:
-    """A stitch from a file, or from a repository of the Hub: `owner/name`, or `owner/name@revision`.
+    """Load a stitch from a file, or from a repository of the Hub: `owner/name`, or `owner/name@revision`.
 
-    HubError (a ValueError) for what the Hub does not give, ValueError for what is no stitch, or none of the two.
+    HubError (a ValueError) for what the Hub does not give; ValueError for a file that is no stitch, and another name.
     """
     if Path(ref).expanduser().is_file():
         return Stitch.load(Path(ref).expanduser())
@@ -48,7 +47,7 @@ def load_stitch(ref: str | Path, *, revision: str | None = None) -> Stitch:
 
 
 def push_stitch(stitch: Stitch, repository: str, *, licence: str | None = None, private: bool = False) -> str:
-    """Publishes a stitch with its card as `owner/name`, which is made where it does not exist; the commit's address.
+    """Publish a stitch with its card as `owner/name`, created if it does not exist; return the commit's address.
 
     `licence` is the stitch's own, as the Hub abbreviates it (`mit`, `apache-2.0`). HubError, in one line, where the Hub
     refuses.
@@ -76,7 +75,7 @@ def _why(error: Exception) -> str:
 
 
 def write_repository(stitch: Stitch, folder: str | Path, repository: str, *, licence: str | None = None) -> None:
-    """The same as a folder, which `hf upload OWNER/NAME FOLDER` publishes; ValueError for one of other things."""
+    """Write stitch and card to a folder, for `hf upload OWNER/NAME FOLDER`; ValueError if it holds anything else."""
     if not re.fullmatch(REPOSITORY, repository):
         raise ValueError(f"{repository!r} is no name of a repository: expected owner/name")
     folder = Path(folder).expanduser()
@@ -88,7 +87,7 @@ def write_repository(stitch: Stitch, folder: str | Path, repository: str, *, lic
 
 
 def model_card(stitch: Stitch, repository: str, *, licence: str | None, licences: Mapping[str, str]) -> str:
-    """Markdown with the Hub's metadata. `licences` are those of `a`, `b` and `text`."""
+    """Write the Markdown with the Hub's metadata. `licences` are those of `a`, `b` and `text`."""
     about = stitch.about
     models = [about.get(side, "unknown") for side in "ab"]
     on_hub = [about[side] for side in "ab" if side in about and _on_hub(about, side)]
@@ -168,7 +167,7 @@ def _is_path(name: object) -> bool:
 
 
 def _on_hub(about: Mapping[str, Any], source: str) -> bool:
-    """Whether a model or the text is named by an id of the Hub."""
+    """Tell whether a model or the text is named by an id of the Hub."""
     name = about.get(source)
     if source == "text":
         return about.get("text_source") == "hub"
@@ -176,7 +175,7 @@ def _on_hub(about: Mapping[str, Any], source: str) -> bool:
 
 
 def _licences(about: Mapping[str, Any]) -> dict[str, str]:
-    """What the Hub says of the licences of `a`, `b` and `text`; of what lies elsewhere, that none is stated."""
+    """Ask the Hub for the licences of `a`, `b` and `text`; for what lies elsewhere say that none is stated."""
     found = {}
     for source in ("a", "b", "text"):
         name = str(about.get(source))
@@ -189,8 +188,8 @@ def _licences(about: Mapping[str, Any]) -> dict[str, str]:
 
 def _licence(name: str, kind: str) -> str | None:
     try:
-        info = HfApi().repo_info(name, repo_type=kind)
+        info: Any = HfApi().repo_info(name, repo_type=kind)
     except (HTTP_ERROR, errors.OfflineModeIsEnabled, OSError):
-        return None  # that it cannot be asked is no reason not to publish
+        return None  # a Hub that cannot be asked is no reason not to publish
     stated = getattr(info.card_data, "license", None)
     return ", ".join(stated) if isinstance(stated, list) else stated

@@ -1,22 +1,20 @@
-r"""The stitch: two affine maps between residual streams, and two ways to fit them.
+r"""The stitch: two affine maps between residual streams, its loss, and its file.
 
-Section 2, Eqs. 1-3, and App. A. With row vectors x of model A and y of model B,
+Section 2, Eqs. 1-3. With row vectors x of model A and y of model B,
 
     up(x) = x P_up + b_up      (1)        down(y) = y P_down + b_down      (2)
     L = MSE(up(x), y) + MSE(down(y), x) + alpha MSE(down(up(x)), x) + alpha MSE(up(down(y)), y)      (3)
 
-All four terms are squared errors of affine maps, so L is a function of the means and second moments of (x, y) (see
-`moments`). The best biases make all residuals centred; what is left is quadratic in either map while the other is
-fixed, and its stationarity A Q + B Q C = E is solved by two symmetric eigendecompositions. `fit_exact` alternates
-such solutions from least squares and polishes both maps together by L-BFGS in whitened coordinates. `fit_adam` is the
-paper's recipe.
+All four terms are squared errors of affine maps, so L is a function of the means and second moments of (x, y), whatever
+text the maps were fitted on.
 
-Offers `Stitch`, `StitchLoss`, `FitReport`, `stitch_loss`, `fit_exact`, `fit_adam`, `trace_adam`.
+Offers `AffineMap`, `Stitch`, `FitReport`, `StitchLoss`, `stitch_loss`, `random_stitch`, and the names `TENSORS`.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -38,19 +36,19 @@ class FitReport(NamedTuple):
     """How a stitch was fitted."""
 
     method: str
-    """`exact` or `adam`."""
+    """`exact` or `adam`; `unsquared` or `unsquared adam` for the maps of `maps`."""
     alpha: float
     """Weight of the inversion terms."""
     loss: float
-    """Eq. 3 where the fit ended: on its moments (exact), or mean over the last tenth of the steps (adam)."""
+    """The loss where the fit ended: on its moments (exact), or mean over the last tenth of the steps (adam)."""
     converged: bool
-    """exact: the last steps lowered the loss by less than the tolerance. adam: always False, it stops after n_steps."""
+    """exact: whether the last steps lowered the loss by less than the tolerance. adam: False, it stops when told."""
     sweeps: int
-    """exact: alternating solutions."""
+    """exact: the number of alternating solutions."""
     evaluations: int
-    """exact: loss evaluations of L-BFGS. adam: steps."""
+    """exact: the number of loss evaluations by L-BFGS. adam: the number of steps."""
     ridge: float
-    """Added to the diagonals of the covariances, as a share of their mean eigenvalue."""
+    """What was added to the diagonals of the covariances, as a share of their mean eigenvalue."""
     seconds: float
 
 
@@ -69,7 +67,7 @@ class StitchLoss(NamedTuple):
 
 @dataclass(frozen=True)
 class AffineMap:
-    """x -> x P + b, from one residual stream to another; row vectors."""
+    """x -> x P + b, from one residual stream (row vectors) to another."""
 
     P: Float[Tensor, "d_in d_out"]
     b: Float[Tensor, " d_out"]
@@ -89,7 +87,7 @@ class AffineMap:
         return self.P.shape[1]
 
     def __call__(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_out"]:
-        """Map a stream. Computed in the dtype of `P`, on the device of `x`; the answer has the dtype and device of `x`.
+        """Map a stream, in the dtype of `P`, and answer in the dtype and on the device of `x`.
 
         ValueError for another width.
         """
@@ -99,8 +97,12 @@ class AffineMap:
         return (x.to(P.dtype) @ P + b).to(x.dtype)
 
     def to(self, *args, **kwargs) -> AffineMap:
-        """The same map on another device or in another dtype."""
+        """Copy the map to another device or dtype."""
         return AffineMap(self.P.to(*args, **kwargs), self.b.to(*args, **kwargs))
+
+    def copy(self) -> AffineMap:
+        """Copy the map to the CPU, in memory of its own."""
+        return AffineMap(self.P.cpu().clone(), self.b.cpu().clone())
 
 
 @dataclass(frozen=True)
@@ -112,10 +114,9 @@ class Stitch:
     P_down: Float[Tensor, "d_b d_a"]
     b_down: Float[Tensor, " d_a"]
     report: FitReport | None = None
-    """How it was fitted, where it was."""
+    """How it was fitted, if it was."""
     about: Mapping[str, Any] = field(default_factory=dict)
-    """What it is for: names of the models, layers, text, losses; anything JSON holds. It is kept in the file and has no
-    effect."""
+    """What it is for: names of the models, layers, text, losses; anything JSON holds. Saved, without effect."""
 
     def __post_init__(self):
         if self.P_up.dim() != 2:
@@ -128,32 +129,37 @@ class Stitch:
 
     @property
     def up(self) -> AffineMap:
-        """Eq. 1: from A's stream to B's. `stitch.up(x)` maps x."""
+        """Eq. 1, the map from A's stream to B's: `stitch.up(x)` maps x."""
         return AffineMap(self.P_up, self.b_up)
 
     @property
     def down(self) -> AffineMap:
-        """Eq. 2: from B's stream to A's. `stitch.down(y)` maps y."""
+        """Eq. 2, the map from B's stream to A's: `stitch.down(y)` maps y."""
         return AffineMap(self.P_down, self.b_down)
 
     def towards(self, to: str) -> AffineMap:
-        """The map whose images lie in the stream of `to`, `"a"` or `"b"`; ValueError for anything else."""
+        """Pick the map that leads to the stream of `to`, `"a"` or `"b"`; ValueError for anything else."""
         if to not in ("a", "b"):
             raise ValueError(f"to={to!r}: expected 'a' or 'b', the model that things are transferred to")
         return self.up if to == "b" else self.down
 
     def to(self, *args, **kwargs) -> Stitch:
-        """The same maps on another device or in another dtype."""
+        """Copy the maps to another device or dtype."""
         tensors = (getattr(self, name) for name in TENSORS)
         return replace(self, **dict(zip(TENSORS, (tensor.to(*args, **kwargs) for tensor in tensors))))
 
     @classmethod
+    def of(cls, up: AffineMap, down: AffineMap, *, report: FitReport | None = None) -> Stitch:
+        """Join two maps that lead to and fro."""
+        return cls(up.P, up.b, down.P, down.b, report=report)
+
+    @classmethod
     def identity(cls, d: int) -> Stitch:
-        """Maps that change nothing, between streams of one width."""
+        """Make maps that change nothing, between streams of one width."""
         return cls(torch.eye(d), torch.zeros(d), torch.eye(d), torch.zeros(d))
 
     def save(self, path: str | Path) -> None:
-        """Write a safetensors file; in its header `report`, `about`, and a digest of them and of the maps."""
+        """Write a safetensors file, whose header holds `report`, `about`, and a digest of them and of the maps."""
         tensors = {name: getattr(self, name).detach().cpu().contiguous() for name in TENSORS}
         said = [json.dumps(self.report and self.report._asdict()), json.dumps(dict(self.about))]
         meta = {"kind": "Stitch", "report": said[0], "about": said[1], "digest": _digest(tensors, *said)}
@@ -161,7 +167,7 @@ class Stitch:
 
     @classmethod
     def load(cls, path: str | Path) -> Stitch:
-        """Read what `save` wrote; ValueError for a file that is another, or damaged."""
+        """Read what `save` wrote; ValueError for another file, or a damaged one."""
         try:
             with safe_open(str(path), framework="pt") as file:
                 meta = file.metadata() or {}
@@ -181,22 +187,39 @@ class Stitch:
                 raise ValueError(f"{name} of {path} holds values that are not finite (NaN or infinity)")
         return cls(**tensors, report=report, about=about or {})
 
+    @classmethod
+    def from_pretrained(cls, name: str, *, revision: str | None = None) -> Stitch:
+        """Load a stitch from the Hub (`owner/name`) or from a file; see `publish.load_stitch`."""
+        return _publish().load_stitch(name, revision=revision)
+
+    def push_to_hub(self, repository: str, *, license: str | None = None, private: bool = False) -> str:
+        """Publish this stitch as `owner/name` with a model card, and return the commit's address.
+
+        `license` is its own, as the Hub abbreviates it; see `publish.push_stitch`.
+        """
+        return _publish().push_stitch(self, repository, licence=license, private=private)
+
+
+def _publish():
+    """Import `publish`, by a name that the keys of artifacts do not follow: a model card's words change no number."""
+    return importlib.import_module(".publish", __package__)
+
 
 def _digest(tensors: Mapping[str, Tensor], *said: str) -> str:
-    """Of the bytes of the maps, whatever their dtype, and of what is said of them."""
+    """Digest the bytes of the maps, whatever their dtype, and what is said of them."""
     raw = (tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() for name in TENSORS)
     return hashlib.sha256(b"".join([*raw, "\0".join(said).encode()])).hexdigest()
 
 
 def stitch_loss(stitch: Stitch, moments: PairMoments, *, alpha: float = 1.0) -> StitchLoss:
-    """Eq. 3 on the data that `moments` describe; exact, whatever text the stitch was fitted on."""
+    """Compute Eq. 3, exactly, on the data that `moments` describe."""
     device = moments.mean.device
     maps = stitch.to(device, torch.float64)
     cxx, cxy, cyy = moments.cxx, moments.cxy, moments.cyy
     mean_x, mean_y = moments.mean_x, moments.mean_y
 
     def mse(c_in, c_out, c_in_out, matrix, offset):
-        # E|u M + b - v|^2 / d for u ~ c_in, v ~ c_out, offset = E[u M + b - v]
+        # E|u M + b - v|^2 / d, with covariances c_in of u and c_out of v, and offset = E[u M + b - v]
         spread = (matrix * (c_in @ matrix)).sum() - 2 * (matrix * c_in_out).sum() + c_out.trace()
         return ((spread + offset @ offset) / len(c_out)).item()
 
@@ -210,8 +233,8 @@ def stitch_loss(stitch: Stitch, moments: PairMoments, *, alpha: float = 1.0) -> 
     return StitchLoss(*terms, terms[0] + terms[1] + alpha * (terms[2] + terms[3]))
 
 
-def random_stitch(stitch: Stitch, seed: int, *, means: tuple[Float[Tensor, d_a], Float[Tensor, d_b]]) -> Stitch:
-    """What a stitch is worth more than: Gaussian maps of the same shapes whose columns have the same norms.
+def random_stitch(stitch: Stitch, seed: int, *, means: tuple[Float[Tensor, " d_a"], Float[Tensor, " d_b"]]) -> Stitch:
+    """Draw a stitch for comparison: Gaussian maps of the same shapes, whose columns have the same norms.
 
     The biases carry the mean residuals `means` of A and B into each other, as those of a fitted stitch do.
     """

@@ -1,10 +1,10 @@
-"""Which layer of B says most nearly what a layer of A says.
+"""Which layer of B is most like a layer of A.
 
 Section 2 and App. A.1, Fig. 6: A's layer is fixed, B's is the one with the highest mean correlation under SVCCA
 (Raghu et al. 2017). Each stream is first reduced to the directions that hold most of its variance, so that noise in
 directions of low variance does not count; canonical correlations between the two reduced streams are then averaged.
 
-Offers `svcca`, `svcca_table`, and `stitched_layers`, which chooses.
+Offers `svcca`, `svcca_table`, `main_directions`, and `stitched_layers`, which chooses.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ from ..models.language_model import LanguageModel
 
 
 def main_directions(x: Float[Tensor, "n d"], variance: float) -> Float[Tensor, "n k"]:
-    """Orthonormal columns that span the leading principal components of `x`, as many as hold that share of its
-    variance."""
+    """Span the principal components that hold this share of the variance of `x`, by orthonormal columns."""
     if not 0 < variance <= 1:
         raise ValueError(f"variance must be a share above 0 and at most 1: got {variance}")
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -37,7 +36,7 @@ def main_directions(x: Float[Tensor, "n d"], variance: float) -> Float[Tensor, "
 
 
 def svcca(x: Float[Tensor, "n d_a"], y: Float[Tensor, "n d_b"], *, variance: float = 0.99) -> float:
-    """Mean canonical correlation between the leading principal components of `x` and those of `y`, from 0 to 1.
+    """Average the canonical correlations between the leading principal components of `x` and of `y`: 0 to 1.
 
     Rows are the same tokens. The paper does not give its share of variance; 0.99 is that of Raghu et al. ValueError
     if there are not more tokens than dimensions, since every correlation is then 1.
@@ -46,7 +45,7 @@ def svcca(x: Float[Tensor, "n d_a"], y: Float[Tensor, "n d_b"], *, variance: flo
 
 
 def svcca_table(xs: Residuals, ys: Residuals, *, variance: float = 0.99) -> Float[Tensor, "layers_a layers_b"]:
-    """`svcca` for every layer of A (rows) and of B (columns), in the order of their numbers."""
+    """Compute `svcca` for every layer of A (rows) and of B (columns), in the order of their numbers."""
     rows, columns = ([_checked(side[layer], variance) for layer in sorted(side)] for side in (xs, ys))
     return torch.tensor([[_mean_correlation(row, column) for column in columns] for row in rows])
 
@@ -65,9 +64,11 @@ def _mean_correlation(u: Tensor, v: Tensor) -> float:
 def stitched_layers(
     pair: ModelPair, model_a: LanguageModel, model_b: LanguageModel, scale: Scale, *, variance: float = 0.99
 ) -> tuple[int, int]:
-    """The layers that the pair names; where it names none for B, the one that SVCCA puts nearest to A's (App. A.1)."""
-    if pair.b.layer is not None:
-        return pair.a.layer, pair.b.layer
+    """Find the layers that the pair names; where it names none for B, the one most like A's (App. A.1)."""
+    layer_a, layer_b = pair.a.layer, pair.b.layer
+    assert layer_a is not None  # a ModelPair without one cannot be made
+    if layer_b is not None:
+        return layer_a, layer_b
     batches = training_batches(pair, scale, model_a.tokenizer, scale.svcca_tokens)
-    xs, ys = sample_residuals(model_a, model_b, batches, layers_a=[pair.a.layer])
-    return pair.a.layer, int(svcca_table(xs, ys, variance=variance)[0].argmax())
+    xs, ys = sample_residuals(model_a, model_b, batches, layers_a=[layer_a])
+    return layer_a, int(svcca_table(xs, ys, variance=variance)[0].argmax())

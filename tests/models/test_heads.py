@@ -28,6 +28,16 @@ def cached(model, tokens, *names):
     return [hooks[name] for name in names]
 
 
+def pattern(head, residual):
+    """What every position attends to, (batch, pos, pos)."""
+    positions, keys = torch.arange(residual.shape[1]), head.keys(residual)
+    rows = [
+        head.attention(head.queries(x, positions), k.expand(len(positions), -1, -1), positions)
+        for x, k in zip(residual, keys)
+    ]
+    return torch.stack(rows)
+
+
 def test_patterns_are_the_models_own(model):
     layers = (0, 1, 5)
     residuals = model.residuals(TOKENS, layers)
@@ -37,12 +47,12 @@ def test_patterns_are_the_models_own(model):
         heads = heads_of(model, layer)
         assert len(heads) == expected.shape[1] and [head.index for head in heads] == list(range(len(heads)))
         for head in heads:
-            found = head.pattern(residuals[layer])
+            found = pattern(head, residuals[layer])
             torch.testing.assert_close(found, expected[:, head.index], rtol=0, atol=1e-5)
             # What makes an architecture special must matter here, or its absence would not show.
             for part in ("window", "cap", "angles"):
                 if getattr(head, part) is not None:
-                    other = dataclasses.replace(head, **{part: None}).pattern(residuals[layer])
+                    other = pattern(dataclasses.replace(head, **{part: None}), residuals[layer])
                     largest = max(largest, (other - expected[:, head.index]).abs().max().item())
     assert largest > 1e-3 or model.config.model_type == "gpt2"
 

@@ -1,15 +1,17 @@
 """The adapter against transformers itself, and the identities that splicing must keep."""
 
+import dataclasses
 import os
 import subprocess
 import sys
 
 import pytest
 import torch
+from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM, GPTNeoXForCausalLM
 
 from stitch_utils.data.hub import resolve
-from stitch_utils.models.language_model import load_model
+from stitch_utils.models.language_model import LanguageModel, forget_models, load_model, load_models
 
 TOKENS = torch.tensor([[0, 17, 30, 44, 102, 7, 9, 250], [0, 5, 80, 81, 82, 83, 84, 85]])
 
@@ -140,12 +142,41 @@ def test_every_architecture_of_the_paper_equals_transformers(hub_root, id):
             assert (reference(tokens).logits - expected.logits).abs().max() > 0.1
 
 
+def test_a_model_that_is_loaded_already(random_folders, random_models):
+    """A bridge of one's own gives the same streams, and is known by the name in its configuration."""
+    folder, expected = random_folders / "b", random_models[1]
+    hf_model = GPTNeoXForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    parameters = sum(parameter.numel() for parameter in hf_model.parameters())
+    bridge = TransformerBridge.boot_transformers(str(folder), hf_model=hf_model, tokenizer=expected.tokenizer)
+    model = LanguageModel.from_bridge(bridge, expected.tokenizer)
+    layers = range(expected.n_layers)
+    for layer, residual in model.residuals(TOKENS, layers).items():
+        assert torch.equal(residual, expected.residuals(TOKENS, layers)[layer])
+    assert torch.equal(model.generate(TOKENS, 4), expected.generate(TOKENS, 4))
+    assert (model.ref, model.config) == (str(folder), hf_model.config) == (expected.ref, model.config)
+    assert model.n_parameters == expected.n_parameters == parameters < sum(p.numel() for p in bridge.parameters())
+    assert (model.n_layers, model.d_model, model.device) == (4, 48, torch.device("cpu"))
+
+
+def test_models_of_a_pair_stay_in_memory_until_they_are_forgotten(pair, random_folders):
+    first = load_models(pair)
+    assert all(again is model for again, model in zip(load_models(pair), first))
+    halved = load_models(dataclasses.replace(pair, dtype="bfloat16"))
+    assert load_models(pair)[0] is first[0] and halved[0] is not first[0]
+    load_models(dataclasses.replace(pair, dtype="float16"))
+    assert load_models(pair)[0] is first[0], "four are kept: those used last"
+    assert load_models(dataclasses.replace(pair, dtype="bfloat16"))[0] is not halved[0]
+    forget_models()
+    assert load_models(pair)[0] is not first[0]
+    assert load_model(pair.a.model) is not load_model(pair.a.model)
+
+
 THREADED = """
 import torch
-from stitch_utils.models.language_model import load_models
 from stitch_utils.data.pairs import load_pair
+from stitch_utils.models.language_model import set_threads
 
-load_models(load_pair("tiny"))
+set_threads(load_pair("tiny"))
 generator = torch.Generator().manual_seed(0)
 x, w = (torch.randn(*shape, generator=generator) for shape in ((1024, 96), (96, 1024)))
 for _ in range(50):

@@ -1,4 +1,9 @@
-"""Table 1's conditions against splices written out by hand; intervals against their definitions."""
+"""Table 1's conditions against splices written out by hand, n-gram models against counting by hand, and intervals
+against their definitions."""
+
+import itertools
+import math
+from collections import Counter, defaultdict
 
 import numpy as np
 import pytest
@@ -6,8 +11,8 @@ import torch
 from scipy.stats import binom
 
 from stitch_utils.data.pairs import TextRef
-from stitch_utils.data.text import token_batches
-from stitch_utils.stitching.evaluation import CONDITIONS, Fidelity, measure_fidelity
+from stitch_utils.data.text import TokenBatch, token_batches
+from stitch_utils.stitching.evaluation import CONDITIONS, Fidelity, measure_fidelity, ngram_cross_entropy
 from stitch_utils.stitching.stitch import Stitch
 from stitch_utils.utils.stats import clopper_pearson
 
@@ -124,3 +129,42 @@ def test_clopper_pearson_agrees_with_the_papers_table_5():
     assert (round(low, 2), round(high, 2)) == (0.74, 0.87)
     with pytest.raises(ValueError, match="at least one trial: got 0 of 0"):
         clopper_pearson(0, 0)
+
+
+def batch_of(rows, special=0):
+    tokens = torch.tensor(rows)
+    return TokenBatch(tokens, tokens != special, torch.zeros_like(tokens))
+
+
+def test_ngrams_against_counting_by_hand():
+    vocabulary = 6
+    training = [batch_of([[0, 1, 2, 1, 2, 3], [0, 2, 1, 2, 0, 3]]), batch_of([[0, 4, 4, 1, 2, 2]])]
+    evaluation = [batch_of([[0, 1, 2, 5, 4, 4], [0, 3, 1, 0, 2, 2]])]
+    counts, successors = Counter(), defaultdict(Counter)
+    for part in training:
+        for row in part.tokens.tolist():
+            for before, token in itertools.pairwise(row):
+                if token != 0:
+                    counts[token] += 1
+                    successors[before][token] += 1
+    total = sum(counts.values()) + vocabulary
+    losses = {"unigram": [], "bigram": []}
+    for row in evaluation[0].tokens.tolist():
+        for before, token in itertools.pairwise(row):
+            if token == 0:
+                continue
+            unigram = (counts[token] + 1) / total
+            seen, kinds = sum(successors[before].values()), len(successors[before])
+            bigram = unigram
+            if seen:
+                bigram = seen / (seen + kinds) * successors[before][token] / seen + kinds / (seen + kinds) * unigram
+            losses["unigram"].append(-math.log(unigram))
+            losses["bigram"].append(-math.log(bigram))
+    found = ngram_cross_entropy(training, evaluation, vocabulary)
+    for name, values in losses.items():
+        assert found[name] == pytest.approx(sum(values) / len(values), rel=1e-12)
+
+
+def test_there_is_nothing_to_count_without_text():
+    with pytest.raises(ValueError, match="no ordinary token after another"):
+        ngram_cross_entropy([batch_of([[0, 0, 0]])], [batch_of([[0, 1, 2]])], 4)

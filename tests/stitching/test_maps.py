@@ -13,7 +13,6 @@ from stitch_utils.data.pairs import DatasetRef, load_pair
 from stitch_utils.models.harvest import evaluation_batches
 from stitch_utils.stitching import map_text as lrt_text
 from stitch_utils.stitching.fit import fit_exact
-from stitch_utils.stitching.map_errors import Prediction, down, map_errors, up
 from stitch_utils.stitching.map_text import (
     CHATS,
     VALIDATION,
@@ -23,7 +22,7 @@ from stitch_utils.stitching.map_text import (
     map_stream,
     same_layers,
 )
-from stitch_utils.stitching.maps import fit_unsquared, fit_unsquared_adam, moments_of
+from stitch_utils.stitching.maps import Prediction, fit_unsquared, fit_unsquared_adam, map_errors, moments_of
 from stitch_utils.stitching.stitch import Stitch
 
 CONFIG = MapConfig(tokens=2000, step_tokens=100, lr=1e-3)
@@ -64,21 +63,21 @@ def naive(x, y):
 def test_reweighting_ends_at_the_minimum(size):
     x, y = data()
     fit = fit_unsquared(in_batches(x, y, size), tolerance=1e-12, max_passes=200, dtype=torch.float64)
-    for given, wanted, losses, matrix, bias in (
-        (x, y, fit.up, fit.stitch.P_up, fit.stitch.b_up),
-        (y, x, fit.down, fit.stitch.P_down, fit.stitch.b_down),
-    ):
+    for name, given, wanted in (("up", x, y), ("down", y, x)):
         best, best_matrix, best_bias = naive(given, wanted)
+        losses, (matrix, bias) = fit.lengths[name], (fit.maps[name].P, fit.maps[name].b)
         ours = (given @ matrix + bias - wanted).norm(dim=1).mean().item()
         assert ours == pytest.approx(best, rel=1e-7) and losses[-1] == pytest.approx(ours, rel=1e-9)
         torch.testing.assert_close(matrix, best_matrix, rtol=2e-3, atol=2e-3)
         torch.testing.assert_close(bias, best_bias, rtol=2e-3, atol=2e-3)
-    assert fit.stitch.report.converged and fit.stitch.report.method == "unsquared"
+    assert fit.report.converged and fit.report.method == "unsquared"
+    assert torch.equal(fit.stitch.P_up, fit.maps["up"].P) and torch.equal(fit.stitch.b_down, fit.maps["down"].b)
+    assert fit.stitch.report == fit.report
 
 
 def test_every_reweighting_lowers_the_mean_length():
     fit = fit_unsquared(in_batches(*data(seed=1)), tolerance=1e-9, max_passes=50)
-    for losses in (fit.up, fit.down):
+    for losses in fit.lengths.values():
         assert len(losses) > 4 and losses[0] > losses[-1] * 1.001
         assert all(after <= before * (1 + 1e-9) for before, after in itertools.pairwise(losses))
 
@@ -87,36 +86,38 @@ def test_it_starts_from_least_squares_and_stops_when_told():
     x, y = data(seed=2)
     squares = fit_exact(moments_of(in_batches(x, y)), alpha=0, dtype=torch.float64)
     fit = fit_unsquared(in_batches(x, y), max_passes=1, dtype=torch.float64)
-    assert fit.up == (pytest.approx((squares.up(x) - y).norm(dim=1).mean().item(), rel=1e-9),)
-    assert not fit.stitch.report.converged and fit.stitch.report.sweeps == 1
+    assert fit.lengths["up"] == (pytest.approx((squares.up(x) - y).norm(dim=1).mean().item(), rel=1e-9),)
+    assert not fit.report.converged and fit.report.sweeps == 1
+    assert not torch.allclose(fit.maps["up"].P, squares.P_up, rtol=1e-3), "the maps are those after the pass"
     loose = fit_unsquared(in_batches(x, y), tolerance=1e-2)
-    assert loose.stitch.report.converged and len(loose.up) < 6
+    assert loose.report.converged and len(loose.lengths["up"]) < 6
 
 
-def test_up_alone_leaves_least_squares_down():
+def test_up_alone_has_no_map_down():
     x, y = data(seed=3)
     both, alone = (fit_unsquared(in_batches(x, y), directions=which, tolerance=1e-9) for which in ("both", "up"))
-    torch.testing.assert_close(alone.stitch.P_up, both.stitch.P_up, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(alone.maps["up"].P, both.maps["up"].P, rtol=1e-3, atol=1e-4)
+    assert set(alone.maps) == set(alone.lengths) == {"up"} and set(both.maps) == set(both.lengths) == {"up", "down"}
     squares = fit_exact(moments_of(in_batches(x, y)), alpha=0)
-    assert alone.down == () and torch.equal(alone.stitch.P_down, squares.P_down)
-    assert not torch.allclose(both.stitch.P_down, squares.P_down, rtol=1e-3)
+    assert not torch.allclose(both.maps["down"].P, squares.P_down, rtol=1e-3)
+    with pytest.raises(ValueError, match="only the map up was fitted: expected directions='both'"):
+        _ = alone.stitch
 
 
 def test_a_map_without_error_is_found():
     x, _ = data(seed=4)
     y = x @ torch.randn(4, 6, generator=torch.Generator().manual_seed(0)).double() + 3
     fit = fit_unsquared(in_batches(x, y), dtype=torch.float64)
-    assert fit.up[-1] < 1e-5
-    torch.testing.assert_close(fit.stitch.up(x), y, rtol=1e-4, atol=1e-4)
+    assert fit.lengths["up"][-1] < 1e-5
+    torch.testing.assert_close(fit.maps["up"](x), y, rtol=1e-4, atol=1e-4)
 
 
 def test_adamw_follows_its_update_rule():
     """Two epochs of three batches, with decoupled weight decay, written out."""
     x, y = (part.float() for part in data(seed=6, n=60))
     batches, lr, decay = in_batches(x, y, 20), 1e-2, 0.1
-    starts = []
-    fit_unsquared_adam(batches, d_a=4, d_b=6, epochs=1, lr=0.0, on_step=lambda step, stitch: starts.append(stitch))
-    w = [starts[0].P_up.clone(), starts[0].b_up.clone(), starts[0].P_down.clone(), starts[0].b_down.clone()]
+    start = fit_unsquared_adam(batches, d_a=4, d_b=6, epochs=1, lr=0.0).stitch
+    w = [start.P_up, start.b_up, start.P_down, start.b_down]
     first, second = [torch.zeros_like(t) for t in w], [torch.zeros_like(t) for t in w]
     for step, (bx, by) in enumerate(batches * 2, 1):
         leaves = [t.clone().requires_grad_() for t in w]
@@ -128,13 +129,10 @@ def test_adamw_follows_its_update_rule():
             second[i] = 0.999 * second[i] + 0.001 * leaf.grad**2
             unbiased = first[i] / (1 - 0.9**step), second[i] / (1 - 0.999**step)
             w[i] = w[i] * (1 - lr * decay) - lr * unbiased[0] / (unbiased[1].sqrt() + 1e-8)
-    steps = []
-    stitch = fit_unsquared_adam(
-        batches, d_a=4, d_b=6, epochs=2, lr=lr, weight_decay=decay, on_step=lambda step, _: steps.append(step)
-    )
-    assert steps == [1, 2, 3, 4, 5, 6] and stitch.report.evaluations == 6
+    fit = fit_unsquared_adam(batches, d_a=4, d_b=6, epochs=2, lr=lr, weight_decay=decay)
+    assert fit.report.evaluations == 6 and not fit.lengths
     for name, expected in zip(("P_up", "b_up", "P_down", "b_down"), w):
-        torch.testing.assert_close(getattr(stitch, name), expected, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(getattr(fit.stitch, name), expected, rtol=1e-4, atol=1e-6)
 
 
 def test_adamw_approaches_the_minimum_and_is_seeded():
@@ -144,15 +142,17 @@ def test_adamw_approaches_the_minimum_and_is_seeded():
     expected = torch.rand(3)
     torch.manual_seed(5)
     fits = [
-        fit_unsquared_adam(in_batches(x, y), d_a=4, d_b=6, epochs=300, lr=1e-2, weight_decay=0.0, seed=seed)
+        fit_unsquared_adam(in_batches(x, y), d_a=4, d_b=6, epochs=300, lr=1e-2, weight_decay=0.0, seed=seed).maps["up"]
         for seed in (0, 0, 1)
     ]
     assert torch.equal(torch.rand(3), expected), "the global generator is left alone"
-    ours = (fits[0].up(x) - y).norm(dim=1).mean().item()
-    assert best.up[-1] <= ours <= best.up[-1] * 1.01
-    assert torch.equal(fits[0].P_up, fits[1].P_up) and not torch.equal(fits[0].P_up, fits[2].P_up)
-    one = fit_unsquared_adam(in_batches(x, y), d_a=4, d_b=6, epochs=1, directions="up")
-    assert not one.P_down.any() and one.P_up.any()
+    ours = (fits[0](x) - y).norm(dim=1).mean().item()
+    assert best.lengths["up"][-1] <= ours <= best.lengths["up"][-1] * 1.01
+    assert torch.equal(fits[0].P, fits[1].P) and not torch.equal(fits[0].P, fits[2].P)
+    options = {"d_a": 4, "d_b": 6, "epochs": 1}
+    one, both = (fit_unsquared_adam(in_batches(x, y), directions=which, **options) for which in ("up", "both"))
+    assert set(one.maps) == {"up"}
+    torch.testing.assert_close(one.maps["up"].P, both.maps["up"].P)
 
 
 def test_what_cannot_be_fitted():
@@ -189,7 +189,11 @@ def test_errors_are_those_of_every_token(pair, models):
         models,
         (1, 2),
         batches,
-        {"up": up(stitch), "down": down(stitch), "mean": Prediction("b", lambda x, y: mean_y.expand_as(y))},
+        {
+            "up": Prediction("b", stitch.up),
+            "down": Prediction("a", stitch.down),
+            "mean": Prediction("b", lambda x, y: mean_y.expand_as(y)),
+        },
     )
     xs, ys = [], []
     for batch in batches:
@@ -216,7 +220,7 @@ def test_errors_are_those_of_every_token(pair, models):
     with pytest.raises(ValueError, match=r"prediction 'x' has shape .*expected .*, that of the stream of b"):
         map_errors(models, (1, 2), batches, {"x": Prediction("b", lambda x, y: x)})
     with pytest.raises(ValueError, match="hold no ordinary token"):
-        map_errors(models, (1, 2), [], {"up": up(stitch)})
+        map_errors(models, (1, 2), [], {"up": Prediction("b", stitch.up)})
 
 
 # ---- its text -----------------------------------------------------------------------------------------------------

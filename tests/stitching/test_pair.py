@@ -15,7 +15,7 @@ from stitch_utils.models.language_model import load_models
 from stitch_utils.stitching import pair as fitting
 from stitch_utils.stitching.fit import fit_exact
 from stitch_utils.stitching.moments import harvest_moments
-from stitch_utils.stitching.pair import fit_pair, preflight
+from stitch_utils.stitching.pair import StitchedPair, fit_pair, preflight
 from stitch_utils.stitching.stitch import Stitch, stitch_loss
 from stitch_utils.stitching.svcca import stitched_layers, svcca
 
@@ -63,6 +63,19 @@ def test_a_pass_is_made_once_and_again_when_something_changes(file, bare_book, m
         other = fit_pair(load_pair(file), scale="smoke").stitch
         assert len(passes) == 5 and not torch.equal(first.P_up, other.P_up)
     assert len(list((bare_book / "artifacts" / "mine").glob("moments-*"))) == 2
+
+
+def test_opening_a_pair_sets_its_threads_and_keeps_its_models(small_pair, monkeypatch):
+    threads = []
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    opened = [StitchedPair.open(load_pair(small_pair(threads=2)), "smoke") for _ in range(2)]
+    assert threads == [2, 2] and all(first is again for first, again in zip(opened[0].models, opened[1].models))
+    StitchedPair.open(load_pair(small_pair()), "smoke")
+    assert threads == [2, 2], "a pair that fixes none leaves them alone"
+    assert opened[0].side("b") == (opened[0].models[1], 2)
+    for other in ("", "ab", "up"):
+        with pytest.raises(ValueError, match=f"unknown side '{other}': expected 'a' or 'b'"):
+            opened[0].side(other)
 
 
 def test_the_command_ends_in_a_file_and_prints_its_losses(file, bare_book):

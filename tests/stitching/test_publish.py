@@ -56,6 +56,14 @@ refused("no repository", lambda: load_stitch("me/none"))
 refused("no revision", lambda: load_stitch("me/mine@v9"))
 refused("no stitch", lambda: load_stitch("lab/small"))
 refused("damaged", lambda: load_stitch("me/damaged"))
+found["third"] = stitch.push_to_hub("me/other", license="mit")
+other = Stitch.from_pretrained("me/other")
+found["methods"] = all(torch.equal(getattr(other, name), getattr(stitch, name)) for name in TENSORS)
+found["licence"] = "license: mit" in Path(hf_hub_download("me/other", "README.md")).read_text()
+pinned = Stitch.from_pretrained("me/mine", revision=found["second"].rsplit("/", 1)[1])
+found["pinned"] = torch.equal(pinned.P_up, changed.P_up)
+refused("a method, no revision", lambda: Stitch.from_pretrained("me/other", revision="v9"))
+refused("a method, a bad name", lambda: stitch.push_to_hub("mine", private=True))
 print(json.dumps(found))
 """
 
@@ -113,6 +121,11 @@ def test_what_is_pushed_is_what_is_read(published, stitch):
     assert published.about == json.loads(json.dumps(stitch.about)) | {"held_out_text": HELD_OUT.name}
 
 
+def test_a_stitch_pushes_and_loads_itself(published):
+    assert published.methods and published.licence and published.pinned
+    assert published.third.startswith(f"{published.url}/me/other/commit/")
+
+
 REFUSALS = {
     "without a token": ("HubError", "'me/mine' cannot be written: log in with `hf auth login`"),
     "a token that reads": ("HubError", "with a token that may write there"),
@@ -125,6 +138,8 @@ REFUSALS = {
     "no revision": ("HubError", "has no revision 'v9'"),
     "no stitch": ("HubError", "lacks a file that is needed"),
     "damaged": ("ValueError", "is damaged"),
+    "a method, no revision": ("HubError", "has no revision 'v9'"),
+    "a method, a bad name": ("ValueError", "'mine' is no name of a repository: expected owner/name"),
 }
 
 
@@ -137,7 +152,7 @@ def test_what_is_refused_is_said_in_one_line(published, label):
 
 def test_only_the_two_files_are_sent(published):
     sent = [(method, path.split("/")[1]) for method, path, status in published.log if method == "PUT" and status == 200]
-    assert sent == [("PUT", "lfs")] * 2, "the stitch goes by LFS, once for each of its versions"
+    assert sent == [("PUT", "lfs")] * 3, "the stitch goes by LFS, once for each of its versions"
 
 
 @pytest.fixture(scope="module")

@@ -269,10 +269,43 @@ def test_files_from_before_the_digest_had_the_report_in_it(saved):
             Stitch.load(path)
 
 
-def test_maps_keep_the_dtype_and_shape_of_their_input():
-    stitch = Stitch.identity(4)
-    x = torch.randn(2, 3, 4).bfloat16()
-    assert stitch.up(x).dtype == torch.bfloat16 and torch.equal(stitch.down(stitch.up(x)), x)
+@pytest.fixture
+def small():
+    """A stitch of widths 3 and 5, in float32."""
+    generator = torch.Generator().manual_seed(0)
+    return Stitch(*(torch.randn(shape, generator=generator) for shape in ((3, 5), (5,), (5, 3), (3,))))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_maps_answer_in_the_dtype_of_their_argument(small, dtype):
+    x = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(1)).to(dtype)
+    y = small.up(x)
+    assert y.dtype == small.down(y).dtype == dtype and y.shape == (2, 4, 5) and small.down(y).shape == x.shape
+    assert torch.equal(y, (x.float() @ small.P_up + small.b_up).to(dtype)), "computed in the dtype of the maps"
+    assert torch.equal(small.to(torch.float64).up(x), (x.double() @ small.P_up.double() + small.b_up).to(dtype))
+    same = torch.randn(2, 3, 4).to(dtype)
+    assert torch.equal(Stitch.identity(4).down(Stitch.identity(4).up(same)), same)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a second device")
+def test_maps_answer_on_the_device_of_their_argument(small):
+    x = torch.randn(2, 3)
+    assert small.up(x.cuda()).device.type == "cuda" and small.to("cuda").up(x).device.type == "cpu"
+    torch.testing.assert_close(small.up(x.cuda()).cpu(), small.up(x))
+
+
+def test_the_map_towards_a_model(small):
+    for to, expected in (("b", small.up), ("a", small.down)):
+        assert small.towards(to).P is expected.P and small.towards(to).b is expected.b
+    assert (small.towards("b").d_in, small.towards("b").d_out) == (3, 5)
+    for other in ("up", "down", "A", "", "ab"):
+        with pytest.raises(ValueError, match=rf"to='{other}': expected 'a' or 'b'"):
+            small.towards(other)
+
+
+def test_two_maps_make_a_stitch(small):
+    again = Stitch.of(small.up, small.down)
+    assert all(torch.equal(getattr(again, name), getattr(small, name)) for name in TENSORS)
 
 
 def test_errors():
@@ -294,7 +327,7 @@ def test_errors():
 
 def test_activations_of_another_width():
     stitch = Stitch(torch.zeros(3, 5), torch.zeros(5), torch.zeros(5, 3), torch.zeros(3))
-    with pytest.raises(ValueError, match=r"up was given shape \(2, 5\): expected \(\.\.\., 3\)"):
+    with pytest.raises(ValueError, match=r"the map was given shape \(2, 5\): expected \(\.\.\., 3\)"):
         stitch.up(torch.zeros(2, 5))
-    with pytest.raises(ValueError, match=r"down was given shape \(3,\): expected \(\.\.\., 5\)"):
+    with pytest.raises(ValueError, match=r"the map was given shape \(3,\): expected \(\.\.\., 5\)"):
         stitch.down(torch.zeros(3))
