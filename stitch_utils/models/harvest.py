@@ -5,8 +5,8 @@ passes once through both models, truncated at the deepest layer asked for. Momen
 taken from its activations before the next batch is read.
 
 Offers `training_batches`, `evaluation_batches`, `as_fits`, `paired_residuals`, `sample_residuals`, `Residuals`,
-`ActivationStream`, `ModelStream`, the sizes `TOKENS_AT_ONCE` and `ROWS_AT_ONCE`; `of_activations`, the key of whatever is
-made from activations, and `weights_digest`.
+`ActivationStream`, `ModelStream`, the sizes `TOKENS_AT_ONCE` and `ROWS_AT_ONCE`; `of_activations`, the key of whatever
+is made from activations, and `weights_digest`.
 """
 
 from __future__ import annotations
