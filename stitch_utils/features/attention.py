@@ -15,7 +15,8 @@ key are formed without it (its own value, too, which changes no attention). The 
 the stream itself stay. What changes is the head's attention from that token to the first. It falls for a deactivation
 feature, and rises for an activation feature.
 
-Offers `Path`, `PathEffect`, `path_ablation`, `heuristic_scores`, `deactivation_search`, `head_roles`.
+Offers `Path`, `PathEffect`, `path_ablation`, `heuristic_scores`, `HeadScores`, `deactivation_search`,
+`DeactivationSearch`, `head_roles`, `HeadRoles`.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from ..models.harvest import TOKENS_AT_ONCE, as_fits
 from ..models.heads import Head, first_streams, heads_of
 from ..models.language_model import LanguageModel
 from ..utils.progress import progress
-from ..utils.stats import Estimate, from_draws, resampled_counts
+from ..utils.stats import DocumentSums, Estimate, from_draws, resampled_counts
 from .entropy import ActivationSummary, decoder_rows
 
 QUERIES_AT_ONCE = 512  # bounds the keys that are gathered for them: 0.1 GB at 512 positions and 128 dimensions
@@ -64,17 +65,16 @@ class PathEffect(NamedTuple):
         return float((self.ablated - self.attended).mean()) if len(self.attended) else 0.0
 
     def change(self, *, seed: int = 0) -> Estimate:
-        """The same with a 95% interval by resampling documents.
+        """Give `mean_change` a 95% interval by resampling documents.
 
         A feature that fires nowhere changes nothing. From a single document nothing is known of others: the interval
         is then all that there is, -1 to 1.
         """
-        owners, place = np.unique(self.documents, return_inverse=True)
-        if len(owners) < 2:
-            return Estimate(self.mean_change, *((0.0, 0.0) if len(owners) == 0 else (-1.0, 1.0)))
-        table = np.zeros((len(owners), 2))
-        np.add.at(table, place, np.stack([self.ablated - self.attended, np.ones(len(place))], axis=1))
-        totals = resampled_counts(len(owners), seed) @ table
+        values = np.stack([self.ablated - self.attended, np.ones(len(self.documents))], axis=1)
+        sums = DocumentSums.of(torch.from_numpy(self.documents), torch.from_numpy(values))
+        if len(sums) < 2:
+            return Estimate(self.mean_change, *((-1.0, 1.0) if len(sums) else (0.0, 0.0)))
+        totals = resampled_counts(len(sums), seed) @ sums.table()
         return from_draws(self.mean_change, totals[:, 0] / totals[:, 1])
 
 
@@ -87,7 +87,7 @@ def path_ablation(
     *,
     max_tokens: int | None = None,
 ) -> list[PathEffect]:
-    """For each path the head's attention to the first token with and without the feature, in one pass.
+    """Measure each head's attention to the first token with and without the feature, in one pass.
 
     `sae` reads the stream before `layer`. Each token is ablated by itself, in its query and its own key. Of a feature
     those ordinary tokens count on which it fires, of the whole reconstruction all; only where the first token is in the
@@ -156,13 +156,13 @@ def path_ablation(
 
 
 def _heads(model: LanguageModel, layer: int, layers: Iterable[int]) -> dict[tuple[int, int], Head]:
-    """By layer and index, those at or after `layer`."""
+    """Collect the heads at or after `layer`, by layer and index."""
     downstream = [l for l in sorted(layers) if layer <= l < model.n_layers]
     return {(l, head.index): head for l in downstream for head in heads_of(model, l)}
 
 
 def _encode(sae: SAE, y: Tensor, features: Sequence[int], reconstruct: bool) -> tuple[Tensor, Tensor | None]:
-    """Activations of some features, (n, features), and if asked for what all write with the bias, both float32."""
+    """Encode some features, (n, features), and if asked for add up what all write with the bias, both float32."""
     latents, whole, rows = [], [], decoder_rows(sae)
     for part in y.split(TOKENS_AT_ONCE):
         found = sae.encode(part.to(sae.W_enc))
@@ -173,7 +173,7 @@ def _encode(sae: SAE, y: Tensor, features: Sequence[int], reconstruct: bool) -> 
 
 
 def _to_first(head: Head, stream: Tensor, keys: Tensor, rows: Tensor, positions: Tensor) -> np.ndarray:
-    """Attention to the first token, (n,), of tokens whose query and own key come from `stream`, (n, d_model)."""
+    """Measure attention to the first token, (n,), from tokens whose query and own key come from `stream`."""
     found = []
     for x, row, position in zip(*(part.split(QUERIES_AT_ONCE) for part in (stream, rows, positions))):
         seen = keys[row]  # a copy: (n, pos, d_head)
@@ -194,7 +194,7 @@ class HeadScores(NamedTuple):
 def heuristic_scores(
     model: LanguageModel, layer: int, rows: Float[Tensor, "features d_model"], sample: TokenBatch
 ) -> HeadScores:
-    """s of the module's docstring for contributions `rows` to the stream before `layer`, for all heads from there on.
+    """Compute s (see above) for contributions `rows` to the stream before `layer`, for all heads from there on.
 
     `sample` says what the norms typically divide by (the mean over its ordinary tokens), and how far texts reach.
     """
@@ -234,7 +234,7 @@ def deactivation_search(
     max_tokens: int | None = 400,
     min_tokens: int = 20,
 ) -> DeactivationSearch:
-    """Scores of all features for all heads downstream, then path ablation of the highest and the lowest, half of each.
+    """Score all features for all heads downstream, then ablate the paths of the highest and lowest, half of each.
 
     `summary` is that of the same text; features that fire on fewer than `min_tokens` are passed over. What is chosen
     here should be measured anew on another text. ValueError if no feature fires so often.
@@ -274,7 +274,7 @@ def head_roles(
     *,
     max_tokens: int | None = 400,
 ) -> HeadRoles:
-    """One feature's paths to all heads downstream: the heads are chosen on one text and measured on another."""
+    """Ablate a feature's paths to all heads downstream; choose heads on one text and measure them on another."""
     paths = [Path(feature, *place) for place in _heads(model, layer, range(layer, model.n_layers))]
     changes = [effect.mean_change for effect in path_ablation(model, layer, sae, paths, search, max_tokens=max_tokens)]
     ends = [paths[int(np.argmin(changes))], paths[int(np.argmax(changes))]]

@@ -38,9 +38,11 @@ from ..models.harvest import TOKENS_AT_ONCE, as_fits
 from ..models.language_model import LanguageModel
 from ..models.unembedding import LogitWeights
 from ..saes.transfer import transfer_sae
-from ..stitching.stitch import Stitch, random_stitch
+from ..stitching.pair import StitchedPair
+from ..stitching.stitch import random_stitch
 from ..utils.progress import progress
-from ..utils.stats import RESAMPLES, Estimate, from_draws
+from ..utils.stats import Estimate
+from .resampling import over_features
 
 SIDES = {"up": (0, 1), "down": (1, 0)}  # of A and B, where an SAE comes from and where it is carried to
 ENTRIES_AT_ONCE = 2**25  # tokens x features: bounds each float64 table to 0.25 GB
@@ -55,22 +57,15 @@ class Twins(NamedTuple):
     others: Mapping[str, SAE]
 
 
-def carried(
-    sae: SAE,
-    stitch: Stitch,
-    *,
-    direction: str = "up",
-    means: tuple[Float[Tensor, " _"], Float[Tensor, " _"]],
-    seed: int = 0,
-) -> Twins:
-    """An SAE with its twins across the stitch, `transferred`, and across a random one of the same norms, `random`.
+def carried(stitched: StitchedPair, sae: SAE, *, direction: str = "up", seed: int = 0) -> Twins:
+    """Transfer an SAE across the stitch, `transferred`, and across a random one of the same norms, `random`.
 
-    `means` are the mean residuals of A and B, which the random stitch carries into each other too.
+    The random stitch, too, carries the mean residuals of A and B into each other.
     """
-    stitches = {"transferred": stitch, "random": random_stitch(stitch, seed, means=means)}
-    return Twins(
-        sae, {name: transfer_sae(sae, maps, to="b" if direction == "up" else "a") for name, maps in stitches.items()}
-    )
+    moments, to = stitched.moments, "ab"[SIDES[direction][1]]
+    random = random_stitch(stitched.stitch, seed, means=(moments.mean_x, moments.mean_y))
+    stitches = {"transferred": stitched.stitch, "random": random}
+    return Twins(sae, {name: transfer_sae(sae, maps, to=to) for name, maps in stitches.items()})
 
 
 class AttributionCorrelation(NamedTuple):
@@ -152,20 +147,21 @@ class _Attributions:
 
 
 def attribution_correlations(
-    models: tuple[LanguageModel, LanguageModel],
-    layers: tuple[int, int],
+    stitched: StitchedPair,
     directions: Mapping[str, Twins],
-    batches: Iterable[TokenBatch],
+    batches: Iterable[TokenBatch] | None = None,
     *,
     centre: bool = False,
     divide: bool = False,
 ) -> dict[str, dict[str, AttributionCorrelation]]:
-    """{direction: {name of a twin: Eq. 10}} for models A and B, from one pass over the text and one run of each model.
+    """Compute Eq. 10, by direction and name of a twin, in one pass over the text and one run of each model.
 
-    A direction is `up`, an SAE of A with twins that read B, or `down`, the converse. `centre` and `divide` are
-    variants (see above); the latter runs the models to their ends. ValueError for another direction, an SAE of another
-    width than its model, a twin of another number of features, and batches without two ordinary tokens in a row.
+    The text is by default the evaluation text of the pair. A direction is `up`, an SAE of A with twins that read B, or
+    `down`, the converse. `centre` and `divide` are variants (see above); the latter runs the models to their ends.
+    ValueError for another direction, an SAE of another width than its model, a twin of another number of features, and
+    batches without two ordinary tokens in a row.
     """
+    models, layers = stitched.models, stitched.layers
     _check(models, directions)
     readouts = [LogitWeights(model) for model in models]
     readers = {
@@ -203,6 +199,7 @@ def attribution_correlations(
         return found
 
     total: dict[tuple[str, str], tuple] = {}
+    batches = stitched.evaluation_batches() if batches is None else batches
     for found in progress(as_fits(batches, read), "attributions"):
         for key, parts in found.items():
             _merge(total, key, parts)
@@ -279,22 +276,18 @@ class CorrelationSummary(NamedTuple):
 
 
 def summarise(correlations: Float[np.ndarray, " features"], *, seed: int = 0) -> CorrelationSummary:
-    """Summary of the correlations that are numbers; ValueError if there is none."""
+    """Summarise the correlations that are numbers; ValueError if there is none."""
     values = _numbers(correlations, "correlations")
 
     def statistics(chosen: np.ndarray) -> tuple[float, ...]:
         return chosen.mean(), np.median(chosen), chosen.std(), (chosen > 0.5).mean(), (chosen < 0).mean()
 
-    draws = np.array([statistics(drawn) for drawn in _resampled(values, np.random.default_rng(seed))])
-    estimates = (from_draws(value, column) for value, column in zip(statistics(values), draws.T))
-    return CorrelationSummary(*estimates, len(values))
+    return CorrelationSummary(*over_features(statistics, values, seed=seed), len(values))
 
 
 def median(values: Float[np.ndarray, " features"], *, seed: int = 0) -> Estimate:
-    """The median over features; interval by resampling them. ValueError if none is a number."""
-    values = _numbers(values, "values")
-    draws = np.array([np.median(drawn) for drawn in _resampled(values, np.random.default_rng(seed))])
-    return from_draws(np.median(values), draws)
+    """Take the median over features; its interval resamples them. ValueError if none is a number."""
+    return over_features(lambda chosen: [np.median(chosen)], _numbers(values, "values"), seed=seed)[0]
 
 
 class AgainstRandom(NamedTuple):
@@ -316,10 +309,7 @@ def against_random(
         low, high = np.quantile(baseline, (0.05, 0.95))
         return (values > high).mean(), (values < low).mean()
 
-    generator = np.random.default_rng(seed)
-    pairs = zip(_resampled(values, generator), _resampled(baseline, generator))
-    draws = np.array([shares(*pair) for pair in pairs])
-    return AgainstRandom(*(from_draws(value, column) for value, column in zip(shares(values, baseline), draws.T)))
+    return AgainstRandom(*over_features(shares, values, baseline, seed=seed))
 
 
 def _numbers(values: np.ndarray, what: str) -> np.ndarray:
@@ -327,7 +317,3 @@ def _numbers(values: np.ndarray, what: str) -> np.ndarray:
     if not np.isfinite(values).any():
         raise ValueError(f"none of {len(values)} {what} is a number: expected at least one feature that is alive")
     return values[np.isfinite(values)]
-
-
-def _resampled(values: np.ndarray, generator: np.random.Generator):
-    return (generator.choice(values, len(values)) for _ in range(RESAMPLES))

@@ -15,9 +15,9 @@ neither to the null space nor to the rest.
 
 Whether such a feature also does what the geometry suggests is another question, for `entropy_effects`.
 
-Offers `unembedding`, `null_space`, `NullSpace`, `null_directions`, `null_space_share`, `decoder_rows`,
-`summarise_activations`, `entropy_features`, and what all of section 5.2 shares: `FunctionalConfig`,
-`functional_config`, `functional_texts`.
+Offers `unembedding`, `Unembedding`, `null_space`, `NullSpace`, `null_directions`, `decoder_rows`,
+`summarise_activations`, `ActivationSummary`, `entropy_features`, `EntropyFeatures`, and what all of section 5.2 shares:
+`FunctionalConfig`, `functional_config`, `functional_texts`.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from ..data.text import TokenBatch
 from ..models.harvest import TOKENS_AT_ONCE, as_fits, evaluation_batches, training_batches
 from ..models.language_model import LanguageModel
 from ..models.unembedding import LogitWeights
+from ..stitching.pair import StitchedPair
 from ..utils.stats import Estimate
 
 BOTTOM = 0.02  # of the singular values (section 5.2)
@@ -86,25 +87,23 @@ class FunctionalConfig:
 
 
 def functional_config(pair: ModelPair, scale: str, **changes: float) -> FunctionalConfig:
-    """The sizes of a scale, with `changes` to them."""
+    """Take the sizes of a scale, with `changes` to them."""
     return FunctionalConfig(**pair.sizes_of("entropy", scale) | changes)
 
 
-def functional_texts(
-    pair: ModelPair, tokenizer, config: FunctionalConfig, *, scale: str
-) -> tuple[list[TokenBatch], ...]:
-    """Text to search in, to measure on, and to add directions to.
+def functional_texts(stitched: StitchedPair, config: FunctionalConfig) -> tuple[list[TokenBatch], ...]:
+    """Read text to search in, to measure on, and to add directions to.
 
     Each document has a row of its own, also where the pair packs them: a head should have but one token that begins a
     text to look at. Columns in which all rows are filled up are cut off.
     """
-    alone = dataclasses.replace(pair, rows="document")
-    sizes = dataclasses.replace(pair.scale(scale), eval_documents=config.evaluation_documents)
+    alone = dataclasses.replace(stitched.pair, rows="document")
+    sizes = dataclasses.replace(stitched.sizes, eval_documents=config.evaluation_documents)
     few = dataclasses.replace(sizes, eval_documents=config.entropy_documents)
     texts = (
-        training_batches(alone, sizes, tokenizer, config.search_documents * pair.context),
-        evaluation_batches(alone, sizes, tokenizer),
-        evaluation_batches(alone, few, tokenizer),
+        training_batches(alone, sizes, stitched.tokenizer, config.search_documents * alone.context),
+        evaluation_batches(alone, sizes, stitched.tokenizer),
+        evaluation_batches(alone, few, stitched.tokenizer),
     )
     return tuple([_trimmed(batch) for batch in text] for text in texts)
 
@@ -124,7 +123,7 @@ class Unembedding(NamedTuple):
 
 
 def unembedding(model: LanguageModel) -> Unembedding:
-    """The model's, all of it; what is left out is said at `LogitWeights`."""
+    """Read the whole unembedding of a model; `LogitWeights` says what is left out."""
     readout = LogitWeights(model)
     columns = readout.columns(torch.arange(len(readout.weight)), centre=True)  # (vocab, d_model)
     return Unembedding((columns * readout.scale).T, readout.takes_mean)
@@ -133,7 +132,7 @@ def unembedding(model: LanguageModel) -> Unembedding:
 def null_directions(
     W_U: Float[Tensor, "d_model vocab"], *, bottom: float = BOTTOM, centred: bool = False
 ) -> Float[Tensor, "d_model n"]:
-    """Orthonormal left singular directions of the smallest singular values, a share `bottom` of them, rounded up.
+    """Find orthonormal left singular directions of the smallest singular values, a share `bottom`, rounded up.
 
     So of 64 there are 2, and always at least one. `centred` leaves the direction of equal entries out of account, so
     that it is neither one of them nor counted. ValueError for a share that does not lie between 0 and 1.
@@ -159,7 +158,7 @@ class NullSpace(NamedTuple):
     """Whether rows are centred before they are measured (see `Unembedding`)."""
 
     def share(self, rows: Float[Tensor, "rows d_model"]) -> Float[Tensor, " rows"]:
-        """rho^2: of each row's squared norm, what lies within; 0 for a row of zeros."""
+        """Compute rho^2, the share of each row's squared norm that lies within; 0 for a row of zeros."""
         rows = rows.to(self.directions)
         rows = rows - rows.mean(1, keepdim=True) * self.centred
         inside = (rows @ self.directions).square().sum(1)
@@ -175,23 +174,12 @@ class NullSpace(NamedTuple):
 
 
 def null_space(outward: Unembedding, *, bottom: float = BOTTOM) -> NullSpace:
-    """That of an unembedding, in float64; see `null_directions`."""
+    """Find the null space of an unembedding, in float64; see `null_directions`."""
     return NullSpace(null_directions(outward.matrix, bottom=bottom, centred=outward.centred), outward.centred)
 
 
-def null_space_share(
-    W_dec: Float[Tensor, "d_sae d_model"],
-    W_U: Float[Tensor, "d_model vocab"],
-    *,
-    bottom: float = BOTTOM,
-    centred: bool = False,
-) -> Float[Tensor, " d_sae"]:
-    """`NullSpace.share` of decoder rows: shares of their squared norm. Stolfo et al. give its root, of the norm."""
-    return null_space(Unembedding(W_U, centred), bottom=bottom).share(W_dec)
-
-
 def decoder_rows(sae: SAE) -> Float[Tensor, "d_sae d_model"]:
-    """What each latent writes for each unit of its activation."""
+    """Give what each latent writes for each unit of its activation."""
     rows = sae.W_dec.detach()
     if getattr(sae.cfg, "rescale_acts_by_decoder_norm", False):
         rows = rows / rows.norm(dim=1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
@@ -212,7 +200,7 @@ class ActivationSummary(NamedTuple):
 def summarise_activations(
     model: LanguageModel, layer: int, saes: Mapping[str, SAE], batches: Iterable[TokenBatch]
 ) -> dict[str, ActivationSummary]:
-    """Of several SAEs of the residual stream before `layer`, in one pass; nothing is kept of single tokens.
+    """Summarise several SAEs of the residual stream before `layer` in one pass; keep nothing of single tokens.
 
     ValueError for batches without an ordinary token.
     """
@@ -270,7 +258,7 @@ class EntropyFeatures(NamedTuple):
 def entropy_features(
     sae: SAE, summary: ActivationSummary, space: NullSpace, *, quantile: float = 0.95
 ) -> EntropyFeatures:
-    """Which features write much, and much of it where the unembedding hardly reads; none where none fires."""
+    """Find features that write much, and much of it where the unembedding hardly reads; none where none fires."""
     rows, alive = decoder_rows(sae), summary.fires > 0
     share = space.share(rows)
     size = summary.largest * rows.float().norm(dim=1).cpu()
@@ -291,6 +279,6 @@ def entropy_features(
 
 
 def _ranks(values: Tensor, among: Tensor) -> Tensor:
-    """For each value the share of the other ones `among` these that are smaller; 0 where there are none."""
+    """Compute for each value the share of the others `among` these that are smaller; 0 where there are none."""
     ordered = values[among].sort().values
     return torch.searchsorted(ordered, values).float().div(max(len(ordered) - 1, 1)).clamp_max(1)

@@ -1,6 +1,6 @@
 """Whether a direction changes how sure a model is, more than it changes which token the model prefers.
 
-Section 5.2 calls features entropy features by their geometry alone (see `functional`). Gurnee et al. 2024 also fix such
+Section 5.2 calls features entropy features by their geometry alone (see `entropy`). Gurnee et al. 2024 also fix such
 a neuron's activation and watch the entropy of the prediction and the rank of the right token; nobody has done so for
 features of SAEs, or for transferred ones. Here a direction is added to the residual stream at all ordinary tokens, and
 the size of the entropy's change is divided by the size of the change of the next token's rank (of its logarithm). Any
@@ -26,6 +26,7 @@ from ..models.harvest import as_fits
 from ..models.language_model import LanguageModel
 from ..stitching.evaluation import splice
 from ..utils.progress import progress
+from ..utils.stats import DocumentSums
 
 
 class EntropyEffects(NamedTuple):
@@ -43,7 +44,7 @@ class EntropyEffects(NamedTuple):
 
     @property
     def entropy_size(self) -> Float[Tensor, "*n"]:
-        """The same without its sign."""
+        """Size of the change of the entropy, nats."""
         return self._mean(1)
 
     @property
@@ -57,7 +58,7 @@ class EntropyEffects(NamedTuple):
         return self.entropy_size / self.rank_size.clamp_min(1e-6)
 
     def resampled(self, counts: np.ndarray) -> EntropyEffects:
-        """With each document as often as `counts`, (draws, documents), says: means get a dimension of draws before all
+        """Take each document as often as `counts`, (draws, documents), says: means get a dimension of draws before all
         others. See `resampled_counts`. ValueError for a single document, from which nothing is known of others."""
         if counts.shape[1] < 2:
             raise ValueError(f"an interval over documents needs two at least: got {counts.shape[1]}")
@@ -73,7 +74,7 @@ class EntropyEffects(NamedTuple):
 def entropy_effects(
     model: LanguageModel, layer: int, directions: Float[Tensor, "n d_model"], batches: Iterable[TokenBatch]
 ) -> EntropyEffects:
-    """Each direction added to the residual stream before `layer` at all ordinary tokens at once.
+    """Add each direction to the residual stream before `layer`, at all ordinary tokens at once.
 
     Predictions count where both the token and the next are ordinary. ValueError if there are none.
     """
@@ -93,25 +94,24 @@ def entropy_effects(
         above = (logits > logits.gather(1, following[:, None])).sum(-1)
         return -(logs.exp() * logs).sum(-1).double(), (1 + above).double().log()
 
-    def read(batch: TokenBatch) -> tuple[Tensor, Tensor]:
-        """Documents, and their sums, the number of predictions the last: (documents,), (documents, n, 4)."""
+    def read(batch: TokenBatch) -> DocumentSums:
+        """Sum by document, (n, 4): three changes for each direction, and the number of predictions."""
         entropy, rank = predictions(batch)
-        owners = batch.documents[:, 1:][batch.mask[:, :-1] & batch.mask[:, 1:]]
-        owners, place = owners.unique(return_inverse=True)
-        sums = torch.zeros(len(owners), len(directions), 4, dtype=torch.float64)
+        values = torch.zeros(len(entropy), len(directions), 4, dtype=torch.float64)
         for index, direction in enumerate(progress(directions, "directions")):
             new_entropy, new_rank = predictions(batch, direction)
             change = new_entropy - entropy
-            values = torch.stack([change, change.abs(), (new_rank - rank).abs(), torch.ones_like(change)], dim=1)
-            sums[:, index].index_add_(0, place, values.cpu())
-        return owners, sums
+            columns = change, change.abs(), (new_rank - rank).abs(), torch.ones_like(change)
+            values[:, index] = torch.stack(columns, dim=1).cpu()
+        owners = batch.documents[:, 1:][batch.mask[:, :-1] & batch.mask[:, 1:]]
+        return DocumentSums.of(owners, values)
 
-    parts = list(as_fits(batches, read))
-    if not sum(len(owners) for owners, _ in parts):
+    total = DocumentSums()
+    for part in as_fits(batches, read):
+        total.add(part)
+    if not len(total):
         raise ValueError("the batches predict no ordinary token: expected at least one document of two tokens")
-    owners, sums = (torch.cat(part) for part in zip(*parts))
-    owners, place = owners.unique(return_inverse=True)  # a document may go on in the next batch
-    sums = sums.new_zeros(len(owners), *sums.shape[1:]).index_add_(0, place, sums)
+    sums = torch.from_numpy(total.table())  # (documents, n, 4)
     return EntropyEffects(sums[..., :3].transpose(0, 1), sums[..., 3].T)
 
 
@@ -138,7 +138,7 @@ class EntropyTests(NamedTuple):
         return self.features.tokens.shape[-1]
 
     def resampled(self, counts: np.ndarray) -> EntropyTests:
-        """Both with the same draws of documents; see `EntropyEffects.resampled`."""
+        """Resample both with the same draws of documents; see `EntropyEffects.resampled`."""
         return EntropyTests(*(effects.resampled(counts) for effects in self))
 
 
@@ -151,7 +151,7 @@ def entropy_tests(
     n_random: int = 20,
     seed: int = 0,
 ) -> EntropyTests:
-    """`entropy_effects` of features (mean activation times decoder row, say) and of random directions beside each."""
+    """Measure the effects of features (mean activation times decoder row, say) and of random directions beside each."""
     drawn = torch.randn(n_random, model.d_model, generator=torch.Generator().manual_seed(seed))
     drawn = drawn / drawn.norm(dim=1, keepdim=True)
     own = directions.detach().cpu().float()

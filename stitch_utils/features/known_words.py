@@ -6,12 +6,12 @@ it is known how much of a feature's activation falls on content words. A feature
 one of function words and punctuation structural; where that fails, either a feature follows a role that any word may
 fill (the noun of place, say), or it fires too often or too seldom for the classes to see what it is about.
 
-Offers `known_words`, `KnownWords`, `recovery`, `Recovery`.
+Offers `known_words`, `KnownWords`, `recovery`, `Recovery`, `OneKindError`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -22,12 +22,10 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from ..data.embedded.marked import MarkedSentence
-from ..data.text import TokenBatch, text_rows
-from ..models.harvest import as_fits
 from ..models.language_model import LanguageModel
-from ..utils.progress import progress
-from ..utils.stats import RESAMPLES, Estimate, from_draws
-from .structure import CONTEXT, MIN_GROUPS, SHARE, FeatureClasses, classify, sentence_latents
+from ..utils.stats import Estimate
+from .resampling import over_features
+from .structure import CONTEXT, MIN_GROUPS, SHARE, FeatureClasses, SentenceLatents, classify, over_sentences
 
 
 class KnownWords(NamedTuple):
@@ -41,7 +39,6 @@ class KnownWords(NamedTuple):
     """Share of all tokens that belong to content words: what a feature that fires anywhere would have."""
 
 
-@torch.no_grad()
 def known_words(
     model: LanguageModel,
     layer: int,
@@ -51,35 +48,29 @@ def known_words(
     batch_size: int = 64,
     context: int = CONTEXT,
 ) -> KnownWords:
-    """Where each feature's activation falls in sentences whose content words are marked; needs a fast tokenizer."""
+    """Measure where each feature's activation falls in sentences with marked content words; needs a fast tokenizer."""
     texts = [sentence.text for sentence in sentences]
     encoded = model.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-    # The beginning-of-text token comes first.
-    content = [
-        torch.tensor([False, *(sentence.is_content(*span) for span in spans)])
-        for sentence, spans in zip(sentences, encoded)
-    ]
+    content = torch.zeros(len(texts), context, dtype=torch.bool)
+    for row, sentence, spans in zip(content, sentences, encoded):
+        for position, span in enumerate(spans[: context - 1], 1):  # the beginning-of-text token comes first
+            row[position] = sentence.is_content(*span)
 
-    def read(batch: TokenBatch) -> tuple[Tensor, Tensor, Tensor, int, int]:
-        inside = torch.zeros_like(batch.mask)
-        for row, text in enumerate(batch.documents[:, 0].tolist()):
-            known = content[text][: inside.shape[1]]
-            inside[row, : len(known)] = known
-        inside = inside[batch.mask]
+    def add_up(parts: Iterator[SentenceLatents]) -> tuple[Tensor, Tensor, Tensor, int, int]:
         mass, on_content = (torch.zeros(sae.cfg.d_sae, dtype=torch.float64) for _ in range(2))
         fires = torch.zeros(sae.cfg.d_sae, dtype=torch.int64)
-        start = 0
-        for owners, latents in sentence_latents(model, layer, sae, texts, batch):
-            latents = latents.double().cpu()
+        n_inside = tokens = 0
+        for part in parts:
+            latents, inside = part.latents.double().cpu(), content[part.owners, part.positions]
             mass += latents.sum(0)
-            on_content += latents[inside[start : start + len(owners)]].sum(0)
+            on_content += latents[inside].sum(0)
             fires += (latents > 0).sum(0)
-            start += len(owners)
-        return mass, on_content, fires, int(inside.sum()), start
+            n_inside, tokens = n_inside + int(inside.sum()), tokens + len(inside)
+        return mass, on_content, fires, n_inside, tokens
 
-    batches = text_rows(texts, model.tokenizer, context=context, batch_size=batch_size)
-    parts = list(progress(as_fits(batches, read), "known words"))
-    mass, on_content, fires, inside, tokens = (sum(column) for column in zip(*parts))
+    options = {"batch_size": batch_size, "context": context, "title": "known words"}
+    found = over_sentences(model, layer, sae, texts, add_up, **options)
+    mass, on_content, fires, inside, tokens = (sum(column) for column in zip(*found))
     share = torch.where(mass > 0, on_content / mass, torch.nan)
     return KnownWords(share.numpy(), fires.numpy(), inside / tokens)
 
@@ -111,7 +102,7 @@ def recovery(
     min_fires: int = 10,
     seed: int = 0,
 ) -> list[Recovery]:
-    """For 1, 2, ... of the versions, how the classes (semantic: a content feature) agree with what is known.
+    """Compare the classes from 1, 2, ... versions (semantic: a content feature) with what is known.
 
     The same features count for every k: those that are not dead by their originals and first versions, and fire on
     `min_fires` known tokens. OneKindError, a ValueError, if they are all of one kind.
@@ -121,8 +112,6 @@ def recovery(
     kinds = [np.flatnonzero(usable & content), np.flatnonzero(usable & ~content)]
     if not all(map(len, kinds)):
         raise OneKindError(f"{len(kinds[0])} content features and {len(kinds[1])} others: expected some of each")
-    generator = np.random.default_rng(seed)
-    draws = [[generator.choice(kind, len(kind)) for kind in kinds] for _ in range(RESAMPLES)]
     found = []
     for k in range(1, presence.shape[1]):
         classes = classify(presence[:, : k + 1], share=share, min_groups=min_groups)
@@ -131,13 +120,10 @@ def recovery(
             right = classes.semantic[content], classes.structural[others]
             ranks = rankdata(-classes.consistency[np.concatenate([content, others])])[: len(content)]
             above = ranks.sum() - len(content) * (len(content) + 1) / 2
-            return (
-                np.concatenate(right).mean(),
-                (right[0].mean() + right[1].mean()) / 2,
-                above / (len(content) * len(others)),
-            )
+            balanced = (right[0].mean() + right[1].mean()) / 2
+            return np.concatenate(right).mean(), balanced, above / (len(content) * len(others))
 
-        columns = np.array([scores(*draw) for draw in draws]).T
-        estimates = (from_draws(value, column) for value, column in zip(scores(*kinds), columns))
-        found.append(Recovery(k, *estimates, *map(len, kinds)))
+        found.append(
+            Recovery(k, *over_features(scores, *kinds, seed=seed), *map(len, kinds))
+        )  # the same draws for all k
     return found

@@ -10,14 +10,14 @@ Structural features fire more often, and frequent features may transfer better f
 the classes where they fire equally often. And `unrelated` deals versions out among the groups, so that what is still
 consistent is so for its density.
 
-Offers `feature_presence`, `classify`, `FeatureClasses`, `unrelated`, `matched_rates`, `density_ratios`, and
-`sentence_latents`, which reads sentences for whoever wants more than presence.
+Offers `feature_presence`, `classify`, `FeatureClasses`, `unrelated`, `matched_rates`, `MatchedRates`,
+`ClassDifference`, `density_ratios`, and `over_sentences` with `SentenceLatents`, for what reads more than presence.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -29,7 +29,10 @@ from ..data.text import TokenBatch, text_rows
 from ..models.harvest import TOKENS_AT_ONCE, as_fits
 from ..models.language_model import LanguageModel
 from ..utils.progress import progress
-from ..utils.stats import RESAMPLES, Estimate, from_draws
+from ..utils.stats import Estimate
+from .resampling import over_features
+
+Found = TypeVar("Found")
 
 CONTEXT = 128  # App. H.1
 SHARE = 0.5
@@ -37,7 +40,6 @@ MIN_GROUPS = 5
 BINS_A_DECADE = 5
 
 
-@torch.no_grad()
 def feature_presence(
     model: LanguageModel,
     layer: int,
@@ -48,7 +50,7 @@ def feature_presence(
     threshold: float = 0.0,
     context: int = CONTEXT,
 ) -> Bool[np.ndarray, "groups versions features"]:
-    """Whether each feature exceeds `threshold` on an ordinary token of each sentence; groups are of one size.
+    """Tell whether each feature exceeds `threshold` on an ordinary token of each sentence; groups are of one size.
 
     Sentences are cut at `context` tokens, the beginning-of-text token included. ValueError for no groups, groups of
     different sizes, an SAE of another width than the model, and a sentence without an ordinary token.
@@ -59,33 +61,58 @@ def feature_presence(
     texts = [sentence for group in groups for sentence in group]
     present = np.zeros((len(texts), sae.cfg.d_sae), dtype=bool)
 
-    def read(batch: TokenBatch) -> None:
-        for owners, latents in sentence_latents(model, layer, sae, texts, batch):
-            token, feature = (latents > threshold).nonzero().cpu().unbind(1)
-            present[owners[token].numpy(), feature.numpy()] = True
+    def mark(parts: Iterator[SentenceLatents]) -> None:
+        for part in parts:
+            token, feature = (part.latents > threshold).nonzero().cpu().unbind(1)
+            present[part.owners[token].numpy(), feature.numpy()] = True
 
-    batches = text_rows(texts, model.tokenizer, context=context, batch_size=batch_size)
-    for _ in progress(as_fits(batches, read), "sentences"):
-        pass
+    over_sentences(model, layer, sae, texts, mark, batch_size=batch_size, context=context, title="sentences")
     return present.reshape(len(groups), -1, sae.cfg.d_sae)
 
 
-def sentence_latents(
-    model: LanguageModel, layer: int, sae: SAE, texts: Sequence[str], batch: TokenBatch
-) -> Iterator[tuple[Int[Tensor, " n"], Float[Tensor, "n features"]]]:
-    """Of the ordinary tokens of a batch of texts, part by part: which text each belongs to, and its latents.
+class SentenceLatents(NamedTuple):
+    """Latents at ordinary tokens of sentences."""
 
-    ValueError for an SAE of another width than the model, and a text without an ordinary token.
+    owners: Int[Tensor, " n"]
+    """The sentence of each token."""
+    positions: Int[Tensor, " n"]
+    """Where it stands in its row, behind the beginning-of-text token."""
+    latents: Float[Tensor, "n features"]
+
+
+def over_sentences(
+    model: LanguageModel,
+    layer: int,
+    sae: SAE,
+    texts: Sequence[str],
+    reduce: Callable[[Iterator[SentenceLatents]], Found],
+    *,
+    batch_size: int,
+    context: int,
+    title: str,
+) -> list[Found]:
+    """Encode sentences in batches, and collect what `reduce` makes of the parts of each; a batch may be read twice.
+
+    ValueError for an SAE of another width than the model, and a sentence without an ordinary token.
     """
     if sae.cfg.d_in != model.d_model:
         raise ValueError(f"the SAE reads {sae.cfg.d_in} dimensions: expected {model.d_model}, those of {model.ref!r}")
-    if not batch.mask.any(1).all():
-        text = texts[batch.documents[int((~batch.mask.any(1)).nonzero()[0, 0]), 0]]
-        raise ValueError(f"the sentence {text[:40]!r} has no ordinary token: expected at least one")
-    stream = model.residuals(batch.tokens, [layer])[layer][batch.mask.to(model.device)]
-    owners = batch.documents[batch.mask]
-    for part, owner in zip(stream.split(TOKENS_AT_ONCE), owners.split(TOKENS_AT_ONCE)):
-        yield owner, sae.encode(part.to(sae.W_enc))
+
+    def parts(batch: TokenBatch) -> Iterator[SentenceLatents]:
+        stream = model.residuals(batch.tokens, [layer])[layer][batch.mask.to(model.device)]
+        columns = stream, batch.documents[batch.mask], batch.mask.nonzero()[:, 1]
+        for part, owners, positions in zip(*(column.split(TOKENS_AT_ONCE) for column in columns)):
+            yield SentenceLatents(owners, positions, sae.encode(part.to(sae.W_enc)))
+
+    @torch.no_grad()
+    def read(batch: TokenBatch) -> Found:
+        if not batch.mask.any(1).all():
+            text = texts[batch.documents[int((~batch.mask.any(1)).nonzero()[0, 0]), 0]]
+            raise ValueError(f"the sentence {text[:40]!r} has no ordinary token: expected at least one")
+        return reduce(parts(batch))
+
+    batches = text_rows(texts, model.tokenizer, context=context, batch_size=batch_size)
+    return list(progress(as_fits(batches, read), title))
 
 
 class FeatureClasses(NamedTuple):
@@ -108,9 +135,8 @@ def classify(
     *,
     share: float = SHARE,
     min_groups: int = MIN_GROUPS,
-    by_original: bool = False,
 ) -> FeatureClasses:
-    """The classes of features by where they fire; `by_original` counts groups in which the original makes them fire.
+    """Class features by where they fire.
 
     ValueError for groups without a version beside the original, a share that is none, and min_groups below 1.
     """
@@ -118,8 +144,7 @@ def classify(
         raise ValueError(f"groups of {presence.shape[1]} sentences: expected an original and at least one version")
     if not 0 < share <= 1 or min_groups < 1:
         raise ValueError(f"expected a share in (0, 1] and min_groups >= 1: got {share} and {min_groups}")
-    somewhere = presence[:, 0] if by_original else presence.any(axis=1)
-    groups, consistent = somewhere.sum(axis=0), presence.all(axis=1).sum(axis=0)
+    groups, consistent = (presence.any(axis=1).sum(axis=0), presence.all(axis=1).sum(axis=0))
     consistency = np.divide(consistent, groups, out=np.full(len(groups), np.nan), where=groups > 0)
     enough = groups >= min_groups
     structural = enough & (consistency >= share)
@@ -129,7 +154,7 @@ def classify(
 def unrelated(
     presence: Bool[np.ndarray, "groups versions features"], *, seed: int = 0
 ) -> Bool[np.ndarray, "groups versions features"]:
-    """The same with each version dealt to another group at random: groups of sentences that share no structure."""
+    """Deal each version to another group at random, so that the sentences of a group share no structure."""
     generator = np.random.default_rng(seed)
     return np.stack([column[generator.permutation(len(column))] for column in presence.swapaxes(0, 1)], axis=1)
 
@@ -163,7 +188,7 @@ def matched_rates(
     bins_a_decade: int = BINS_A_DECADE,
     seed: int = 0,
 ) -> MatchedRates:
-    """Compares the classes' correlations as they are, and bin by bin of the logarithm of the firing rate.
+    """Compare the classes' correlations as they are, and bin by bin of the logarithm of the firing rate.
 
     In the matched comparison only bins with features of both classes count, and a structural feature weighs as much as
     there are semantic ones for each structural one in its bin. Features that are not `alive`, have no correlation or
@@ -195,19 +220,9 @@ def matched_rates(
             found[2:] = mean - theirs[met].mean(), spread - theirs[met].std()
         return [float(value) for value in found]
 
-    generator = np.random.default_rng(seed)
-    found = differences(**sides)
-    draws = np.array(
-        [
-            differences(**{name: generator.choice(chosen, len(chosen)) for name, chosen in sides.items()})
-            for _ in range(RESAMPLES)
-        ]
-    )
-    estimates = [
-        from_draws(value, column[np.isfinite(column)]) for value, column in zip(found, draws.T) if np.isfinite(value)
-    ]
+    estimates = over_features(differences, *sides.values(), seed=seed)
     as_they_are = ClassDifference(*estimates[:2], *map(len, sides.values()))
-    if len(estimates) == 2:
+    if np.isnan(estimates[2].value):
         return MatchedRates(as_they_are, None)
     weights, met = matching(**sides)
     return MatchedRates(as_they_are, ClassDifference(*estimates[2:], int((weights > 0).sum()), int(met.sum())))
@@ -220,8 +235,7 @@ def density_ratios(
     alive: Bool[np.ndarray, " features"] | None = None,
     seed: int = 0,
 ) -> tuple[Estimate, Estimate]:
-    """Fig. 4b's relative density at both ends: in the lowest and in the highest tenth of all correlations, the density
-    of semantic over that of structural features.
+    """Compute Fig. 4b's relative density, semantic over structural, in the lowest and highest tenth of correlations.
 
     Half a feature is added to each count, so that an empty end has a ratio. ValueError if a class has no feature left.
     """
@@ -238,6 +252,5 @@ def density_ratios(
         ]
         return shares[0][0] / shares[1][0], shares[0][1] / shares[1][1]
 
-    generator = np.random.default_rng(seed)
-    draws = np.array([ratios(*(generator.choice(side, len(side)) for side in sides)) for _ in range(RESAMPLES)])
-    return tuple(from_draws(value, column) for value, column in zip(ratios(*sides), draws.T))
+    low, high = over_features(ratios, *sides, seed=seed)
+    return low, high

@@ -19,14 +19,12 @@ from sae_lens import SAE
 
 from ..data.embedded.marked import marked_groups
 from ..data.pairs import ModelPair
-from ..models.harvest import evaluation_batches
-from ..models.language_model import LanguageModel
-from ..stitching.moments import PairMoments
-from ..stitching.stitch import Stitch
+from ..stitching.pair import StitchedPair
 from .attribution import (
     MIN_FIRES,
     SIDES,
     AttributionCorrelation,
+    Twins,
     against_random,
     attribution_correlations,
     carried,
@@ -76,8 +74,10 @@ class FeatureStudyConfig:
 
 
 def feature_study_config(pair: ModelPair, scale: str, *, seed: int = 0, **changes) -> FeatureStudyConfig:
-    """The sizes of a scale, with `changes` to them, None standing for no change; a model that writes versions takes its
-    time even at scale smoke."""
+    """Take the sizes of a scale, with `changes` to them, where None changes nothing.
+
+    A model that writes versions takes its time, so it rewrites fewer sentences at scale smoke.
+    """
     sizes = pair.sizes_of("feature_study", scale) | {"seed": seed}
     if scale == "smoke" and pair.augmenter is not None:
         sizes["sentences"] = 4
@@ -189,78 +189,65 @@ class FeatureStudy:
         return found
 
 
-def study_features(
-    pair: ModelPair,
-    models: tuple[LanguageModel, LanguageModel],
-    layers: tuple[int, int],
-    saes: tuple[SAE, SAE],
-    stitch: Stitch,
-    moments: PairMoments,
-    config: FeatureStudyConfig,
-    *,
-    scale: str,
-) -> FeatureStudy:
-    """Run all of it. `saes` are A's and B's; `moments` those that the stitch was fitted on."""
-    sizes, tokenizer = pair.scale(scale), models[0].tokenizer
-    means = (moments.mean_x, moments.mean_y)
+def study_features(stitched: StitchedPair, saes: tuple[SAE, SAE], config: FeatureStudyConfig) -> FeatureStudy:
+    """Run all of it; `saes` are A's and B's."""
     twins = {
-        direction: carried(saes[source], stitch, direction=direction, means=means, seed=config.seed)
+        direction: carried(stitched, saes[source], direction=direction, seed=config.seed)
         for direction, (source, _) in SIDES.items()
     }
-    correlations = attribution_correlations(models, layers, twins, evaluation_batches(pair, sizes, tokenizer))
+    correlations = attribution_correlations(stitched, twins)
     rewriting = RewritingConfig(seed=config.seed, at_once=min(RewritingConfig.at_once, config.sentences))
-    groups = augmented_groups(pair, config.sentences, config.versions, config=rewriting)
+    groups = augmented_groups(stitched.pair, config.sentences, config.versions, config=rewriting)
     presence = {
         direction: feature_presence(
-            models[source], layers[source], saes[source], groups.groups, threshold=config.threshold
+            *stitched.side("ab"[source]), saes[source], groups.groups, threshold=config.threshold
         )
         for direction, (source, _) in SIDES.items()
     }
     options = {"share": config.share, "min_groups": config.min_groups}
-    contexts = {
-        direction: {
-            "ab"[side]: top_contexts(
-                models[side],
-                layers[side],
-                sae,
-                None,
-                _first(evaluation_batches(pair, sizes, tokenizer), config.context_documents),
-                n=config.contexts,
-            )
-            for side, sae in zip(SIDES[direction], (twins[direction].sae, twins[direction].others["transferred"]))
-        }
-        for direction in SIDES
-    }
     return FeatureStudy(
         config,
         correlations,
         groups,
         {direction: classify(found, **options) for direction, found in presence.items()},
         {direction: classify(unrelated(found, seed=config.seed), **options) for direction, found in presence.items()},
-        *_recovered(models, layers, saes, presence, groups, config, options),
-        contexts,
+        *_recovered(stitched, saes, presence, groups, config),
+        {direction: _contexts(stitched, direction, some, config) for direction, some in twins.items()},
     )
 
 
-def _first(batches, documents: int):
-    """Batches until so many documents have begun."""
-    return itertools.takewhile(lambda batch: int(batch.documents.min()) < documents, batches)
+def _contexts(
+    stitched: StitchedPair, direction: str, twins: Twins, config: FeatureStudyConfig
+) -> dict[str, dict[int, list[Context]]]:
+    """Find the top contexts of an SAE and of its transferred twin, by the model that each reads."""
+    found = {}
+    for side, sae in zip(SIDES[direction], (twins.sae, twins.others["transferred"])):
+        batches = itertools.takewhile(
+            lambda batch: int(batch.documents.min()) < config.context_documents, stitched.evaluation_batches()
+        )
+        found["ab"[side]] = top_contexts(*stitched.side("ab"[side]), sae, None, batches, n=config.contexts)
+    return found
 
 
 def _recovered(
-    models, layers, saes, presence, groups: AugmentedGroups, config: FeatureStudyConfig, options
+    stitched: StitchedPair,
+    saes: tuple[SAE, SAE],
+    presence: Mapping[str, np.ndarray],
+    groups: AugmentedGroups,
+    config: FeatureStudyConfig,
 ) -> tuple[dict[str, list[Recovery]], dict[str, list[Recovery]]]:
-    """From all groups, and from those of which no version breaks a rule; the same words are known for both."""
+    """Compare classes with known words in all groups, and in those of which no version breaks a rule."""
     if groups.source != "world":
         return {}, {}
+    options = {name: getattr(config, name) for name in ("share", "min_groups", "min_fires", "seed")}
     marked = marked_groups(world_stream(config.seed), len(groups.groups), config.versions)
     sentences = [sentence for group in marked for sentence in group]
     everywhere, clean = {}, {}
     for direction, (source, _) in SIDES.items():
-        known = known_words(models[source], layers[source], saes[source], sentences)
+        known = known_words(*stitched.side("ab"[source]), saes[source], sentences)
         for found, some in ((everywhere, presence[direction]), (clean, presence[direction][groups.clean])):
             try:
-                found[direction] = recovery(some, known, seed=config.seed, min_fires=config.min_fires, **options)
+                found[direction] = recovery(some, known, **options)
             except OneKindError:  # all features are of one kind, which happens in small runs: nothing to tell apart
                 found[direction] = []
     return everywhere, clean

@@ -19,12 +19,11 @@ import numpy as np
 from sae_lens import SAE
 from torch import Tensor
 
-from ..data.pairs import ModelPair
 from ..data.text import TokenBatch
 from ..models.language_model import LanguageModel
 from ..saes.transfer import transfer_sae
-from ..stitching.moments import PairMoments
-from ..stitching.stitch import Stitch, random_stitch
+from ..stitching.pair import StitchedPair
+from ..stitching.stitch import random_stitch
 from ..utils.stats import Estimate, from_draws, over_seeds, resampled_counts
 from .attention import DeactivationSearch, HeadRoles, deactivation_search, head_roles
 from .entropy import (
@@ -56,8 +55,7 @@ class FunctionalTwins:
     """A's SAE, `before`; on B the transferred one, `after`, and those through random stitches, `random 0` and on."""
 
     config: FunctionalConfig
-    models: tuple[LanguageModel, LanguageModel]
-    layers: tuple[int, int]
+    stitched: StitchedPair
     saes: Mapping[str, SAE]
     activity: Mapping[str, ActivationSummary]
     """Of each SAE on the text that is searched."""
@@ -75,40 +73,24 @@ class FunctionalTwins:
 
     def at(self, key: str) -> tuple[LanguageModel, int]:
         """The model that an SAE reads, and the block before which it does."""
-        side = self._side(key)
-        return self.models[side], self.layers[side]
+        return self.stitched.side("a" if key == "before" else "b")
 
     def space(self, key: str) -> NullSpace:
-        return self.spaces[self._side(key)]
-
-    @staticmethod
-    def _side(key: str) -> int:
-        return 0 if key == "before" else 1
+        """The null space of the model that an SAE reads."""
+        return self.spaces[key != "before"]
 
 
-def functional_twins(
-    pair: ModelPair,
-    models: tuple[LanguageModel, LanguageModel],
-    layers: tuple[int, int],
-    original: SAE,
-    stitch: Stitch,
-    moments: PairMoments,
-    config: FunctionalConfig,
-    *,
-    scale: str,
-) -> FunctionalTwins:
-    """`original` is A's; `moments` are those that the stitch was fitted on. ValueError for text without a token."""
-    means = (moments.mean_x, moments.mean_y)
+def functional_twins(stitched: StitchedPair, original: SAE, config: FunctionalConfig) -> FunctionalTwins:
+    """Transfer A's SAE `original` to B, and read all texts; ValueError for text without an ordinary token."""
+    stitch, means = stitched.stitch, (stitched.moments.mean_x, stitched.moments.mean_y)
     twins = {"after": transfer_sae(original, stitch)}
     for number in range(config.random_stitches):
         twins[f"random {number}"] = transfer_sae(original, random_stitch(stitch, config.seed + number, means=means))
-    search, evaluation, few = functional_texts(pair, models[0].tokenizer, config, scale=scale)
-    activity = summarise_activations(models[0], layers[0], {"before": original}, search)
-    activity |= summarise_activations(models[1], layers[1], twins, search)
-    spaces = tuple(null_space(unembedding(model), bottom=config.bottom) for model in models)
-    return FunctionalTwins(
-        config, models, layers, {"before": original, **twins}, activity, spaces, search, evaluation, few
-    )
+    search, evaluation, few = functional_texts(stitched, config)
+    activity = summarise_activations(*stitched.side("a"), {"before": original}, search)
+    activity |= summarise_activations(*stitched.side("b"), twins, search)
+    spaces = tuple(null_space(unembedding(model), bottom=config.bottom) for model in stitched.models)
+    return FunctionalTwins(config, stitched, {"before": original, **twins}, activity, spaces, search, evaluation, few)
 
 
 @dataclass(frozen=True)
