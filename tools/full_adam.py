@@ -16,7 +16,7 @@ from pathlib import Path
 from stitch_utils.data.hub import EMBEDDED
 from stitch_utils.data.pairs import load_pair
 from stitch_utils.models.harvest import ActivationStream, evaluation_batches, training_batches
-from stitch_utils.models.language_model import load_models
+from stitch_utils.models.language_model import load_models, set_threads
 from stitch_utils.stitching.fit import fit_exact, trace_adam
 from stitch_utils.stitching.moments import harvest_moments
 from stitch_utils.stitching.stitch import stitch_loss
@@ -27,6 +27,7 @@ RECORD = EMBEDDED / "full_adam.json"
 def compare(n_steps: int, *, scale: str = "default", seed: int = 0) -> dict[str, float]:
     """Eq. 3 (alpha = 1) on held-out text, and seconds after the pass, of `n_steps` of Adam and of the exact fit."""
     pair = load_pair("tiny")
+    set_threads(pair)
     sizes, models, layers = pair.scale(scale), load_models(pair), (pair.a.layer, pair.b.layer)
     tokenizer = models[0].tokenizer
 

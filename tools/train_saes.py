@@ -14,7 +14,7 @@ from pathlib import Path
 
 from stitch_utils.data.hub import EMBEDDED
 from stitch_utils.data.pairs import load_pair
-from stitch_utils.models.language_model import load_models
+from stitch_utils.models.language_model import load_models, set_threads
 from stitch_utils.saes.pair import native_saes
 
 FOLDER = EMBEDDED
@@ -23,6 +23,7 @@ FOLDER = EMBEDDED
 def ship(scale: str = "default", folder: Path = FOLDER) -> list[Path]:
     """The folders written, A's first."""
     pair = load_pair("tiny")
+    set_threads(pair)
     models = load_models(pair)
     written = []
     for side, sae in zip("ab", native_saes(pair, models, (pair.a.layer, pair.b.layer), scale=scale, anew=True)):
