@@ -54,7 +54,8 @@ def test_every_recipe_is_its_own_fit_on_its_own_data(pair, models, fitted):
                 getattr(fitted.stitches[name], part), getattr(stitch, part), rtol=1e-4, atol=1e-5
             )
     assert len({tuple(fitted.stitches[name].P_up[0].tolist()) for name in RECIPES}) == len(RECIPES) - 1
-    assert len(fitted.unsquared.up) == len(fitted.unsquared.down) > 1
+    lengths = fitted.unsquared.lengths
+    assert len(lengths["up"]) == len(lengths["down"]) > 1
 
 
 def test_each_recipe_differs_from_the_first_in_one_choice():
