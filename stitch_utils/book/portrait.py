@@ -93,7 +93,7 @@ def training_table(report: dict) -> pd.DataFrame:
 
 
 def training_curves(report: dict) -> dict[str, tuple[list[float], list[float]]]:
-    """Tokens seen and loss, for `plots.training_curves`."""
+    """Tokens seen and loss, for `figures.pairs.training_curves`."""
     curves = {}
     for side, model in zip("ab", report["models"].values()):
         tokens_a_point = 25 * model["batch_size"] * model["context"]
