@@ -144,7 +144,7 @@ def classify(
         raise ValueError(f"groups of {presence.shape[1]} sentences: expected an original and at least one version")
     if not 0 < share <= 1 or min_groups < 1:
         raise ValueError(f"expected a share in (0, 1] and min_groups >= 1: got {share} and {min_groups}")
-    groups, consistent = (presence.any(axis=1).sum(axis=0), presence.all(axis=1).sum(axis=0))
+    groups, consistent = presence.any(axis=1).sum(axis=0), presence.all(axis=1).sum(axis=0)
     consistency = np.divide(consistent, groups, out=np.full(len(groups), np.nan), where=groups > 0)
     enough = groups >= min_groups
     structural = enough & (consistency >= share)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from toy_saes import LATENTS, make_sae, normal
 
-from stitch_utils.data.pairs import TextRef
+from stitch_utils.data.pairs import TextRef, load_pair
 from stitch_utils.data.text import token_batches
 from stitch_utils.features import attribution
 from stitch_utils.features.attribution import (
@@ -21,7 +21,8 @@ from stitch_utils.features.attribution import (
 )
 from stitch_utils.models.language_model import load_model
 from stitch_utils.saes.transfer import transfer_sae
-from stitch_utils.stitching.stitch import Stitch, random_stitch
+from stitch_utils.stitching.pair import StitchedPair
+from stitch_utils.stitching.stitch import random_stitch
 
 FAMILIES = {
     "gpt_neox": ("EleutherAI/pythia-70m-deduped", "EleutherAI/pythia-160m-deduped"),
@@ -30,6 +31,10 @@ FAMILIES = {
 }
 LAYERS = (1, 2)
 SILENT, MUTE, SILENT_TWIN = 5, 6, 7
+
+
+def stitched(models, layers=LAYERS):
+    return StitchedPair(load_pair("tiny"), models, layers, "smoke")
 
 
 def batches_of(models, batch_size=4, rows="document"):
@@ -119,7 +124,7 @@ def models(request, hub_root):
 @pytest.mark.parametrize("options", [{}, {"centre": True, "divide": True}], ids=["plain", "variants"])
 def test_one_pass_gives_what_numpy_gives_on_stored_activations(models, options):
     directions = saes_of(models)
-    found = attribution_correlations(models, LAYERS, directions, batches_of(models), **options)
+    found = attribution_correlations(stitched(models), directions, batches_of(models), **options)
     assert {key: list(some) for key, some in found.items()} == {"up": ["one", "two"], "down": ["one"]}
     for direction, (source, target) in {"up": (0, 1), "down": (1, 0)}.items():
         twins = directions[direction]
@@ -152,7 +157,9 @@ def test_it_does_not_matter_how_the_text_is_cut_into_batches(random_models, rows
     directions = saes_of(random_models)
 
     def run(batch_size):
-        return attribution_correlations(random_models, LAYERS, directions, batches_of(random_models, batch_size, rows))
+        return attribution_correlations(
+            stitched(random_models), directions, batches_of(random_models, batch_size, rows)
+        )
 
     expected, ones = run(64), run(1)
     monkeypatch.setattr(attribution, "ENTRIES_AT_ONCE", 7 * LATENTS)
@@ -179,7 +186,7 @@ def test_a_twin_is_compared_feature_by_feature(random_models):
         permuted.b_enc.copy_(sae.b_enc[order])
         permuted.W_dec.copy_(sae.W_dec[order])
     twins = Twins(sae, {"itself": sae, "permuted": permuted})
-    found = attribution_correlations((model, model), (1, 1), {"up": twins}, batches_of(random_models))["up"]
+    found = attribution_correlations(stitched((model, model), (1, 1)), {"up": twins}, batches_of(random_models))["up"]
     usual = found["itself"].alive(min_fires=3)
     assert usual.sum() > LATENTS / 2
     np.testing.assert_allclose(found["itself"].correlation[usual], 1)
@@ -208,18 +215,15 @@ def test_features_that_fire_in_both_models_are_alive():
     assert result.alive(3).tolist() == [True, True, True, False]
 
 
-def test_an_sae_is_carried_across_the_stitch_and_a_random_one():
-    d_a, d_b = 12, 20
-    stitch = Stitch(*(normal(*shape, seed=9) / 3 for shape in ((d_a, d_b), (d_b,), (d_b, d_a), (d_a,))))
-    means = normal(d_a, seed=5), normal(d_b, seed=6)
-    for direction, width in (("up", d_a), ("down", d_b)):
-        sae = make_sae("topk", width)
-        twins = carried(sae, stitch, direction=direction, means=means, seed=3)
+def test_an_sae_is_carried_across_the_stitch_and_a_random_one(pair, random_models):
+    opened = StitchedPair(pair, random_models, LAYERS, "smoke", alpha=0.5)
+    means = opened.moments.mean_x, opened.moments.mean_y
+    for side, (direction, to) in enumerate((("up", "b"), ("down", "a"))):
+        sae = make_sae("topk", random_models[side].d_model, dtype="float32")
+        twins = carried(opened, sae, direction=direction, seed=3)
         assert twins.sae is sae
-        for name, maps in (("transferred", stitch), ("random", random_stitch(stitch, 3, means=means))):
-            assert torch.equal(
-                twins.others[name].W_enc, transfer_sae(sae, maps, to="b" if direction == "up" else "a").W_enc
-            )
+        for name, maps in (("transferred", opened.stitch), ("random", random_stitch(opened.stitch, 3, means=means))):
+            assert torch.equal(twins.others[name].W_enc, transfer_sae(sae, maps, to=to).W_enc)
 
 
 def test_what_cannot_be_compared(random_models):
@@ -227,7 +231,7 @@ def test_what_cannot_be_compared(random_models):
     batches = list(batches_of(random_models))
 
     def run(batches=batches, **directions):
-        return attribution_correlations(random_models, LAYERS, directions, batches)
+        return attribution_correlations(stitched(random_models), directions, batches)
 
     with pytest.raises(ValueError, match="nothing to compare"):
         run(up=Twins(sae_a, {}))

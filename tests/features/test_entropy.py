@@ -20,10 +20,10 @@ from stitch_utils.features.entropy import (
     functional_texts,
     null_directions,
     null_space,
-    null_space_share,
     summarise_activations,
     unembedding,
 )
+from stitch_utils.stitching.pair import StitchedPair
 
 
 def normal(*shape, seed=0):
@@ -41,7 +41,7 @@ def test_shares_are_those_of_numpys_singular_vectors(centred, monkeypatch):
     monkeypatch.setattr("stitch_utils.features.entropy.COLUMNS_AT_ONCE", 70)
     W_U, rows = spread(24, 300), normal(50, 24, seed=1)
     rows[3] = 0
-    share = null_space_share(rows, W_U, bottom=0.2, centred=centred)
+    share = null_space(Unembedding(W_U, centred), bottom=0.2).share(rows)
     matrix, inner = W_U.double().numpy(), rows.double().numpy()
     if centred:
         matrix, inner = matrix - matrix.mean(0), inner - inner.mean(1, keepdims=True)
@@ -65,7 +65,7 @@ def test_what_lies_in_the_null_space_and_what_does_not():
     directions = null_directions(W_U, bottom=0.1).float()
     assert directions.shape[1] == 4
     outside = torch.linalg.qr(torch.cat([directions, normal(32, 5)], dim=1))[0][:, 4:]
-    share = null_space_share(torch.cat([3 * directions.T, outside.T]), W_U, bottom=0.1)
+    share = null_space(Unembedding(W_U, False), bottom=0.1).share(torch.cat([3 * directions.T, outside.T]))
     torch.testing.assert_close(share, torch.tensor([1.0] * 4 + [0.0] * 5), atol=1e-5, rtol=0)
     for bottom in (0.0, 1.0):
         with pytest.raises(ValueError, match=f"between 0 and 1: got {bottom}"):
@@ -200,7 +200,7 @@ def test_every_row_holds_one_document(random_models):
         load_pair("tiny"), "smoke", search_documents=8, evaluation_documents=6, entropy_documents=2
     )
     tokenizer = random_models[0].tokenizer
-    search, evaluation, few = functional_texts(pair, tokenizer, config, scale="smoke")
+    search, evaluation, few = functional_texts(StitchedPair(pair, random_models, (1, 2), "smoke"), config)
     assert [sum(len(batch.tokens) for batch in text) for text in (search, evaluation, few)] == [8, 6, 2]
     for batch in (*search, *evaluation):
         assert batch.tokens.shape == batch.mask.shape and batch.mask[:, -1].any()

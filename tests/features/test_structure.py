@@ -89,9 +89,6 @@ def test_features_that_fire_in_all_versions_are_structural():
     assert found.semantic.tolist() == [False, False, True, True, False, False]
     assert found.dead.tolist() == [False, False, False, False, True, True]
     assert classify(presence, min_groups=2, share=0.51).structural.tolist() == [True] + [False] * 5
-    by_original = classify(presence, min_groups=1, by_original=True)
-    np.testing.assert_allclose(by_original.consistency, [1, 2 / 3, 1 / 2, 1, 1, np.nan])
-    assert by_original.groups.tolist() == [3, 3, 2, 1, 1, 0] and by_original.structural[3]
 
 
 def test_what_cannot_be_classified():

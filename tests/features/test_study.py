@@ -21,7 +21,6 @@ from stitch_utils.features.structure import classify, feature_presence
 from stitch_utils.features.study import FeatureStudy, FeatureStudyConfig, feature_study_config, study_features
 from stitch_utils.models.harvest import evaluation_batches
 from stitch_utils.models.language_model import load_models
-from stitch_utils.stitching.fit import fit_exact
 from stitch_utils.stitching.pair import StitchedPair
 
 LAYERS = (1, 2)
@@ -43,15 +42,12 @@ class Run:
     def __init__(self, path):
         self.pair = load_pair(path)
         self.models = load_models(self.pair)
-        self.moments = StitchedPair(self.pair, self.models, LAYERS, "smoke").moments
-        self.stitch = fit_exact(self.moments)
+        self.stitched = StitchedPair(self.pair, self.models, LAYERS, "smoke")
         self.saes = tuple(make_sae("topk", model.d_model, dtype="float32") for model in self.models)
         with torch.no_grad():  # centred, so that many features fire
-            for sae, mean in zip(self.saes, (self.moments.mean_x, self.moments.mean_y)):
+            for sae, mean in zip(self.saes, (self.stitched.moments.mean_x, self.stitched.moments.mean_y)):
                 sae.b_enc.copy_(-mean.float() @ sae.W_enc)
-        self.study = study_features(
-            self.pair, self.models, LAYERS, self.saes, self.stitch, self.moments, CONFIG, scale="smoke"
-        )
+        self.study = study_features(self.stitched, self.saes, CONFIG)
         self.numbers = self.study.numbers("mine")
 
 
@@ -97,7 +93,7 @@ def test_the_numbers_are_those_of_the_classes(run):
         assert run.numbers[f"{start}.better"] == pytest.approx(better)
 
 
-def test_words_are_recovered_from_all_groups_and_from_those_that_keep_the_structure(monkeypatch):
+def test_words_are_recovered_from_all_groups_and_from_those_that_keep_the_structure(random_models, monkeypatch):
     groups = augmented_groups(load_pair("tiny"), 40, 3, config=RewritingConfig(seed=3))
     whole = [not any(broken_rules(group[0], version) for version in group[1:]) for group in groups.groups]
     assert 5 < sum(whole) < 40
@@ -105,10 +101,11 @@ def test_words_are_recovered_from_all_groups_and_from_those_that_keep_the_struct
     presence = {way: generator.random((40, 4, 64)) < generator.uniform(0.5, 1, 64) for way in ("up", "down")}
     known = KnownWords(generator.random(64), np.full(64, 20), 0.5)
     monkeypatch.setattr(feature_study, "known_words", lambda model, layer, sae, sentences: known)
-    options = {"share": 0.3, "min_groups": 2}
+    options, saes = {"share": 0.3, "min_groups": 2}, (make_sae("topk"),) * 2
+    stitched = StitchedPair(load_pair("tiny"), random_models, LAYERS, "smoke")
     few = dataclasses.replace(CONFIG, min_fires=21)  # than any word is known to make a feature fire
-    assert feature_study._recovered((0, 0), LAYERS, (0, 0), presence, groups, few, options)[0] == {"up": [], "down": []}
-    found = feature_study._recovered((0, 0), LAYERS, (0, 0), presence, groups, CONFIG, options)
+    assert feature_study._recovered(stitched, saes, presence, groups, few)[0] == {"up": [], "down": []}
+    found = feature_study._recovered(stitched, saes, presence, groups, CONFIG)
     monkeypatch.setattr(FeatureStudy, "_figure14", lambda *_: {})
     monkeypatch.setattr(FeatureStudy, "_figure4b", lambda *_: {})
     numbers = FeatureStudy(CONFIG, presence, groups, {}, {}, *found, {}).numbers("mine")

@@ -28,12 +28,13 @@ ROOT = File(__file__).parents[2]
 
 @pytest.fixture
 def twins(pair, models):
-    moments = StitchedPair(pair, models, LAYERS, "smoke").moments
+    stitched = StitchedPair(pair, models, LAYERS, "smoke")
+    moments = stitched.moments
     sae = make_sae("topk", models[0].d_model, dtype="float32")
     with torch.no_grad():
         sae.b_enc.copy_(-moments.mean_x.float() @ sae.W_enc)  # centred, so that many features fire
         sae.W_dec[:8] = 9 * null_space(unembedding(models[0])).directions[:, 0].float()  # some are entropy features
-    return functional_twins(pair, models, LAYERS, sae, fit_exact(moments), moments, CONFIG, scale="smoke"), moments
+    return functional_twins(stitched, sae, CONFIG), moments
 
 
 def test_the_saes_are_the_original_and_its_twins(twins, models):
