@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..saes.io import load_sae
-from ..utils.files import check_ours, put
+from ..utils.files import check_ours, write_whole
 
 SAE_FILES = ("cfg.json", "sae_weights.safetensors", "sparsity.safetensors")  # those of SAELens, the first in any
 
@@ -90,7 +90,7 @@ def save_probe(probe: LinearProbe, path: str | Path) -> None:
         with open(scratch, "wb") as file:  # given a name, NumPy would add an ending to it
             np.savez(file, allow_pickle=False, coef_=probe.coef, intercept_=probe.intercept, classes_=probe.classes)
 
-    put(path, write, sealed=False)
+    write_whole(path, write, sealed=False)
 
 
 def read_sae(ref: str) -> SAE:
@@ -109,7 +109,7 @@ def save_sae(sae: SAE, folder: str | Path) -> None:
     """A folder as SAELens writes and reads it, replaced as a whole; ValueError if there is one that holds something
     else, such as weights in another format, which would be read in place of these."""
     check_ours(Path(folder), *SAE_FILES)
-    put(folder, sae.save_model, sealed=False)
+    write_whole(folder, sae.save_model, sealed=False)
 
 
 def _arrays(path: str | Path, kinds: tuple[str, str]) -> dict[str, np.ndarray]:

@@ -40,7 +40,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from ..data.pairs import ModelPair
-from ..utils.files import damage, project_root, sweep_up, tidy
+from ..utils.files import damage_message, project_root, remove_damaged, remove_leftovers
 from ..utils.progress import progress
 from .chapters import CHAT_CHAPTERS, RequestError, one_line, toc_files
 from .claims import VERDICTS, named, said_of_turns, verdicts
@@ -58,7 +58,7 @@ def run_chapters(root: Path, runs: list[Run]) -> None:
         for leftover in (root / RUNS).glob("*/.*.partial.ipynb"):
             leftover.unlink()
         for folder in (RUNS, "results"):
-            sweep_up(root / folder)
+            remove_leftovers(root / folder)
         tidied = False
         sound: dict[str, ModelPair | None] = {HOME_PAIR: None}
         for run in bar:
@@ -71,8 +71,8 @@ def run_chapters(root: Path, runs: list[Run]) -> None:
                 bar.write(f"{run.label}: left out, since the tokenizer of {silent!r} has no chat template")
                 continue
             if not fresh and not tidied:  # artifacts are read by what is executed
-                for damaged in tidy(root):
-                    bar.write(f"stitch-book: {damage(damaged.relative_to(root))}", file=sys.stderr)
+                for damaged in remove_damaged(root):
+                    bar.write(f"stitch-book: {damage_message(damaged.relative_to(root))}", file=sys.stderr)
                 tidied = True
             bar.write(f"{run.label}: " + ("unchanged" if fresh else f"{execute(root, run, key):.0f} s"))
 

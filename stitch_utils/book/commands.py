@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..data.pairs import ModelPair, ModelRef, load_pair
-from ..utils.files import put
+from ..utils.files import write_whole
 from .chapters import RequestError, one_line
 from .runs import find_pair
 
@@ -60,7 +60,7 @@ def fit(root: Path, *, pair: str, scale: str, alpha: float, out: str | None) -> 
     models = look_ahead(root, found.value)
     with _in_one_line():
         fitted = fit_pair(models, scale=scale, alpha=alpha)
-    put(path, fitted.stitch.save, sealed=False)
+    write_whole(path, fitted.stitch.save, sealed=False)
     explained = [f"{1 - share:.1%}" for share in fitted.unexplained]
     print(f"A: {models.a.model}, before layer {fitted.layers[0]}")
     print(f"B: {models.b.model}, before layer {fitted.layers[1]}{'' if models.b.layer is not None else ', by SVCCA'}")
@@ -225,7 +225,7 @@ def transfer_vector(
         with open(scratch, "wb") as file:
             np.save(file, carried, allow_pickle=False)
 
-    put(path, write, sealed=False)
+    write_whole(path, write, sealed=False)
     length = "as long as the stitch makes them" if keep_norm else "of unit length"
     print(f"directions of {at_hand.name(towards)}, {length}, of shape {carried.shape}, are in {path.as_posix()}")
     _say_survival(survival(vectors, at_hand.stitch, towards=towards))

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from ..utils.files import is_sealed, is_sound, project_root, put
+from ..utils.files import is_intact, is_sealed, project_root, write_whole
 
 
 def write_results(
@@ -47,7 +47,7 @@ def write_results(
         rows[f"run.{name}"] = _storable(f"parameter '{name}'", value)
     path = project_root() / "results" / pair / f"{chapter}.json"
     said = json.dumps(rows, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
-    put(path, lambda place: place.write_text(said, encoding="utf-8"))
+    write_whole(path, lambda place: place.write_text(said, encoding="utf-8"))
     return path
 
 
@@ -64,7 +64,7 @@ def read_results(pair: str, *, stand_ins: bool = False) -> dict[str, object]:
     merged: dict[str, object] = {}
     files = (project_root() / "results" / pair).glob("[!.]*.json")
     for path in sorted(files, key=lambda file: (file.stat().st_mtime_ns, file.name)):
-        if is_sealed(path) and not is_sound(path):
+        if is_sealed(path) and not is_intact(path):
             from .pages import command_for, pair_argument  # which import this module
 
             again = command_for(pair_argument(pair), path.stem)

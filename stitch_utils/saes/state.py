@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..utils.files import damaged, is_sound, put
+from ..utils.files import is_intact, remove_if_damaged, write_whole
 from .initialisation import SAETrainingConfig
 
 CHECKPOINT = "sweep.safetensors"
@@ -25,7 +25,7 @@ CHECKPOINT = "sweep.safetensors"
 
 def read_state(path: Path, digest: str) -> tuple[dict[str, Tensor], dict] | None:
     """What `write_state` left there, if it belongs to the sweep of this digest and is as it was written."""
-    if not path.exists() or damaged(path):
+    if not path.exists() or remove_if_damaged(path):
         return None
     with safe_open(path, framework="pt") as file:
         facts = json.loads(file.metadata()["facts"])
@@ -35,7 +35,7 @@ def read_state(path: Path, digest: str) -> tuple[dict[str, Tensor], dict] | None
 def write_state(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, object]) -> None:
     """Tensors, and facts that JSON holds, among them the `digest` of the sweep."""
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    put(path, lambda place: save_file(plain, place, metadata={"facts": json.dumps(facts)}))
+    write_whole(path, lambda place: save_file(plain, place, metadata={"facts": json.dumps(facts)}))
 
 
 def sae_folder(folder: Path, name: str) -> Path:
@@ -48,6 +48,6 @@ def load_trained(folder: str | Path, config: SAETrainingConfig, device: str = "c
     path = sae_folder(Path(folder), config.name)
     if not path.is_dir():
         raise ValueError(f"{folder} holds no trained SAE {config.name!r}: expected a finished sweep with this run")
-    if not is_sound(path):
+    if not is_intact(path):
         raise ValueError(f"{path} is not as it was written: train the sweep again, which makes it anew")
     return SAE.load_from_disk(path, device=device)

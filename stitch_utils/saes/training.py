@@ -37,7 +37,7 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..utils.files import damaged, discard, put
+from ..utils.files import remove_if_damaged, remove_sealed, write_whole
 from ..utils.progress import progress
 from .initialisation import SAETrainingConfig, starting_sae
 from .state import CHECKPOINT, read_state, sae_folder, write_state
@@ -358,7 +358,7 @@ class _Sweep:
                 self._save(step)
         curves = {run.config.name: run.curve() for run in self.runs}
         for run in self.runs:
-            put(sae_folder(self.folder, run.config.name), run.sae.save_inference_model)
+            write_whole(sae_folder(self.folder, run.config.name), run.sae.save_inference_model)
         tensors = {
             f"{name}/{field}": torch.from_numpy(array)
             for name, curve in curves.items()
@@ -380,8 +380,8 @@ def _finished(folder: Path, digest: str, names: Sequence[str]) -> dict[str, Curv
     saved = read_state(folder / CHECKPOINT, digest)
     if saved is None or "finished" not in saved[1]:
         return None
-    if any([damaged(sae_folder(folder, name)) for name in names]):  # all of them are looked at
-        discard(folder / CHECKPOINT)
+    if any([remove_if_damaged(sae_folder(folder, name)) for name in names]):  # all of them are looked at
+        remove_sealed(folder / CHECKPOINT)
         return None
     tensors = saved[0]
     return {name: Curve(*(tensors[f"{name}/{field}"].numpy() for field in Curve._fields)) for name in names}

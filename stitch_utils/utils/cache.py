@@ -24,7 +24,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
 
-from .files import damaged, project_root, put
+from .files import project_root, remove_if_damaged, write_whole
 
 T = TypeVar("T")
 PACKAGE = Path(__file__).parents[1]
@@ -136,8 +136,8 @@ def kept(
     path: Path, make: Callable[[], T], save: Callable[[T, Path], None], load: Callable[[Path], T], *, anew: bool = False
 ) -> T:
     """Load what `path` holds. If it is missing or damaged, or with `anew`, make it and save it there first."""
-    if not anew and path.exists() and not damaged(path):
+    if not anew and path.exists() and not remove_if_damaged(path):
         return load(path)
     made = make()
-    put(path, lambda place: save(made, place))
+    write_whole(path, lambda place: save(made, place))
     return made

@@ -49,7 +49,7 @@ class DocumentSums:
         self._sums = dict(sums or {})
 
     @classmethod
-    def of(cls, documents: Int[Tensor, " n"], values: Float[Tensor, n * columns]) -> DocumentSums:
+    def of(cls, documents: Int[Tensor, " n"], values: Float[Tensor, " n *columns"]) -> DocumentSums:
         """Sum `values` over the tokens of each document, in float64; `documents` tells whose each token is."""
         owners, place = documents.unique(return_inverse=True)
         sums = torch.zeros(len(owners), *values.shape[1:], dtype=torch.float64, device=values.device)
@@ -78,7 +78,8 @@ def resampled_counts(n: int, seed: int | np.random.Generator, resamples: int = R
 def stratified_mean(rows: Sequence[np.ndarray], seed: int) -> Estimate:
     """Mean of the rows' means, which may be of different lengths, with a bootstrap interval within each."""
     rng = np.random.default_rng(seed)
-    draws = sum(resampled_counts(len(row), rng) @ row / len(row) for row in rows) / len(rows)
+    sums = (resampled_counts(len(row), rng) @ row / len(row) for row in rows)
+    draws = sum(sums, np.zeros(RESAMPLES)) / len(rows)
     return from_draws(float(np.mean([row.mean() for row in rows])), draws)
 
 
