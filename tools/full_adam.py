@@ -1,4 +1,4 @@
-"""The paper's fitter at its full length on the embedded pair, recorded because a chapter has no time for it.
+"""Record the paper's fitter at its full length on the embedded pair, for which a chapter has no time.
 
 App. A: 36 thousand steps of Adam; a chapter at its default scale takes two thousand. Both fitters see the activations
 of the stitching chapter's default scale and are judged by Eq. 3 on its held-out text.
@@ -25,7 +25,7 @@ RECORD = EMBEDDED / "full_adam.json"
 
 
 def compare(n_steps: int, *, scale: str = "default", seed: int = 0) -> dict[str, float]:
-    """Eq. 3 (alpha = 1) on held-out text, and seconds after the pass, of `n_steps` of Adam and of the exact fit."""
+    """Return Eq. 3 (alpha = 1) on held-out text, and seconds after the pass, of `n_steps` of Adam and of the exact fit."""
     pair = load_pair("tiny")
     sizes, models, layers = pair.scale(scale), load_models(pair), (pair.a.layer, pair.b.layer)
     tokenizer = models[0].tokenizer

@@ -1,4 +1,4 @@
-"""Trains the SAEs of the embedded pair that come with the package, for the chapters that only use them.
+"""Train the SAEs of the embedded pair that come with the package, for the chapters that only use them.
 
 Section 3. They are what the chapter on transferred SAEs trains at default scale, and that chapter sets its own beside
 them.
@@ -21,7 +21,7 @@ FOLDER = EMBEDDED
 
 
 def ship(scale: str = "default", folder: Path = FOLDER) -> list[Path]:
-    """The folders written, A's first."""
+    """Train and write the SAEs; return their folders, A's first."""
     pair = load_pair("tiny")
     models = load_models(pair)
     written = []

@@ -27,25 +27,8 @@ LEXICON_FOLDER = Path(__file__).parent / "lexicons"
 # From the most to the least frequent in the training text.
 LANGUAGES = ("en", "fr", "de", "es", "it", "pt", "nl", "sv", "ro", "fi", "hu")
 # What the templates of the constructions leave open.
-SLOTS = [
-    "S",
-    "fin",
-    "nonfin",
-    "O",
-    "Q",
-    "M",
-    "P",
-    "T",
-    "A",
-    "cop",
-    "copnf",
-    "rel",
-    "pron",
-    "N",
-    "fin2",
-    "nonfin2",
-    "O2",
-]
+SLOTS = ["S", "fin", "nonfin", "O", "Q", "M", "P", "T", "A", "cop", "copnf", "rel", "pron", "N"]
+SLOTS += ["fin2", "nonfin2", "O2"]
 
 
 @dataclass(frozen=True)
@@ -163,7 +146,7 @@ class Lexicon:
         return template.format(n=word, a=self.adjectives.get(noun.adjective))
 
     def verb_parts(self, word: Forms | None, tense: str, person: str, kind: str = "") -> tuple[str, str]:
-        """Return finite part and rest of a verb, or of the copula if `word` is None; `kind`: `neg_`, `ask_`, `count_`."""
+        """Split a verb (the copula if `word` is None) into finite part and rest; `kind`: `neg_`, `ask_`, `count_`."""
         table = self.copula if word is None else self.verb
         entry = by_class(table.get(kind + tense, table[tense]), person)
         finite, _, rest = entry.format(v=word).partition("|")

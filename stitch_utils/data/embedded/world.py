@@ -172,15 +172,14 @@ def _review(rng, language, topic):
     """One thing, praised or panned throughout."""
     mood, tense = rng.choice((1, -1)), rng.choice(("pres", "past"))
     thing = Noun(rng.choice(load_concepts()["topics"][topic]["objects"]), rng.choice(("sg", "sg", "pl")))
-    frames = []
+    frames, draw = [], functools.partial(draw_frame, rng, topic, tense=tense, mood=mood)
     for _ in range(rng.randrange(4, 8)):
         if rng.random() < 0.5:
             construction = rng.choice(("predicate", "exclaim"))
-            frames.append(draw_frame(rng, topic, construction=construction, tense=tense, subject=thing, mood=mood))
+            frames.append(draw(construction=construction, subject=thing))
         else:
             construction = rng.choice(("plain", "fronted", "because"))
-            who = {"subject": speaker(rng), "about": thing.concept}
-            frames.append(draw_frame(rng, topic, construction=construction, tense=tense, mood=mood, **who))
+            frames.append(draw(construction=construction, subject=speaker(rng), about=thing.concept))
     sentiment = "positive" if mood > 0 else "negative"
     return " ".join(realise(frame, language) for frame in frames), {"tense": tense, "sentiment": sentiment}
 
