@@ -25,7 +25,7 @@ RECORD = EMBEDDED / "full_adam.json"
 
 
 def compare(n_steps: int, *, scale: str = "default", seed: int = 0) -> dict[str, float]:
-    """Return Eq. 3 (alpha = 1) on held-out text, and seconds after the pass, of `n_steps` of Adam and of the exact fit."""
+    """Measure held-out Eq. 3 (alpha = 1), and seconds after the pass, of `n_steps` of Adam and of the exact fit."""
     pair = load_pair("tiny")
     sizes, models, layers = pair.scale(scale), load_models(pair), (pair.a.layer, pair.b.layer)
     tokenizer = models[0].tokenizer
