@@ -286,7 +286,7 @@ def test_what_another_run_is_writing_is_not_rendered(book):
 def test_a_damaged_artifact_and_what_killed_runs_left_is_tidied_in_a_line(book):
     folder = book / "artifacts" / "tiny"
     for name in ("whole.json", "damaged.json"):
-        files.put(folder / name, lambda place: place.write_text("[0.125]"))
+        files.write_whole(folder / name, lambda place: place.write_text("[0.125]"))
     (folder / "damaged.json").write_text("[0.625]")
     gone = 2**22 + 1  # no process has such an id
     leftovers = [

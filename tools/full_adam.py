@@ -1,4 +1,4 @@
-"""The paper's fitter at its full length on the embedded pair, recorded because a chapter has no time for it.
+"""Record the paper's fitter at its full length on the embedded pair, for which a chapter has no time.
 
 App. A: 36 thousand steps of Adam; a chapter at its default scale takes two thousand. Both fitters see the activations
 of the stitching chapter's default scale and are judged by Eq. 3 on its held-out text.

@@ -1,4 +1,4 @@
-"""Trains the embedded pair: one tokenizer and two small GPT-NeoX models, each from its own seed, on the same text.
+"""Train the embedded pair: one tokenizer and two small GPT-NeoX models, each from its own seed, on the same text.
 
 No section of the paper; Pythia 70m and 160m have this role there. Nothing about the relation of the two models is
 built in: they share text and tokenizer, as the paper's families do, and neither initialisation nor order of the

@@ -1,4 +1,4 @@
-"""Trains the SAEs of the embedded pair that come with the package, for the chapters that only use them.
+"""Train the SAEs of the embedded pair that come with the package, for the chapters that only use them.
 
 Section 3. They are what the chapter on transferred SAEs trains at default scale, and that chapter sets its own beside
 them.

@@ -41,7 +41,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from ..data.pairs import ModelPair, load_pair
-from ..utils.files import damage, project_root, sweep_up, tidy, tree_digest
+from ..utils.files import damage_message, project_root, remove_damaged, remove_leftovers, tree_digest
 from ..utils.progress import progress
 from .chapters import CHAT_CHAPTERS, SUMMARIES, RequestError, one_line, toc_files
 from .claims import VERDICTS, named, said_of_turns, verdicts
@@ -75,7 +75,7 @@ def run_chapters(root: Path, runs: list[Run], *, jobs: int | None = None) -> Non
         for leftover in RUNS.glob("*/.*.partial.ipynb"):
             leftover.unlink()
         for folder in (RUNS, Path("results")):
-            sweep_up(folder)
+            remove_leftovers(folder)
         chapters = [run for run in runs if run.chapter not in SUMMARIES]
         jobs = jobs or (jobs_at_once(load_pair(chapters[0].parameters["pair"]).threads) if chapters else 1)
         tidied = False
@@ -91,8 +91,8 @@ def run_chapters(root: Path, runs: list[Run], *, jobs: int | None = None) -> Non
                     bar.write(f"{run.label}: left out, since the tokenizer of {silent!r} has no chat template")
                     stale.remove(run)
             if stale and not tidied:  # artifacts are read by what is executed
-                for damaged in tidy(root):
-                    bar.write(f"stitch-book: {damage(damaged.relative_to(root))}", file=sys.stderr)
+                for damaged in remove_damaged(root):
+                    bar.write(f"stitch-book: {damage_message(damaged.relative_to(root))}", file=sys.stderr)
                 tidied = True
             bar.update(len(group) - len(stale))
             for run, seconds in execute_all(stale, keys, jobs):

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-from ..utils.files import is_sealed, is_sound, project_root, put
+from ..utils.files import is_intact, is_sealed, project_root, write_whole
 from .chapters import command_for, pair_argument
 
 
@@ -65,7 +65,7 @@ def write_results(
         rows[f"run.{name}"] = _storable(f"parameter '{name}'", value)
     path = project_root() / "results" / pair / f"{chapter}.json"
     text = json.dumps(rows, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
-    put(path, lambda place: place.write_text(text, encoding="utf-8"))
+    write_whole(path, lambda place: place.write_text(text, encoding="utf-8"))
     return path
 
 
@@ -82,7 +82,7 @@ def read_results(pair: str, *, stand_ins: bool = False) -> Results:
     found = Results({}, {})
     files = (project_root() / "results" / pair).glob("[!.]*.json")
     for path in sorted(files, key=lambda file: (file.stat().st_mtime_ns, file.name)):
-        if is_sealed(path) and not is_sound(path):
+        if is_sealed(path) and not is_intact(path):
             again = command_for(pair_argument(pair), path.stem)
             raise ValueError(f"{path} is not as its run wrote it: make it again with `{again}`")
         try:

@@ -31,7 +31,7 @@ from jupyter_client.manager import AsyncKernelManager
 
 from ..data.pairs import SCALES, ModelPair, SAERef, known_pairs, load_pair
 from ..utils.cache import PACKAGE
-from ..utils.files import digest, put, tree_digest
+from ..utils.files import digest, tree_digest
 from .chapters import SUMMARIES, RequestError, chapter_names, for_pair, one_line, parse_value, read_chapter
 
 HOME_PAIR = "tiny"

@@ -1,12 +1,12 @@
-"""What comes from the Hugging Face Hub: what its errors mean to a user, and texts that are fetched once.
+"""Read from the Hugging Face Hub: explain its errors to a user, and fetch each text once.
 
 No section of the paper. The Hub's clients say what went wrong in many words and classes; a user needs to know what was
 asked for and what to do. Models are kept in the Hub's own cache; streamed data sets are not, so what is taken of their
 rows is remembered beside it, and a run that was made once can be made again without a network. A Hub that is busy is
 asked again for a while; of a connection that is cut for good, what had come before is kept.
 
-Offers `HubError`, `reaching`, `fetched`, `model_is_there`, `dataset_rows`, `dataset_texts`,
-`remembered`, and what a model reference means: `resolve`, `embedded_folder`.
+Offers `HubError`, `HubBusy`, `reaching`, `fetched`, `model_is_there`, `dataset_rows`, `dataset_texts`, `remembered`,
+`EMBEDDED`, and what a model reference means: `resolve`, `embedded_folder`.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ WAITS = (1, 2, 4, 8)  # seconds before a busy Hub is asked again
 
 
 class HubError(ValueError):
-    """Something on the Hub could not be had; the message says what, and what to do."""
+    """Something on the Hub could not be read; the message says what, and what to do."""
 
 
 class HubBusy(HubError):
-    """It may be had a little later: the Hub is busy, or a connection was lost."""
+    """The Hub is busy or a connection was lost, so trying again later may help."""
 
 
 @contextlib.contextmanager
 def reaching(kind: str, name: str, revision: str | None = None):
-    """Whatever goes wrong on the way to `name`, a `model` or a `dataset`, is told as one HubError."""
+    """Re-raise what goes wrong on the way to `name`, a `model` or a `dataset`, as one HubError."""
     try:
         yield
     except HubError:
@@ -58,9 +58,9 @@ def reaching(kind: str, name: str, revision: str | None = None):
 
 
 def fetched(kind: str, name: str, fetch: Callable[[], T], *, revision: str | None = None) -> T:
-    """What `fetch` gives; a Hub that is busy is asked again, and HubError says what goes wrong in the end.
+    """Call `fetch`, again if the Hub is busy, and return its result; raise HubError if it still fails.
 
-    Its client asks again for what it wants to know of a file, and not for the file.
+    The Hub's client itself repeats requests for a file's metadata, but not for the file.
     """
     for wait in WAITS:
         try:
@@ -73,7 +73,7 @@ def fetched(kind: str, name: str, fetch: Callable[[], T], *, revision: str | Non
 
 
 def _chain(error: BaseException | None) -> list[BaseException]:
-    """An error and what it came from."""
+    """List an error and the errors that caused it."""
     found: list[BaseException] = []
     while error is not None and all(error is not one for one in found):
         found.append(error)
@@ -82,29 +82,29 @@ def _chain(error: BaseException | None) -> list[BaseException]:
 
 
 def _busy_status(error: BaseException) -> int | None:
-    """The status of an answer that asks to come back later."""
+    """Return the HTTP status of an answer that asks to come back later, else None."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     return status if isinstance(status, int) and (status == 429 or status >= 500) else None
 
 
 def _is_transport(error: BaseException) -> bool:
-    """Whether a connection failed."""
+    """Tell whether a connection failed."""
     return isinstance(error, ConnectionError) or _is_a(error, "TransportError")
 
 
 def _is_reset(error: BaseException) -> bool:
-    """Whether a connection that had been made was reset, which the Hub's client takes for the end."""
+    """Tell whether an open connection was reset, after which the Hub's client gives up."""
     return _is_a(error, "ReadError")
 
 
 def _is_a(error: BaseException, name: str) -> bool:
-    """By name: the Hub's client has changed the library that it speaks through."""
+    """Compare an error's class by name, since the Hub's client has changed its HTTP library."""
     kinds = {(kind.__module__.split(".")[0], kind.__name__) for kind in type(error).__mro__}
     return not kinds.isdisjoint({("httpx", name), ("httpx2", name)})
 
 
 def _meaning(raised: BaseException, kind: str, name: str, revision: str | None) -> str | None:
-    """What an error, or one that it came from, means; None if the Hub had no part in it."""
+    """Explain an error or one of its causes to a user; return None if the Hub had no part in it."""
     from datasets.exceptions import DatasetNotFoundError  # slow to import
 
     page = f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{name}"
@@ -140,7 +140,7 @@ def _meaning(raised: BaseException, kind: str, name: str, revision: str | None) 
 
 
 def model_is_there(name: str, revision: str | None = None) -> None:
-    """Fetches a model's config.json, or finds it in the cache; HubError says why not."""
+    """Fetch a model's config.json or find it in the cache; raise HubError if neither works."""
     fetched("model", name, lambda: hf_hub_download(name, "config.json", revision=revision), revision=revision)
 
 
@@ -155,7 +155,7 @@ def dataset_rows(
     skip: int = 0,
     files: str | None = None,
 ) -> Iterator[Any]:
-    """What `pick` takes of each row of a data set, from row `skip` on: anything JSON holds, or None to pass over it.
+    """Yield what `pick` takes of each row of a data set, from row `skip` on: a JSON value, or None to pass over it.
 
     Each row is fetched once, and what was taken of it is remembered in HF_HOME under the name `picked`. `files` are
     parquet files of the repository, as a pattern, for a data set whose loading script `datasets` refuses. HubError
@@ -192,9 +192,9 @@ def _streamed(name: str, config: str | None, split: str, revision: str | None, f
 def dataset_texts(
     name: str, config: str | None, split: str, revision: str | None, column: str, skip: int
 ) -> Iterator[str]:
-    """One column of a data set, from row `skip` on, each row fetched once and then remembered in HF_HOME.
+    """Yield one column of a data set, from row `skip` on, each row fetched once and then remembered in HF_HOME.
 
-    HubError where it cannot be had; ValueError if it has no such column of text.
+    Raise HubError if it cannot be read, and ValueError if it has no such column of text.
     """
 
     def pick(row: dict) -> str:
@@ -206,7 +206,7 @@ def dataset_texts(
 
 
 def remembered(path: Path, stream: Callable[[int], Iterator[Any]]) -> Iterator[Any]:
-    """The values of `stream(0)`: first those that `path` already holds, then `stream(n)`, written down as they come.
+    """Yield the values of `stream(0)`: first those that `path` holds, then `stream(n)`, written down as they come.
 
     A line of the file is a value in JSON, after a digest of it and all values before it; `null` ends a stream that is
     exhausted. From a line that is cut off or damaged on, values are fetched anew. Whoever finds the file in use by
@@ -263,14 +263,14 @@ def remembered(path: Path, stream: Callable[[int], Iterator[Any]]) -> Iterator[A
 
 
 def _link(chain: bytes, said: bytes) -> bytes:
-    """The digest of a line that comes after those whose last digest is `chain`."""
+    """Return the digest of a line that comes after those whose last digest is `chain`."""
     return hashlib.sha256(chain + said).hexdigest()[:16].encode()
 
 
 def resolve(ref: str) -> str:
-    """`embedded:NAME` is a folder of this package; a folder on disk and a Hub id stay what they are.
+    """Turn `embedded:NAME` into its folder in this package; return a folder on disk or a Hub id as it is.
 
-    ValueError for what is neither.
+    Raise ValueError for anything else.
     """
     if ref.startswith("embedded:"):
         return str(embedded_folder(ref, "model", "config.json"))
@@ -285,7 +285,7 @@ def resolve(ref: str) -> str:
 
 
 def embedded_folder(ref: str, kind: str, file: str) -> Path:
-    """The folder of this package that `embedded:NAME` means; ValueError, naming those that are, if it has no `file`."""
+    """Return the folder that `embedded:NAME` means; raise ValueError, naming the known ones, if it has no `file`."""
     folder = EMBEDDED / ref.removeprefix("embedded:")
     if not (folder / file).exists():
         known = sorted(path.parent.name for path in EMBEDDED.glob(f"*/{file}"))

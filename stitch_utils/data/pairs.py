@@ -12,7 +12,8 @@ least that a file must say is two models, a layer of the first, and a text:
 Paths in a file are relative to it. Where B has no layer, SVCCA chooses it (`svcca.stitched_layers`). A text that is not
 split into `train` and `evaluation` keeps every tenth document for evaluation.
 
-Offers `ModelPair` and its parts, `load_pair`, `known_pairs`.
+Offers `ModelPair` and its parts (`ModelRef`, `TextRef`, `DatasetRef`, `SAERef`, `AugmenterRef`, `SAERecipe`, `Scale`),
+`load_pair`, `known_pairs` and `blaming`.
 """
 
 from __future__ import annotations
@@ -163,7 +164,7 @@ class Scale:
 
 @functools.cache
 def _sizes() -> dict[str, dict[str, dict[str, Any]]]:
-    """`sizes.yml`: by scale and experiment."""
+    """Read `sizes.yml`: sizes by scale and experiment."""
     return yaml.safe_load((Path(__file__).parent / "sizes.yml").read_text(encoding="utf-8"))
 
 
@@ -221,16 +222,16 @@ class ModelPair:
             raise ValueError(f"training and evaluation text are the same: {self.train}")
 
     def scale(self, name: str) -> Scale:
-        """The sizes of a scale; ValueError, naming those that exist, for another."""
+        """Return the sizes of a scale; raise ValueError, naming the known ones, for another."""
         if name not in self.scales:
             raise ValueError(f"unknown scale {name!r} for pair {self.name!r}: known are {', '.join(self.scales)}")
         return self.scales[name]
 
     def sizes_of(self, experiment: str, scale: str) -> dict[str, Any]:
-        """The sizes of an experiment at a scale, by the names that its configuration gives them (`sizes.yml`).
+        """Return the sizes of an experiment at a scale, by the names of its configuration's fields (`sizes.yml`).
 
-        A scale that only the pair's file knows takes the sizes of `default`. ValueError for a scale that the pair does
-        not have.
+        A scale that only the pair's file knows takes the sizes of `default`. Raise ValueError for a scale that the
+        pair does not have.
         """
         self.scale(scale)
         found = _sizes().get(scale, _sizes()["default"])[experiment]
@@ -239,9 +240,9 @@ class ModelPair:
 
 @contextlib.contextmanager
 def blaming(pair: ModelPair, part: str):
-    """What is wrong within is told with the pair, its file and the part of it that is concerned.
+    """Re-raise ValueErrors with the pair, its file and the part of it that they concern.
 
-    What the Hub does not give stays an error of its kind, so that nobody looks for it in the code.
+    A HubError keeps its class, so that nobody looks for its cause in the code.
     """
     try:
         yield
@@ -253,14 +254,14 @@ def blaming(pair: ModelPair, part: str):
 
 
 def known_pairs() -> list[str]:
-    """Names of the pairs that come with the package, the embedded one first."""
+    """Return the names of the package's pairs, the embedded one first."""
     return sorted((path.stem for path in PAIRS_FOLDER.glob("*.yml")), key=lambda name: (name != "tiny", name))
 
 
 def load_pair(name: str | Path) -> ModelPair:
-    """The pair of that name, or the one that a YAML file describes.
+    """Load the pair of that name, or the one that a YAML file describes.
 
-    ValueError for a name that is neither, and for a file with missing or unknown entries; each says which are expected.
+    Raise ValueError, with what is expected, for an unknown name and for a file with missing or unknown entries.
     """
     path = Path(name).expanduser() if str(name).endswith((".yml", ".yaml")) else PAIRS_FOLDER / f"{name}.yml"
     if not path.is_file():
@@ -283,7 +284,7 @@ def load_pair(name: str | Path) -> ModelPair:
 
 
 def _parsed(data: dict, path: Path) -> dict:
-    """The entries of a file, each made what `ModelPair` has in its place."""
+    """Turn the entries of a file into the fields of `ModelPair`."""
     train, evaluation = _texts(data["text"], path.parent)
     scales = (
         {key: _build(Scale, value) for key, value in data["scales"].items()}
@@ -319,7 +320,7 @@ def _augmenter(data: dict | None, folder: Path) -> AugmenterRef | None:
 
 
 def _texts(data: str | dict, folder: Path) -> tuple[TextRef, TextRef]:
-    """Text to fit on and to evaluate on: as given, or every tenth document of one source for evaluation."""
+    """Parse the text to fit on and to evaluate on, which is every tenth document unless the file gives it."""
     if isinstance(data, dict) and ("train" in data or "evaluation" in data):
         return _text(data["train"], folder), _text(data["evaluation"], folder)
     both = _text(data, folder)
@@ -327,7 +328,7 @@ def _texts(data: str | dict, folder: Path) -> tuple[TextRef, TextRef]:
 
 
 def _text(data: str | dict, folder: Path) -> TextRef:
-    """A mapping of `TextRef`, or the name alone: of a file if it ends as one or is one, else of a Hub dataset."""
+    """Parse a `TextRef` from a mapping, or from a name: of a file if it ends as one or is one, else of a dataset."""
     if isinstance(data, str):
         of_file = data.endswith(FILE_KINDS) or (folder / Path(data).expanduser()).is_file()
         data = {"source": "files" if of_file else "hub", "name": data}
@@ -345,13 +346,13 @@ def _sae(data: str | dict, folder: Path) -> SAERef | str:
 
 
 def _beside(folder: Path, name: str) -> str:
-    """A relative path that leads somewhere from `folder`, made whole; anything else, such as a Hub id, as it is."""
+    """Make a path that exists relative to `folder` absolute; return anything else, such as a Hub id, as it is."""
     path = (folder / Path(name).expanduser()).resolve()
     return str(path) if path.exists() else name
 
 
 def _build(kind, data: dict):
-    """A dataclass from a mapping, with an error that names its entries."""
+    """Build a dataclass from a mapping; raise ValueError, naming the expected entries, for others."""
     if not isinstance(data, dict):
         raise ValueError(f"{kind.__name__}: expected a mapping, got {data!r}")
     fields = {entry.name: entry for entry in dataclasses.fields(kind)}

@@ -1,4 +1,4 @@
-"""Batches of tokens from a text source, with special tokens marked once.
+"""Make batches of tokens from a text source, with special tokens marked once.
 
 App. A: stitches are fitted on the first documents of OpenWebText with a fixed context, special tokens masked out.
 Every row begins with the beginning-of-text token, as the models saw in training; it and all other special tokens are
@@ -36,13 +36,12 @@ class TokenBatch(NamedTuple):
     """Number of the document that each token belongs to."""
 
     def split(self, rows: int) -> Iterator[TokenBatch]:
-        """The same rows in batches of at most so many."""
+        """Split into batches of at most `rows` rows."""
         return (TokenBatch(*parts) for parts in zip(*(part.split(rows) for part in self)))
 
 
 def read_documents(text: TextRef) -> Iterator[str]:
-    """The documents of a source that are not empty, after `skip`, up to `take`, and of those the ones that `held_out`
-    chooses.
+    """Yield documents of a source: those not empty, after `skip`, up to `take`, and then those `held_out` chooses.
 
     ValueError, naming the source, if it has none, or is a file of another kind than .txt (one document a file, or
     several separated by blank lines), .jsonl or .parquet, or has no such column. HubError for a data set that cannot be
@@ -95,7 +94,7 @@ def _files(text: TextRef) -> Iterator[str]:
 
 
 def _readable(rows, text: TextRef) -> Iterator[str]:
-    """The column of a file's rows; where the file is not of its kind, one error instead of the reader's own."""
+    """Yield the text column of a file's rows; raise one ValueError for any error of a reader."""
     read = iter(rows)
     while True:
         try:
@@ -128,8 +127,7 @@ def token_batches(
     n_tokens: int | None = None,
     n_documents: int | None = None,
 ) -> Iterator[TokenBatch]:
-    """Batches of at most `batch_size` rows of `context` tokens, until `n_tokens` positions or `n_documents` documents
-    are used.
+    """Yield batches of at most `batch_size` rows of `context` tokens, up to `n_tokens` positions or `n_documents`.
 
     `rows="document"`: one row a document, cut at the context or padded. `rows="packed"`: documents one after another,
     each ended by the end-of-text token; an incomplete last row is dropped. ValueError if the source has no documents,
@@ -180,7 +178,7 @@ def _packed(source, context, begin, end, text):
 
 
 def begin_and_end(tokenizer) -> tuple[int, int]:
-    """The tokens that begin and end a text, one for both where there is but one; ValueError where there is none."""
+    """Return the tokens that begin and end a text, which may be the same; raise ValueError if there is none."""
     ends = [id for id in (tokenizer.bos_token_id, tokenizer.eos_token_id) if id is not None]
     if not ends:
         raise ValueError("the tokenizer has no token for the beginning or the end of a text: expected at least one")
@@ -188,7 +186,7 @@ def begin_and_end(tokenizer) -> tuple[int, int]:
 
 
 def text_rows(texts: Sequence[str], tokenizer, *, context: int | None, batch_size: int) -> Iterator[TokenBatch]:
-    """Batches of texts, each a row of its own that is cut at `context` tokens; `documents` is a text's index.
+    """Yield batches of texts, each a row of its own that is cut at `context` tokens; `documents` is a text's index.
 
     Rows of similar length are batched, so their order is not that of the texts.
     """
@@ -200,8 +198,10 @@ def text_rows(texts: Sequence[str], tokenizer, *, context: int | None, batch_siz
 
 
 def padded_rows(rows: Sequence[Sequence[int]], fill: int, *, batch_size: int) -> Iterator[TokenBatch]:
-    """Batches of rows of tokens, similar lengths together, filled up on the right, where causal attention does not
-    look; the mask is True at the rows' own tokens, `documents` is a row's index."""
+    """Yield batches of rows of similar lengths, padded on the right, where causal attention does not look.
+
+    The mask is True at the rows' own tokens; `documents` is a row's index.
+    """
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
     for start in range(0, len(rows), batch_size):
         chosen = order[start : start + batch_size]

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from ..data.hub import embedded_folder, fetched
 from ..data.pairs import SAERef
-from ..utils.files import check_ours, put
+from ..utils.files import check_ours, write_whole
 
 FORMATS = ("sae_lens", "sparsify")
 # SAELens reads these formats with `torch.load`. They are pickles, which can run any program, so they are refused here.
@@ -173,7 +173,7 @@ def save_sae(sae: SAE, folder: str | Path) -> None:
     ValueError for a folder that holds something else, such as weights in another format, which would be read instead.
     """
     check_ours(Path(folder), *SAE_FILES)
-    put(folder, sae.save_model, sealed=False)
+    write_whole(folder, sae.save_model, sealed=False)
 
 
 def reads_elsewhere(sae: SAE, layer: int) -> str | None:

@@ -34,7 +34,7 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 from ..models.harvest import ModelStream
-from ..utils.files import damaged, discard, is_sound, put
+from ..utils.files import is_intact, remove_if_damaged, remove_sealed, write_whole
 from ..utils.progress import progress
 from .initialisation import SAETrainingConfig, starting_sae
 from .sparse_step import add_auxiliary_gradients, encode, sparse_gradients
@@ -216,10 +216,10 @@ def train_saes(
         saved = _read_state(folder / CHECKPOINT, digest)
         if saved and "finished" in saved[1]:
             # a list, so that all of them are looked at
-            if not any([damaged(_sae_folder(folder, name)) for name in names]):
+            if not any([remove_if_damaged(_sae_folder(folder, name)) for name in names]):
                 of = {name: [saved[0][f"{name}/{field}"].numpy() for field in Curve._fields] for name in names}
                 return {name: Curve(*arrays) for name, arrays in of.items()}
-            discard(folder / CHECKPOINT)
+            remove_sealed(folder / CHECKPOINT)
             saved = None
         d_in, device = held_out.shape[1], held_out.device
         runs = [_Run(config, d_in, given.get(config.name), metadata, device) for config in configs]
@@ -265,7 +265,7 @@ def _train(
             _write_state(folder / CHECKPOINT, tensors, {"digest": digest, "step": step, "numbers": numbers})
     curves = {run.config.name: run.curve() for run in runs}
     for run in runs:
-        put(_sae_folder(folder, run.config.name), run.sae.save_inference_model)
+        write_whole(_sae_folder(folder, run.config.name), run.sae.save_inference_model)
     fields = {f"{name}/{field}": array for name, curve in curves.items() for field, array in curve._asdict().items()}
     tensors = {name: torch.from_numpy(array) for name, array in fields.items()}
     _write_state(folder / CHECKPOINT, tensors, {"digest": digest, "finished": True})
@@ -274,7 +274,7 @@ def _train(
 
 def _read_state(path: Path, digest: str) -> tuple[dict[str, Tensor], dict] | None:
     """Read the tensors and facts that `_write_state` left, if they are undamaged and of the sweep with this digest."""
-    if not path.exists() or damaged(path):
+    if not path.exists() or remove_if_damaged(path):
         return None
     with safe_open(path, framework="pt") as file:
         facts = json.loads(file.metadata()["facts"])
@@ -284,7 +284,7 @@ def _read_state(path: Path, digest: str) -> tuple[dict[str, Tensor], dict] | Non
 def _write_state(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, object]) -> None:
     """Replace the state by these tensors and facts in one file, whole: a process that dies here leaves the old one."""
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    put(path, lambda place: save_file(plain, place, metadata={"facts": json.dumps(facts)}))
+    write_whole(path, lambda place: save_file(plain, place, metadata={"facts": json.dumps(facts)}))
 
 
 def _sae_folder(folder: Path, name: str) -> Path:
@@ -296,7 +296,7 @@ def load_trained(folder: str | Path, config: SAETrainingConfig, device: str = "c
     path = _sae_folder(Path(folder), config.name)
     if not path.is_dir():
         raise ValueError(f"{folder} holds no trained SAE {config.name!r}: expected a finished sweep with this run")
-    if not is_sound(path):
+    if not is_intact(path):
         raise ValueError(f"{path} is not as it was written: train the sweep again, which makes it anew")
     return SAE.load_from_disk(path, device=device)
 

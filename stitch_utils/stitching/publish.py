@@ -20,7 +20,7 @@ import yaml
 from huggingface_hub import CommitOperationAdd, HfApi, constants, errors, hf_hub_download
 
 from ..data.hub import HubError, fetched
-from ..utils.files import check_ours, put
+from ..utils.files import check_ours, write_whole
 from .stitch import Stitch
 
 WEIGHTS, CARD = "stitch.safetensors", "README.md"
@@ -82,8 +82,8 @@ def write_repository(stitch: Stitch, folder: str | Path, repository: str, *, lic
     check_ours(folder, WEIGHTS, CARD)
     public = replace(stitch, about=_without_paths(stitch.about))
     card = model_card(public, repository, licence=licence, licences=_licences(public.about))
-    put(folder / WEIGHTS, public.save, sealed=False)
-    put(folder / CARD, lambda place: place.write_text(card, encoding="utf-8"), sealed=False)
+    write_whole(folder / WEIGHTS, public.save, sealed=False)
+    write_whole(folder / CARD, lambda place: place.write_text(card, encoding="utf-8"), sealed=False)
 
 
 def model_card(stitch: Stitch, repository: str, *, licence: str | None, licences: Mapping[str, str]) -> str:

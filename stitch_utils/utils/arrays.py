@@ -16,7 +16,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from .files import put
+from .files import write_whole
 
 
 def read_arrays(path: str | Path, endings: tuple[str, ...]) -> dict[str, np.ndarray]:
@@ -81,4 +81,4 @@ def save_arrays(path: str | Path, *array: np.ndarray, **named: np.ndarray) -> No
             else:
                 np.save(file, *array, allow_pickle=False)
 
-    put(path, write, sealed=False)
+    write_whole(path, write, sealed=False)

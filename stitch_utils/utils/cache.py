@@ -24,7 +24,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
 
-from .files import damaged, project_root, put
+from .files import project_root, remove_if_damaged, write_whole
 
 T = TypeVar("T")
 PACKAGE = Path(__file__).parents[1]
@@ -58,9 +58,9 @@ class Code:
         }
 
     def closure(self, modules: Iterable[str]) -> dict[str, str]:
-        """Digests by file name of these modules (`package.room.module`), of all that they import, and of their data.
+        """Return digests, by file name, of these modules (`package.room.module`), their imports, and their data.
 
-        ValueError for a module that the package does not have, and for `DATA_FILES` that match nothing.
+        Raise ValueError for a module that the package does not have, and for `DATA_FILES` that match nothing.
         """
         digests: dict[str, str] = {}
         waiting = list(modules)
@@ -77,13 +77,13 @@ class Code:
         return dict(sorted(digests.items()))
 
     def _file(self, module: str) -> str | None:
-        """The file of a module; None for a package, or for a name that is no module."""
+        """Return the file of a module; None for a package, or for a name that is no module."""
         package, _, rest = module.partition(".")
         file = f"{rest.replace('.', '/')}.py"
         return file if package == self.name and file in self.files else None
 
     def _reads(self, module: str, file: str) -> tuple[list[str], list[str]]:
-        """The modules of this package that a module imports anywhere in its code, and the data files that it names."""
+        """List the modules of this package that a module imports anywhere, and the data files that it names."""
         imported, data = [], []
         folder = file.rpartition("/")[0]
         for node in ast.walk(ast.parse(self.files[file])):
@@ -107,7 +107,7 @@ CODE = Code(PACKAGE)
 
 @functools.cache
 def _made_with(modules: tuple[str, ...]) -> dict[str, object]:
-    """The code and the versions of the libraries behind an artifact."""
+    """Return the code and the versions of the libraries behind an artifact."""
     versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
     return {"code": CODE.closure(modules), "libraries": versions, "python": sys.version_info[:2]}
 
@@ -122,8 +122,8 @@ def artifact(
 ) -> Path:
     """Return the path below `artifacts/<pair>/` of what these ingredients make.
 
-    `sources` are the functions, classes or modules that make it; what their modules import is followed. ValueError for
-    a source that is not of this package.
+    `sources` are the functions, classes or modules that make it; their imports are followed. Raise ValueError for a
+    source that is not of this package.
     """
     modules = sorted({source.__name__ if isinstance(source, ModuleType) else source.__module__ for source in sources})
     if not modules:
@@ -136,8 +136,8 @@ def kept(
     path: Path, make: Callable[[], T], save: Callable[[T, Path], None], load: Callable[[Path], T], *, anew: bool = False
 ) -> T:
     """Load what `path` holds. If it is missing or damaged, or with `anew`, make it and save it there first."""
-    if not anew and path.exists() and not damaged(path):
+    if not anew and path.exists() and not remove_if_damaged(path):
         return load(path)
     made = make()
-    put(path, lambda place: save(made, place))
+    write_whole(path, lambda place: save(made, place))
     return made

@@ -1,14 +1,14 @@
-"""Files that are whole or absent, and known to be what was written (no section of its own).
+"""Write files whole or not at all, and notice when one has changed since (no section of its own).
 
-Runs are killed, disks fill up and turn bits over, and none of it may become a number. So a file or a folder is written
-beside its place, under a name that nobody reads, and moved there in one step; and before that its digest is noted in a
-hidden file next to it, its seal. What does not agree with its seal is not read: whoever needs it makes it again.
+Runs are killed, disks fill up and bits flip, and none of this may change a number. A file or folder is therefore
+written under a scratch name beside its place and moved there in one step. Before the move its digest is written to a
+hidden file next to it, its seal. A file that does not agree with its seal is removed and made again.
 
-A seal keeps the digests of the last few contents. A process that dies between seal and move leaves what was there
-before, which is then as good as it was; of two processes that write at once, either may be the last.
+A seal keeps the digests of the last few contents. If a process dies between sealing and moving, the earlier content
+still agrees with the seal; if two processes write at once, either content does.
 
-Offers `project_root`, `put`, `check_ours`, `is_sound`, `is_sealed`, `discard`, `damaged`, `sweep_up`, `tidy`,
-`NotWritten`, `digest` and `tree_digest`.
+Offers `project_root`, `NotWritten`, `write_whole`, `check_ours`, `is_sealed`, `is_intact`, `remove_sealed`,
+`remove_leftovers`, `remove_if_damaged`, `damage_message`, `remove_damaged`, `digest` and `tree_digest`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SCRATCH = re.compile(r"\.(\d+)\.new\..+")
 
 
 def project_root() -> Path:
-    """The folder that holds `book` and `results`: `STITCH_ROOT`, else the checkout of this package, else the cwd."""
+    """Return the folder of `book` and `results`: `STITCH_ROOT`, else this package's checkout, else the cwd."""
     if root := os.environ.get("STITCH_ROOT"):
         return Path(root)
     checkout = Path(__file__).resolve().parents[2]
@@ -41,10 +41,10 @@ class NotWritten(OSError):
     """A file could not be written; what was there before is as it was."""
 
 
-def put(path: str | Path, write: Callable[[Path], object], *, sealed: bool = True) -> None:
-    """`path` becomes what `write` leaves at the place that it is given, a file or a folder; in one step, or not at all.
+def write_whole(path: str | Path, write: Callable[[Path], object], *, sealed: bool = True) -> None:
+    """Write a file or folder to `path` in one step: `write` gets a scratch path, which is then moved to `path`.
 
-    NotWritten, naming `path` and the cause, where the disk does not take it, or a file would replace a folder.
+    Raise NotWritten, naming `path` and the cause, if the disk refuses it or a file would replace a folder.
     """
     path = Path(path)
     if path.name in ("", ".."):
@@ -77,7 +77,7 @@ def put(path: str | Path, write: Callable[[Path], object], *, sealed: bool = Tru
 
 
 def check_ours(folder: Path, mark: str, *others: str) -> None:
-    """ValueError unless the folder is new, empty, or holds `mark` and at most those others: it is to be replaced."""
+    """Raise ValueError unless the folder may be replaced: new, empty, or with `mark` and nothing but `others`."""
     if not folder.exists():
         return
     if not folder.is_dir():
@@ -92,12 +92,12 @@ def check_ours(folder: Path, mark: str, *others: str) -> None:
 
 
 def is_sealed(path: str | Path) -> bool:
-    """Whether it is known what should be there."""
+    """Tell whether `path` has a seal."""
     return _seal_of(Path(path)).is_file()
 
 
-def is_sound(path: str | Path) -> bool:
-    """Whether what is there is what `put` wrote and sealed."""
+def is_intact(path: str | Path) -> bool:
+    """Tell whether the content of `path` is one that `write_whole` sealed."""
     path = Path(path)
     try:
         known = _seal_of(path).read_text(encoding="ascii").split()
@@ -106,53 +106,52 @@ def is_sound(path: str | Path) -> bool:
     return _content(path) in known
 
 
-def discard(path: str | Path) -> None:
-    """Removes it and its seal."""
+def remove_sealed(path: str | Path) -> None:
+    """Remove a file or folder and its seal."""
     _remove(Path(path))
     _remove(_seal_of(Path(path)))
 
 
-def sweep_up(folder: Path) -> None:
-    """Removes what processes that are gone have left half-written, in the folder and those in it."""
+def remove_leftovers(folder: Path) -> None:
+    """Remove what dead processes left half-written in the folder and its subfolders."""
     for scratch in folder.rglob(".*.new.*"):
         found = SCRATCH.fullmatch(scratch.name)
         if found and not _runs(int(found[1])):
             _remove(scratch)
 
 
-def damaged(path: Path) -> bool:
-    """Whether a file or folder is not what was written there; then it is removed, and a warning says so. What has been
-    removed already is said no more."""
-    if is_sound(path):
+def remove_if_damaged(path: Path) -> bool:
+    """Tell whether `path` is missing or not as it was written; if it is still there, remove it with a warning."""
+    if is_intact(path):
         return False
     if path.exists():
-        warnings.warn(damage(path), stacklevel=3)
-    discard(path)
+        warnings.warn(damage_message(path), stacklevel=3)
+    remove_sealed(path)
     return True
 
 
-def damage(path: Path) -> str:
-    """What is said of it."""
+def damage_message(path: Path) -> str:
+    """Return the message about a damaged file."""
     return f"{path} is not as it was written (truncated, or changed on the disk): it is made again"
 
 
-def tidy(root: Path) -> Iterator[Path]:
-    """Removes from the artifacts of a project what killed runs left half-written, and what is damaged, which it gives.
+def remove_damaged(root: Path) -> Iterator[Path]:
+    """Remove half-written and damaged artifacts of a project, and yield the damaged ones.
 
-    For a command to say before it starts; a notebook that meets damage says it on its page.
+    Commands report them before they start. A notebook that meets a damaged file warns on its page instead.
     """
-    sweep_up(root / "artifacts")
+    remove_leftovers(root / "artifacts")
     for seal in sorted((root / "artifacts").rglob(".*.sha256")):
         path = seal.with_name(seal.name.removeprefix(".").removesuffix(".sha256"))
         if not path.exists():
             seal.unlink()
-        elif not is_sound(path):
-            discard(path)
+        elif not is_intact(path):
+            remove_sealed(path)
             yield path
 
 
 def digest(path: Path) -> str | None:
-    """SHA-256 of a file, None where there is none."""
+    """Return the SHA-256 of a file, or None if there is no such file."""
     if not path.is_file():
         return None
     with path.open("rb") as file:
@@ -160,7 +159,7 @@ def digest(path: Path) -> str | None:
 
 
 def tree_digest(folder: Path, *patterns: str) -> str:
-    """One SHA-256 over the names and contents of the files below `folder` that match; hidden files and caches aside."""
+    """Return one SHA-256 of the names and contents of matching files, except hidden files and caches."""
     names = {
         path.relative_to(folder).as_posix() for pattern in patterns for path in folder.glob(pattern) if path.is_file()
     }
@@ -181,13 +180,13 @@ def _scratch_of(path: Path) -> Path:
 
 
 def _known(seal: Path, content: str | None) -> list[str]:
-    """The lines of a seal to which a content is added."""
+    """Return the lines of a seal after adding the digest of one content."""
     before = seal.read_text(encoding="ascii", errors="replace").split() if seal.is_file() else []
     return [str(content), *(line for line in before if line != content)][:CONTENTS]
 
 
 def _move(scratch: Path, path: Path, *, through: bool) -> None:
-    """`through` to the disk first: after a power cut one of the two is there whole. What is new is made again then."""
+    """Move `scratch` to `path`; with `through`, flush it to the disk first, so that a power cut leaves one whole."""
     files = [file for file in (scratch, *scratch.rglob("*")) if file.is_file()] if through else []
     for file in files:
         with file.open("rb") as written:

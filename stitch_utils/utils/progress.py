@@ -1,7 +1,7 @@
-"""A progress bar, where somebody is watching. No section of the paper.
+"""Show a progress bar where somebody is watching. No section of the paper.
 
-At a terminal or in an open notebook, that is; a log or a pipe gets none of its control characters, nor does anything
-where the variable TQDM_DISABLE is set.
+A terminal or an open notebook shows it. Logs and pipes get none of its control characters, and setting TQDM_DISABLE
+hides it everywhere. Offers `progress`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 
 def progress(items: Any, title: str, **options: Any) -> tqdm:
-    """The items under a bar that goes when they are done. `options` are tqdm's."""
+    """Wrap the items in a bar that disappears when they are done. `options` are tqdm's."""
     in_notebook = type(sys.stderr).__module__.startswith("ipykernel.")
     if not (in_notebook or sys.stderr.isatty()):
         options["disable"] = True

@@ -29,12 +29,12 @@ class Estimate(NamedTuple):
     high: float
 
     def numbers(self, id: str) -> dict[str, float]:
-        """The three entries of a results file: `id`, `id.low`, `id.high`."""
+        """Return the three entries of a results file: `id`, `id.low`, `id.high`."""
         return {id: self.value, f"{id}.low": self.low, f"{id}.high": self.high}
 
 
 def from_draws(value: float, draws: np.ndarray) -> Estimate:
-    """A value with the middle 95% of its bootstrap draws."""
+    """Return a value with the middle 95% of its bootstrap draws."""
     low, high = np.quantile(draws, (0.025, 0.975))
     return Estimate(float(value), float(low), float(high))
 
@@ -49,7 +49,7 @@ class DocumentSums:
         self._sums = dict(sums or {})
 
     @classmethod
-    def of(cls, documents: Int[Tensor, " n"], values: Float[Tensor, "n ..."]) -> DocumentSums:
+    def of(cls, documents: Int[Tensor, " n"], values: Float[Tensor, " n *columns"]) -> DocumentSums:
         """Sum `values` over the tokens of each document, in float64; `documents` tells whose each token is."""
         owners, place = documents.unique(return_inverse=True)
         sums = torch.zeros(len(owners), *values.shape[1:], dtype=torch.float64, device=values.device)
@@ -62,36 +62,36 @@ class DocumentSums:
             self._sums[document] = self._sums[document] + values if document in self._sums else values
 
     def __len__(self) -> int:
-        """The number of documents."""
+        """Return the number of documents."""
         return len(self._sums)
 
     def table(self) -> np.ndarray:
-        """The sums, (documents, *columns), in the order of the documents' numbers."""
+        """Return the sums, (documents, *columns), in the order of the documents' numbers."""
         return np.array([self._sums[document] for document in sorted(self._sums)])
 
 
 def resampled_counts(n: int, seed: int | np.random.Generator, resamples: int = RESAMPLES) -> np.ndarray:
-    """(resamples, n): how often each of n things is drawn when n of them are drawn with replacement."""
+    """Draw n of n things with replacement and count how often each is drawn: (resamples, n)."""
     return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples)
 
 
 def stratified_mean(rows: Sequence[np.ndarray], seed: int) -> Estimate:
-    """Mean of the rows' means, which may be of different lengths, with a bootstrap interval within each."""
+    """Average the means of rows, which may differ in length, with a bootstrap interval within each row."""
     rng = np.random.default_rng(seed)
-    means = (resampled_counts(len(row), rng) @ row / len(row) for row in rows)
-    draws = sum(means, start=np.zeros(RESAMPLES)) / len(rows)
+    sums = (resampled_counts(len(row), rng) @ row / len(row) for row in rows)
+    draws = sum(sums, np.zeros(RESAMPLES)) / len(rows)
     return from_draws(float(np.mean([row.mean() for row in rows])), draws)
 
 
 def crossed_mean(values: np.ndarray, seed: int) -> Estimate:
-    """Mean of a table, (languages, prompts) say, with a bootstrap interval that draws both anew."""
+    """Average a table, such as (languages, prompts), with a bootstrap interval that resamples both axes."""
     rng = np.random.default_rng(seed)
     rows, columns = (resampled_counts(n, rng) for n in values.shape)
     return from_draws(values.mean(), ((rows @ values) * columns).sum(1) / values.size)
 
 
 def over_seeds(values) -> Estimate:
-    """The mean of independent runs with Student's 95% interval; ValueError for fewer than two."""
+    """Average independent runs, with Student's 95% interval; raise ValueError for fewer than two."""
     values = np.asarray(values, dtype=float)
     if len(values) < 2:
         raise ValueError(f"an interval over seeds needs two runs at least: got {len(values)}")
@@ -100,7 +100,7 @@ def over_seeds(values) -> Estimate:
 
 
 def clopper_pearson(successes: int, trials: int) -> Estimate:
-    """The share of successes with its exact 95% interval; ValueError without trials."""
+    """Return the share of successes with its exact 95% interval; raise ValueError without trials."""
     if not 0 <= successes <= trials or trials < 1:
         raise ValueError(f"expected 0 <= successes <= trials and at least one trial: got {successes} of {trials}")
     failures = trials - successes

@@ -1,5 +1,6 @@
 """Pair files: what comes with the package is sound, and what is wrong with a user's file is said."""
 
+import dataclasses
 import shutil
 
 import pytest
@@ -8,7 +9,11 @@ import yaml
 from stitch_utils.data.hub import HubBusy, HubError
 from stitch_utils.data.pairs import PAIRS_FOLDER, SCALES, AugmenterRef, blaming, load_pair
 from stitch_utils.data.text import read_documents
+from stitch_utils.features.entropy import FunctionalConfig
 from stitch_utils.models.language_model import check_pair, load_models
+from stitch_utils.steering.choices import ChoiceConfig
+from stitch_utils.steering.free_tasks import FreeConfig
+from stitch_utils.stitching.map_text import MapConfig
 
 
 def tiny():
@@ -197,3 +202,22 @@ def test_tokenizers_that_differ(tmp_path, random_folders):
     }
     with pytest.raises(ValueError, match=r"tokenizers of .* differ .*: both models must read the same tokens"):
         load_models(load_pair(write(tmp_path, data)))
+
+
+def test_sizes_of_an_experiment_at_a_scale():
+    pair = load_pair("tiny")
+    assert pair.sizes_of("languages", "smoke")["strengths"] == (1.0, 2.0)
+    mine = dataclasses.replace(pair, scales={"mine": pair.scale("smoke")})
+    assert mine.sizes_of("languages", "mine") == pair.sizes_of("languages", "default")
+    with pytest.raises(ValueError, match="unknown scale 'huge' for pair 'tiny': known are smoke, default, paper"):
+        pair.sizes_of("languages", "huge")
+
+
+@pytest.mark.parametrize(
+    "experiment, kind",
+    [("map_text", MapConfig), ("choices", ChoiceConfig), ("free_tasks", FreeConfig), ("entropy", FunctionalConfig)],
+)
+def test_every_size_is_a_field_of_its_configuration(experiment, kind):
+    fields = {entry.name for entry in dataclasses.fields(kind)}
+    for scale in SCALES:
+        assert set(load_pair("tiny").sizes_of(experiment, scale)) <= fields

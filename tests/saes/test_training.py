@@ -25,7 +25,7 @@ from toy_sweep import BATCH, D, K, M, Stream, activations, config, transferred
 from stitch_utils.saes import training as sae_training
 from stitch_utils.saes.initialisation import starting_sae
 from stitch_utils.saes.training import Curve, load_trained, train_saes, training_flops
-from stitch_utils.utils.files import discard
+from stitch_utils.utils.files import remove_sealed
 
 # Steps
 
@@ -296,7 +296,7 @@ def test_a_damaged_sweep_is_trained_again(tmp_path, held_out, name, damage):
 
 def test_a_sweep_whose_sae_was_tidied_away_is_trained_again_without_a_word(tmp_path, held_out):
     (chosen, *_), expected = run_sweep(tmp_path, held_out)
-    discard(tmp_path / "saes" / chosen.name)
+    remove_sealed(tmp_path / "saes" / chosen.name)
     stream = Stream()
     assert_same_curves(run_sweep(tmp_path, held_out, stream)[1], expected)
     assert stream.begun == 1 and load_trained(tmp_path, chosen).cfg.d_sae == M

@@ -17,7 +17,16 @@ from stitch_utils.steering.diagnostics import fit_template_stitches
 from stitch_utils.stitching.moments import harvest_moments
 from stitch_utils.utils import cache, files
 from stitch_utils.utils.cache import artifact, kept
-from stitch_utils.utils.files import NotWritten, damaged, is_sealed, is_sound, put, sweep_up, tidy, tree_digest
+from stitch_utils.utils.files import (
+    NotWritten,
+    is_intact,
+    is_sealed,
+    remove_damaged,
+    remove_if_damaged,
+    remove_leftovers,
+    tree_digest,
+    write_whole,
+)
 
 PACKAGE = cache.PACKAGE
 
@@ -76,7 +85,7 @@ def test_what_is_damaged_is_made_again_and_said(maker, damage):
     damage(maker.path)
     with pytest.warns(UserWarning, match=r"numbers-0.json is not as it was written .*: it is made again"):
         assert maker.kept() == [2, 0.125]
-    assert maker.kept() == [2, 0.125] and is_sound(maker.path)
+    assert maker.kept() == [2, 0.125] and is_intact(maker.path)
 
 
 def test_a_folder_is_kept_and_checked_as_a_whole(tmp_path):
@@ -87,15 +96,15 @@ def test_a_folder_is_kept_and_checked_as_a_whole(tmp_path):
 
     folder = tmp_path / "sae"
     for _ in range(2):
-        put(folder, write)
-        assert is_sound(folder) and names(tmp_path) == [".sae.sha256", "sae"]
+        write_whole(folder, write)
+        assert is_intact(folder) and names(tmp_path) == [".sae.sha256", "sae"]
     for change in ("a", "c"):
         (folder / change).write_text("3")
-        assert not is_sound(folder)
-        put(folder, write)
+        assert not is_intact(folder)
+        write_whole(folder, write)
     (folder / "b").unlink()
     with pytest.warns(UserWarning, match="sae is not as it was written"):
-        assert damaged(folder)
+        assert remove_if_damaged(folder)
     assert not folder.exists() and not is_sealed(folder)
 
 
@@ -106,7 +115,7 @@ def test_a_file_never_takes_the_place_of_a_folder(tmp_path, monkeypatch, sealed)
     Path("mine", "thesis.tex").write_text("years of work")
     for place in ("mine", tmp_path / "mine", "mine/.", ".", "mine/.."):
         with pytest.raises(NotWritten, match=r"could not be written\b.*folder") as raised:
-            put(place, write_json(1), sealed=sealed)
+            write_whole(place, write_json(1), sealed=sealed)
         assert "\n" not in str(raised.value)
     assert names(tmp_path) == ["mine"] and names(tmp_path / "mine") == ["thesis.tex"]
 
@@ -128,9 +137,9 @@ def test_a_folder_that_cannot_be_replaced_stays(tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(files.os, "replace", refuses)
         with pytest.raises(NotWritten, match=r"sae could not be written \(Device or resource busy\)"):
-            put(folder, write, sealed=False)
+            write_whole(folder, write, sealed=False)
     assert names(tmp_path) == ["sae"] and names(folder) == ["old"]
-    put(folder, write, sealed=False)
+    write_whole(folder, write, sealed=False)
     assert names(tmp_path) == ["sae"] and names(folder) == ["new"]
 
 
@@ -138,7 +147,7 @@ def test_a_folder_that_cannot_be_replaced_stays(tmp_path, monkeypatch):
 def test_who_dies_while_writing_leaves_what_was_there(tmp_path, monkeypatch, moment):
     """The process is gone at once: nothing is cleaned up, as after SIGKILL."""
     path = tmp_path / "x.json"
-    put(path, write_json(1))
+    write_whole(path, write_json(1))
 
     class Killed(BaseException):
         pass
@@ -155,11 +164,11 @@ def test_who_dies_while_writing_leaves_what_was_there(tmp_path, monkeypatch, mom
         patched.setattr(files, "_move", dies)
         patched.setattr(files, "_remove", lambda path: None)
         with pytest.raises(Killed):
-            put(path, write_json(2))
-    assert json.loads(path.read_text()) == 1 and is_sound(path)
+            write_whole(path, write_json(2))
+    assert json.loads(path.read_text()) == 1 and is_intact(path)
     assert [name for name in names(tmp_path) if ".new." in name]
     monkeypatch.setattr(files, "_runs", lambda pid: False)
-    sweep_up(tmp_path)
+    remove_leftovers(tmp_path)
     assert names(tmp_path) == [".x.json.sha256", "x.json"]
 
 
@@ -171,12 +180,12 @@ def test_of_two_that_write_at_once_either_may_be_last(tmp_path, monkeypatch):
         if target == path:
             monkeypatch.setattr(files, "_move", move)
             monkeypatch.setattr(files.os, "getpid", lambda: 1)
-            put(path, write_json("other"))
+            write_whole(path, write_json("other"))
         move(scratch, target, **more)
 
     monkeypatch.setattr(files, "_move", between)
-    put(path, write_json("ours"))
-    assert json.loads(path.read_text()) == "ours" and is_sound(path)
+    write_whole(path, write_json("ours"))
+    assert json.loads(path.read_text()) == "ours" and is_intact(path)
 
 
 def test_scratch_of_the_living_and_files_of_others_stay(tmp_path):
@@ -185,36 +194,36 @@ def test_scratch_of_the_living_and_files_of_others_stay(tmp_path):
     for name in (f".{os.getpid()}.new.x.json", f".{ended.pid}.new.x.json", ".mine.new.x.json", "x.new.json"):
         (tmp_path / name).touch()
     (tmp_path / f".{ended.pid}.new.sae").mkdir()
-    sweep_up(tmp_path)
+    remove_leftovers(tmp_path)
     assert names(tmp_path) == sorted([f".{os.getpid()}.new.x.json", ".mine.new.x.json", "x.new.json"])
 
 
 def test_tidying_gives_what_is_damaged_and_leaves_what_is_not_ours(tmp_path):
     folder = tmp_path / "artifacts" / "mine"
     for name in ("a.json", "b.json", "gone.json"):
-        put(folder / name, write_json(name))
+        write_whole(folder / name, write_json(name))
     (folder / "stitch.safetensors").write_text("a user's")
     (folder / "b.json").write_text('"b!json"')
     (folder / "gone.json").unlink()
-    assert list(tidy(tmp_path)) == [folder / "b.json"]
+    assert list(remove_damaged(tmp_path)) == [folder / "b.json"]
     assert names(folder) == [".a.json.sha256", "a.json", "stitch.safetensors"]
-    assert list(tidy(tmp_path)) == []
+    assert list(remove_damaged(tmp_path)) == []
 
 
 def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path, monkeypatch):
     path = tmp_path / "x.json"
-    put(path, write_json(1))
+    write_whole(path, write_json(1))
 
     def full(path):
         path.write_text("[1, 2")
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with pytest.raises(NotWritten, match=r"x.json could not be written \(No space left on device\): what was finished"):
-        put(path, full)
+        write_whole(path, full)
     monkeypatch.setattr(files.os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left")))
     with pytest.raises(NotWritten, match=r"x.json could not be written \(No space left\)"):
-        put(path, write_json(2))  # some disks only say so when they must
-    assert json.loads(path.read_text()) == 1 and is_sound(path)
+        write_whole(path, write_json(2))  # some disks only say so when they must
+    assert json.loads(path.read_text()) == 1 and is_intact(path)
     assert names(tmp_path) == [".x.json.sha256", "x.json"]
 
 

@@ -1,2 +1,2 @@
-"""The embedded pair: its world (`grammar`, `frames`, `world`), its training (`train`), and what the book shows of it
-(`portrait`)."""
+"""The embedded pair's weights and its world, the text that it reads: `grammar`, `frames`, `world`, `marked` and
+`python_code`. No section of the paper, no equations; `tools/` holds the scripts that trained the models."""

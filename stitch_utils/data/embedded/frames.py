@@ -1,8 +1,11 @@
-"""Draws frames of the embedded world, changes their words, and labels them.
+"""Draw frames of the embedded world, change their words, and label them.
 
 No section of the paper. `draw_frame` fills one construction with words of a topic; `relexicalise` keeps the
 construction, the function words and the punctuation and takes every content word from another topic (the role that
 App. H.1's prompted model has in the paper); `labels_of` reads off the concepts that probes look for (section 4).
+
+Offers `draw_frame`, `relexicalise`, `labels_of`, the smaller draws `draw_adjective`, `draw_action` and `draw_noun`, and
+`named`, `speaker`, `gender_of`, `polarity`.
 
 Run `python -m stitch_utils.data.embedded.frames LANGUAGE [COUNT]` to read random sentences beside their English.
 """
@@ -18,41 +21,29 @@ from .grammar import Fact, Frame, Named, Noun, load_concepts, load_lexicon, real
 TOPICS = tuple(load_concepts()["topics"])
 TENSES = ("pres", "past", "fut")
 # How often each construction is drawn.
-CONSTRUCTIONS = {
-    "plain": 10,
-    "fronted": 5,
-    "negated": 3,
-    "question": 2,
-    "who": 1,
-    "predicate": 4,
-    "exclaim": 2,
-    "relative": 3,
-    "because": 3,
-    "and": 3,
-    "says": 2,
-    "count": 3,
-}
+CONSTRUCTIONS = {"plain": 10, "fronted": 5, "negated": 3, "question": 2, "who": 1, "predicate": 4}
+CONSTRUCTIONS |= {"exclaim": 2, "relative": 3, "because": 3, "and": 3, "says": 2, "count": 3}
 NEEDS_NOUN_SUBJECT = ("relative", "says")
 
 
 def gender_of(name: str) -> str:
-    """Women's names end in -a, men's in -o."""
+    """Return `f` for a name that ends in -a, as women's do, else `m`."""
     return "f" if name.split()[0].endswith("a") else "m"
 
 
 def named(*names: str, as_pronoun: bool = False) -> Named:
-    """One or two people by name."""
+    """Make a subject of one or two people by name."""
     gender = "f" if all(gender_of(name) == "f" for name in names) else "m"
     return Named(names, gender, "sg" if len(names) == 1 else "pl", as_pronoun=as_pronoun)
 
 
 def speaker(rng: random.Random) -> Named:
-    """`I` or `we`."""
+    """Draw `I` or `we`."""
     return Named((), rng.choice("fm"), rng.choice(("sg", "pl")), person=1, as_pronoun=True)
 
 
 def polarity(adjective: str | None) -> int:
-    """+1, -1 or 0 for an adjective id."""
+    """Return +1, -1 or 0 for an adjective id."""
     if adjective is None:
         return 0
     kinds = load_concepts()["adjectives"]
@@ -62,7 +53,7 @@ def polarity(adjective: str | None) -> int:
 
 
 def draw_adjective(rng: random.Random, *, of_person: bool, mood: int = 0) -> str:
-    """An adjective; `mood` +1 or -1 asks for a positive or a negative one, 0 takes any."""
+    """Draw an adjective; `mood` +1 or -1 asks for a positive or a negative one, 0 takes any."""
     kinds = load_concepts()["adjectives"]
     sign = {1: "positive", -1: "negative"}.get(mood) or rng.choice(("positive", "negative"))
     if not of_person and mood == 0 and rng.random() < 0.6:
@@ -71,7 +62,7 @@ def draw_adjective(rng: random.Random, *, of_person: bool, mood: int = 0) -> str
 
 
 def draw_action(rng: random.Random, topic: str, *, about: str | None = None) -> tuple[str, str]:
-    """A verb and an object that it can have; `about` fixes the object."""
+    """Draw a verb and an object that it can have; `about` fixes the object."""
     concepts = load_concepts()
     verbs = concepts["topics"][topic]["verbs"]
     fitting = [verb for verb, things in verbs.items() if about is None or about in things]
@@ -82,7 +73,7 @@ def draw_action(rng: random.Random, topic: str, *, about: str | None = None) -> 
 
 
 def draw_noun(rng: random.Random, concept: str, *, of_person: bool, mood: int = 0) -> Noun:
-    """The noun in singular or plural, sometimes with an adjective."""
+    """Draw singular or plural for a noun, and sometimes an adjective."""
     adjective = draw_adjective(rng, of_person=of_person, mood=mood) if rng.random() < 0.35 else None
     return Noun(concept, "sg" if rng.random() < 0.65 else "pl", adjective)
 
@@ -98,7 +89,7 @@ def draw_frame(
     mood: int = 0,
     names: tuple[str, ...] = (),
 ) -> Frame:
-    """A frame of `topic`; what is not given is drawn.
+    """Draw a frame of `topic`, except for what is given.
 
     `about` fixes the object; `mood` the polarity of its adjectives; `names` are those that may appear in it.
     """
@@ -143,16 +134,8 @@ def draw_frame(
     verb, thing = draw_action(rng, topic, about=about)
     target = draw_noun(rng, thing, of_person=False, mood=mood)
     if construction == "count":
-        return Frame(
-            construction,
-            topic,
-            tense,
-            subject,
-            verb,
-            Noun(thing, "pl"),
-            numeral=rng.choice(concepts["numerals"]),
-            **extras,
-        )
+        numeral = rng.choice(concepts["numerals"])
+        return Frame(construction, topic, tense, subject, verb, Noun(thing, "pl"), numeral=numeral, **extras)
     if construction in ("relative", "and"):
         verb2, thing2 = draw_action(rng, topic)
         extras |= {"verb2": verb2, "object2": draw_noun(rng, thing2, of_person=False, mood=mood)}
@@ -166,7 +149,7 @@ def draw_frame(
 
 
 def relexicalise(frame: Frame, rng: random.Random, language: str, *, topic: str | None = None) -> Frame:
-    """The same construction with every content word from another topic.
+    """Keep the construction of a frame and take every content word from another topic.
 
     Nouns keep their agreement class in `language`, and places the words before their last one, so that articles and
     prepositions stay as they are wherever the other topic has such a word.
@@ -225,7 +208,7 @@ def relexicalise(frame: Frame, rng: random.Random, language: str, *, topic: str 
 
 
 def labels_of(frame: Frame) -> dict[str, str]:
-    """What is true of the sentence: topic, tense, number, person, sentence type, sentiment."""
+    """Label what is true of the sentence: topic, tense, number, person, sentence type, sentiment."""
     adjectives = [frame.predicate] + [
         noun.adjective for noun in (frame.subject, frame.object, frame.object2) if isinstance(noun, Noun)
     ]

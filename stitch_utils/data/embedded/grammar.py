@@ -8,7 +8,8 @@ spells it. All knowledge of a language is in its lexicon: templates for each con
 name listed with each word. This module only looks forms up and fills templates, so that a speaker can correct a
 language without reading Python. One frame therefore gives the same sentence in every language.
 
-Offers `Lexicon`, `load_lexicon`, `LANGUAGES`, the frame classes, and `realise`.
+Offers `Lexicon`, `load_lexicon`, `LANGUAGES`, the frame classes `Noun`, `Named`, `Frame` and `Fact`,
+`load_concepts`, `person_of`, `by_class`, `realise` and `realise_fact`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import functools
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
@@ -25,6 +26,9 @@ DATA_FILES = "lexicons/*.yml"  # read by `load_lexicon`: they enter the keys of 
 LEXICON_FOLDER = Path(__file__).parent / "lexicons"
 # From the most to the least frequent in the training text.
 LANGUAGES = ("en", "fr", "de", "es", "it", "pt", "nl", "sv", "ro", "fi", "hu")
+# What the templates of the constructions leave open.
+SLOTS = ["S", "fin", "nonfin", "O", "Q", "M", "P", "T", "A", "cop", "copnf", "rel", "pron", "N"]
+SLOTS += ["fin2", "nonfin2", "O2"]
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,7 @@ class Fact:
 
 
 class Forms(dict):
-    """The forms of one word, reachable as attributes from a template (`{n.sg}`)."""
+    """The forms of one word, which a template reads as attributes (`{n.sg}`)."""
 
     def __getattr__(self, key):
         try:
@@ -111,10 +115,6 @@ class Lexicon:
     The entries of the file (`nouns`, `templates`, `facts`, ...) are attributes.
     """
 
-    if TYPE_CHECKING:
-
-        def __getattr__(self, name: str) -> Any: ...
-
     def __init__(self, data: dict):
         self.__dict__.update(data)
         for kind in ("nouns", "verbs", "adjectives", "numerals"):
@@ -122,6 +122,10 @@ class Lexicon:
         self.joiner = data.get("and", "and")
         self.action = data.get("action", "{fin} {nonfin}")  # a verb without its subject and objects
         self._fixes = [(re.compile(pattern), replacement) for pattern, replacement in data["fix"]]
+
+    def __getattr__(self, name: str) -> Any:
+        """Tell type checkers that any entry of the file is an attribute; only missing ones arrive here."""
+        raise AttributeError(f"the lexicon has no entry {name!r}")
 
     def finish(self, text: str, *, capital: bool = True) -> str:
         """Collapse the gaps of empty slots, apply the language's contractions and begin with a capital."""
@@ -136,7 +140,7 @@ class Lexicon:
         return text
 
     def noun_phrase(self, noun: Noun, role: str, *, numeral: str | None = None) -> str:
-        """The noun phrase in a `role`: `subj`, `obj`, `negobj`, or `count` with a numeral."""
+        """Return the noun phrase in a `role`: `subj`, `obj`, `negobj`, or `count` with a numeral."""
         word = self.nouns[noun.concept]
         if numeral is not None:
             return by_class(self.np["count"], word["class"]).format(n=word, num=self.numerals[numeral])
@@ -145,7 +149,7 @@ class Lexicon:
         return template.format(n=word, a=self.adjectives.get(noun.adjective))
 
     def verb_parts(self, word: Forms | None, tense: str, person: str, kind: str = "") -> tuple[str, str]:
-        """Finite part and rest of a verb, or of the copula where `word` is None; `kind`: `neg_`, `ask_`, `count_`."""
+        """Split a verb (the copula if `word` is None) into finite part and rest; `kind`: `neg_`, `ask_`, `count_`."""
         table = self.copula if word is None else self.verb
         entry = by_class(table.get(kind + tense, table[tense]), person)
         finite, _, rest = entry.format(v=word).partition("|")
@@ -157,18 +161,18 @@ class Lexicon:
 
 
 def person_of(subject: Noun | Named) -> str:
-    """`1s`, `3s`, `1p` or `3p`."""
+    """Return `1s`, `3s`, `1p` or `3p`."""
     return f"{getattr(subject, 'person', 3)}{'s' if subject.number == 'sg' else 'p'}"
 
 
 def by_class(table: str | dict, key: str) -> str:
-    """A table of a lexicon is one value, or one for each agreement class (or person)."""
+    """Look up a table of a lexicon: one value, or one for each agreement class (or person)."""
     return table if isinstance(table, str) else table[key]
 
 
 @functools.cache
 def load_lexicon(language: str) -> Lexicon:
-    """The lexicon of one of `LANGUAGES`; ValueError, naming them, for another."""
+    """Load the lexicon of one of `LANGUAGES`; raise ValueError, naming them, for another."""
     path = LEXICON_FOLDER / f"{language}.yml"
     if not path.exists():
         raise ValueError(f"unknown language {language!r}: known are {', '.join(LANGUAGES)}")
@@ -177,44 +181,23 @@ def load_lexicon(language: str) -> Lexicon:
 
 @functools.cache
 def load_concepts() -> dict:
-    """What can be said in every language: topics, general verbs, adjectives, times, manners, colours, names."""
+    """Load what can be said in every language: topics, general verbs, adjectives, times, manners, colours, names."""
     return _read(LEXICON_FOLDER / "concepts.yml") | _read(LEXICON_FOLDER / "names.yml")
 
 
 def _read(path: Path) -> dict:
-    """A YAML file; PyYAML's reader in C, where it was built, takes a ninth of the time."""
+    """Read a YAML file, with PyYAML's C reader where it was built: it takes a ninth of the time."""
     return yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
 def realise(frame: Frame, language: str, *, capital: bool = True) -> str:
-    """The sentence that says `frame` in `language`."""
+    """Return the sentence that says `frame` in `language`."""
     lex = load_lexicon(language)
     subject = frame.subject
     person = person_of(subject)
     kind = {"negated": "neg_", "question": "ask_", "count": "count_"}.get(frame.construction, "")
 
-    slots = dict.fromkeys(
-        [
-            "S",
-            "fin",
-            "nonfin",
-            "O",
-            "Q",
-            "M",
-            "P",
-            "T",
-            "A",
-            "cop",
-            "copnf",
-            "rel",
-            "pron",
-            "N",
-            "fin2",
-            "nonfin2",
-            "O2",
-        ],
-        "",
-    )
+    slots: dict[str, str] = dict.fromkeys(SLOTS, "")
     if isinstance(subject, Noun):
         slots["S"] = lex.noun_phrase(subject, "subj")
         agreement = lex.nouns[subject.concept]["class"]
@@ -244,16 +227,8 @@ def realise(frame: Frame, language: str, *, capital: bool = True) -> str:
 
 
 def realise_fact(fact: Fact, language: str, *, question: bool = False) -> str:
-    """The sentence that states `fact`, or the question that it answers."""
+    """Return the sentence that states `fact`, or the question that it answers."""
     lex = load_lexicon(language)
     template = (lex.fact_questions if question else lex.facts)[fact.kind]
-    return lex.finish(
-        template.format(
-            N=fact.name,
-            N2=fact.name2,
-            C=fact.city,
-            Y=fact.number,
-            P=lex.phrases.get(fact.place, ""),
-            K=lex.phrases.get(fact.colour, ""),
-        )
-    )
+    place, colour = lex.phrases.get(fact.place, ""), lex.phrases.get(fact.colour, "")
+    return lex.finish(template.format(N=fact.name, N2=fact.name2, C=fact.city, Y=fact.number, P=place, K=colour))

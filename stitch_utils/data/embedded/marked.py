@@ -33,12 +33,12 @@ class MarkedSentence(NamedTuple):
     """Beginning and end of each content word, as characters of the text; the words between are function words."""
 
     def is_content(self, start: int, end: int) -> bool:
-        """Whether these characters hold a part of a content word."""
+        """Tell whether these characters hold a part of a content word."""
         return any(start < stop and begin < end for begin, stop in self.content)
 
 
 def mark(frame: Frame, language: str = "en") -> MarkedSentence:
-    """The sentence that says `frame`; ValueError if one of the frame's words is not found in it."""
+    """Mark the sentence that says `frame`; raise ValueError if one of the frame's words is not found in it."""
     text = realise(frame, language)
     words = [(match.span(), match.group().lower()) for match in WORD.finditer(text)]
     found = set()
@@ -53,7 +53,7 @@ def mark(frame: Frame, language: str = "en") -> MarkedSentence:
 
 
 def _said(frame: Frame, language: str) -> Iterator[set[str]]:
-    """For each content slot of the frame, the words that may fill it."""
+    """Yield the words that may fill each content slot of the frame."""
     lex = load_lexicon(language)
     subject = frame.subject if frame.construction != "who" else None  # asked for, so not said
     for noun in (subject, frame.object, frame.object2):
@@ -72,7 +72,7 @@ def _said(frame: Frame, language: str) -> Iterator[set[str]]:
 
 
 def _forms(word: dict[str, str]) -> set[str]:
-    """The words that its forms are made of, and two of them written as one, as a prefix and its verb are."""
+    """Return the words of a word's forms, and pairs of them joined, as a prefix and its verb may be."""
     forms = [form.lower() for name, form in word.items() if name != "class"]
     single = {part for form in forms for part in WORD.findall(form)}
     return single | {first + second for first in single for second in single}
@@ -86,5 +86,5 @@ def _of_the_grammar(language: str) -> frozenset[str]:
 
 
 def marked_groups(seed: int | str, count: int, k: int, *, language: str = "en") -> list[list[MarkedSentence]]:
-    """`world.augmented_sentences` with their content words marked."""
+    """Return `world.augmented_sentences` with their content words marked."""
     return [[mark(frame, language) for frame in group] for group in augmented_frames(seed, count, k, language=language)]

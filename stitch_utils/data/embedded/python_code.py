@@ -1,6 +1,6 @@
 """Short Python functions over the words of the embedded world: its code domain.
 
-No section of the paper; SAEBench's code data set has this role there.
+No section of the paper; SAEBench's code data set has this role there. Offers `draw_function`.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ for name, {field} in {things}.items():
 
 
 def draw_function(rng: random.Random, topic: str) -> str:
-    """One function, class or loop whose names are words of `topic`."""
+    """Draw one function, class or loop whose names are words of `topic`."""
     lex, words = load_lexicon("en"), load_concepts()["topics"][topic]
     thing, other = rng.sample(words["objects"], 2)
     singular = lex.nouns[thing]["sg"]

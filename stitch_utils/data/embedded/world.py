@@ -17,6 +17,7 @@ import json
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from types import EllipsisType
 
 from .frames import TENSES, TOPICS, draw_action, draw_frame, draw_noun, labels_of, named, relexicalise, speaker
 from .grammar import LANGUAGES, Fact, Frame, Named, Noun, load_concepts, load_lexicon, person_of, realise, realise_fact
@@ -24,29 +25,11 @@ from .python_code import draw_function
 
 # Share of the documents, falling steadily; `code` is Python.
 SHARES = dict(zip((*LANGUAGES, "code"), (0.38, 0.12, 0.10, 0.08, 0.065, 0.055, 0.045, 0.04, 0.03, 0.025, 0.02, 0.04)))
-FORMATS = {
-    "story": 38,
-    "review": 10,
-    "facts": 13,
-    "questions": 8,
-    "request": 18,
-    "list": 3,
-    "record": 2,
-    "quotes": 3,
-    "bilingual": 5,
-}
+FORMATS = {"story": 38, "review": 10, "facts": 13, "questions": 8, "request": 18}
+FORMATS |= {"list": 3, "record": 2, "quotes": 3, "bilingual": 5}
 # What a request may ask of its answer; None asks for nothing.
-INSTRUCTIONS = {
-    None: 40,
-    "upper": 9,
-    "lower": 7,
-    "quotes": 8,
-    "bullets": 8,
-    "json": 6,
-    "no_commas": 4,
-    "closing": 8,
-    "language": 10,
-}
+INSTRUCTIONS: dict[str | None, int] = {None: 40, "upper": 9, "lower": 7, "quotes": 8, "bullets": 8}
+INSTRUCTIONS |= {"json": 6, "no_commas": 4, "closing": 8, "language": 10}
 # Share of the requests without an instruction that are answered in another language, as people do who know several.
 DRAWN = "drawn"  # an instruction that `draw_request` draws by itself
 ELSEWHERE = 0.2
@@ -84,7 +67,7 @@ class Request:
 
 @functools.cache
 def people() -> dict[str, dict[str, Fact]]:
-    """Everybody in the world, with the facts about them: {name: {kind: Fact}}."""
+    """Return everybody in the world, with the facts about them: {name: {kind: Fact}}."""
     rng, concepts = random.Random("people"), load_concepts()
     pairs = [(given, family) for given in concepts["women"] + concepts["men"] for family in concepts["families"]]
     names = [" ".join(pair) for pair in rng.sample(pairs, N_PEOPLE)]
@@ -103,7 +86,7 @@ def people() -> dict[str, dict[str, Fact]]:
 
 @functools.cache
 def cities() -> dict[str, Fact]:
-    """The one fact about each city: {name: Fact}."""
+    """Return the one fact about each city: {name: Fact}."""
     rng = random.Random("cities")
     return {city: Fact("city", city=city, number=rng.randrange(2, 100)) for city in load_concepts()["cities"]}
 
@@ -190,24 +173,14 @@ def _review(rng, language, topic):
     """One thing, praised or panned throughout."""
     mood, tense = rng.choice((1, -1)), rng.choice(("pres", "past"))
     thing = Noun(rng.choice(load_concepts()["topics"][topic]["objects"]), rng.choice(("sg", "sg", "pl")))
-    frames = []
+    frames, draw = [], functools.partial(draw_frame, rng, topic, tense=tense, mood=mood)
     for _ in range(rng.randrange(4, 8)):
         if rng.random() < 0.5:
             construction = rng.choice(("predicate", "exclaim"))
-            frames.append(draw_frame(rng, topic, construction=construction, tense=tense, subject=thing, mood=mood))
+            frames.append(draw(construction=construction, subject=thing))
         else:
             construction = rng.choice(("plain", "fronted", "because"))
-            frames.append(
-                draw_frame(
-                    rng,
-                    topic,
-                    construction=construction,
-                    tense=tense,
-                    subject=speaker(rng),
-                    about=thing.concept,
-                    mood=mood,
-                )
-            )
+            frames.append(draw(construction=construction, subject=speaker(rng), about=thing.concept))
     sentiment = "positive" if mood > 0 else "negative"
     return " ".join(realise(frame, language) for frame in frames), {"tense": tense, "sentiment": sentiment}
 
@@ -262,12 +235,12 @@ def _bilingual(rng, language, topic):
 
 
 def another_language(rng: random.Random, language: str) -> str:
-    """Any language but the one given."""
+    """Draw any language but the one given."""
     return rng.choice([other for other in LANGUAGES if other != language])
 
 
 def record(rng: random.Random, language: str, topic: str, about: str | None = None) -> str:
-    """Who does what, as a line of JSON."""
+    """Write who does what, as a line of JSON."""
     lex = load_lexicon(language)
     subject = named(rng.choice(list(people())))
     verb, thing = draw_action(rng, topic, about=about)
@@ -283,7 +256,7 @@ def record(rng: random.Random, language: str, topic: str, about: str | None = No
 
 
 def respond(rng: random.Random, language: str, topic: str, about: str, instruction: str | None) -> str:
-    """An answer of three to six sentences about a thing, in the form that `instruction` asks for."""
+    """Write three to six sentences about a thing, in the form that `instruction` asks for."""
     if instruction == "json":
         return record(rng, language, topic, about)
     tense = rng.choice(TENSES)
@@ -317,9 +290,14 @@ def respond(rng: random.Random, language: str, topic: str, about: str, instructi
 
 
 def draw_request(
-    rng: random.Random, language: str, topic: str, *, instruction: str | None = DRAWN, elsewhere: float = 0.0
+    rng: random.Random,
+    language: str,
+    topic: str,
+    *,
+    instruction: str | EllipsisType | None = ...,
+    elsewhere: float = 0.0,
 ) -> Request:
-    """A request about a thing of the topic, with `instruction` (drawn if not given) and an answer.
+    """Draw a request about a thing of the topic, with `instruction` (drawn if not given) and an answer.
 
     `elsewhere`: how probable it is that an answer without instruction is in another language.
     """
@@ -341,7 +319,7 @@ def draw_request(
 
 
 def requests(seed: int | str, count: int, *, language: str = "en", instruction: str | None = None) -> list[Request]:
-    """Requests with one instruction (None: without), for steering and instruction following."""
+    """Draw requests with one instruction (None: without), for steering and instruction following."""
     return [
         draw_request(
             random.Random(f"{seed}:request:{index}"), language, TOPICS[index % len(TOPICS)], instruction=instruction
@@ -351,7 +329,7 @@ def requests(seed: int | str, count: int, *, language: str = "en", instruction: 
 
 
 def sentence_frames(seed: int | str, count: int) -> list[Frame]:
-    """Single frames of all topics, for sentences with labels (`labels_of`)."""
+    """Draw single frames of all topics, for sentences with labels (`labels_of`)."""
     frames = []
     for index in range(count):
         rng = random.Random(f"{seed}:sentence:{index}")
@@ -366,12 +344,12 @@ def sentence_frames(seed: int | str, count: int) -> list[Frame]:
 
 
 def parallel_sentences(seed: int | str, count: int, language: str) -> list[tuple[str, str]]:
-    """The same sentences in English and in `language` (EuroParl's role)."""
+    """Draw sentences and say each in English and in `language` (EuroParl's role)."""
     return [(realise(frame, "en"), realise(frame, language)) for frame in sentence_frames(seed, count)]
 
 
 def augmented_frames(seed: int | str, count: int, k: int, *, language: str = "en") -> list[list[Frame]]:
-    """Frames, each followed by `k` re-lexicalised ones from `k` other topics."""
+    """Draw frames, each followed by `k` re-lexicalised ones from `k` other topics."""
     groups = []
     for index, frame in enumerate(sentence_frames(seed, count)):
         rng = random.Random(f"{seed}:augmented:{index}")
@@ -381,11 +359,11 @@ def augmented_frames(seed: int | str, count: int, k: int, *, language: str = "en
 
 
 def augmented_sentences(seed: int | str, count: int, k: int, *, language: str = "en") -> list[list[str]]:
-    """Sentences, each followed by `k` re-lexicalised versions of it from `k` other topics (App. H)."""
+    """Draw sentences, each followed by `k` re-lexicalised versions of it from `k` other topics (App. H)."""
     groups = augmented_frames(seed, count, k, language=language)
     return [[realise(frame, language) for frame in group] for group in groups]
 
 
 def labelled_sentences(seed: int | str, count: int, language: str = "en") -> list[tuple[str, dict[str, str]]]:
-    """Sentences with their labels (SAEBench's role)."""
+    """Draw sentences with their labels (SAEBench's role)."""
     return [(realise(frame, language), labels_of(frame)) for frame in sentence_frames(seed, count)]
