@@ -17,7 +17,6 @@ import json
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from types import EllipsisType
 
 from .frames import TENSES, TOPICS, draw_action, draw_frame, draw_noun, labels_of, named, relexicalise, speaker
 from .grammar import LANGUAGES, Fact, Frame, Named, Noun, load_concepts, load_lexicon, person_of, realise, realise_fact
@@ -294,7 +293,7 @@ def draw_request(
     language: str,
     topic: str,
     *,
-    instruction: str | EllipsisType | None = ...,
+    instruction: str | None = DRAWN,
     elsewhere: float = 0.0,
 ) -> Request:
     """Draw a request about a thing of the topic, with `instruction` (drawn if not given) and an answer.
