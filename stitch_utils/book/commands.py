@@ -59,7 +59,7 @@ def fit(root: Path, *, pair: str, scale: str, alpha: float, out: str | None) -> 
     models = look_ahead(root, found.value)
     with _in_one_line():
         fitted = fit_pair(models, scale=scale, alpha=alpha)
-    put(path, fitted.stitch.save, sealed=False)
+    write_whole(path, fitted.stitch.save, sealed=False)
     print(f"A: {models.a.model}, before layer {fitted.layers[0]}")
     print(f"B: {models.b.model}, before layer {fitted.layers[1]}{'' if models.b.layer is not None else ', by SVCCA'}")
     if fitted.is_stand_in:

@@ -31,7 +31,7 @@ from jupyter_client.manager import AsyncKernelManager
 
 from ..data.pairs import SCALES, ModelPair, SAERef, known_pairs, load_pair
 from ..utils.cache import PACKAGE
-from ..utils.files import digest, tree_digest
+from ..utils.files import digest, tree_digest, write_whole
 from .chapters import SUMMARIES, RequestError, chapter_names, for_pair, one_line, parse_value, read_chapter
 
 HOME_PAIR = "tiny"
@@ -252,7 +252,7 @@ def execute(run: Run, key: str) -> float:
         note |= {"scale": run.parameters.get("scale"), "parameters": run.parameters, "seconds": seconds}
         page.metadata["stitch_book"] = note
         page.metadata.stitch_book["page"] = _page_digest(json.loads(nbformat.writes(page)))
-        put(run.page, lambda place: nbformat.write(page, place), sealed=False)
+        write_whole(run.page, lambda place: nbformat.write(page, place), sealed=False)
         failed.unlink(missing_ok=True)
         return seconds
     except (papermill.PapermillExecutionError, RuntimeError, TimeoutError) as error:
