@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..data.pairs import ModelPair, ModelRef, load_pair
+from ..utils.files import write_whole
 from .chapters import RequestError, one_line
 from .runs import find_pair
 
