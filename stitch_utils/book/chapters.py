@@ -18,7 +18,7 @@ import json
 import math
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
@@ -77,9 +77,13 @@ def read_chapter(root: Path, chapter: str) -> tuple[Any, dict[str, Any], str]:
     defaults = {}
     try:
         for node in ast.parse(cells[0].source).body:
+            if not isinstance(node, ast.Assign | ast.AnnAssign) or node.value is None:
+                raise SyntaxError("expected an assignment")
             value = ast.literal_eval(node.value)
             json.dumps(value, allow_nan=False)
             for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+                if not isinstance(target, ast.Name):
+                    raise SyntaxError("expected a name on the left")
                 defaults[target.id] = value
     except (SyntaxError, AttributeError, ValueError, TypeError) as error:
         raise RequestError(
@@ -133,7 +137,8 @@ def parse_value(name: str, text: str, default: Any) -> Any:
         expected, fits = f"a YAML {kind.__name__}", isinstance(value, kind)
     if not fits:
         raise RequestError(f"parameter {name} (default {default!r}): expected {expected}, got {text!r}")
-    return type(default)(value)
+    kind: Callable[[Any], Any] = type(default)
+    return kind(value)
 
 
 def anchor(heading: str) -> str:

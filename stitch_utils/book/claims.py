@@ -23,7 +23,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -254,13 +254,17 @@ def _printed(values: Mapping[str, object], name: str, suffix: str) -> str:
 
 def _digits(low: object, high: object) -> int:
     """Return how many decimals are worth printing: two digits of the interval's width, if there is one."""
-    ends = isinstance(low, int | float) and isinstance(high, int | float)
-    if not ends or not math.isfinite(high - low) or low >= high:
+    if not isinstance(low, int | float) or not isinstance(high, int | float):
+        return 15
+    if not math.isfinite(high - low) or low >= high:
         return 15
     return 1 - math.floor(math.log10(high - low))
 
 
-class _UniqueKeys(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # the same language, read nine times faster
+Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same language, read nine times faster
+
+
+class _UniqueKeys(Loader):
     """A YAML loader to which two equal keys are an error; PyYAML keeps the last of them without a word."""
 
     def construct_mapping(self, node, deep=False):
@@ -286,7 +290,7 @@ def _entries(kind: type, entries: Iterable[Mapping], path: Path) -> tuple:
     return tuple(built.values())
 
 
-def _needed(claim: Claim, pair: str, values: Mapping[str, float]) -> dict[str, float]:
+def _needed(claim: Claim, pair: str, values: Mapping[str, Any]) -> dict[str, float]:
     found = {}
     for name, id in claim.needs.items():
         for suffix in ("", ".low", ".high"):
@@ -329,7 +333,7 @@ def _turns(claim: Claim, values: Mapping[str, float]) -> dict[str, str]:
 def _compiled(text: str, names: Iterable[str]) -> Callable[[Mapping[str, float]], bool]:
     """Turn a predicate into a function of the values of `names`. ValueError or SyntaxError if it is none."""
     root = ast.parse(text, mode="eval").body
-    decide = _compile(root, names)
+    decide: Any = _compile(root, names)
     if not isinstance(root, ast.Compare | ast.BoolOp) and type(getattr(root, "op", None)) is not ast.Not:
         raise ValueError("expected a comparison, or several joined by and, or, not")
     return decide

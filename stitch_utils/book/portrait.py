@@ -39,7 +39,9 @@ class Sample(NamedTuple):
 def parallel_examples(seed: int) -> list[tuple[str, str]]:
     """One frame in every language."""
     frame = next(
-        f for f in sentence_frames(f"portrait:{seed}", 200) if f.construction == "fronted" and f.object.adjective
+        frame
+        for frame in sentence_frames(f"portrait:{seed}", 200)
+        if frame.construction == "fronted" and frame.object is not None and frame.object.adjective
     )
     return [(load_lexicon(language).name, realise(frame, language)) for language in LANGUAGES]
 

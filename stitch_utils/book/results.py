@@ -17,7 +17,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..utils.files import is_intact, is_sealed, project_root, write_whole
 from .chapters import command_for, pair_argument
@@ -103,7 +103,7 @@ def pairs_with_results() -> list[str]:
     return sorted(name for name in names if any(read_results(name)))
 
 
-def _storable(what: str, value: object) -> object:
+def _storable(what: str, value: Any) -> object:
     """Return a value as JSON keeps it: finite, and floats to six significant digits."""
     if isinstance(value, bool | str | None):
         return value

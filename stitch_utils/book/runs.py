@@ -238,7 +238,7 @@ def execute(run: Run, key: str) -> float:
             run.passed,
             kernel_name="python3",
             language="python",
-            progress_bar={"desc": "  cells", "leave": False, "disable": None},
+            progress_bar={"desc": "  cells", "leave": False, "disable": None},  # pyright: ignore[reportArgumentType] (a dict of tqdm's options, which papermill takes too)
             start_timeout=300,
             iopub_timeout=60,  # the default of 4 s is too short for a busy machine
             kernel_manager_class=_Kernel,
@@ -326,6 +326,6 @@ def _failure(partial: Path, error: Exception) -> str:
     begun = [number for number, (_, start) in enumerate(sources) if start]
     trace = "\n".join(getattr(error, "traceback", ())) or str(error)
     if (name := getattr(error, "ename", None)) in EXPLAINED:
-        trace = f"{name}: {error.evalue}"
+        trace = f"{name}: {getattr(error, 'evalue', '')}"
     where = f"in cell {begun[-1] + 1}: {sources[begun[-1]][0].splitlines()[0]}" if begun else "before its first cell"
     return f"{where}\n\n{plain(trace).strip()}\n"

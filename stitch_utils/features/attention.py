@@ -129,10 +129,11 @@ def path_ablation(
                 fires = fires & (position < head.window)
             chosen = fires.nonzero()[:, 0]
             if len(chosen) > room[index]:  # spread over the rows
-                chosen = chosen[torch.linspace(0, len(chosen) - 1, room[index], device=chosen.device).long()]
+                chosen = chosen[torch.linspace(0, len(chosen) - 1, int(room[index]), device=chosen.device).long()]
             if not len(chosen):
                 continue
             if path.feature is None:
+                assert whole is not None  # reconstructed, since a path asks for it
                 removed = whole[chosen]
             else:
                 removed = latents[chosen, column[path.feature], None] * rows[path.feature].to(latents)

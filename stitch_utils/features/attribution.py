@@ -89,7 +89,7 @@ class AttributionCorrelation(NamedTuple):
 class _Sums(NamedTuple):
     """Of two attributions (n, features): count, means, and sums of squared deviations and of their products."""
 
-    count: int
+    tokens: int
     mean: Tensor
     twin_mean: Tensor
     squares: Tensor
@@ -103,9 +103,9 @@ class _Sums(NamedTuple):
         return cls(len(values), mean, twin_mean, values.square().sum(0), twin.square().sum(0), (values * twin).sum(0))
 
     def merged(self, other: _Sums) -> _Sums:
-        count = self.count + other.count
+        count = self.tokens + other.tokens
         step, twin_step = other.mean - self.mean, other.twin_mean - self.twin_mean
-        share, weight = other.count / count, self.count * other.count / count
+        share, weight = other.tokens / count, self.tokens * other.tokens / count
         return _Sums(
             count,
             self.mean + step * share,
@@ -116,8 +116,8 @@ class _Sums(NamedTuple):
         )
 
     def correlation(self) -> Tensor:
-        varies = self.squares > CONSTANT * (self.squares + self.count * self.mean.square())
-        varies &= self.twin_squares > CONSTANT * (self.twin_squares + self.count * self.twin_mean.square())
+        varies = self.squares > CONSTANT * (self.squares + self.tokens * self.mean.square())
+        varies &= self.twin_squares > CONSTANT * (self.twin_squares + self.tokens * self.twin_mean.square())
         found = self.products / (self.squares.sqrt() * self.twin_squares.sqrt())
         return torch.where(varies, found.clamp(-1, 1), torch.nan)
 
@@ -186,7 +186,11 @@ def attribution_correlations(
         for start in range(0, len(following), rows_at_once):
             part = slice(start, start + rows_at_once)
             inputs = [
-                (stream[part], readout.columns(following[part], centre=centre), divisors[part] if divide else None)
+                (
+                    stream[part],
+                    readout.columns(following[part], centre=centre),
+                    None if divisors is None else divisors[part],
+                )
                 for (stream, divisors), readout in zip(sides, readouts)
             ]
             for direction, (own, others) in readers.items():
@@ -257,9 +261,9 @@ def _merge(found: dict, key: tuple[str, str], parts: tuple) -> None:
 
 
 def _result(sums: _Sums, activity: _Activity, twin_activity: _Activity) -> AttributionCorrelation:
-    columns = [sums.correlation(), activity.fires / sums.count, twin_activity.fires / sums.count]
+    columns = [sums.correlation(), activity.fires / sums.tokens, twin_activity.fires / sums.tokens]
     columns += [activity.largest, twin_activity.largest]
-    return AttributionCorrelation(*(column.double().cpu().numpy() for column in columns), sums.count)
+    return AttributionCorrelation._make([*(column.double().cpu().numpy() for column in columns), sums.tokens])
 
 
 class CorrelationSummary(NamedTuple):
@@ -282,7 +286,7 @@ def summarise(correlations: Float[np.ndarray, " features"], *, seed: int = 0) ->
     def statistics(chosen: np.ndarray) -> tuple[float, ...]:
         return chosen.mean(), np.median(chosen), chosen.std(), (chosen > 0.5).mean(), (chosen < 0).mean()
 
-    return CorrelationSummary(*over_features(statistics, values, seed=seed), len(values))
+    return CorrelationSummary._make([*over_features(statistics, values, seed=seed), len(values)])
 
 
 def median(values: Float[np.ndarray, " features"], *, seed: int = 0) -> Estimate:

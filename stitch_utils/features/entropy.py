@@ -26,7 +26,7 @@ import dataclasses
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -86,7 +86,7 @@ class FunctionalConfig:
             raise ValueError(f"quantile and bottom lie between 0 and 1: got {self.quantile} and {self.bottom}")
 
 
-def functional_config(pair: ModelPair, scale: str, **changes: float) -> FunctionalConfig:
+def functional_config(pair: ModelPair, scale: str, **changes: Any) -> FunctionalConfig:
     """Take the sizes of a scale, with `changes` to them."""
     return FunctionalConfig(**pair.sizes_of("entropy", scale) | changes)
 

@@ -62,9 +62,9 @@ class EntropyEffects(NamedTuple):
         others. See `resampled_counts`. ValueError for a single document, from which nothing is known of others."""
         if counts.shape[1] < 2:
             raise ValueError(f"an interval over documents needs two at least: got {counts.shape[1]}")
-        counts = torch.from_numpy(counts).to(self.sums)
-        sums = torch.einsum("rd,...dk->r...k", counts, self.sums)
-        tokens = torch.einsum("rd,...d->r...", counts, self.tokens)
+        weights = torch.from_numpy(counts).to(self.sums)
+        sums = torch.einsum("rd,...dk->r...k", weights, self.sums)
+        tokens = torch.einsum("rd,...d->r...", weights, self.tokens)
         return EntropyEffects(sums[..., None, :], tokens[..., None])
 
     def _mean(self, column: int) -> Tensor:
@@ -85,7 +85,8 @@ def entropy_effects(
         counted = (batch.mask[:, :-1] & batch.mask[:, 1:]).to(model.device)
 
         def edit(residual: Tensor) -> Tensor:
-            return splice(residual + direction.to(residual), batch.mask)(residual)
+            moved = residual if direction is None else residual + direction.to(residual)
+            return splice(moved, batch.mask)(residual)
 
         logits = model.logits(batch.tokens, layer=layer, edit=None if direction is None else edit)
         logits = logits[:, :-1][counted].float()

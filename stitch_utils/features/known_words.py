@@ -11,6 +11,8 @@ Offers `known_words`, `KnownWords`, `recovery`, `Recovery`, `OneKindError`.
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -70,7 +72,7 @@ def known_words(
 
     options = {"batch_size": batch_size, "context": context, "title": "known words"}
     found = over_sentences(model, layer, sae, texts, add_up, **options)
-    mass, on_content, fires, inside, tokens = (sum(column) for column in zip(*found))
+    mass, on_content, fires, inside, tokens = (functools.reduce(operator.add, column) for column in zip(*found))
     share = torch.where(mass > 0, on_content / mass, torch.nan)
     return KnownWords(share.numpy(), fires.numpy(), inside / tokens)
 
@@ -123,7 +125,6 @@ def recovery(
             balanced = (right[0].mean() + right[1].mean()) / 2
             return np.concatenate(right).mean(), balanced, above / (len(content) * len(others))
 
-        found.append(
-            Recovery(k, *over_features(scores, *kinds, seed=seed), *map(len, kinds))
-        )  # the same draws for all k
+        estimates = over_features(scores, *kinds, seed=seed)  # the same draws for all k
+        found.append(Recovery._make([k, *estimates, *map(len, kinds)]))
     return found

@@ -28,7 +28,7 @@ import pandas as pd
 
 from ..data.embedded.world import augmented_sentences
 from ..data.hub import remembered
-from ..data.pairs import ModelPair, ModelRef, blaming
+from ..data.pairs import AugmenterRef, ModelPair, ModelRef, blaming
 from ..data.text import read_documents
 from ..models.generation import chat, generate_texts
 from ..models.harvest import of_activations
@@ -138,8 +138,10 @@ def augmented_groups(
         source, found = "world", augmented_sentences(world_stream(config.seed), count, k)
     else:
         with blaming(pair, "augmenter"):
-            source, found = pair.augmenter.model, list(itertools.islice(_rewritten(pair, k, config), count))
-    groups, clean, broken, whole = [], [], Counter(dict.fromkeys(RULES, 0)), 0
+            written = _rewritten(pair, pair.augmenter, k, config)
+            source, found = pair.augmenter.model, list(itertools.islice(written, count))
+    groups, clean, whole = [], [], 0
+    broken: Counter[str] = Counter(dict.fromkeys(RULES, 0))
     for original, *versions in found:
         rules = [broken_rules(original, version, config=config) for version in versions]
         broken.update(rule for one in rules for rule in one)
@@ -198,9 +200,8 @@ def sentences(pair: ModelPair, config: RewritingConfig) -> Iterator[str]:
             yield random.Random(f"{config.seed}:{number}").choice(fitting)
 
 
-def _rewritten(pair: ModelPair, k: int, config: RewritingConfig) -> Iterator[list[str]]:
+def _rewritten(pair: ModelPair, augmenter: AugmenterRef, k: int, config: RewritingConfig) -> Iterator[list[str]]:
     """Each sentence with its versions, from the file that remembers them or from the pair's augmenter."""
-    augmenter = pair.augmenter
     load_config(augmenter.model, revision=augmenter.revision)  # from then on it is known which commit the Hub gives
     in_place_of_a = dataclasses.replace(pair, a=ModelRef(augmenter.model, layer=0, revision=augmenter.revision))
     known = of_activations(in_place_of_a, (0, 0), scale=next(iter(pair.scales)))

@@ -107,7 +107,7 @@ def over_sentences(
     @torch.no_grad()
     def read(batch: TokenBatch) -> Found:
         if not batch.mask.any(1).all():
-            text = texts[batch.documents[int((~batch.mask.any(1)).nonzero()[0, 0]), 0]]
+            text = texts[int(batch.documents[(~batch.mask.any(1)).nonzero()[0, 0], 0])]
             raise ValueError(f"the sentence {text[:40]!r} has no ordinary token: expected at least one")
         return reduce(parts(batch))
 
@@ -221,11 +221,12 @@ def matched_rates(
         return [float(value) for value in found]
 
     estimates = over_features(differences, *sides.values(), seed=seed)
-    as_they_are = ClassDifference(*estimates[:2], *map(len, sides.values()))
+    as_they_are = ClassDifference(estimates[0], estimates[1], len(sides["structural"]), len(sides["semantic"]))
     if np.isnan(estimates[2].value):
         return MatchedRates(as_they_are, None)
     weights, met = matching(**sides)
-    return MatchedRates(as_they_are, ClassDifference(*estimates[2:], int((weights > 0).sum()), int(met.sum())))
+    matched = ClassDifference(estimates[2], estimates[3], int((weights > 0).sum()), int(met.sum()))
+    return MatchedRates(as_they_are, matched)
 
 
 def density_ratios(

@@ -89,8 +89,9 @@ def functional_twins(stitched: StitchedPair, original: SAE, config: FunctionalCo
     search, evaluation, few = functional_texts(stitched, config)
     activity = summarise_activations(*stitched.side("a"), {"before": original}, search)
     activity |= summarise_activations(*stitched.side("b"), twins, search)
-    spaces = tuple(null_space(unembedding(model), bottom=config.bottom) for model in stitched.models)
-    return FunctionalTwins(config, stitched, {"before": original, **twins}, activity, spaces, search, evaluation, few)
+    spaces = [null_space(unembedding(model), bottom=config.bottom) for model in stitched.models]
+    saes = {"before": original, **twins}
+    return FunctionalTwins(config, stitched, saes, activity, (spaces[0], spaces[1]), search, evaluation, few)
 
 
 @dataclass(frozen=True)
@@ -273,6 +274,7 @@ def study_deactivation(twins: FunctionalTwins) -> DeactivationStudy:
         **sizes,
     )
     feature = search.effects[0].path.feature
+    assert feature is not None  # the search tries paths of single features
     roles = {
         key: head_roles(*twins.at(key), sae, feature, twins.search, twins.evaluation, **sizes)
         for key, sae in twins.saes.items()

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -174,6 +174,9 @@ def fit_unsquared_adam(
     return MapFit({name: affine(layer).copy() for name, layer in layers.items()}, report)
 
 
+Key = TypeVar("Key", bound=Hashable)
+
+
 class Prediction(NamedTuple):
     """Something that predicts the stream of one of two models."""
 
@@ -196,10 +199,10 @@ def map_errors(
     models: tuple[LanguageModel, LanguageModel],
     layers: tuple[int, int],
     batches: Iterable[TokenBatch],
-    predictions: Mapping[Hashable, Prediction],
+    predictions: Mapping[Key, Prediction],
     *,
     seed: int = 0,
-) -> dict[Hashable, MapErrors]:
+) -> dict[Key, MapErrors]:
     """Measure the errors of all predictions, by their names, in one pass over the text.
 
     ValueError for a target other than `a` and `b`, a prediction of another shape, and batches without an ordinary

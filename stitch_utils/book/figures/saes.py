@@ -86,7 +86,7 @@ def cosines(values: Mapping[str, Sequence[float]]) -> Figure:
     """Draw Fig. 2b: cosine of decoder rows at the end of training to themselves at the start, a histogram for
     each start."""
     figure, axes = plt.subplots(figsize=(6, 3), layout="constrained")
-    bins = np.linspace(min(0, min(map(min, values.values()))), 1, 41)
+    bins = list(np.linspace(min(0, min(map(min, values.values()))), 1, 41))
     for start, found in values.items():
         axes.hist(found, bins=bins, density=True, histtype="step", lw=1.8, color=OF_START[start], label=f"from {start}")
     axes.set(xlabel="cosine to the direction at the start", ylabel="density")

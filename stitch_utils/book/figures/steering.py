@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from .style import GREY, OF_MODEL, OF_START, ORANGE, intervals, legend_below, round_ticks, whiskers
 
@@ -58,10 +59,11 @@ def steering_shares(shares: Mapping[str, Mapping[str, tuple]], at_mean: Mapping[
 def clipped_gaps(gaps: Mapping[str, Sequence[float]]) -> Figure:
     """Draw Fig. 3c: a histogram of Eq. 16 over languages, {side: gaps} stacked."""
     figure, axes = plt.subplots(figsize=(5.5, 2.8), layout="constrained")
-    look = {"color": [OF_MODEL[side] for side in gaps], "label": [f"{side.upper()} steered" for side in gaps]}
-    axes.hist(list(gaps.values()), bins=np.linspace(0, 1, 11), stacked=True, **look)
+    colours, labels = [OF_MODEL[side] for side in gaps], [f"{side.upper()} steered" for side in gaps]
+    bins = list(np.linspace(0, 1, 11))
+    axes.hist(list(gaps.values()), bins=bins, stacked=True, color=colours, label=labels)
     axes.set(xlabel="clipped relative transfer gap", ylabel="languages", xlim=(0, 1))
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False)
     return figure
 

@@ -41,8 +41,8 @@ def svcca_lines(scores: np.ndarray, *, chosen: tuple[int, int]) -> Figure:
     for layer, row in enumerate(scores):
         of_interest = layer == chosen[0]
         color = BLUE if of_interest else GREY
-        look = {"alpha": 1, "lw": 2, "zorder": 3} if of_interest else {"alpha": 0.5, "lw": 1, "zorder": 2}
-        axes.plot(layers, row, "o-", ms=4, color=color, **look)
+        alpha, lw, zorder = (1, 2, 3) if of_interest else (0.5, 1, 2)
+        axes.plot(layers, row, "o-", ms=4, color=color, alpha=alpha, lw=lw, zorder=zorder)
         if of_interest or len(scores) <= 8:  # more labels than that lie on each other
             beside = {"xytext": (6, 0), "textcoords": "offset points", "va": "center"}
             axes.annotate(f"A.{layer}", (layers[-1], row[-1]), color=color, **beside)

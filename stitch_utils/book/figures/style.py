@@ -49,7 +49,7 @@ def whiskers(value, low, high) -> np.ndarray:
 
 
 def intervals(
-    axes: Axes, places: Sequence, estimates: Iterable[tuple], *, sideways: bool = False, **style: Any
+    axes: Axes, places: Sequence | np.ndarray, estimates: Iterable[tuple], *, sideways: bool = False, **style: Any
 ) -> None:
     """Draw estimates (value, low, high) at `places`: upwards, or with `sideways` along x, with the places along y."""
     value, low, high = (np.array(part) for part in zip(*estimates))
