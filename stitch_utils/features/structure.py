@@ -1,6 +1,6 @@
 """Structural and semantic features: those that fire whatever a sentence speaks of, and those that do not.
 
-Section 5.1, Figs. 4 and 15. A sentence and its versions of the same structure (`augmented_text`) are a group. In it a
+Section 5.1, Figs. 4 and 15. A sentence and its versions of the same structure (`rewriting`) are a group. In it a
 feature fires in all versions (on some ordinary token of each), in some or in none; it is *structural* if it fires in
 all versions of at least a share of the groups in which it fires in any, *semantic* if of fewer, and *dead* if it fires
 in too few groups to tell. The paper gives no share. Only the original SAE is looked at, never a stitch.
