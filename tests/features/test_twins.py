@@ -9,6 +9,7 @@ import torch
 import yaml
 from toy_saes import make_sae
 
+from stitch_utils.data.pairs import load_pair
 from stitch_utils.features.attention import Path, path_ablation
 from stitch_utils.features.entropy import FunctionalConfig, decoder_rows, functional_config, null_space, unembedding
 from stitch_utils.features.entropy_effects import entropy_effects
