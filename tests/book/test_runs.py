@@ -78,7 +78,7 @@ def test_requests_that_make_no_sense_name_what_there_is(bare_book, choices, name
 
 
 def test_a_pair_file_is_a_pair_whose_content_counts(bare_book):
-    description = yaml.safe_load((PACKAGE / "pairs" / "tiny.yml").read_text())
+    description = yaml.safe_load((PACKAGE / "data" / "pairs" / "tiny.yml").read_text())
     path = bare_book / "mine.yml"
     path.write_text(yaml.safe_dump(description | {"name": "mine"}))
     run = runs(bare_book, pair=str(path), chapter="words")["words"]
@@ -102,7 +102,7 @@ NAMED = ["models/a/model.safetensors", "text.jsonl", "rows.jsonl", "sae/layer/sa
 
 @pytest.mark.parametrize("name", NAMED)
 def test_what_a_pair_file_names_on_this_disk_is_in_its_key(bare_book, name):
-    description = yaml.safe_load((PACKAGE / "pairs" / "tiny.yml").read_text())
+    description = yaml.safe_load((PACKAGE / "data" / "pairs" / "tiny.yml").read_text())
     for file in (*NAMED, "other.txt"):
         (bare_book / file).parent.mkdir(parents=True, exist_ok=True)
         (bare_book / file).write_text("1")
