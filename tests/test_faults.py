@@ -325,7 +325,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_page(book, monkeypatch):
     def full(path, write, **options):
         raise files.NotWritten(f"{path} could not be written (No space left on device): what was finished is kept")
 
-    monkeypatch.setattr(runs_module, "put", full)
+    monkeypatch.setattr(runs_module, "write_whole", full)
     code, lines, err = call_here(book, "run", "--chapter", "words", "--force")
     assert (code, lines) == (1, [])
     assert err.startswith("stitch-book: words (tiny, default) could not be kept: ") and err.count("\n") == 1
@@ -333,9 +333,9 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_page(book, monkeypatch):
     assert [path.name for path in page.parent.glob(".*")] == []
 
 
-@pytest.mark.parametrize("error", ["hub.HubError", "files.NotWritten"])
+@pytest.mark.parametrize("error", ["data.hub.HubError", "utils.files.NotWritten"])
 def test_what_a_message_explains_comes_without_a_traceback(book, error):
-    module, name = error.split(".")
+    module, name = error.rsplit(".", 1)
     source = f"from stitch_utils.{module} import {name}\nraise {name}('model x is gone: fetch it')"
     (book / "book" / "words.md").write_text(chapter('pair = "tiny"\nscale = "default"\nseed = 0', source))
     code, _, err = call(book, "run", "--chapter", "words")

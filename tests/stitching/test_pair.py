@@ -1,5 +1,6 @@
 """A pair file to a stitch file: by the library, by the command, and what is said when something is wrong with it."""
 
+import functools
 import json
 import re
 from pathlib import Path
@@ -52,7 +53,13 @@ def test_the_stitch_of_a_pair(file):
 
 def test_a_pass_is_made_once_and_again_when_something_changes(file, bare_book, monkeypatch):
     passes = []
-    monkeypatch.setattr(fitting, "harvest_moments", lambda *given: passes.append(1) or harvest_moments(*given))
+
+    @functools.wraps(harvest_moments)
+    def counted(*given):
+        passes.append(1)
+        return harvest_moments(*given)
+
+    monkeypatch.setattr(fitting, "harvest_moments", counted)
     with project_root_at(bare_book):
         first = fit_pair(load_pair(file), scale="smoke").stitch
         assert len(passes) == 2, "one for the training text, one for the evaluation text"
