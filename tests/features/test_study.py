@@ -108,7 +108,8 @@ def test_words_are_recovered_from_all_groups_and_from_those_that_keep_the_struct
     found = feature_study._recovered(stitched, saes, presence, groups, CONFIG)
     monkeypatch.setattr(FeatureStudy, "_figure14", lambda *_: {})
     monkeypatch.setattr(FeatureStudy, "_figure4b", lambda *_: {})
-    numbers = FeatureStudy(CONFIG, {direction: {} for direction in presence}, groups, {}, {}, *found, {}).numbers("mine")
+    nothing = {direction: {} for direction in presence}
+    numbers = FeatureStudy(CONFIG, nothing, groups, {}, {}, *found, {}).numbers("mine")
     assert (numbers["recovery.mine.groups"], numbers["recovery.mine.kept_groups"]) == (40, sum(whole))
     for way, name in itertools.product(("up", "down"), ("k", "kept")):
         some = presence[way] if name == "k" else np.stack([one for one, good in zip(presence[way], whole) if good])
