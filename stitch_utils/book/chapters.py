@@ -137,8 +137,8 @@ def parse_value(name: str, text: str, default: Any) -> Any:
         expected, fits = f"a YAML {kind.__name__}", isinstance(value, kind)
     if not fits:
         raise RequestError(f"parameter {name} (default {default!r}): expected {expected}, got {text!r}")
-    kind: Callable[[Any], Any] = type(default)
-    return kind(value)
+    convert: Callable[[Any], Any] = type(default)
+    return convert(value)
 
 
 def anchor(heading: str) -> str:
