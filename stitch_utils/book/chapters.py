@@ -18,7 +18,7 @@ import json
 import math
 import re
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
@@ -137,8 +137,9 @@ def parse_value(name: str, text: str, default: Any) -> Any:
         expected, fits = f"a YAML {kind.__name__}", isinstance(value, kind)
     if not fits:
         raise RequestError(f"parameter {name} (default {default!r}): expected {expected}, got {text!r}")
-    convert: Callable[[Any], Any] = type(default)
-    return convert(value)
+    if isinstance(default, int | float):
+        return type(default)(value)
+    return tuple(value) if isinstance(default, tuple) else value
 
 
 def anchor(heading: str) -> str:
