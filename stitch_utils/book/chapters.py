@@ -21,7 +21,7 @@ import shlex
 from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path, PurePosixPath
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import yaml
 
@@ -120,7 +120,7 @@ def parse_value(name: str, text: str, default: Any) -> Any:
     if isinstance(default, str):
         return text
     try:
-        value = yaml.load(text, _PlainYAML)
+        value: Any = yaml.load(text, _PlainYAML)
     except yaml.YAMLError as error:
         raise RequestError(f"{name}: {text!r} is not a YAML value") from error
     number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
@@ -133,13 +133,14 @@ def parse_value(name: str, text: str, default: Any) -> Any:
     elif isinstance(default, float):
         expected, fits = "a finite number", number
     else:
-        kind = dict if isinstance(default, dict) else list
-        expected, fits = f"a YAML {kind.__name__}", isinstance(value, kind)
+        wanted = dict if isinstance(default, dict) else list
+        expected, fits = f"a YAML {wanted.__name__}", isinstance(value, wanted)
     if not fits:
         raise RequestError(f"parameter {name} (default {default!r}): expected {expected}, got {text!r}")
-    if isinstance(default, int | float):
-        return type(default)(value)
-    return tuple(value) if isinstance(default, tuple) else value
+    for kind in (bool, int, float):
+        if isinstance(default, kind):
+            return kind(value)
+    return tuple(cast(list, value)) if isinstance(default, tuple) else value
 
 
 def anchor(heading: str) -> str:
