@@ -252,7 +252,7 @@ def _streams(
 
     places = {"stream": model.hook_name(layer), "final": "ln_final.hook_in"}
     with model.bridge.hooks(fwd_hooks=[(name, keeper(part)) for part, name in places.items()]):
-        model.logits(tokens)
+        model.bridge(tokens.to(model.device), return_type=None)
     return found["stream"], readout.divisors(found["final"]).double()
 
 

@@ -80,7 +80,7 @@ def entropy_effects(
     """
 
     @torch.no_grad()
-    def predictions(batch: TokenBatch, direction: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def predictions(batch: TokenBatch, stream: Tensor, direction: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Entropy and log rank of the next token: (n,), (n,)."""
         counted = (batch.mask[:, :-1] & batch.mask[:, 1:]).to(model.device)
 
@@ -88,7 +88,7 @@ def entropy_effects(
             moved = residual if direction is None else residual + direction.to(residual)
             return splice(moved, batch.mask)(residual)
 
-        logits = model.logits(batch.tokens, layer=layer, edit=None if direction is None else edit)
+        logits = model.logits(batch.tokens, layer=layer, edit=None if direction is None else edit, stream=stream)
         logits = logits[:, :-1][counted].float()
         following = batch.tokens[:, 1:].to(model.device)[counted]
         logs = logits.log_softmax(-1)
@@ -97,10 +97,11 @@ def entropy_effects(
 
     def read(batch: TokenBatch) -> DocumentSums:
         """Sum by document, (n, 4): three changes for each direction, and the number of predictions."""
-        entropy, rank = predictions(batch)
+        stream = model.residuals(batch.tokens, [layer])[layer]
+        entropy, rank = predictions(batch, stream)
         values = torch.zeros(len(entropy), len(directions), 4, dtype=torch.float64)
         for index, direction in enumerate(progress(directions, "directions")):
-            new_entropy, new_rank = predictions(batch, direction)
+            new_entropy, new_rank = predictions(batch, stream, direction)
             change = new_entropy - entropy
             columns = change, change.abs(), (new_rank - rank).abs(), torch.ones_like(change)
             values[:, index] = torch.stack(columns, dim=1).cpu()

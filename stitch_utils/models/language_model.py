@@ -1,8 +1,9 @@
 """One small interface to a language model's residual stream: read it, replace it, edit it while generating.
 
 Section 2 ("activations are taken before the layer's computation") and Table 1. Layer l is the residual stream *before*
-block l, transformer_lens' `blocks.{l}.hook_resid_pre`. Everything goes through TransformerBridge, which keeps the raw
-numerics of Hugging Face (no folded norms, no centred weights), so these are the streams that the paper stitches.
+block l, transformer_lens' `blocks.{l}.hook_resid_pre`. Streams and losses come from the modules of Hugging Face (no
+folded norms, no centred weights), so these are the streams that the paper stitches. What lies within a block is read
+through `LanguageModel.bridge`, transformer_lens' view of the same model.
 
 Offers `LanguageModel` and `Edit`; `load_model`, `load_tokenizer` and `load_config` for one model reference; for a pair
 `load_models`, `forget_models`, `set_threads`, `check_pair`, which loads no weights, and `are_stand_ins`.
@@ -16,13 +17,14 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from ..data.hub import fetched, model_is_there, resolve
@@ -37,13 +39,19 @@ class _Enough(Exception):
 
 
 class LanguageModel:
-    """A causal language model with its tokenizer. `ref` says what it was loaded from; `config` is Hugging Face's."""
+    """A causal language model with its tokenizer: `model` is transformers' own, which computes all that is read here.
 
-    def __init__(self, bridge: TransformerBridge, tokenizer, ref: str):
-        self.bridge, self.tokenizer, self.ref = bridge, tokenizer, ref
-        self.config: Any = bridge.original_model.config
-        self.n_layers: int = bridge.cfg.n_layers
-        self.d_model: int = bridge.cfg.d_model
+    `ref` says what it was loaded from; `config` is Hugging Face's.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer, ref: str, bridge: TransformerBridge | None = None):
+        self.model: Any = model
+        self.tokenizer, self.ref = tokenizer, ref
+        self.config: Any = model.config
+        self.n_layers: int = self.config.num_hidden_layers
+        self.d_model: int = self.config.hidden_size
+        if bridge is not None:
+            self.bridge = bridge
 
     @classmethod
     def from_bridge(cls, bridge: TransformerBridge, tokenizer) -> LanguageModel:
@@ -51,8 +59,31 @@ class LanguageModel:
 
         Load it with eager attention and without folded norms, as `load_model` does, or its streams are others.
         """
-        config: Any = bridge.original_model.config
-        return cls(bridge, tokenizer, config.name_or_path or bridge.cfg.model_name)
+        model: Any = bridge.original_model
+        return cls(model, tokenizer, model.config.name_or_path or bridge.cfg.model_name, bridge)
+
+    @cached_property
+    def bridge(self) -> TransformerBridge:
+        """The view of transformer_lens, with hooks within blocks: for heads, final norms and attention patterns.
+
+        It computes the same as `model`, bit by bit, and shares its weights where it does not rearrange them. Its hooks
+        take time at every layer, so it is built when it is first asked for.
+        """
+        weights = {id(tensor): tensor for tensor in (*self.model.parameters(), *self.model.buffers())}
+        hf_model: Any = copy.deepcopy(self.model, weights)
+        return TransformerBridge.boot_transformers(
+            resolve(self.ref),
+            hf_model=hf_model,
+            tokenizer=self.tokenizer,
+            device=str(self.device),
+            dtype=self.model.dtype,
+        ).eval()
+
+    @cached_property
+    def blocks(self) -> torch.nn.ModuleList:
+        """The blocks of the model, in their order: the first list of so many modules."""
+        lists = (module for module in self.model.modules() if isinstance(module, torch.nn.ModuleList))
+        return next(blocks for blocks in lists if len(blocks) == self.n_layers)
 
     @cached_property
     def n_parameters(self) -> int:
@@ -63,12 +94,29 @@ class LanguageModel:
 
     @property
     def device(self) -> torch.device:
-        return next(self.bridge.original_model.parameters()).device
+        return next(self.model.parameters()).device
 
     def hook_name(self, layer: int) -> str:
         """Name the hook point before block `layer`; ValueError if the model has no such block."""
         _check_layer(self.ref, layer, self.n_layers)
         return f"blocks.{layer}.hook_resid_pre"
+
+    @contextlib.contextmanager
+    def _before(self, layer: int, see: Callable[[Tensor], Tensor | None]):
+        """Show `see` the residual stream before block `layer` within a context; what it returns takes its place."""
+        _check_layer(self.ref, layer, self.n_layers)
+
+        def hook(block, given: tuple, named: dict):
+            residual = see(given[0] if given else named["hidden_states"])
+            if residual is None:
+                return None
+            return ((residual, *given[1:]), named) if given else (given, named | {"hidden_states": residual})
+
+        handle = self.blocks[layer].register_forward_pre_hook(hook, with_kwargs=True)
+        try:
+            yield
+        finally:
+            handle.remove()
 
     @torch.no_grad()
     def residuals(
@@ -79,18 +127,19 @@ class LanguageModel:
             raise ValueError("no layers given: expected at least one")
         found: dict[int, Tensor] = {}
 
-        def reader(layer: int, last: bool):
-            def hook(residual: Tensor, hook) -> None:
+        def reader(layer: int):
+            def see(residual: Tensor) -> None:
                 found[layer] = residual
-                if last:
+                if layer == max(layers):
                     raise _Enough
 
-            return self.hook_name(layer), hook
+            return see
 
-        hooks = [reader(layer, layer == max(layers)) for layer in sorted(set(layers))]
-        # run_with_cache(stop_at_layer=l) stops before it has read layer l, so it would run one block too many.
-        with self.bridge.hooks(fwd_hooks=hooks), contextlib.suppress(_Enough):
-            self.bridge(tokens.to(self.device), return_type=None)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(contextlib.suppress(_Enough))
+            for layer in sorted(set(layers)):
+                stack.enter_context(self._before(layer, reader(layer)))
+            self.model(tokens.to(self.device), use_cache=False)
         return {layer: found[layer] for layer in layers}
 
     def _edited(self, layer: int | None, edit: Edit | None):
@@ -98,7 +147,7 @@ class LanguageModel:
         if layer is None or edit is None:
             return contextlib.nullcontext()
 
-        def hook(residual: Tensor, hook) -> Tensor:
+        def see(residual: Tensor) -> Tensor:
             edited = edit(residual)
             if edited.shape != residual.shape:
                 raise ValueError(
@@ -107,7 +156,36 @@ class LanguageModel:
                 )
             return edited.to(residual.dtype)
 
-        return self.bridge.hooks(fwd_hooks=[(self.hook_name(layer), hook)])
+        return self._before(layer, see)
+
+    @contextlib.contextmanager
+    def _begun(self, layer: int | None, stream: Tensor | None):
+        """Begin the computation at block `layer` with `stream` within a context: the blocks before it do nothing."""
+        if layer is None or stream is None:
+            yield
+            return
+
+        in_tuples = self._gives_tuples
+
+        def nothing(hidden_states: Tensor, *given, **named):
+            return (hidden_states, None) if in_tuples else hidden_states
+
+        with contextlib.ExitStack() as stack:
+            for index in range(layer):
+                stack.enter_context(mock.patch.object(self.blocks[index], "forward", nothing))
+            stack.enter_context(self._before(layer, lambda residual: stream))
+            yield
+
+    @cached_property
+    def _gives_tuples(self) -> bool:
+        """Whether the blocks return the stream with other things in a tuple, as seen on one token."""
+        found = []
+        handle = self.blocks[0].register_forward_hook(lambda block, given, output: found.append(type(output)))
+        try:
+            self.model(torch.zeros(1, 1, dtype=torch.long, device=self.device), use_cache=False)
+        finally:
+            handle.remove()
+        return issubclass(found[0], tuple)
 
     @torch.no_grad()
     def logits(
@@ -117,14 +195,16 @@ class LanguageModel:
         mask: Bool[Tensor, "batch pos"] | None = None,
         layer: int | None = None,
         edit: Edit | None = None,
+        stream: Float[Tensor, "batch pos d_model"] | None = None,
     ) -> Float[Tensor, "batch pos vocab"]:
         """Compute next-token logits, with `edit` applied to the residual stream before `layer` if both are given.
 
-        `mask` is False at padding, on either side: no token attends to it, and positions are counted without it.
+        `mask` is False at padding, on either side: no token attends to it, and positions are counted without it. Where
+        the residual stream before `layer` of these tokens is known, as `stream`, the blocks before are not computed.
         """
         shown = {} if mask is None else {"attention_mask": mask.to(self.device, torch.long)}
-        with self._edited(layer, edit):
-            return self.bridge(tokens.to(self.device), return_type="logits", **shown)
+        with self._begun(layer, stream), self._edited(layer, edit):
+            return self.model(tokens.to(self.device), use_cache=False, **shown).logits
 
     @torch.no_grad()
     def cross_entropy(
@@ -134,16 +214,17 @@ class LanguageModel:
         mask: Bool[Tensor, "batch pos"] | None = None,
         layer: int | None = None,
         edit: Edit | None = None,
+        stream: Float[Tensor, "batch pos d_model"] | None = None,
     ) -> Float[Tensor, "batch pos-1"]:
         """Compute the loss in nats of each token from the second on; the arguments are those of `logits`."""
         tokens = tokens.to(self.device)
-        logits = self.logits(tokens, mask=mask, layer=layer, edit=edit)[:, :-1].float()
+        logits = self.logits(tokens, mask=mask, layer=layer, edit=edit, stream=stream)[:, :-1].float()
         return torch.nn.functional.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none")
 
     @property
     def stop_tokens(self) -> list[int]:
         """The tokens that end a response: end-of-text, and those that the model's generation settings name."""
-        named = getattr(self.bridge.original_model.generation_config, "eos_token_id", None)
+        named = getattr(self.model.generation_config, "eos_token_id", None)
         named = named if isinstance(named, list) else [named]
         return sorted({self.tokenizer.eos_token_id, *named} - {None})
 
@@ -176,11 +257,9 @@ class LanguageModel:
             **choice,
         )
         devices = [self.device.index or 0] if self.device.type == "cuda" else []
-        # The bridge's own `generate` knows no padding. Its hooks are in the modules that this one runs, too.
         with self._edited(layer, edit), torch.random.fork_rng(devices=devices):
             torch.manual_seed(seed)
-            model: Any = self.bridge.original_model
-            output = model.generate(tokens, attention_mask=mask, generation_config=settings)
+            output = self.model.generate(tokens, attention_mask=mask, generation_config=settings)
         return output[:, tokens.shape[1] :]
 
 
@@ -230,15 +309,11 @@ def load_model(
         raise ValueError(f"unknown dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = load_tokenizer(ref, revision=revision)
-    # Eager attention, as the bridge uses, so that its hooks see patterns.
+    # Eager attention, as the bridge computes it.
     options = {"dtype": getattr(torch, dtype), "attn_implementation": "eager", "use_safetensors": True}
     with _without_progress_bar(Path(resolve(ref)).is_dir()):
-        hf_model: Any = _from_anywhere(AutoModelForCausalLM.from_pretrained, ref, revision, **options)
-        hf_model = hf_model.to(device)
-    bridge = TransformerBridge.boot_transformers(
-        resolve(ref), hf_model=hf_model.eval(), tokenizer=tokenizer, device=device, dtype=options["dtype"]
-    )
-    return LanguageModel(bridge.eval(), tokenizer, ref)
+        model: Any = _from_anywhere(AutoModelForCausalLM.from_pretrained, ref, revision, **options)
+    return LanguageModel(model.to(device).eval(), tokenizer, ref)
 
 
 @contextlib.contextmanager

@@ -65,7 +65,7 @@ def evaluate_saes(
         y = residual[keep]  # (n, d_model)
 
         def loss(edit=None) -> Tensor:  # (n,), 0 for the first token of a row
-            losses = model.cross_entropy(batch.tokens, layer=layer, edit=edit)
+            losses = model.cross_entropy(batch.tokens, layer=layer, edit=edit, stream=residual)
             return torch.nn.functional.pad(losses, (1, 0))[keep].double()
 
         columns = [torch.ones(len(y), dtype=torch.float64, device=y.device), y.double().square().sum(1), loss()]

@@ -92,12 +92,15 @@ def measure_fidelity(
         """Sum tokens and losses by document: (1 + conditions,)."""
         scored = batch.mask[:, 1:]
 
-        def own(host: str, replacement: Tensor | None = None) -> Tensor:
-            edit = None if replacement is None else splice(replacement, batch.mask)
-            return models[host].cross_entropy(batch.tokens, layer=layers[host], edit=edit).cpu()[scored]
-
         x = model_a.residuals(batch.tokens, [layer_a])[layer_a]
         y = model_b.residuals(batch.tokens, [layer_b])[layer_b]
+        streams = {"a": x, "b": y}
+
+        def own(host: str, replacement: Tensor | None = None) -> Tensor:
+            edit = None if replacement is None else splice(replacement, batch.mask)
+            losses = models[host].cross_entropy(batch.tokens, layer=layers[host], edit=edit, stream=streams[host])
+            return losses.cpu()[scored]
+
         found = {("own", host): own(host) for host in models}
         if means is not None:
             for host, stream, mean in (("a", x, means[0]), ("b", y, means[1])):

@@ -24,6 +24,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
 
+from filelock import FileLock
+
 from .files import project_root, remove_if_damaged, write_whole
 
 T = TypeVar("T")
@@ -135,9 +137,14 @@ def artifact(
 def kept(
     path: Path, make: Callable[[], T], save: Callable[[T, Path], None], load: Callable[[Path], T], *, anew: bool = False
 ) -> T:
-    """Load what `path` holds. If it is missing or damaged, or with `anew`, make it and save it there first."""
-    if not anew and path.exists() and not remove_if_damaged(path):
-        return load(path)
-    made = make()
-    write_whole(path, lambda place: save(made, place))
-    return made
+    """Load what `path` holds. If it is missing or damaged, or with `anew`, make it and save it there first.
+
+    Where two processes want it at once, one makes it and the other waits and loads it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        if not anew and path.exists() and not remove_if_damaged(path):
+            return load(path)
+        made = make()
+        write_whole(path, lambda place: save(made, place))
+        return made

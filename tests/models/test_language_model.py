@@ -1,5 +1,6 @@
 """The adapter against transformers itself, and the identities that splicing must keep."""
 
+import contextlib
 import dataclasses
 import os
 import subprocess
@@ -8,7 +9,7 @@ import sys
 import pytest
 import torch
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import AutoModelForCausalLM, GPTNeoXForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, GPTNeoXForCausalLM
 
 from stitch_utils.data.hub import resolve
 from stitch_utils.models.language_model import LanguageModel, forget_models, load_model, load_models
@@ -36,11 +37,58 @@ def test_logits_and_residuals_equal_transformers(random_models, reference):
 def test_a_truncated_forward_does_not_run_the_blocks_behind(random_models):
     model = random_models[1]
     ran = []
-    with model.bridge.hooks(
-        fwd_hooks=[(f"blocks.{layer}.mlp.hook_out", lambda t, hook: ran.append(hook.name)) for layer in range(4)]
-    ):
+    with watched(model, ran):
         model.residuals(TOKENS, [1])
-    assert len(ran) == 1, f"reading before block 1 needs block 0 alone, but these ran: {ran}"
+    assert ran == [0], "reading before block 1 needs block 0 alone"
+
+
+@contextlib.contextmanager
+def watched(model, ran):
+    """Adds to `ran` the number of each block whose MLP runs."""
+    blocks = enumerate(model.blocks)
+    handles = [block.mlp.register_forward_hook(lambda *_, index=index: ran.append(index)) for index, block in blocks]
+    yield
+    for handle in handles:
+        handle.remove()
+
+
+def test_a_known_stream_begins_at_its_block(random_models):
+    model, ran = random_models[1], []
+    whole, stream = model.logits(TOKENS), model.residuals(TOKENS, [2])[2]
+    model.logits(TOKENS, layer=2, stream=stream)  # looks once at what blocks return
+    with watched(model, ran):
+        begun = model.logits(TOKENS, layer=2, stream=stream)
+        moved = model.cross_entropy(TOKENS, layer=2, stream=stream, edit=lambda residual: residual + 1)
+    assert ran == [2, 3, 2, 3]
+    assert torch.equal(begun, whole), "the same blocks on the same stream give the same bits"
+    assert torch.equal(moved, model.cross_entropy(TOKENS, layer=2, edit=lambda residual: residual + 1))
+    assert torch.equal(model.logits(TOKENS), whole), "all blocks run again afterwards"
+
+
+# In transformers some families' blocks return the stream, others a tuple.
+@pytest.mark.parametrize("kind", ["gpt2", "gptj", "gpt_neo", "llama", "bloom"])
+def test_other_families_begin_at_a_block_too(kind, random_models):
+    sizes = {"vocab_size": 500, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4}
+    sizes |= {"gpt_neo": {"attention_types": [[["global", "local"], 2]]}, "gptj": {"rotary_dim": 4}}.get(kind, {})
+    config = AutoConfig.for_model(kind, **sizes, eos_token_id=0, bos_token_id=0)
+    torch.manual_seed(0)
+    model = LanguageModel(AutoModelForCausalLM.from_config(config).eval(), random_models[0].tokenizer, kind)
+    assert (model.n_layers, model.d_model) == (4, 32)
+    for layer in (0, 1, 3):
+        stream = model.residuals(TOKENS, [layer])[layer]
+        assert stream.shape == (*TOKENS.shape, 32)
+        assert torch.equal(model.logits(TOKENS, layer=layer, stream=stream), model.logits(TOKENS))
+        edited = model.logits(TOKENS, layer=layer, stream=stream, edit=lambda residual: 2 * residual)
+        assert torch.equal(edited, model.logits(TOKENS, layer=layer, edit=lambda residual: 2 * residual))
+        assert not torch.equal(edited, model.logits(TOKENS))
+
+
+def test_the_bridge_computes_the_same_bits_with_the_same_weights(random_models):
+    for model in random_models:
+        assert torch.equal(model.bridge(TOKENS, return_type="logits"), model.logits(TOKENS))
+        ours = {tensor.untyped_storage().data_ptr() for tensor in model.model.parameters()}
+        theirs = {tensor.untyped_storage().data_ptr() for tensor in model.bridge.parameters()}
+        assert len(ours & theirs) > len(ours) / 2
 
 
 def test_cross_entropy_is_the_loss_of_transformers(random_models, reference):

@@ -6,6 +6,8 @@ import os
 import shutil
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -61,7 +63,8 @@ def maker(tmp_path):
 
 
 def names(folder):
-    return sorted(path.name for path in folder.iterdir())
+    """Of all files but locks, which stay."""
+    return sorted(path.name for path in folder.iterdir() if path.suffix != ".lock")
 
 
 def test_a_thing_is_made_once(maker):
@@ -86,6 +89,22 @@ def test_what_is_damaged_is_made_again_and_said(maker, damage):
     with pytest.warns(UserWarning, match=r"numbers-0.json is not as it was written .*: it is made again"):
         assert maker.kept() == [2, 0.125]
     assert maker.kept() == [2, 0.125] and is_intact(maker.path)
+
+
+def test_what_two_want_at_once_is_made_once(tmp_path):
+    made = []
+
+    def make():
+        time.sleep(0.2)  # so that the other comes while this one works
+        made.append(len(made))
+        return str(made)
+
+    def ask(_):
+        return kept(tmp_path / "deep" / "text", make, lambda text, place: place.write_text(text), Path.read_text)
+
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(ask, range(3))) == ["[0]"] * 3
+    assert made == [0]
 
 
 def test_a_folder_is_kept_and_checked_as_a_whole(tmp_path):
