@@ -218,8 +218,11 @@ class LanguageModel:
     ) -> Float[Tensor, "batch pos-1"]:
         """Compute the loss in nats of each token from the second on; the arguments are those of `logits`."""
         tokens = tokens.to(self.device)
-        logits = self.logits(tokens, mask=mask, layer=layer, edit=edit, stream=stream)[:, :-1].float()
-        return torch.nn.functional.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none")
+        logits = self.logits(tokens, mask=mask, layer=layer, edit=edit, stream=stream).float()
+        # Whole rows, since a slice would be copied: the last logits predict no token, and what they give is dropped.
+        following = tokens.roll(-1, dims=1)
+        losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), following.flatten(), reduction="none")
+        return losses.view(tokens.shape)[:, :-1]
 
     @property
     def stop_tokens(self) -> list[int]:
