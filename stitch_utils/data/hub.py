@@ -188,7 +188,7 @@ def remembered(path: Path, stream: Callable[[int], Iterator[Any]]) -> Iterator[A
 
         def known() -> Iterator[Any]:
             nonlocal count, chain, finished
-            while not finished and (line := file.readline()):
+            while line := file.readline():
                 digest, _, said = line.partition(b" ")
                 if digest != (following := _link(chain, said)):
                     file.seek(-len(line), 1)
