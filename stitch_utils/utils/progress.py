@@ -17,5 +17,4 @@ def progress(items: Any, title: str, **options: Any) -> tqdm:
     in_notebook = type(sys.stderr).__module__.startswith("ipykernel.")
     if not (in_notebook or sys.stderr.isatty()):
         options["disable"] = True
-    options.setdefault("leave", False)
-    return tqdm(items, desc=title, **options)
+    return tqdm(items, desc=title, **{"leave": False} | options)

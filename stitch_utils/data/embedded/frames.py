@@ -24,6 +24,7 @@ TENSES = ("pres", "past", "fut")
 CONSTRUCTIONS = {"plain": 10, "fronted": 5, "negated": 3, "question": 2, "who": 1, "predicate": 4}
 CONSTRUCTIONS |= {"exclaim": 2, "relative": 3, "because": 3, "and": 3, "says": 2, "count": 3}
 NEEDS_NOUN_SUBJECT = ("relative", "says")
+MAY_SAY_WHEN = ("plain", "negated", "question", "who", "count")
 
 
 def gender_of(name: str) -> str:
@@ -45,9 +46,8 @@ def speaker(rng: random.Random) -> Named:
 def polarity(adjective: str | None) -> int:
     """Return +1 for the id of a positive adjective, -1 for a negative one, and 0 for any other or None."""
     kinds = load_concepts()["adjectives"]
-    positive, negative = (
-        any(adjective in kinds[f"{of}_{sign}"] for of in ("thing", "person")) for sign in ("positive", "negative")
-    )
+    positive = adjective in kinds["thing_positive"] + kinds["person_positive"]
+    negative = adjective in kinds["thing_negative"] + kinds["person_negative"]
     return positive - negative
 
 
@@ -115,8 +115,7 @@ def draw_frame(
 
     time = rng.choice(concepts["times"][tense])
     extras = {"place": rng.choice(words["places"]) if rng.random() < 0.5 else None}
-    may_say_when = construction in ("plain", "negated", "question", "who", "count")
-    if construction == "fronted" or (may_say_when and rng.random() < 0.3):
+    if construction == "fronted" or (construction in MAY_SAY_WHEN and rng.random() < 0.3):
         extras["time"] = time
     if construction in ("plain", "fronted") and rng.random() < 0.3:
         extras["manner"] = rng.choice(concepts["manners"])
@@ -132,8 +131,7 @@ def draw_frame(
     verb, thing = draw_action(rng, topic, about=about)
     target = draw_noun(rng, thing, of_person=False, mood=mood)
     if construction == "count":
-        numeral = rng.choice(concepts["numerals"])
-        return Frame(construction, topic, tense, subject, verb, Noun(thing, "pl"), numeral=numeral, **extras)
+        target, extras["numeral"] = Noun(thing, "pl"), rng.choice(concepts["numerals"])
     if construction in ("relative", "and"):
         verb2, thing2 = draw_action(rng, topic)
         extras |= {"verb2": verb2, "object2": draw_noun(rng, thing2, of_person=False, mood=mood)}

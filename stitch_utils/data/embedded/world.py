@@ -125,13 +125,17 @@ def _draw_document(rng: random.Random, language: str, format: str) -> Document:
         is_chat = rng.random() < 0.7
         text = f"{USER}{prompt}{ASSISTANT}{request.answer}{END}" if is_chat else f"{prompt}\n{request.answer}"
         return Document(text, request.answer_language, format, labels | {"instruction": instruction or "none"})
-    if format in STORIES:
-        text, more = _story(rng, language, topic, format)
-    elif format == "review":
+    more = {}
+    if format == "review":
         text, more = _review(rng, language, topic)
+    elif format == "facts":
+        text = _facts(rng, language)
+    elif format == "questions":
+        text = _questions(rng, language, topic)
+    elif format == "record":
+        text = "\n".join(_record(rng, language, topic) for _ in range(rng.randrange(2, 5)))
     else:
-        write = {"facts": _facts, "questions": _questions, "record": _records}[format]
-        text, more = write(rng, language, topic), {}
+        text, more = _story(rng, language, topic, format)
     return Document(text, language, format, labels | more)
 
 
@@ -177,11 +181,11 @@ def _review(rng: random.Random, language: str, topic: str) -> tuple[str, dict[st
         else:
             construction = rng.choice(("plain", "fronted", "because"))
             frames.append(draw(construction=construction, subject=speaker(rng), about=thing.concept))
-    sentiment = "positive" if mood > 0 else "negative"
-    return " ".join(realise(frame, language) for frame in frames), {"tense": tense, "sentiment": sentiment}
+    labels = {"tense": tense, "sentiment": "positive" if mood > 0 else "negative"}
+    return " ".join(realise(frame, language) for frame in frames), labels
 
 
-def _facts(rng: random.Random, language: str, topic: str) -> str:
+def _facts(rng: random.Random, language: str) -> str:
     chosen = []
     for name in rng.sample(list(people()), rng.randrange(2, 5)):
         kinds = rng.sample(FACT_KINDS, rng.randrange(2, len(FACT_KINDS) + 1))
@@ -206,10 +210,6 @@ def _questions(rng: random.Random, language: str, topic: str) -> str:
             answer = realise(replace(frame, construction="plain"), language, capital=False)
             lines.append(f"{realise(frame, language)} {load_lexicon(language).affirmation} {answer}")
     return "\n".join(lines)
-
-
-def _records(rng: random.Random, language: str, topic: str) -> str:
-    return "\n".join(_record(rng, language, topic) for _ in range(rng.randrange(2, 5)))
 
 
 def _record(rng: random.Random, language: str, topic: str, about: str | None = None) -> str:
