@@ -1,9 +1,8 @@
 """Read from the Hugging Face Hub: explain its errors to a user, and fetch each text once.
 
 No section of the paper. The Hub's clients report errors in many classes and many words; a user needs to know what was
-asked for and what to do. A request that finds the Hub busy is repeated for a while. The Hub's own cache keeps models,
-but not the rows of a streamed data set. This module keeps what is taken of each row, beside that cache, so that a run
-that was made once can be made again without a network, and a lost connection loses no row.
+asked for and what to do. The Hub's own cache keeps models, but not the rows of a streamed data set. This module keeps
+what is taken of each row, so that a run can be made again without a network, and a lost connection loses no row.
 
 Offers `HubError`, `HubBusy`, `reaching`, `fetched`, `model_is_there`, `dataset_rows`, `remembered`, `EMBEDDED`, and
 what a model reference means: `resolve`, `embedded_folder`.
@@ -234,19 +233,15 @@ def _link(chain: bytes, said: bytes) -> bytes:
 
 
 def resolve(ref: str) -> str:
-    """Turn `embedded:NAME` into its folder in this package; return a folder on disk or a Hub id as it is.
-
-    Raise ValueError for anything else.
-    """
+    """Return the folder of `embedded:NAME`, or a folder on disk or a Hub id as it is; raise ValueError for others."""
     if ref.startswith("embedded:"):
         return str(embedded_folder(ref, "model", "config.json"))
     folder = Path(ref).expanduser()
     if (folder / "config.json").exists():
         return str(folder)
     if ref.startswith((".", "/", "~")) or folder.is_dir() or not re.fullmatch(HUB_ID, ref):
-        raise ValueError(
-            f"{ref!r} is no folder with a Hugging Face model, since config.json was not found there, and no Hub id"
-        )
+        no_folder = "no folder with a Hugging Face model, since config.json was not found there"
+        raise ValueError(f"{ref!r} is {no_folder}, and no Hub id")
     return ref
 
 

@@ -46,9 +46,12 @@ def read_documents(text: TextRef) -> Iterator[str]:
     Raise ValueError, naming the source, if it holds no documents or too few, has no such column of text, or is not a
     file of .txt (blank lines separate documents), .jsonl or .parquet. Raise HubError if a data set cannot be read.
     """
-    source, skipped = _SOURCES[text.source](text), 0 if text.source == "hub" else text.skip  # `_hub` skips by itself
-    stop = None if text.take is None else skipped + text.take
-    usable = (document for document in itertools.islice(source, skipped, stop) if document.strip())
+    if text.source == "hub":  # the Hub's rows are skipped before they are fetched
+        source = _hub(text)
+    else:
+        found = _files(text) if text.source == "files" else (one.text for one in documents(text.name))
+        source = itertools.islice(found, text.skip, None)
+    usable = (document for document in itertools.islice(source, text.take) if document.strip())
     read = 0
     for read, document in enumerate(usable, start=1):
         if text.held_out is None or text.held_out == (read % HELD_OUT_EVERY == 0):
@@ -64,10 +67,6 @@ def read_documents(text: TextRef) -> Iterator[str]:
             f"evaluation, so at least {HELD_OUT_EVERY} are needed (in a .txt file, blank lines separate documents), or "
             "give `train` and `evaluation` separately"
         )
-
-
-def _world(text: TextRef) -> Iterator[str]:
-    return (document.text for document in documents(text.name))
 
 
 def _hub(text: TextRef) -> Iterator[str]:
@@ -106,9 +105,6 @@ def _column(row: dict, text: TextRef) -> str:
         return found
     kind = "dataset" if text.source == "hub" else "text file"
     raise ValueError(f"{kind} {text.name!r} has no text column {text.column!r}: its columns are {', '.join(row)}")
-
-
-_SOURCES = {"world": _world, "hub": _hub, "files": _files}
 
 
 def token_batches(

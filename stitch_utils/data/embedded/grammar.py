@@ -1,12 +1,10 @@
 """From a frame to a sentence: the embedded world's grammar.
 
-No section of the paper: this is the text that the embedded pair of models is trained on, in the role that OpenWebText,
-EuroParl, SAEBench's data and IFEval have in the paper.
-
-A *frame* says who does what to what, where, when and how, without words. A *lexicon* (`lexicons/<language>.yml`)
-spells it, so that one frame gives the same sentence in every language. The lexicon lists a template for each
-construction, and with each word every form that a template can name. This module only looks forms up and fills
-templates: a speaker can correct a language without reading Python.
+No section of the paper: the embedded world stands in for OpenWebText, EuroParl, SAEBench's data and IFEval. A *frame*
+says who does what to what, where, when and how, without words. A *lexicon* (`lexicons/<language>.yml`) spells it, so
+that one frame gives the same sentence in every language. The lexicon lists a template for each construction, and with
+each word every form that a template can name. This module only looks forms up and fills templates: a speaker can
+correct a language without reading Python.
 
 Offers `Lexicon`, `load_lexicon`, `LANGUAGES`, the frame classes `Noun`, `Named`, `Frame` and `Fact`,
 `load_concepts`, `person_of`, `by_class`, `realise` and `realise_fact`.

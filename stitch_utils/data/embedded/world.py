@@ -2,9 +2,8 @@
 
 No section of the paper. A document is about one topic, in one language: a story, a review, facts about people,
 questions with answers, a list, records, a conversation in quotation marks, a request with its answer, or a Python
-function. The languages have fixed shares, which fall from English to Hungarian. A fact about a person or a city holds
-in every document, so that a model can learn it. Within a document names recur and pronouns agree with them, so that
-attention has work to do.
+function. A fact about a person or a city holds in every document, so that a model can learn it. Within a document names
+recur and pronouns agree with them, so that attention has work to do.
 
 Offers `Document`, `documents`, `Request`, `requests`, `people`, `cities`, `story_frames`, `sentence_frames`,
 `parallel_sentences`, `labelled_sentences`, `augmented_frames`, `augmented_sentences`, and what is drawn how often:
@@ -61,14 +60,10 @@ class Request:
     """A prompt, the instruction that follows it, and one answer that obeys the instruction."""
 
     prompt: str
-    instruction: str | None
-    """A key of `INSTRUCTIONS`."""
     instruction_text: str
+    """The instruction in the language of the prompt; empty without one."""
     answer: str
-    language: str
-    """The language of the prompt."""
     answer_language: str
-    topic: str
 
 
 @functools.cache
@@ -266,7 +261,7 @@ def _draw_request(
     pattern = lex.instructions[instruction] if instruction else ""
     text = pattern.format(closing=lex.closing, L=lex.language_names[answer_language])
     answer = _respond(rng, answer_language, topic, about, instruction)
-    return Request(prompt, instruction, text, answer, language, answer_language, topic)
+    return Request(prompt, text, answer, answer_language)
 
 
 def requests(seed: int | str, count: int, *, language: str = "en", instruction: str | None = None) -> list[Request]:

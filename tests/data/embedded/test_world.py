@@ -315,10 +315,8 @@ def test_stories_return_to_their_people_and_things():
 @pytest.mark.parametrize("instruction", INSTRUCTIONS)
 def test_answers_follow_their_instruction(language, instruction):
     lex = load_lexicon(language)
-    for index, request in enumerate(requests("asked", 24, language=language, instruction=instruction)):
+    for request in requests("asked", 24, language=language, instruction=instruction):
         answer = request.answer
-        assert (request.instruction, request.language) == (instruction, language)
-        assert request.topic == TOPICS[index % len(TOPICS)]
         assert request.prompt[0] != " " and request.prompt[-1] in ".?"
         assert not re.search(r"[{}]|  ", request.prompt + request.instruction_text)
         assert (request.answer_language == language) == (instruction != "language")
