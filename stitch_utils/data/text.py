@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Int
@@ -70,7 +70,7 @@ def read_documents(text: TextRef) -> Iterator[str]:
 
 
 def _hub(text: TextRef) -> Iterator[str]:
-    asked = {"config": text.config, "split": text.split, "revision": text.revision, "skip": text.skip}
+    asked: dict[str, Any] = {"config": text.config, "split": text.split, "revision": text.revision, "skip": text.skip}
     return dataset_rows(text.name, lambda row: _column(row, text), picked=text.column, **asked)
 
 

@@ -233,7 +233,7 @@ def _respond(rng: random.Random, language: str, topic: str, about: str, instruct
     frames = [draw(construction=rng.choice(constructions)) for _ in range(rng.randrange(3, 7))]
     sentences = [realise(frame, language) for frame in frames]
     text = " ".join(sentences)
-    forms = {
+    forms: dict[str | None, str] = {
         "bullets": "\n".join(f"- {sentence}" for sentence in sentences),
         "upper": text.upper(),
         "lower": text.lower(),
