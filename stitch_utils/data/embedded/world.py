@@ -28,7 +28,7 @@ SHARES = dict(zip((*LANGUAGES, "code"), (0.38, 0.12, 0.10, 0.08, 0.065, 0.055, 0
 # How often each format is drawn.
 FORMATS = {"story": 38, "review": 10, "facts": 13, "questions": 8, "request": 18}
 FORMATS |= {"list": 3, "record": 2, "quotes": 3, "bilingual": 5}
-# How a format joins the sentences of a story: the numbers between which their count is drawn, what is written around a
+# How each format tells a story: the least number of sentences, the number that it stays below, what is written around a
 # sentence, and what stands between two.
 STORIES = {"story": (6, 14, "{}", " "), "list": (4, 8, "- {}", "\n")}
 STORIES |= {"quotes": (4, 8, '"{}"', "\n"), "bilingual": (3, 7, "{}", "\n")}
@@ -135,7 +135,7 @@ def _draw_document(rng: random.Random, language: str, format: str) -> Document:
 
 
 def story_frames(rng: random.Random, topic: str, *, count: int) -> list[Frame]:
-    """Draw frames that share two people, four things and, if it can be, a tense; a pronoun follows its name."""
+    """Draw frames that share two people, four things and, but for reasons, a tense; names come before pronouns."""
     tense = rng.choice(TENSES)
     cast = rng.sample(list(people()), 2)
     things = rng.sample(load_concepts()["topics"][topic]["objects"], 4)
