@@ -218,8 +218,8 @@ def realise(frame: Frame, language: str, *, capital: bool = True) -> str:
     elif frame.object is not None:
         slots["O"] = lex.noun_phrase(frame.object, "negobj" if frame.construction == "negated" else "obj")
     slots["N"] = frame.speaker or ""
-    for slot, phrase in (("M", frame.manner), ("P", frame.place), ("T", frame.time)):
-        slots[slot] = lex.phrases[phrase] if phrase else ""
+    phrases = {"M": frame.manner, "P": frame.place, "T": frame.time}
+    slots |= {slot: lex.phrases[phrase] for slot, phrase in phrases.items() if phrase}
     return lex.finish(lex.templates[frame.construction].format(**slots), capital=capital)
 
 
