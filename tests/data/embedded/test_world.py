@@ -358,10 +358,10 @@ def test_answers_in_another_language_are_in_it():
 def test_answers_are_about_what_was_asked():
     """A form of the thing stands in the prompt and in the answer."""
     nouns, found = load_lexicon("en").nouns, 0
-    for request in requests("about", 100, language="en"):
+    for index, request in enumerate(requests("about", 100, language="en")):
         things = [
             thing
-            for thing in load_concepts()["topics"][request.topic]["objects"]
+            for thing in load_concepts()["topics"][TOPICS[index % len(TOPICS)]]["objects"]
             if re.search(rf"\b({nouns[thing]['sg']}|{nouns[thing]['pl']})\b", request.prompt)
         ]
         assert len(things) == 1
