@@ -17,4 +17,5 @@ def progress(items: Any, title: str, **options: Any) -> tqdm:
     in_notebook = type(sys.stderr).__module__.startswith("ipykernel.")
     if not (in_notebook or sys.stderr.isatty()):
         options["disable"] = True
-    return tqdm(items, desc=title, **{"leave": False} | options)
+    options.setdefault("leave", False)
+    return tqdm(items, desc=title, **options)
