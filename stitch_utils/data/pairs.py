@@ -37,7 +37,7 @@ HELD_OUT_EVERY = 10
 OWN_CONTEXT = 128
 
 
-def check_known(what: str, value: object, known: Iterable[str]) -> None:
+def check_known(what: str, value: Any, known: Iterable[str]) -> None:
     """Raise ValueError, with the known values, unless `value` is one of them; `what` names it in the message."""
     if value not in known:
         raise ValueError(f"unknown {what} {value!r}: expected one of {', '.join(known)}")
