@@ -27,57 +27,27 @@ if TYPE_CHECKING:
     from .stitching.pair import StitchedPair, fit_pair
     from .stitching.stitch import AffineMap, Stitch, stitch_loss
 
-_WHERE = {
-    "ModelPair": "data.pairs",
-    "load_pair": "data.pairs",
-    "LanguageModel": "models.language_model",
-    "load_models": "models.language_model",
-    "PairMoments": "stitching.moments",
-    "harvest_moments": "stitching.moments",
-    "AffineMap": "stitching.stitch",
-    "Stitch": "stitching.stitch",
-    "stitch_loss": "stitching.stitch",
-    "fit_exact": "stitching.fit",
-    "fit_adam": "stitching.fit",
-    "StitchedPair": "stitching.pair",
-    "fit_pair": "stitching.pair",
-    "measure_fidelity": "stitching.evaluation",
-    "load_sae": "saes.io",
-    "transfer_sae": "saes.transfer",
-    "evaluate_saes": "saes.evaluation",
-    "LinearProbe": "probing.probes",
-    "transfer_probe": "probing.probes",
-    "SteeringVector": "steering.vectors",
-    "transfer_vector": "steering.vectors",
-    "clamp": "steering.vectors",
-    "attribution_correlations": "features.attribution",
+_NAMES = {
+    "data.pairs": ("ModelPair", "load_pair"),
+    "models.language_model": ("LanguageModel", "load_models"),
+    "stitching.moments": ("PairMoments", "harvest_moments"),
+    "stitching.stitch": ("AffineMap", "Stitch", "stitch_loss"),
+    "stitching.fit": ("fit_adam", "fit_exact"),
+    "stitching.pair": ("StitchedPair", "fit_pair"),
+    "stitching.evaluation": ("measure_fidelity",),
+    "saes.io": ("load_sae",),
+    "saes.transfer": ("transfer_sae",),
+    "saes.evaluation": ("evaluate_saes",),
+    "probing.probes": ("LinearProbe", "transfer_probe"),
+    "steering.vectors": ("SteeringVector", "clamp", "transfer_vector"),
+    "features.attribution": ("attribution_correlations",),
 }
+_WHERE = {name: module for module, names in _NAMES.items() for name in names}
 
-__all__ = [
-    "AffineMap",
-    "LanguageModel",
-    "LinearProbe",
-    "ModelPair",
-    "PairMoments",
-    "SteeringVector",
-    "Stitch",
-    "StitchedPair",
-    "attribution_correlations",
-    "clamp",
-    "evaluate_saes",
-    "fit_adam",
-    "fit_exact",
-    "fit_pair",
-    "harvest_moments",
-    "load_models",
-    "load_pair",
-    "load_sae",
-    "measure_fidelity",
-    "stitch_loss",
-    "transfer_probe",
-    "transfer_sae",
-    "transfer_vector",
-]
+__all__ = ["AffineMap", "LanguageModel", "LinearProbe", "ModelPair", "PairMoments", "SteeringVector", "Stitch"]
+__all__ += ["StitchedPair", "attribution_correlations", "clamp", "evaluate_saes", "fit_adam", "fit_exact", "fit_pair"]
+__all__ += ["harvest_moments", "load_models", "load_pair", "load_sae", "measure_fidelity", "stitch_loss"]
+__all__ += ["transfer_probe", "transfer_sae", "transfer_vector"]
 
 
 def __getattr__(name: str):

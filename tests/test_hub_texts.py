@@ -7,7 +7,9 @@ import pytest
 from filelock import FileLock
 
 from stitch_utils.data import hub
-from stitch_utils.data.hub import dataset_rows, dataset_texts, remembered
+from stitch_utils.data.hub import dataset_rows, remembered
+from stitch_utils.data.pairs import TextRef
+from stitch_utils.data.text import read_documents
 from stitch_utils.utils.files import NotWritten
 
 TEXTS = ["one", "zwei\nlines", "", "ça va", "five"]
@@ -140,9 +142,9 @@ def test_rows_that_are_passed_over_are_not_fetched_again(streamed):
 
 def test_what_is_picked_and_from_which_files_is_remembered_apart(streamed):
     numbers = list(dataset_rows("a/b", lambda row: row["number"], picked="number"))
-    texts = list(dataset_texts("a/b", None, "train", None, "text", 0))
+    texts = list(read_documents(TextRef("hub", "a/b")))
     assert numbers == list(range(10)) and texts == [f"row {number}" for number in range(10)]
     again = list(dataset_rows("a/b", lambda row: -row["number"], picked="number", files="data/*.parquet"))
     assert again == [-number for number in range(10)]
     with pytest.raises(ValueError, match="dataset 'a/b' has no text column 'body': its columns are number, text"):
-        next(dataset_texts("a/b", None, "train", None, "body", 0))
+        next(read_documents(TextRef("hub", "a/b", column="body")))

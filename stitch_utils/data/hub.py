@@ -1,12 +1,11 @@
 """Read from the Hugging Face Hub: explain its errors to a user, and fetch each text once.
 
-No section of the paper. The Hub's clients say what went wrong in many words and classes; a user needs to know what was
-asked for and what to do. Models are kept in the Hub's own cache; streamed data sets are not, so what is taken of their
-rows is remembered beside it, and a run that was made once can be made again without a network. A Hub that is busy is
-asked again for a while; of a connection that is cut for good, what had come before is kept.
+No section of the paper. The Hub's clients report errors in many classes and many words; a user needs to know what was
+asked for and what to do. The Hub's own cache keeps models, but not the rows of a streamed data set. This module keeps
+what is taken of each row, so that a run can be made again without a network, and a lost connection loses no row.
 
-Offers `HubError`, `HubBusy`, `reaching`, `fetched`, `model_is_there`, `dataset_rows`, `dataset_texts`, `remembered`,
-`EMBEDDED`, and what a model reference means: `resolve`, `embedded_folder`.
+Offers `HubError`, `HubBusy`, `reaching`, `fetched`, `model_is_there`, `dataset_rows`, `remembered`, `EMBEDDED`, and
+what a model reference means: `resolve`, `embedded_folder`.
 """
 
 from __future__ import annotations
@@ -43,25 +42,23 @@ class HubBusy(HubError):
 
 @contextlib.contextmanager
 def reaching(kind: str, name: str, revision: str | None = None):
-    """Re-raise what goes wrong on the way to `name`, a `model` or a `dataset`, as one HubError."""
+    """Re-raise an error of the Hub's clients as a HubError about `name`, a `model` or a `dataset`; let others pass."""
     try:
         yield
     except HubError:
         raise
-    except Exception as error:  # clients wrap what went wrong in classes of their own; what is not the Hub's goes on
+    except Exception as error:  # the clients wrap errors in classes of their own
         if said := _meaning(error, kind, name, revision):
-            # what is to be known of a file has been asked for several times when this comes of it
+            # The client has asked for a file's metadata several times before it raises LocalEntryNotFoundError. It asks
+            # only once for the file, and gives up when an open connection is reset (ReadError).
             asked = isinstance(error, errors.LocalEntryNotFoundError)
-            passing = not asked and any(_busy_status(one) or _is_reset(one) for one in _chain(error))
+            passing = not asked and any(_busy_status(one) or _is_a(one, "ReadError") for one in _chain(error))
             raise (HubBusy if passing else HubError)(f"{kind} {name!r} {said}") from error
         raise
 
 
 def fetched(kind: str, name: str, fetch: Callable[[], T], *, revision: str | None = None) -> T:
-    """Call `fetch`, again if the Hub is busy, and return its result; raise HubError if it still fails.
-
-    The Hub's client itself repeats requests for a file's metadata, but not for the file.
-    """
+    """Call `fetch`, again if the Hub is busy, and return its result; raise HubError if it still fails."""
     for wait in WAITS:
         try:
             with reaching(kind, name, revision):
@@ -87,16 +84,6 @@ def _busy_status(error: BaseException) -> int | None:
     return status if isinstance(status, int) and (status == 429 or status >= 500) else None
 
 
-def _is_transport(error: BaseException) -> bool:
-    """Tell whether a connection failed."""
-    return isinstance(error, ConnectionError) or _is_a(error, "TransportError")
-
-
-def _is_reset(error: BaseException) -> bool:
-    """Tell whether an open connection was reset, after which the Hub's client gives up."""
-    return _is_a(error, "ReadError")
-
-
 def _is_a(error: BaseException, name: str) -> bool:
     """Compare an error's class by name, since the Hub's client has changed its HTTP library."""
     kinds = {(kind.__module__.split(".")[0], kind.__name__) for kind in type(error).__mro__}
@@ -107,7 +94,8 @@ def _meaning(raised: BaseException, kind: str, name: str, revision: str | None) 
     """Explain an error or one of its causes to a user; return None if the Hub had no part in it."""
     from datasets.exceptions import DatasetNotFoundError  # slow to import
 
-    page = f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{name}"
+    hub, home = constants.ENDPOINT, constants.HF_HOME
+    page = f"{hub}/{'datasets/' if kind == 'dataset' else ''}{name}"
     for error in _chain(raised):
         gated_data = isinstance(error, DatasetNotFoundError) and "is a gated dataset" in str(error)
         # The clients' classes overlap: the more special come first.
@@ -117,20 +105,17 @@ def _meaning(raised: BaseException, kind: str, name: str, revision: str | None) 
                 "then log in with `hf auth login` (or set HF_TOKEN)"
             )
         if isinstance(error, errors.RepositoryNotFoundError | DatasetNotFoundError):
-            return (
-                f"does not exist on {constants.ENDPOINT}, or is private: check the name "
-                "(a private one needs `hf auth login`)"
-            )
+            return f"does not exist on {hub}, or is private: check the name (a private one needs `hf auth login`)"
         if isinstance(error, errors.RevisionNotFoundError):
             return f"has no revision {revision!r}: see {page}/tree/main for those it has"
         if isinstance(error, errors.RemoteEntryNotFoundError):
             return f"lacks a file that is needed: {page}/tree/{revision or 'main'} shows what it has"
         if isinstance(error, errors.OfflineModeIsEnabled) or (constants.HF_HUB_OFFLINE and isinstance(error, OSError)):
-            return f"is not in {constants.HF_HOME}: unset HF_HUB_OFFLINE once to fetch it"
+            return f"is not in {home}: unset HF_HUB_OFFLINE once to fetch it"
         if busy := next(filter(None, map(_busy_status, _chain(error))), None):
-            return f"could not be had: {constants.ENDPOINT} is busy (status {busy}). Nothing is lost: try again later"
-        if isinstance(error, errors.LocalEntryNotFoundError) or _is_transport(error):
-            return f"is not whole in {constants.HF_HOME}, and {constants.ENDPOINT} cannot be reached: check the network"
+            return f"could not be had: {hub} is busy (status {busy}). Nothing is lost: try again later"
+        if isinstance(error, errors.LocalEntryNotFoundError | ConnectionError) or _is_a(error, "TransportError"):
+            return f"is not whole in {home}, and {hub} cannot be reached: check the network"
         if isinstance(error, SafetensorError):
             folder = Path(constants.HF_HUB_CACHE, f"{kind}s--{name.replace('/', '--')}")
             return f"has weights that are damaged ({error}): remove {folder} and run again, to fetch them anew"
@@ -155,11 +140,10 @@ def dataset_rows(
     skip: int = 0,
     files: str | None = None,
 ) -> Iterator[Any]:
-    """Yield what `pick` takes of each row of a data set, from row `skip` on: a JSON value, or None to pass over it.
+    """Yield what `pick` takes of each row of a data set, from row `skip` on: a JSON value, or None to leave a row out.
 
-    Each row is fetched once, and what was taken of it is remembered in HF_HOME under the name `picked`. `files` are
-    parquet files of the repository, as a pattern, for a data set whose loading script `datasets` refuses. HubError
-    where the data set cannot be had.
+    Each row is fetched once; HF_HOME keeps what was taken of it, under the name `picked`. `files` is a pattern of
+    parquet files, for a data set whose loading script `datasets` refuses. Raise HubError if the data cannot be read.
     """
     asked = json.dumps([constants.ENDPOINT, name, config, split, revision, picked, skip, *([files] if files else [])])
     file = f"{name.replace('/', '--')}-{hashlib.sha256(asked.encode()).hexdigest()[:12]}.jsonl"
@@ -189,71 +173,52 @@ def _streamed(name: str, config: str | None, split: str, revision: str | None, f
         raise
 
 
-def dataset_texts(
-    name: str, config: str | None, split: str, revision: str | None, column: str, skip: int
-) -> Iterator[str]:
-    """Yield one column of a data set, from row `skip` on, each row fetched once and then remembered in HF_HOME.
-
-    Raise HubError if it cannot be read, and ValueError if it has no such column of text.
-    """
-
-    def pick(row: dict) -> str:
-        if not isinstance(row.get(column), str):
-            raise ValueError(f"dataset {name!r} has no text column {column!r}: its columns are {', '.join(row)}")
-        return row[column]
-
-    return dataset_rows(name, pick, picked=column, config=config, split=split, revision=revision, skip=skip)
-
-
 def remembered(path: Path, stream: Callable[[int], Iterator[Any]]) -> Iterator[Any]:
-    """Yield the values of `stream(0)`: first those that `path` holds, then `stream(n)`, written down as they come.
+    """Yield the values of `stream(0)`: first those that `path` holds, then those of `stream(n)`, and write these down.
 
-    A line of the file is a value in JSON, after a digest of it and all values before it; `null` ends a stream that is
-    exhausted. From a line that is cut off or damaged on, values are fetched anew. Whoever finds the file in use by
-    another process reads on without writing. NotWritten where the disk is full; what it holds is kept.
+    A line of the file holds a digest of all values so far, then a value in JSON; `null` ends a finished stream. Values
+    from the first damaged line on are fetched again. A process that finds the file in use reads on without writing.
+    Raise NotWritten if the disk is full; the file keeps what it holds.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
-    count, chain, end = 0, b"", 0
+    count, chain, end, finished = 0, b"", 0, False
     with open(path, "r+b") as file, contextlib.ExitStack() as stack:
 
         def known() -> Iterator[Any]:
-            nonlocal count, chain
+            nonlocal count, chain, finished
             while line := file.readline():
                 digest, _, said = line.partition(b" ")
                 if digest != (following := _link(chain, said)):
                     file.seek(-len(line), 1)
                     return
-                count, chain = count + 1, following
-                yield json.loads(said)
+                count, chain, value = count + 1, following, json.loads(said)
+                if finished := value is None:
+                    return
+                yield value
 
         def write(value: Any) -> None:
             nonlocal chain, end
             said = json.dumps(value, ensure_ascii=False).encode() + b"\n"
-            following = _link(chain, said)
-            line = following + b" " + said
+            chain = _link(chain, said)
+            line = chain + b" " + said
             try:  # not through the file's buffer, which would try again when it is closed
                 while line:
                     written = os.pwrite(file.fileno(), line, end)
                     line, end = line[written:], end + written
             except OSError as error:
                 raise NotWritten(f"{path} could not be written ({error.strerror}): what it holds is kept") from error
-            chain = following
 
-        for value in known():
-            if value is None:
-                return
-            yield value
-        try:
+        yield from known()
+        if finished:
+            return
+        writing = False
+        with contextlib.suppress(Timeout):
             stack.enter_context(FileLock(f"{path}.lock", timeout=0))
-            for value in known():  # written by another process since
-                if value is None:
-                    return
-                yield value
-            end = file.truncate()
-            writing = True
-        except Timeout:
-            writing = False
+            yield from known()  # another process may have written more
+            if finished:
+                return
+            writing, end = True, file.truncate()
         for value in stream(count):
             if writing:
                 write(value)
@@ -268,19 +233,15 @@ def _link(chain: bytes, said: bytes) -> bytes:
 
 
 def resolve(ref: str) -> str:
-    """Turn `embedded:NAME` into its folder in this package; return a folder on disk or a Hub id as it is.
-
-    Raise ValueError for anything else.
-    """
+    """Return the folder of `embedded:NAME`, or a folder on disk or a Hub id as it is; raise ValueError for others."""
     if ref.startswith("embedded:"):
         return str(embedded_folder(ref, "model", "config.json"))
     folder = Path(ref).expanduser()
     if (folder / "config.json").exists():
         return str(folder)
     if ref.startswith((".", "/", "~")) or folder.is_dir() or not re.fullmatch(HUB_ID, ref):
-        raise ValueError(
-            f"{ref!r} is no folder with a Hugging Face model, since config.json was not found there, and no Hub id"
-        )
+        no_folder = "no folder with a Hugging Face model, since config.json was not found there"
+        raise ValueError(f"{ref!r} is {no_folder}, and no Hub id")
     return ref
 
 

@@ -1,19 +1,19 @@
 """Which two models, which layers, which text, how much of it: the only place where such choices live.
 
-Table 1 and App. A: the paper's model-layer pairs and the text they are stitched on. A pair is a YAML file, one of the
-package's (`pairs/<name>.yml`) or the user's own; chapters and commands take its name or its path and nothing else. The
-least that a file must say is two models, a layer of the first, and a text:
+Table 1 and App. A: the paper's model-layer pairs and the text they are stitched on. A pair is a YAML file of the
+package (`pairs/<name>.yml`) or of the user. Chapters and commands take its name or its path. A file must name two
+models, a layer of the first, and a text:
 
     name: mine
     a: {model: path/or/hub-id, layer: 3}
     b: {model: path/or/hub-id}
     text: my-text.txt
 
-Paths in a file are relative to it. Where B has no layer, SVCCA chooses it (`svcca.stitched_layers`). A text that is not
+Paths in a file are relative to it. SVCCA chooses a missing layer of B (`svcca.stitched_layers`). A text that is not
 split into `train` and `evaluation` keeps every tenth document for evaluation.
 
 Offers `ModelPair` and its parts (`ModelRef`, `TextRef`, `DatasetRef`, `SAERef`, `AugmenterRef`, `SAERecipe`, `Scale`),
-`load_pair`, `known_pairs` and `blaming`.
+`load_pair`, `known_pairs`, `blaming`, and for configurations `check_known` and `check_whole_numbers`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,21 @@ HELD_OUT_EVERY = 10
 OWN_CONTEXT = 128
 
 
+def check_known(what: str, value: Any, known: Iterable[str]) -> None:
+    """Raise ValueError, with the known values, unless `value` is one of them; `what` names it in the message."""
+    if value not in known:
+        raise ValueError(f"unknown {what} {value!r}: expected one of {', '.join(known)}")
+
+
+def check_whole_numbers(config: Any, **least: int) -> None:
+    """Raise ValueError unless all fields of type `int` hold whole numbers of 1 or more, or of what `least` gives."""
+    for entry in dataclasses.fields(config):
+        value, lowest = getattr(config, entry.name), least.get(entry.name, 1)
+        if entry.type == "int" and (type(value) is not int or value < lowest):
+            kind = "" if type(value) is int else "a whole number, "
+            raise ValueError(f"{entry.name} must be {kind}{lowest} or more: got {value!r}")
+
+
 @dataclass(frozen=True)
 class ModelRef:
     """One side of a pair."""
@@ -44,15 +59,15 @@ class ModelRef:
     model: str
     """Hub id, folder, or `embedded:NAME`."""
     layer: int | None = None
-    """The stitched residual stream is the one before this block; None, for B alone, leaves the choice to SVCCA."""
+    """The stitch joins the residual streams before this block. None, for B alone, lets SVCCA choose."""
     revision: str | None = None
     """Branch, tag or commit on the Hub."""
     config: Mapping[str, Any] | None = None
-    """Entries of its Hugging Face configuration that say how large it is, so that its cost is known without it."""
+    """Sizes from the model's Hugging Face configuration; they give its cost before it is downloaded."""
 
     @property
     def short(self) -> str:
-        """The model's name without what stands before it, for figures."""
+        """Return the model's name without owner, folder or `embedded:`, for figures."""
         return self.model.rsplit("/", 1)[-1].removeprefix("embedded:")
 
 
@@ -65,21 +80,20 @@ class TextRef:
     name: str
     """Seed of a stream of the embedded world; id of a Hub dataset; path of a .txt, .jsonl or .parquet file."""
     column: str = "text"
-    """Column that holds the text, in a dataset, .jsonl or .parquet."""
+    """The column that holds the text of a dataset, .jsonl or .parquet file."""
     split: str = "train"
     config: str | None = None
     """Configuration of a Hub dataset."""
     revision: str | None = None
     skip: int = 0
-    """Documents passed over at the start."""
+    """How many documents are passed over at the start."""
     take: int | None = None
-    """Documents used at most."""
+    """How many documents are used at most."""
     held_out: bool | None = None
-    """False: all but every tenth document. True: every tenth alone. None: all."""
+    """False leaves every tenth document out; True uses every tenth alone; None uses all."""
 
     def __post_init__(self):
-        if self.source not in SOURCES:
-            raise ValueError(f"unknown text source {self.source!r}: expected world, hub or files")
+        check_known("text source", self.source, SOURCES)
         if self.skip < 0 or (self.take is not None and self.take < 1):
             raise ValueError(f"skip must not be negative and take must be positive: got {self.skip} and {self.take}")
 
@@ -89,7 +103,7 @@ class DatasetRef:
     """A data set that an experiment reads row by row."""
 
     name: str
-    """Id of a data set of the Hub; path or URL of a .jsonl file, where the experiment reads such."""
+    """Id of a data set of the Hub, or, for an experiment that reads one, the path or URL of a .jsonl file."""
     config: str | None = None
     split: str = "train"
     revision: str | None = None
@@ -102,15 +116,15 @@ class SAERef:
     format: str
     """`sae_lens`: a release of SAELens' directory. `sparsify`: a checkpoint in EleutherAI's format."""
     release: str
-    """Name of the release; Hub id."""
+    """Name of the release, or Hub id of the checkpoint."""
     id: str
-    """Which one of it."""
+    """Which SAE of the release or checkpoint."""
     revision: str | None = None
 
 
 @dataclass(frozen=True)
 class AugmenterRef:
-    """A model that follows instructions, to write sentences anew (App. H.1)."""
+    """An instruction-tuned model that writes sentences anew (App. H.1)."""
 
     model: str
     """Hub id or folder."""
@@ -118,20 +132,19 @@ class AugmenterRef:
     dtype: str = "bfloat16"
 
     def __post_init__(self):
-        if self.dtype not in DTYPES:
-            raise ValueError(f"unknown dtype {self.dtype!r}: expected one of {', '.join(DTYPES)}")
+        check_known("dtype", self.dtype, DTYPES)
 
 
 @dataclass(frozen=True)
 class SAERecipe:
-    """How SAEs of a pair are trained where none is published; by default the paper's choices (App. D)."""
+    """How the chapters train an SAE where none is published; the defaults are the paper's (App. D)."""
 
     k: int = 32
-    """Latents that fire on a token."""
+    """How many latents fire on a token."""
     lr: float = 1e-4
     batch_tokens: int = 4096
     dead_after: int = 1000
-    """Steps without firing after which a latent counts as dead, where the auxiliary loss is tried."""
+    """After so many steps without firing, the auxiliary loss treats a latent as dead."""
 
 
 @dataclass(frozen=True)
@@ -139,27 +152,24 @@ class Scale:
     """How much of everything a run uses."""
 
     train_tokens: int
-    """Positions harvested to fit stitches."""
+    """Positions on which stitches are fitted."""
     svcca_tokens: int
-    """Positions on which layers are compared (App. A.1: a small sample)."""
+    """Positions on which SVCCA compares layers (App. A.1: a small sample)."""
     eval_documents: int
     """Documents on which cross-entropy is measured."""
     adam_steps: int
-    """Steps of the paper's fitter, App. A."""
+    """Steps of the paper's fitter (App. A)."""
     batch_size: int
-    """Rows a forward pass; halved by itself where they do not fit into memory."""
+    """Rows of a forward pass; a pass that does not fit into memory halves them."""
     sae_latents: int = 512
-    """Width of the SAEs that are trained here."""
+    """Width of the SAEs that the chapters train."""
     sae_steps: int = 20
-    """Steps of their training."""
+    """Steps of a training."""
     sae_sweep_steps: int = 10
-    """Steps of each run where many are compared."""
+    """Steps of each training that a sweep compares."""
 
     def __post_init__(self):
-        for entry in dataclasses.fields(self):
-            value = getattr(self, entry.name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{entry.name} must be a positive whole number: got {value!r}")
+        check_whole_numbers(self)
 
 
 @functools.cache
@@ -177,29 +187,31 @@ class ModelPair:
     a: ModelRef
     b: ModelRef
     context: int
-    """Positions of a row, the beginning-of-text token included."""
+    """Positions of a row, with the beginning-of-text token."""
     train: TextRef
     evaluation: TextRef
     scales: Mapping[str, Scale]
     dtype: str = "float32"
     rows: str = "document"
-    """`document`: one row a document, cut at the context; `packed`: documents one after another."""
+    """`document` cuts each document at the context; `packed` fills rows with one document after another."""
     threads: int = 0
-    """CPU threads that PyTorch gets, whatever the machine has, since sums are rounded otherwise with another number
-    and training makes much of it; 0: as many as it takes by itself."""
+    """PyTorch's CPU threads, on any machine: their number changes how sums round. 0 lets PyTorch choose."""
     saes: Mapping[str, SAERef | str] = field(default_factory=dict)
-    """SAEs of `a` and `b` that exist, as `saes.load_sae` takes them; the chapters train what is missing."""
+    """Published SAEs of `a` and `b`, as `saes.load_sae` takes them; the chapters train those that are missing."""
     sae_recipe: SAERecipe = SAERecipe()
     datasets: Mapping[str, DatasetRef] = field(default_factory=dict)
-    """What the experiments beyond plain text read, by its role; without one, the embedded world stands in."""
+    """Data sets by their role in an experiment; the embedded world stands in for a missing one."""
     strength: float = 0.0
-    """At which vectors steer, where a run names none; 1 is the paper's. 0: chosen on prompts that are not evaluated."""
+    """The default strength of a steering vector; the paper's is 1. 0 chooses one on prompts that are not evaluated."""
     augmenter: AugmenterRef | None = None
-    """Writes versions of sentences with other words; without one, the sentences are the embedded world's."""
+    """The model that writes versions of sentences; without it, the sentences are the embedded world's."""
     file: str = ""
-    """Where all this was said, for messages."""
+    """The pair's file, for messages."""
 
     def __post_init__(self):
+        check_known("dtype", self.dtype, DTYPES)
+        check_known("rows", self.rows, ("document", "packed"))
+        check_whole_numbers(self, context=2, threads=0)
         if not isinstance(self.name, str):  # as YAML reads 160, 1e5, no or a date
             raise ValueError(f"name is no text but {self.name!r}: expected it in quotation marks")
         if self.a.layer is None:
@@ -208,16 +220,8 @@ class ModelPair:
             raise ValueError(f"scales is empty: expected at least one, of {', '.join(SCALES)}")
         if unknown := sorted(set(self.saes) - {"a", "b"}):
             raise ValueError(f"saes of unknown side {', '.join(unknown)}: expected a or b")
-        if self.dtype not in DTYPES:
-            raise ValueError(f"unknown dtype {self.dtype!r}: expected one of {', '.join(DTYPES)}")
-        if self.rows not in ("document", "packed"):
-            raise ValueError(f"unknown rows {self.rows!r}: expected document or packed")
-        if type(self.threads) is not int or self.threads < 0:
-            raise ValueError(f"threads must be a number of threads, or 0: got {self.threads!r}")
         if isinstance(self.strength, bool) or not isinstance(self.strength, int | float) or self.strength < 0:
             raise ValueError(f"strength must be a positive number, or 0 to choose one: got {self.strength!r}")
-        if self.context < 2:
-            raise ValueError(f"context must be at least 2: got {self.context}")
         if self.train == self.evaluation:
             raise ValueError(f"training and evaluation text are the same: {self.train}")
 
@@ -230,8 +234,7 @@ class ModelPair:
     def sizes_of(self, experiment: str, scale: str) -> dict[str, Any]:
         """Return the sizes of an experiment at a scale, by the names of its configuration's fields (`sizes.yml`).
 
-        A scale that only the pair's file knows takes the sizes of `default`. Raise ValueError for a scale that the
-        pair does not have.
+        A scale that only the pair's file has takes the sizes of `default`. Raise ValueError for an unknown scale.
         """
         self.scale(scale)
         found = _sizes().get(scale, _sizes()["default"])[experiment]
@@ -240,10 +243,7 @@ class ModelPair:
 
 @contextlib.contextmanager
 def blaming(pair: ModelPair, part: str):
-    """Re-raise ValueErrors with the pair, its file and the part of it that they concern.
-
-    A HubError keeps its class, so that nobody looks for its cause in the code.
-    """
+    """Re-raise a ValueError with the pair, its file and the part of it that is wrong; a HubError keeps its class."""
     try:
         yield
     except ValueError as error:
@@ -265,10 +265,9 @@ def load_pair(name: str | Path) -> ModelPair:
     """
     path = Path(name).expanduser() if str(name).endswith((".yml", ".yaml")) else PAIRS_FOLDER / f"{name}.yml"
     if not path.is_file():
+        sought = "" if path.parent == PAIRS_FOLDER else f"there is no file {str(path.absolute())!r}; "
         known = f"known are {', '.join(known_pairs())}, or the path of a .yml file"
-        if path.parent == PAIRS_FOLDER:
-            raise ValueError(f"unknown pair {str(name)!r}: {known}")
-        raise ValueError(f"unknown pair {str(name)!r}: there is no file {str(path.absolute())!r}; {known}")
+        raise ValueError(f"unknown pair {str(name)!r}: {sought}{known}")
     data = None
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -285,37 +284,30 @@ def load_pair(name: str | Path) -> ModelPair:
 
 def _parsed(data: dict, path: Path) -> dict:
     """Turn the entries of a file into the fields of `ModelPair`."""
-    train, evaluation = _texts(data["text"], path.parent)
-    scales = (
-        {key: _build(Scale, value) for key, value in data["scales"].items()}
-        if "scales" in data
-        else {key: Scale(**found["own_pair"]) for key, found in _sizes().items()}
-    )
+    folder, augmenter = path.parent, data.get("augmenter")
+    train, evaluation = _texts(data["text"], folder)
+    scales = data.get("scales", {key: found["own_pair"] for key, found in _sizes().items()})
     return {key: value for key, value in data.items() if key != "text"} | {
         "title": data.get("title", data["name"]),
-        "a": _model(data["a"], path.parent),
-        "b": _model(data["b"], path.parent),
+        "a": _model(ModelRef, data["a"], folder),
+        "b": _model(ModelRef, data["b"], folder),
         "context": data.get("context", OWN_CONTEXT),
         "train": train,
         "evaluation": evaluation,
-        "scales": scales,
-        "saes": {key: _sae(value, path.parent) for key, value in data.get("saes", {}).items()},
+        "scales": {key: _build(Scale, value) for key, value in scales.items()},
+        "saes": {
+            side: _beside(folder, ref) if isinstance(ref, str) else _build(SAERef, ref)
+            for side, ref in data.get("saes", {}).items()
+        },
         "sae_recipe": _build(SAERecipe, data.get("sae_recipe", {})),
-        "datasets": {key: _dataset(value, path.parent) for key, value in data.get("datasets", {}).items()},
-        "augmenter": _augmenter(data.get("augmenter"), path.parent),
-        "file": path.relative_to(PAIRS_FOLDER.parents[2]).as_posix() if path.parent == PAIRS_FOLDER else str(path),
+        "datasets": {key: _dataset(value, folder) for key, value in data.get("datasets", {}).items()},
+        "augmenter": None if augmenter is None else _model(AugmenterRef, augmenter, folder),
+        "file": path.relative_to(PAIRS_FOLDER.parents[2]).as_posix() if folder == PAIRS_FOLDER else str(path),
     }
 
 
-def _model(data: dict, folder: Path) -> ModelRef:
-    ref = _build(ModelRef, data)
-    return dataclasses.replace(ref, model=_beside(folder, ref.model))
-
-
-def _augmenter(data: dict | None, folder: Path) -> AugmenterRef | None:
-    if data is None:
-        return None
-    ref = _build(AugmenterRef, data)
+def _model(kind, data: dict, folder: Path):
+    ref = _build(kind, data)
     return dataclasses.replace(ref, model=_beside(folder, ref.model))
 
 
@@ -341,10 +333,6 @@ def _dataset(data: dict, folder: Path) -> DatasetRef:
     return dataclasses.replace(ref, name=_beside(folder, ref.name)) if ref.name.endswith(".jsonl") else ref
 
 
-def _sae(data: str | dict, folder: Path) -> SAERef | str:
-    return _beside(folder, data) if isinstance(data, str) else _build(SAERef, data)
-
-
 def _beside(folder: Path, name: str) -> str:
     """Make a path that exists relative to `folder` absolute; return anything else, such as a Hub id, as it is."""
     path = (folder / Path(name).expanduser()).resolve()
@@ -355,14 +343,10 @@ def _build(kind, data: dict):
     """Build a dataclass from a mapping; raise ValueError, naming the expected entries, for others."""
     if not isinstance(data, dict):
         raise ValueError(f"{kind.__name__}: expected a mapping, got {data!r}")
-    fields = {entry.name: entry for entry in dataclasses.fields(kind)}
-    unknown = sorted(set(data) - set(fields))
-    missing = sorted(name for name, entry in fields.items() if name not in data and _required(entry))
-    if unknown or missing:
-        wrong = [f"{word} {', '.join(names)}" for word, names in (("unknown", unknown), ("missing", missing)) if names]
-        raise ValueError(f"{kind.__name__}: {'; '.join(wrong)}; expected {', '.join(fields)}")
+    fields = dataclasses.fields(kind)
+    expected = [entry.name for entry in fields]
+    required = {entry.name for entry in fields if entry.default is entry.default_factory is dataclasses.MISSING}
+    wrong = {"unknown": set(data) - set(expected), "missing": required - set(data)}
+    if said := [f"{word} {', '.join(sorted(names))}" for word, names in wrong.items() if names]:
+        raise ValueError(f"{kind.__name__}: {'; '.join(said)}; expected {', '.join(expected)}")
     return kind(**data)
-
-
-def _required(entry: dataclasses.Field) -> bool:
-    return entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING

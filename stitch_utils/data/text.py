@@ -1,39 +1,39 @@
 """Make batches of tokens from a text source, with special tokens marked once.
 
 App. A: stitches are fitted on the first documents of OpenWebText with a fixed context, special tokens masked out.
-Every row begins with the beginning-of-text token, as the models saw in training; it and all other special tokens are
+Every row begins with the beginning-of-text token, as the models saw in training. It and all other special tokens are
 marked here and nowhere else, since their residual streams are so large that they would dominate every moment.
 
-Offers `TokenBatch`, `read_documents`, `token_batches`, and for texts that are there already `text_rows`, `padded_rows`,
+Offers `TokenBatch`, `read_documents`, `token_batches`; for texts that are in memory `text_rows`, `padded_rows`; and
 `begin_and_end`.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
 from .embedded.world import documents
-from .hub import dataset_texts
+from .hub import dataset_rows
 from .pairs import FILE_KINDS, HELD_OUT_EVERY, TextRef
 
 TOKENIZE_AT_ONCE = 256
 
 
 class TokenBatch(NamedTuple):
-    """Rows of one length."""
+    """Rows of tokens, all of one length."""
 
     tokens: Int[Tensor, "batch pos"]
     mask: Bool[Tensor, "batch pos"]
     """True at ordinary tokens, False at special and padding ones."""
     documents: Int[Tensor, "batch pos"]
-    """Number of the document that each token belongs to."""
+    """The number of each token's document."""
 
     def split(self, rows: int) -> Iterator[TokenBatch]:
         """Split into batches of at most `rows` rows."""
@@ -41,24 +41,25 @@ class TokenBatch(NamedTuple):
 
 
 def read_documents(text: TextRef) -> Iterator[str]:
-    """Yield documents of a source: those not empty, after `skip`, up to `take`, and then those `held_out` chooses.
+    """Yield the documents of a source that are not empty: after `skip`, up to `take`, and as `held_out` says.
 
-    ValueError, naming the source, if it has none, or is a file of another kind than .txt (one document a file, or
-    several separated by blank lines), .jsonl or .parquet, or has no such column. HubError for a data set that cannot be
-    had.
+    Raise ValueError, naming the source, if it holds no documents or too few, has no such column of text, or is not a
+    file of .txt (blank lines separate documents), .jsonl or .parquet. Raise HubError if a data set cannot be read.
     """
-    source, skipped = _SOURCES[text.source](text), 0 if text.source == "hub" else text.skip  # `_hub` skips by itself
-    stop = None if text.take is None else skipped + text.take
-    usable = (document for document in itertools.islice(source, skipped, stop) if document.strip())
+    if text.source == "hub":  # the Hub's rows are skipped before they are fetched
+        source = _hub(text)
+    else:
+        found = _files(text) if text.source == "files" else (one.text for one in documents(text.name))
+        source = itertools.islice(found, text.skip, None)
+    usable = (document for document in itertools.islice(source, text.take) if document.strip())
     read = 0
     for read, document in enumerate(usable, start=1):
         if text.held_out is None or text.held_out == (read % HELD_OUT_EVERY == 0):
             yield document
     if not read:
+        after = f" after skipping {text.skip}" if text.skip else ""
         raise ValueError(
-            f"no documents in {text.source} source {text.name!r}"
-            + (f" after skipping {text.skip}" if text.skip else "")
-            + ": expected at least one that is not empty"
+            f"no documents in {text.source} source {text.name!r}{after}: expected at least one that is not empty"
         )
     if text.held_out and read < HELD_OUT_EVERY:
         raise ValueError(
@@ -68,12 +69,9 @@ def read_documents(text: TextRef) -> Iterator[str]:
         )
 
 
-def _world(text: TextRef) -> Iterator[str]:
-    return (document.text for document in documents(text.name))
-
-
 def _hub(text: TextRef) -> Iterator[str]:
-    return dataset_texts(text.name, text.config, text.split, text.revision, text.column, text.skip)
+    asked: dict[str, Any] = {"config": text.config, "split": text.split, "revision": text.revision, "skip": text.skip}
+    return dataset_rows(text.name, lambda row: _column(row, text), picked=text.column, **asked)
 
 
 def _files(text: TextRef) -> Iterator[str]:
@@ -90,31 +88,23 @@ def _files(text: TextRef) -> Iterator[str]:
 
     kind = "json" if path.suffix == ".jsonl" else "parquet"
     rows = load_dataset(kind, data_files=str(path), split="train", streaming=True)
-    return _readable(rows, text)
+    return (_column(row, text) for row in _readable(rows, text))
 
 
-def _readable(rows, text: TextRef) -> Iterator[str]:
-    """Yield the text column of a file's rows; raise one ValueError for any error of a reader."""
-    read = iter(rows)
-    while True:
-        try:
-            row = next(read)
-        except StopIteration:
-            return
-        except Exception as error:  # the readers of each kind raise classes of their own, pyarrow's among them
-            expected = f'one object such as {{"{text.column}": "..."}} a line' if ".jsonl" in text.name else "rows"
-            raise ValueError(f"text file {text.name!r} cannot be read ({error}): expected {expected}") from error
-        yield from _column([row], text)
+def _readable(rows: Iterable[dict], text: TextRef) -> Iterator[dict]:
+    """Yield the rows of a file; raise one ValueError for any error of its reader."""
+    try:
+        yield from rows
+    except Exception as error:  # the readers of each kind raise classes of their own, pyarrow's among them
+        expected = f'one object such as {{"{text.column}": "..."}} a line' if ".jsonl" in text.name else "rows"
+        raise ValueError(f"text file {text.name!r} cannot be read ({error}): expected {expected}") from error
 
 
-def _column(rows, text: TextRef) -> Iterator[str]:
-    for row in rows:
-        if not isinstance(row.get(text.column), str):
-            raise ValueError(f"{text.name!r} has no text column {text.column!r}: its columns are {', '.join(row)}")
-        yield row[text.column]
-
-
-_SOURCES = {"world": _world, "hub": _hub, "files": _files}
+def _column(row: dict, text: TextRef) -> str:
+    if isinstance(found := row.get(text.column), str):
+        return found
+    kind = "dataset" if text.source == "hub" else "text file"
+    raise ValueError(f"{kind} {text.name!r} has no text column {text.column!r}: its columns are {', '.join(row)}")
 
 
 def token_batches(
@@ -129,9 +119,9 @@ def token_batches(
 ) -> Iterator[TokenBatch]:
     """Yield batches of at most `batch_size` rows of `context` tokens, up to `n_tokens` positions or `n_documents`.
 
-    `rows="document"`: one row a document, cut at the context or padded. `rows="packed"`: documents one after another,
-    each ended by the end-of-text token; an incomplete last row is dropped. ValueError if the source has no documents,
-    or packed text is shorter than one row.
+    `rows="document"` makes one row of a document, cut at the context or padded. `rows="packed"` ends each document with
+    the end-of-text token, lays them one after another, and drops an incomplete last row. Raise ValueError if the source
+    has no documents, or packed text is shorter than one row.
     """
     if n_tokens is not None and n_tokens < context:
         raise ValueError(f"n_tokens={n_tokens} is less than one context of {context} tokens")
@@ -144,9 +134,8 @@ def token_batches(
     while chunk := list(itertools.islice(stream, batch_size)):
         tokens = torch.tensor([tokens for tokens, _, _ in chunk])
         filled = torch.tensor([length for _, _, length in chunk])[:, None] > torch.arange(context)
-        yield TokenBatch(
-            tokens, ~torch.isin(tokens, special) & filled, torch.tensor([owners for _, owners, _ in chunk])
-        )
+        owners = torch.tensor([owners for _, owners, _ in chunk])
+        yield TokenBatch(tokens, ~torch.isin(tokens, special) & filled, owners)
 
 
 def _tokenized(source: Iterator[str], tokenizer) -> Iterator[list[int]]:
@@ -186,10 +175,7 @@ def begin_and_end(tokenizer) -> tuple[int, int]:
 
 
 def text_rows(texts: Sequence[str], tokenizer, *, context: int | None, batch_size: int) -> Iterator[TokenBatch]:
-    """Yield batches of texts, each a row of its own that is cut at `context` tokens; `documents` is a text's index.
-
-    Rows of similar length are batched, so their order is not that of the texts.
-    """
+    """Yield batches of texts of similar lengths, a row each, cut at `context` tokens; `documents` is a text's index."""
     begin, end = begin_and_end(tokenizer)
     special = torch.tensor(sorted({*tokenizer.all_special_ids, begin, end}))
     ids = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
@@ -198,9 +184,9 @@ def text_rows(texts: Sequence[str], tokenizer, *, context: int | None, batch_siz
 
 
 def padded_rows(rows: Sequence[Sequence[int]], fill: int, *, batch_size: int) -> Iterator[TokenBatch]:
-    """Yield batches of rows of similar lengths, padded on the right, where causal attention does not look.
+    """Yield batches of rows of similar lengths, padded on the right; `documents` is a row's index.
 
-    The mask is True at the rows' own tokens; `documents` is a row's index.
+    The mask is True at the rows' own tokens; causal attention keeps these from seeing the padding.
     """
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
     for start in range(0, len(rows), batch_size):

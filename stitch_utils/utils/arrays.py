@@ -1,7 +1,7 @@
-"""Read arrays of a user's own from files, without running anything that they hold (no section of its own).
+"""Read a user's arrays from files, without running anything that they hold (no section of its own).
 
-.npy and .npz files are read without pickles, which can run code when they are opened; so is safetensors. A file that is
-damaged, or that holds something else than was expected, raises a ValueError of one line with its name.
+.npy, .npz and .safetensors files are read without pickles, which can run code. A file that is damaged, or holds
+something unexpected, raises a ValueError of one line with its name.
 
 Offers `read_arrays`, `numbers_of` and `read_vectors`, and `save_arrays`, which writes a file whole or not at all.
 """
@@ -20,9 +20,9 @@ from .files import write_whole
 
 
 def read_arrays(path: str | Path, endings: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """Read the arrays of a file by their names; that of a .npy file is called `it`.
+    """Read the arrays of a file by their names; the array of a .npy file is called `it`.
 
-    ValueError for a file whose name has none of these `endings`, for a missing file and for a damaged one.
+    Raise ValueError if the name has none of these `endings`, or the file is missing or damaged.
     """
     path = Path(path).expanduser()
     expected = f"expected a {' or '.join(endings)} file of numbers (pickles are not read, since they can run code)"
@@ -46,7 +46,7 @@ def read_arrays(path: str | Path, endings: tuple[str, ...]) -> dict[str, np.ndar
 
 
 def numbers_of(path: str | Path, name: str, array: np.ndarray) -> np.ndarray:
-    """Return the array in float64; ValueError, with its name and file, unless it holds finite real numbers."""
+    """Return the array in float64; raise ValueError, with its name and file, unless its numbers are finite and real."""
     if array.dtype.kind not in "fiu":
         raise ValueError(f"{name} of {path} is of type {array.dtype}: expected numbers")
     if not np.isfinite(array).all():
@@ -55,9 +55,9 @@ def numbers_of(path: str | Path, name: str, array: np.ndarray) -> np.ndarray:
 
 
 def read_vectors(path: str | Path) -> np.ndarray:
-    """Read the vector (d,) or rows (n, d) of a .npy file, or of a .safetensors file with one tensor; float64.
+    """Read the vector (d,) or rows (n, d) of a .npy file, or of a .safetensors file with one tensor, in float64.
 
-    ValueError for other files and shapes, values that are not finite, and rows of zeros.
+    Raise ValueError for another file or shape, a value that is not finite, or a row of zeros.
     """
     arrays = read_arrays(path, (".npy", ".safetensors"))
     if len(arrays) != 1:

@@ -2,11 +2,9 @@
 
 A file's name holds a digest of its ingredients (the pair, the sizes, the models' weights), of the code that made it,
 and of the versions of the libraries that compute. When one of these changes, the name changes, so nothing stale is
-read. The code is the closure of what the named modules import of this package, read from their source, with the data
-files that a module names in `DATA_FILES`. The packages' `__init__.py` are left out: they hold no computation.
-
-The processor, the device and the number of threads are not part of the key, so that an artifact can be carried to
-another machine. They change the last bits of a sum, as they would if it were made again there.
+read. The code is that of the named modules, of all that they import of this package, and of the data files that a
+module names in `DATA_FILES`; a package's `__init__.py` computes nothing and is left out. The processor, the device and
+the number of threads change the last bits of a sum, but not the name, so that an artifact serves on another machine.
 
 Offers `artifact` and `kept`.
 """
@@ -31,52 +29,34 @@ from .files import project_root, remove_if_damaged, write_whole
 T = TypeVar("T")
 PACKAGE = Path(__file__).parents[1]
 # The next version of any of these may change the last digit of a number, or read a text or a file differently.
-LIBRARIES = (
-    "datasets",
-    "langdetect",
-    "numpy",
-    "sae-lens",
-    "scikit-learn",
-    "scipy",
-    "tokenizers",
-    "torch",
-    "transformer-lens",
-    "transformers",
-)
+LIBRARIES = ["datasets", "langdetect", "numpy", "sae-lens", "scikit-learn", "scipy", "tokenizers", "torch"]
+LIBRARIES += ["transformer-lens", "transformers"]
 
 
 class Code:
-    """The source of a package as it was when this object was made.
-
-    A process computes with the code that it imported, so later edits of the files must not enter its keys.
-    """
+    """The source of a package when this object was made: later edits are not what the process computes with."""
 
     def __init__(self, package: Path):
         self.name = package.name
-        self.files = {
-            path.relative_to(package).as_posix(): path.read_bytes()
-            for suffix in (".py", ".yml")
-            for path in sorted(package.rglob(f"*{suffix}"))
-        }
+        found = [path for pattern in ("*.py", "*.yml") for path in sorted(package.rglob(pattern))]
+        self.files = {path.relative_to(package).as_posix(): path.read_bytes() for path in found}
 
     def closure(self, modules: Iterable[str]) -> dict[str, str]:
         """Return digests, by file name, of these modules (`package.room.module`), their imports, and their data.
 
         Raise ValueError for a module that the package does not have, and for `DATA_FILES` that match nothing.
         """
-        digests: dict[str, str] = {}
-        waiting = list(modules)
+        found, waiting = set(), list(modules)
         while waiting:
             module = waiting.pop()
             file = self._file(module)
             if file is None:
                 raise ValueError(f"{module!r} is no module of {self.name}: an artifact cannot be keyed by it")
-            if file not in digests:
+            if file not in found:
                 imported, data = self._reads(module, file)
                 waiting += imported
-                for name in (file, *data):
-                    digests[name] = hashlib.sha256(self.files[name]).hexdigest()
-        return dict(sorted(digests.items()))
+                found |= {file, *data}
+        return {name: hashlib.sha256(self.files[name]).hexdigest() for name in sorted(found)}
 
     def _file(self, module: str) -> str | None:
         """Return the file of a module; None for a package, or for a name that is no module."""
@@ -87,7 +67,6 @@ class Code:
     def _reads(self, module: str, file: str) -> tuple[list[str], list[str]]:
         """List the modules of this package that a module imports anywhere, and the data files that it names."""
         imported, data = [], []
-        folder = file.rpartition("/")[0]
         for node in ast.walk(ast.parse(self.files[file])):
             if isinstance(node, ast.Import):
                 imported += [alias.name for alias in node.names]
@@ -96,11 +75,10 @@ class Code:
                 source = ".".join(part for part in (base, node.module) if part)
                 imported += [source, *(f"{source}.{alias.name}" for alias in node.names)]
             elif isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "DATA_FILES":
-                pattern = f"{folder}/{ast.literal_eval(node.value)}"
-                found = [name for name in self.files if Path(name).match(pattern)]
+                pattern = f"{file.rpartition('/')[0]}/{ast.literal_eval(node.value)}"
+                data += (found := [name for name in self.files if Path(name).match(pattern)])
                 if not found:
                     raise ValueError(f"{module} names the data files {pattern!r}, and there are none")
-                data += found
         return [name for name in imported if self._file(name)], data
 
 
@@ -115,17 +93,12 @@ def _made_with(modules: tuple[str, ...]) -> dict[str, object]:
 
 
 def artifact(
-    pair: str,
-    kind: str,
-    ingredients: Mapping[str, object],
-    *,
-    sources: Iterable[ModuleType | Callable],
-    suffix: str,
+    pair: str, kind: str, ingredients: Mapping[str, object], *, sources: Iterable[ModuleType | Callable], suffix: str
 ) -> Path:
     """Return the path below `artifacts/<pair>/` of what these ingredients make.
 
-    `sources` are the functions, classes or modules that make it; their imports are followed. Raise ValueError for a
-    source that is not of this package.
+    `sources` are the functions, classes or modules that make it; their imports count too. Raise ValueError without a
+    source, and for one that is not of this package.
     """
     modules = sorted({source.__name__ if isinstance(source, ModuleType) else source.__module__ for source in sources})
     if not modules:

@@ -1,11 +1,10 @@
 """Write files whole or not at all, and notice when one has changed since (no section of its own).
 
-Runs are killed, disks fill up and bits flip, and none of this may change a number. A file or folder is therefore
-written under a scratch name beside its place and moved there in one step. Before the move its digest is written to a
-hidden file next to it, its seal. A file that does not agree with its seal is removed and made again.
-
-A seal keeps the digests of the last few contents. If a process dies between sealing and moving, the earlier content
-still agrees with the seal; if two processes write at once, either content does.
+Runs are killed, disks fill up and bits flip, and none of this may change a number. `write_whole` writes a file or
+folder under a scratch name beside its place, writes its digest to a hidden file, its seal, and then moves it to its
+place in one step. A file that does not agree with its seal is removed and made again. A seal keeps the digests of the
+last few contents: if a process dies between sealing and moving, the earlier content still agrees with the seal; if two
+processes write at once, either content does.
 
 Offers `project_root`, `NotWritten`, `write_whole`, `check_ours`, `is_sealed`, `is_intact`, `remove_sealed`,
 `remove_leftovers`, `remove_if_damaged`, `damage_message`, `remove_damaged`, `digest` and `tree_digest`.
@@ -13,7 +12,6 @@ Offers `project_root`, `NotWritten`, `write_whole`, `check_ours`, `is_sealed`, `
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
 import os
@@ -58,8 +56,9 @@ def write_whole(path: str | Path, write: Callable[[Path], object], *, sealed: bo
         if path.is_dir() and not scratch.is_dir():
             raise IsADirectoryError(errno.EISDIR, "it is a folder, and a file was to be written")
         if sealed:
-            known = "".join(f"{line}\n" for line in _known(seal, _content(scratch)))
-            _scratch_of(seal).write_text(known, encoding="ascii")
+            content = str(_content(scratch))
+            known = [content, *(line for line in _sealed(seal) if line != content)][:CONTENTS]
+            _scratch_of(seal).write_text("".join(f"{line}\n" for line in known), encoding="ascii")
             _move(_scratch_of(seal), seal, through=replaces)
         if path.is_dir():
             os.replace(path, aside)  # one folder cannot take the place of another
@@ -78,11 +77,9 @@ def write_whole(path: str | Path, write: Callable[[Path], object], *, sealed: bo
 
 def check_ours(folder: Path, mark: str, *others: str) -> None:
     """Raise ValueError unless the folder may be replaced: new, empty, or with `mark` and nothing but `others`."""
-    if not folder.exists():
-        return
-    if not folder.is_dir():
+    if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is there and is no folder")
-    found, known = {path.name for path in folder.iterdir()}, {mark, *others}
+    found, known = {path.name for path in folder.glob("*")}, {mark, *others}
     if found and (mark not in found or found - known):
         first, *more = sorted(found - known or found)
         raise ValueError(
@@ -98,12 +95,7 @@ def is_sealed(path: str | Path) -> bool:
 
 def is_intact(path: str | Path) -> bool:
     """Tell whether the content of `path` is one that `write_whole` sealed."""
-    path = Path(path)
-    try:
-        known = _seal_of(path).read_text(encoding="ascii").split()
-    except (OSError, ValueError):
-        return False
-    return _content(path) in known
+    return _content(Path(path)) in _sealed(_seal_of(Path(path)))
 
 
 def remove_sealed(path: str | Path) -> None:
@@ -136,10 +128,7 @@ def damage_message(path: Path) -> str:
 
 
 def remove_damaged(root: Path) -> Iterator[Path]:
-    """Remove half-written and damaged artifacts of a project, and yield the damaged ones.
-
-    Commands report them before they start. A notebook that meets a damaged file warns on its page instead.
-    """
+    """Remove half-written and damaged artifacts of a project, and yield the damaged ones."""
     remove_leftovers(root / "artifacts")
     for seal in sorted((root / "artifacts").rglob(".*.sha256")):
         path = seal.with_name(seal.name.removeprefix(".").removesuffix(".sha256"))
@@ -160,10 +149,9 @@ def digest(path: Path) -> str | None:
 
 def tree_digest(folder: Path, *patterns: str) -> str:
     """Return one SHA-256 of the names and contents of matching files, except hidden files and caches."""
-    names = {
-        path.relative_to(folder).as_posix() for pattern in patterns for path in folder.glob(pattern) if path.is_file()
-    }
-    names = sorted(name for name in names if not re.search(r"(^|/)(\.|__pycache__/)", name))
+    files = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
+    names = sorted(path.relative_to(folder).as_posix() for path in files)
+    names = [name for name in names if not re.search(r"(^|/)(\.|__pycache__/)", name)]
     return hashlib.sha256("".join(f"{digest(folder / name)}  {name}\n" for name in names).encode()).hexdigest()
 
 
@@ -179,18 +167,20 @@ def _scratch_of(path: Path) -> Path:
     return path.with_name(f".{os.getpid()}.new.{path.name}")
 
 
-def _known(seal: Path, content: str | None) -> list[str]:
-    """Return the lines of a seal after adding the digest of one content."""
-    before = seal.read_text(encoding="ascii", errors="replace").split() if seal.is_file() else []
-    return [str(content), *(line for line in before if line != content)][:CONTENTS]
+def _sealed(seal: Path) -> list[str]:
+    """Return the digests that a seal keeps; none if it cannot be read."""
+    try:
+        return seal.read_text(encoding="ascii", errors="replace").split()
+    except OSError:
+        return []
 
 
 def _move(scratch: Path, path: Path, *, through: bool) -> None:
     """Move `scratch` to `path`; with `through`, flush it to the disk first, so that a power cut leaves one whole."""
-    files = [file for file in (scratch, *scratch.rglob("*")) if file.is_file()] if through else []
-    for file in files:
-        with file.open("rb") as written:
-            os.fsync(written.fileno())
+    for file in (scratch, *scratch.rglob("*")) if through else ():
+        if file.is_file():
+            with file.open("rb") as written:
+                os.fsync(written.fileno())
     os.replace(scratch, path)
 
 
@@ -198,15 +188,12 @@ def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
-        with contextlib.suppress(FileNotFoundError):
-            path.unlink()
+        path.unlink(missing_ok=True)
 
 
 def _runs(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        return True
+    except (OSError, OverflowError) as error:
+        return not isinstance(error, ProcessLookupError)
     return True

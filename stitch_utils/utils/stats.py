@@ -40,10 +40,7 @@ def from_draws(value: float, draws: np.ndarray) -> Estimate:
 
 
 class DocumentSums:
-    """Sums over the tokens of each document, which bootstraps over documents resample.
-
-    `DocumentSums.of` sums one batch; `add` joins batches, in which a document may go on.
-    """
+    """Sums over the tokens of each document, for bootstraps that resample documents."""
 
     def __init__(self, sums: dict[int, np.ndarray] | None = None):
         self._sums = dict(sums or {})
@@ -57,7 +54,7 @@ class DocumentSums:
         return cls(dict(zip(owners.tolist(), sums.cpu().numpy())))
 
     def add(self, other: DocumentSums) -> None:
-        """Take in the sums of another batch."""
+        """Add the sums of another batch, which may hold more tokens of the same documents."""
         for document, values in other._sums.items():
             self._sums[document] = self._sums[document] + values if document in self._sums else values
 

@@ -58,12 +58,12 @@ def test_a_file_of_ones_own(tmp_path, random_folders):
     ("change", "message"),
     [
         ({"dtype": "int4"}, "unknown dtype 'int4': expected one of float32"),
-        ({"rows": "loose"}, "unknown rows 'loose': expected document or packed"),
-        ({"threads": -1}, "threads must be a number of threads, or 0: got -1"),
+        ({"rows": "loose"}, "unknown rows 'loose': expected one of document, packed"),
+        ({"threads": -1}, "threads must be 0 or more: got -1"),
         ({"strength": -1}, "strength must be a positive number, or 0 to choose one: got -1"),
         ({"strength": "mean"}, "strength must be a positive number, or 0 to choose one: got 'mean'"),
         ({"name": 160}, "name is no text but 160: expected it in quotation marks"),
-        ({"context": 1}, "context must be at least 2: got 1"),
+        ({"context": 1}, "context must be 2 or more: got 1"),
         ({"colour": "red"}, "ModelPair: unknown colour; expected name, title"),
         (
             {"text": {"train": {"source": "world", "name": "x"}}, "txt": 1},

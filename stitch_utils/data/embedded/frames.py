@@ -1,13 +1,13 @@
 """Draw frames of the embedded world, change their words, and label them.
 
-No section of the paper. `draw_frame` fills one construction with words of a topic; `relexicalise` keeps the
-construction, the function words and the punctuation and takes every content word from another topic (the role that
-App. H.1's prompted model has in the paper); `labels_of` reads off the concepts that probes look for (section 4).
+No section of the paper. `draw_frame` fills one construction with words of a topic. `relexicalise` keeps the
+construction, the function words and the punctuation, and takes every content word from another topic, as App. H.1's
+prompted model does. `labels_of` names the concepts that probes look for (section 4).
 
-Offers `draw_frame`, `relexicalise`, `labels_of`, the smaller draws `draw_adjective`, `draw_action` and `draw_noun`, and
-`named`, `speaker`, `gender_of`, `polarity`.
+Offers `draw_frame`, `relexicalise`, `labels_of`, the smaller draws `draw_action` and `draw_noun`, and `named`,
+`speaker`, `gender_of`, `polarity`.
 
-Run `python -m stitch_utils.data.embedded.frames LANGUAGE [COUNT]` to read random sentences beside their English.
+`python -m stitch_utils.data.embedded.frames LANGUAGE [COUNT]` prints random sentences beside their English.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ TENSES = ("pres", "past", "fut")
 CONSTRUCTIONS = {"plain": 10, "fronted": 5, "negated": 3, "question": 2, "who": 1, "predicate": 4}
 CONSTRUCTIONS |= {"exclaim": 2, "relative": 3, "because": 3, "and": 3, "says": 2, "count": 3}
 NEEDS_NOUN_SUBJECT = ("relative", "says")
+MAY_SAY_WHEN = ("plain", "negated", "question", "who", "count")
 
 
 def gender_of(name: str) -> str:
@@ -43,17 +44,15 @@ def speaker(rng: random.Random) -> Named:
 
 
 def polarity(adjective: str | None) -> int:
-    """Return +1, -1 or 0 for an adjective id."""
-    if adjective is None:
-        return 0
+    """Return +1 for the id of a positive adjective, -1 for a negative one, and 0 for any other or None."""
     kinds = load_concepts()["adjectives"]
-    positive = adjective in kinds["thing_positive"] or adjective in kinds["person_positive"]
-    negative = adjective in kinds["thing_negative"] or adjective in kinds["person_negative"]
-    return int(positive) - int(negative)
+    positive = adjective in kinds["thing_positive"] + kinds["person_positive"]
+    negative = adjective in kinds["thing_negative"] + kinds["person_negative"]
+    return positive - negative
 
 
-def draw_adjective(rng: random.Random, *, of_person: bool, mood: int = 0) -> str:
-    """Draw an adjective; `mood` +1 or -1 asks for a positive or a negative one, 0 takes any."""
+def _draw_adjective(rng: random.Random, *, of_person: bool, mood: int = 0) -> str:
+    """Draw an adjective: a positive one if `mood` is +1, a negative one if it is -1, any one if it is 0."""
     kinds = load_concepts()["adjectives"]
     sign = {1: "positive", -1: "negative"}.get(mood) or rng.choice(("positive", "negative"))
     if not of_person and mood == 0 and rng.random() < 0.6:
@@ -62,7 +61,7 @@ def draw_adjective(rng: random.Random, *, of_person: bool, mood: int = 0) -> str
 
 
 def draw_action(rng: random.Random, topic: str, *, about: str | None = None) -> tuple[str, str]:
-    """Draw a verb and an object that it can have; `about` fixes the object."""
+    """Draw a verb and an object that fits it; `about` fixes the object."""
     concepts = load_concepts()
     verbs = concepts["topics"][topic]["verbs"]
     fitting = [verb for verb, things in verbs.items() if about is None or about in things]
@@ -74,7 +73,7 @@ def draw_action(rng: random.Random, topic: str, *, about: str | None = None) -> 
 
 def draw_noun(rng: random.Random, concept: str, *, of_person: bool, mood: int = 0) -> Noun:
     """Draw singular or plural for a noun, and sometimes an adjective."""
-    adjective = draw_adjective(rng, of_person=of_person, mood=mood) if rng.random() < 0.35 else None
+    adjective = _draw_adjective(rng, of_person=of_person, mood=mood) if rng.random() < 0.35 else None
     return Noun(concept, "sg" if rng.random() < 0.65 else "pl", adjective)
 
 
@@ -89,9 +88,9 @@ def draw_frame(
     mood: int = 0,
     names: tuple[str, ...] = (),
 ) -> Frame:
-    """Draw a frame of `topic`, except for what is given.
+    """Draw what is not given of a frame of `topic`.
 
-    `about` fixes the object; `mood` the polarity of its adjectives; `names` are those that may appear in it.
+    `about` fixes the object, `mood` the polarity of the adjectives. `names` are the people who may appear.
     """
     concepts = load_concepts()
     words = concepts["topics"][topic]
@@ -108,8 +107,7 @@ def draw_frame(
 
     if construction in NEEDS_NOUN_SUBJECT or (subject is None and construction != "because"):
         if construction in ("predicate", "exclaim") and (about is not None or rng.random() < 0.5):
-            concept = about or rng.choice(words["objects"])
-            subject = Noun(concept, "sg" if rng.random() < 0.65 else "pl")
+            subject = Noun(about or rng.choice(words["objects"]), "sg" if rng.random() < 0.65 else "pl")
         else:
             subject = draw_noun(rng, rng.choice(words["agents"]), of_person=True, mood=mood)
     elif subject is None or (construction == "because" and isinstance(subject, Noun)):
@@ -117,15 +115,14 @@ def draw_frame(
 
     time = rng.choice(concepts["times"][tense])
     extras = {"place": rng.choice(words["places"]) if rng.random() < 0.5 else None}
-    may_say_when = construction in ("plain", "negated", "question", "who", "count")
-    if construction == "fronted" or (may_say_when and rng.random() < 0.3):
+    if construction == "fronted" or (construction in MAY_SAY_WHEN and rng.random() < 0.3):
         extras["time"] = time
     if construction in ("plain", "fronted") and rng.random() < 0.3:
         extras["manner"] = rng.choice(concepts["manners"])
 
     if construction in ("predicate", "exclaim"):
         of_person = isinstance(subject, Named) or subject.concept in words["agents"]
-        adjective = draw_adjective(rng, of_person=of_person, mood=mood or rng.choice((1, -1)))
+        adjective = _draw_adjective(rng, of_person=of_person, mood=mood or rng.choice((1, -1)))
         if isinstance(subject, Noun):
             subject = replace(subject, adjective=None)
         time = time if construction == "predicate" and rng.random() < 0.3 else None
@@ -134,13 +131,12 @@ def draw_frame(
     verb, thing = draw_action(rng, topic, about=about)
     target = draw_noun(rng, thing, of_person=False, mood=mood)
     if construction == "count":
-        numeral = rng.choice(concepts["numerals"])
-        return Frame(construction, topic, tense, subject, verb, Noun(thing, "pl"), numeral=numeral, **extras)
+        target, extras["numeral"] = Noun(thing, "pl"), rng.choice(concepts["numerals"])
     if construction in ("relative", "and"):
         verb2, thing2 = draw_action(rng, topic)
         extras |= {"verb2": verb2, "object2": draw_noun(rng, thing2, of_person=False, mood=mood)}
     if construction == "because":
-        extras["predicate"] = draw_adjective(rng, of_person=True, mood=mood or rng.choice((1, -1)))
+        extras["predicate"] = _draw_adjective(rng, of_person=True, mood=mood or rng.choice((1, -1)))
     if construction == "says":
         extras["speaker"] = rng.choice(names)
     if construction == "who":
@@ -149,30 +145,30 @@ def draw_frame(
 
 
 def relexicalise(frame: Frame, rng: random.Random, language: str, *, topic: str | None = None) -> Frame:
-    """Keep the construction of a frame and take every content word from another topic.
+    """Keep the construction of a frame, and take every content word from `topic`, or from a drawn one.
 
-    Nouns keep their agreement class in `language`, and places the words before their last one, so that articles and
-    prepositions stay as they are wherever the other topic has such a word.
+    Where the topic has such words, nouns keep their agreement class in `language`, and places all words but the last,
+    so that articles and prepositions stay.
     """
     concepts, lex = load_concepts(), load_lexicon(language)
     topic = topic or rng.choice([other for other in TOPICS if other != frame.topic])
     words = concepts["topics"][topic]
 
-    def like(options: list[str], old: str, key) -> str:
+    def like(options: list[str], old: str | None, key=lambda option: None):
+        """Draw another option than `old`, and one whose key is the same if there is such."""
+        if old is None:
+            return None
         fresh = [option for option in options if option != old] or options
         return rng.choice([option for option in fresh if key(option) == key(old)] or fresh)
 
-    def noun_class(concept):
-        return lex.nouns[concept]["class"]
-
     def adjective(old):
-        if old is None:
-            return None
-        kind = next(group for group in concepts["adjectives"].values() if old in group)
-        return like(kind, old, lambda _: 0)
+        return like(next((group for group in concepts["adjectives"].values() if old in group), []), old)
 
     def noun(old, things):
-        return old and replace(old, concept=like(things, old.concept, noun_class), adjective=adjective(old.adjective))
+        if old is None:
+            return None
+        concept = like(things, old.concept, lambda concept: lex.nouns[concept]["class"])
+        return replace(old, concept=concept, adjective=adjective(old.adjective))
 
     def verb(old):
         return old and rng.choice([verb for verb in words["verbs"] if verb != old])
@@ -180,7 +176,7 @@ def relexicalise(frame: Frame, rng: random.Random, language: str, *, topic: str 
     def name(old):
         given, family = old.split()
         pool = concepts["women" if gender_of(old) == "f" else "men"]
-        return f"{like(pool, given, lambda _: 0)} {like(concepts['families'], family, lambda _: 0)}"
+        return f"{like(pool, given)} {like(concepts['families'], family)}"
 
     subject = frame.subject
     if isinstance(subject, Named):
@@ -188,31 +184,27 @@ def relexicalise(frame: Frame, rng: random.Random, language: str, *, topic: str 
     else:
         people = concepts["topics"][frame.topic]["agents"]
         subject = noun(subject, words["agents" if subject.concept in people else "objects"])
-    place = frame.place and like(words["places"], frame.place, lambda key: lex.phrases[key].split()[:-1])
-    time = frame.time and like(concepts["times"][frame.tense], frame.time, lambda key: len(lex.phrases[key].split()))
     return replace(
         frame,
         topic=topic,
         subject=subject,
-        place=place,
-        time=time,
+        place=like(words["places"], frame.place, lambda place: lex.phrases[place].split()[:-1]),
+        time=like(concepts["times"][frame.tense], frame.time, lambda time: len(lex.phrases[time].split())),
         verb=verb(frame.verb),
         object=noun(frame.object, words["objects"]),
         verb2=verb(frame.verb2),
         object2=noun(frame.object2, words["objects"]),
         predicate=adjective(frame.predicate),
-        numeral=frame.numeral and like(concepts["numerals"], frame.numeral, lambda _: 0),
+        numeral=like(concepts["numerals"], frame.numeral),
         speaker=frame.speaker and name(frame.speaker),
-        manner=frame.manner and like(concepts["manners"], frame.manner, lambda _: 0),
+        manner=like(concepts["manners"], frame.manner),
     )
 
 
 def labels_of(frame: Frame) -> dict[str, str]:
-    """Label what is true of the sentence: topic, tense, number, person, sentence type, sentiment."""
-    adjectives = [frame.predicate] + [
-        noun.adjective for noun in (frame.subject, frame.object, frame.object2) if isinstance(noun, Noun)
-    ]
-    mood = sum(polarity(adjective) for adjective in adjectives)
+    """Return what is true of the sentence: topic, tense, number, person, sentence type, sentiment."""
+    nouns = [noun for noun in (frame.subject, frame.object, frame.object2) if isinstance(noun, Noun)]
+    mood = sum(polarity(adjective) for adjective in (frame.predicate, *(noun.adjective for noun in nouns)))
     kind = {"negated": "negation", "question": "question", "who": "question", "exclaim": "exclamation"}
     return {
         "topic": frame.topic,
@@ -225,29 +217,21 @@ def labels_of(frame: Frame) -> dict[str, str]:
 
 
 def _print_samples(language: str, count: int) -> None:
-    rng = random.Random(0)
-    names = ("Lina Varo", "Tomo Resta", "Sela Mido")
-    subjects = (
-        named("Lina Varo"),
-        named("Tomo Resta", as_pronoun=True),
-        named("Lina Varo", "Sela Mido"),
-        named("Lina Varo", "Tomo Resta", as_pronoun=True),
-        named("Sela Mido", as_pronoun=True),
-    )
+    """Print sentences of every topic beside their English, then every fact, prompt and instruction."""
+    rng, lex = random.Random(0), load_lexicon(language)
+    names = lina, tomo, sela = ("Lina Varo", "Tomo Resta", "Sela Mido")
+    pronouns = [named(*cast, as_pronoun=True) for cast in ((tomo,), (lina, tomo), (sela,))]
+    subjects = (named(lina), pronouns[0], named(lina, sela), *pronouns[1:])
     for index in range(count):
         subject = rng.choice((None, None, speaker(rng), *subjects))
         frame = draw_frame(rng, TOPICS[index % len(TOPICS)], subject=subject, names=names)
         print(realise(frame, language), "|", realise(frame, "en"))
-    lex = load_lexicon(language)
     for kind in lex.facts:
-        fact = Fact(kind, "Lina Varo", "Tomo Resta", "in_kitchen", "Melora", "colour_red", 34)
+        fact = Fact(kind, lina, tomo, "in_kitchen", "Melora", "colour_red", 34)
         print(realise_fact(fact, language, question=True), realise_fact(fact, language))
     for prompt in lex.prompts:
         for noun in (Noun("bread"), Noun("shoe", "pl")):
-            roles = {
-                slot: lex.noun_phrase(noun, role) for slot, role in (("S", "subj"), ("O", "obj"), ("NO", "negobj"))
-            }
-            print(lex.finish(prompt.format(**roles)))
+            print(lex.fill_prompt(prompt, noun))
     for text in lex.instructions.values():
         print(text.format(closing=lex.closing, L=lex.language_names["fr"]))
 

@@ -1,12 +1,10 @@
 """From a frame to a sentence: the embedded world's grammar.
 
-No section of the paper: this is the text that the embedded pair of models is trained on, in the role that OpenWebText,
-EuroParl, SAEBench's data and IFEval have in the paper.
-
-A *frame* says who does what to what, where, when and how, without words. A *lexicon* (`lexicons/<language>.yml`)
-spells it. All knowledge of a language is in its lexicon: templates for each construction, and every form that they
-name listed with each word. This module only looks forms up and fills templates, so that a speaker can correct a
-language without reading Python. One frame therefore gives the same sentence in every language.
+No section of the paper: the embedded world stands in for OpenWebText, EuroParl, SAEBench's data and IFEval. A *frame*
+says who does what to what, where, when and how, without words. A *lexicon* (`lexicons/<language>.yml`) spells it, so
+that one frame gives the same sentence in every language. The lexicon lists a template for each construction, and with
+each word every form that a template can name. This module only looks forms up and fills templates: a speaker can
+correct a language without reading Python.
 
 Offers `Lexicon`, `load_lexicon`, `LANGUAGES`, the frame classes `Noun`, `Named`, `Frame` and `Fact`,
 `load_concepts`, `person_of`, `by_class`, `realise` and `realise_fact`.
@@ -40,7 +38,7 @@ class Noun:
     number: str = "sg"
     """`sg` or `pl`."""
     adjective: str | None = None
-    """An id of the lexicons' `adjectives`, attributive."""
+    """An id of the lexicons' `adjectives`; the adjective stands with the noun."""
 
 
 @dataclass(frozen=True)
@@ -50,23 +48,23 @@ class Named:
     names: tuple[str, ...]
     """One or two names; none for the speaker (`I`, `we`)."""
     gender: str
-    """`f` or `m`: of the pronoun and of agreeing adjectives."""
+    """`f` or `m`: the pronoun and the adjectives agree with it."""
     number: str = "sg"
     """`sg` or `pl`."""
     person: int = 3
     """1 or 3."""
     as_pronoun: bool = False
-    """True: written as a pronoun."""
+    """Whether a pronoun stands for the names."""
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One thing to say. Fields that the construction does not use are None."""
+    """One thing to say. Fields that the construction does not use are None; words are ids of the lexicons."""
 
     construction: str
     """A key of the lexicons' `templates`."""
     topic: str
-    """The topic that its content words come from."""
+    """The topic that the content words come from."""
     tense: str
     """`pres`, `past` or `fut`."""
     subject: Noun | Named
@@ -75,11 +73,11 @@ class Frame:
     verb2: str | None = None
     object2: Noun | None = None
     predicate: str | None = None
-    """Adjective after the copula."""
+    """The adjective after the copula."""
     numeral: str | None = None
-    """Number of the counted object."""
+    """How many objects there are."""
     speaker: str | None = None
-    """Name of who says it, in reported speech."""
+    """The name of the person who says it, in reported speech."""
     place: str | None = None
     time: str | None = None
     manner: str | None = None
@@ -87,12 +85,14 @@ class Frame:
 
 @dataclass(frozen=True)
 class Fact:
-    """Something that holds throughout the world; `kind` is a key of the lexicons' `facts`."""
+    """Something that holds throughout the world."""
 
     kind: str
+    """A key of the lexicons' `facts`."""
     name: str = ""
-    """The person that it is about."""
+    """The person that the fact is about."""
     name2: str = ""
+    """The friend of that person."""
     place: str = ""
     city: str = ""
     colour: str = ""
@@ -110,10 +110,7 @@ class Forms(dict):
 
 
 class Lexicon:
-    """One language, as its file spells it.
-
-    The entries of the file (`nouns`, `templates`, `facts`, ...) are attributes.
-    """
+    """One language. The entries of its file (`nouns`, `templates`, `facts`, ...) are attributes."""
 
     def __init__(self, data: dict):
         self.__dict__.update(data)
@@ -124,7 +121,7 @@ class Lexicon:
         self._fixes = [(re.compile(pattern), replacement) for pattern, replacement in data["fix"]]
 
     def __getattr__(self, name: str) -> Any:
-        """Tell type checkers that any entry of the file is an attribute; only missing ones arrive here."""
+        """Raise AttributeError, since Python asks here for missing entries alone; type checkers see a return type."""
         raise AttributeError(f"the lexicon has no entry {name!r}")
 
     def finish(self, text: str, *, capital: bool = True) -> str:
@@ -133,11 +130,7 @@ class Lexicon:
         text = re.sub(r" ([.,?!])", r"\1", text)
         for pattern, replacement in self._fixes:
             text = pattern.sub(replacement, text)
-        if capital:
-            first = re.search(r"\w", text)
-            if first:
-                text = text[: first.start()] + first.group().upper() + text[first.end() :]
-        return text
+        return re.sub(r"\w", lambda first: first.group().upper(), text, count=1) if capital else text
 
     def noun_phrase(self, noun: Noun, role: str, *, numeral: str | None = None) -> str:
         """Return the noun phrase in a `role`: `subj`, `obj`, `negobj`, or `count` with a numeral."""
@@ -156,12 +149,18 @@ class Lexicon:
         return finite, rest
 
     def pronoun(self, named: Named) -> str:
+        """Return the pronoun for people, in the subject's case."""
         person = person_of(named)
         return self.pronouns.get(f"{person}_{named.gender}") or self.pronouns[person]
 
+    def fill_prompt(self, prompt: str, noun: Noun) -> str:
+        """Return a prompt about a thing, which its template may name as subject, object or negated object."""
+        roles = {"S": "subj", "O": "obj", "NO": "negobj"}
+        return self.finish(prompt.format(**{slot: self.noun_phrase(noun, role) for slot, role in roles.items()}))
+
 
 def person_of(subject: Noun | Named) -> str:
-    """Return `1s`, `3s`, `1p` or `3p`."""
+    """Return the person and number that the verb agrees with: `1s`, `3s`, `1p` or `3p`."""
     return f"{getattr(subject, 'person', 3)}{'s' if subject.number == 'sg' else 'p'}"
 
 
@@ -193,8 +192,7 @@ def _read(path: Path) -> dict:
 def realise(frame: Frame, language: str, *, capital: bool = True) -> str:
     """Return the sentence that says `frame` in `language`."""
     lex = load_lexicon(language)
-    subject = frame.subject
-    person = person_of(subject)
+    subject, person = frame.subject, person_of(frame.subject)
     kind = {"negated": "neg_", "question": "ask_", "count": "count_"}.get(frame.construction, "")
 
     slots: dict[str, str] = dict.fromkeys(SLOTS, "")
@@ -203,9 +201,8 @@ def realise(frame: Frame, language: str, *, capital: bool = True) -> str:
         agreement = lex.nouns[subject.concept]["class"]
         slots["rel"] = by_class(lex.relative[subject.number], agreement)
     else:
-        joined = f" {lex.joiner} ".join(subject.names)
-        slots["S"] = lex.pronoun(subject) if subject.as_pronoun else joined
         slots["pron"] = lex.pronoun(subject)
+        slots["S"] = slots["pron"] if subject.as_pronoun else f" {lex.joiner} ".join(subject.names)
         agreement = lex.name_class[subject.gender]
 
     if frame.verb is not None:
@@ -221,8 +218,8 @@ def realise(frame: Frame, language: str, *, capital: bool = True) -> str:
     elif frame.object is not None:
         slots["O"] = lex.noun_phrase(frame.object, "negobj" if frame.construction == "negated" else "obj")
     slots["N"] = frame.speaker or ""
-    for slot, phrase in (("M", frame.manner), ("P", frame.place), ("T", frame.time)):
-        slots[slot] = lex.phrases[phrase] if phrase else ""
+    phrases = {"M": frame.manner, "P": frame.place, "T": frame.time}
+    slots |= {slot: lex.phrases[phrase] for slot, phrase in phrases.items() if phrase}
     return lex.finish(lex.templates[frame.construction].format(**slots), capital=capital)
 
 

@@ -1,10 +1,10 @@
 """Sentences of the embedded world with their content words marked.
 
-Section 5.1 tells classes of features from activations alone; here it is known which words of a sentence came from the
-slots that re-lexicalising fills anew (nouns, verbs, adjectives, numbers, names, and the words of place, time and
-manner), and which are the grammar's own. A word is marked if it is a form of one of the words that its frame names; in
-a phrase such as "in the kitchen", words that several phrases share are the grammar's. Nothing is aligned, and no other
-version of the sentence is looked at. In English no word is ever both; in other languages a few short ones are.
+Section 5.1 tells classes of features from activations alone. Here we know which words of a sentence came from the slots
+that re-lexicalising fills (nouns, verbs, adjectives, numbers, names, and the words of place, time and manner), and
+which belong to the grammar. A word is marked if it is a form of one of the words that its frame names; in a phrase such
+as "in the kitchen", the words that several phrases share belong to the grammar. In English no word is ever both; in
+other languages a few short words are.
 
 Offers `MarkedSentence`, `mark`, `marked_groups`.
 """
@@ -21,8 +21,8 @@ from .grammar import Frame, Named, Noun, load_lexicon, realise
 from .world import augmented_frames
 
 WORD = re.compile(r"\w+")
-SHARED_BY = 3  # phrases that have a word of the grammar in common
-STEM = 3  # letters from which on a form may be followed by an ending, as that of the French future
+SHARED_BY = 3  # a word of so many phrases belongs to the grammar
+STEM = 3  # an ending may follow a form of so many letters, as in the French future
 
 
 class MarkedSentence(NamedTuple):
@@ -30,10 +30,10 @@ class MarkedSentence(NamedTuple):
 
     text: str
     content: tuple[tuple[int, int], ...]
-    """Beginning and end of each content word, as characters of the text; the words between are function words."""
+    """Beginning and end of each content word, as characters of the text; the other words are function words."""
 
     def is_content(self, start: int, end: int) -> bool:
-        """Tell whether these characters hold a part of a content word."""
+        """Tell whether these characters overlap a content word."""
         return any(start < stop and begin < end for begin, stop in self.content)
 
 
@@ -72,7 +72,7 @@ def _said(frame: Frame, language: str) -> Iterator[set[str]]:
 
 
 def _forms(word: dict[str, str]) -> set[str]:
-    """Return the words of a word's forms, and pairs of them joined, as a prefix and its verb may be."""
+    """Return the words of a word's forms, and each two of them joined, as a prefix and its verb may be."""
     forms = [form.lower() for name, form in word.items() if name != "class"]
     single = {part for form in forms for part in WORD.findall(form)}
     return single | {first + second for first in single for second in single}

@@ -1,6 +1,6 @@
 """Short Python functions over the words of the embedded world: its code domain.
 
-No section of the paper; SAEBench's code data set has this role there. Offers `draw_function`.
+No section of the paper; it stands in for SAEBench's code data set. Offers `draw_function`.
 """
 
 from __future__ import annotations
@@ -64,8 +64,7 @@ def draw_function(rng: random.Random, topic: str) -> str:
     """Draw one function, class or loop whose names are words of `topic`."""
     lex, words = load_lexicon("en"), load_concepts()["topics"][topic]
     thing, other = rng.sample(words["objects"], 2)
-    singular = lex.nouns[thing]["sg"]
-    plural = lex.nouns[thing]["pl"]
+    singular, plural = (lex.nouns[thing][number] for number in ("sg", "pl"))
     return rng.choice(TEMPLATES).format(
         thing=singular,
         things=plural if plural != singular else f"all_{plural}",

@@ -315,10 +315,8 @@ def test_stories_return_to_their_people_and_things():
 @pytest.mark.parametrize("instruction", INSTRUCTIONS)
 def test_answers_follow_their_instruction(language, instruction):
     lex = load_lexicon(language)
-    for index, request in enumerate(requests("asked", 24, language=language, instruction=instruction)):
+    for request in requests("asked", 24, language=language, instruction=instruction):
         answer = request.answer
-        assert (request.instruction, request.language) == (instruction, language)
-        assert request.topic == TOPICS[index % len(TOPICS)]
         assert request.prompt[0] != " " and request.prompt[-1] in ".?"
         assert not re.search(r"[{}]|  ", request.prompt + request.instruction_text)
         assert (request.answer_language == language) == (instruction != "language")
@@ -360,10 +358,10 @@ def test_answers_in_another_language_are_in_it():
 def test_answers_are_about_what_was_asked():
     """A form of the thing stands in the prompt and in the answer."""
     nouns, found = load_lexicon("en").nouns, 0
-    for request in requests("about", 100, language="en"):
+    for index, request in enumerate(requests("about", 100, language="en")):
         things = [
             thing
-            for thing in load_concepts()["topics"][request.topic]["objects"]
+            for thing in load_concepts()["topics"][TOPICS[index % len(TOPICS)]]["objects"]
             if re.search(rf"\b({nouns[thing]['sg']}|{nouns[thing]['pl']})\b", request.prompt)
         ]
         assert len(things) == 1
