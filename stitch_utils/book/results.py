@@ -8,16 +8,14 @@ since it was written is refused.
 Offers `write_results`, `read_results`, which returns `Results`, and `pairs_with_results`.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import numbers as number_types
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from types import MappingProxyType, UnionType
+from typing import NamedTuple
 
 from ..utils.files import is_intact, is_sealed, project_root, write_whole
 from .chapters import command_for, pair_argument
@@ -56,13 +54,9 @@ def write_results(
     for id, value in numbers.items():
         if f".{pair}." not in f".{id}." or id.startswith("run."):
             raise ValueError(f"result id '{id}' does not contain the pair: expected something like 'table1.{pair}.a'")
-        if not isinstance(value, number_types.Real | str):
-            raise ValueError(f"result '{id}' is of type {type(value).__name__}: expected a number")
-        rows[id] = _storable(f"result '{id}'", value)
+        rows[id] = _storable(f"result '{id}'", value, number_types.Real | str, "a number")
     for name, value in parameters.items():
-        if not isinstance(value, number_types.Real | str | None):
-            raise ValueError(f"parameter '{name}' is of type {type(value).__name__}: expected a JSON scalar")
-        rows[f"run.{name}"] = _storable(f"parameter '{name}'", value)
+        rows[f"run.{name}"] = _storable(f"parameter '{name}'", value, number_types.Real | str | None, "a JSON scalar")
     path = project_root() / "results" / pair / f"{chapter}.json"
     text = json.dumps(rows, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
     write_whole(path, lambda place: place.write_text(text, encoding="utf-8"))
@@ -103,8 +97,10 @@ def pairs_with_results() -> list[str]:
     return sorted(name for name in names if any(read_results(name)))
 
 
-def _storable(what: str, value: Any) -> object:
+def _storable(what: str, value: object, kinds: UnionType, expected: str) -> object:
     """Return a value as JSON keeps it: finite, and floats to six significant digits."""
+    if not isinstance(value, kinds):
+        raise ValueError(f"{what} is of type {type(value).__name__}: expected {expected}")
     if isinstance(value, bool | str | None):
         return value
     if isinstance(value, number_types.Integral):
