@@ -1,7 +1,7 @@
-"""The commands of `stitch-book` for a pair of the user's own: what they take, what they write, what they say.
+"""The commands of `stitch-book` for a pair of the user's own (no section of its own).
 
-No section of the paper. The rooms below fit, carry, judge and publish; here is what a user types and reads. A result is
-written before it is judged, so that whatever stops the measuring loses nothing.
+The rooms below fit, carry, judge and publish; here is what a user types and reads. A result is written before it is
+judged, so that whatever stops the measuring loses nothing.
 
     stitch-book fit --pair mine.yml                              artifacts/mine/stitch.safetensors, and its losses
     stitch-book transfer-sae --pair mine.yml SAE --out FOLDER    Eq. 6, for SAELens
@@ -9,8 +9,8 @@ written before it is judged, so that whatever stops the measuring loses nothing.
     stitch-book transfer-probe --pair mine.yml p.npz --out q.npz
     stitch-book push --pair mine.yml OWNER/NAME                  the stitch, with a model card, to the Hub
 
-Offers `COMMANDS` with its `fit`, `transfer_sae`, `transfer_vector`, `transfer_probe` and `push`; `add_parsers`, and
-`look_ahead`, which the other commands need too.
+Offers `fit`, `transfer_sae`, `transfer_vector`, `transfer_probe` and `push`; `add_parsers`, which adds them to a parser
+under `act`; and `look_ahead`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -97,25 +97,23 @@ class _AtHand(NamedTuple):
         return f"{side.upper()} ({getattr(self.pair, side).short}, before layer {self.layers['ab'.index(side)]})"
 
 
-def _at_hand(root: Path, pair: str, stitch: str | None) -> _AtHand:
+def _at_hand(root: Path, pair: str, stitch: str | None, scale: str | None = None) -> _AtHand:
     """Load a pair's description and its stitch, by default the one that `fit` saved; models are not loaded.
 
     RequestError where pair and stitch disagree in their layers, and where no `stitch` is named, in their models; where
-    one is named, other models are reported alone.
+    one is named, other models are only reported. With a `scale`, what `look_ahead` refuses is refused too.
     """
-    from ..stitching.pair import stitch_file
+    from ..stitching.pair import preflight, stitch_file
     from ..stitching.publish import load_stitch
 
-    found = find_pair(root, pair)
+    found, again = find_pair(root, pair), f"`stitch-book fit --pair {pair}`"
     with _in_one_line():
         models = load_pair(root / found.value if found.digest else found.value)
-        where = stitch or stitch_file(found.name)
+        where = Path(stitch or stitch_file(found.name)).as_posix()
         if not stitch and not Path(where).is_file():
-            raise RequestError(
-                f"there is no stitch of the pair {found.name!r} yet ({Path(where).as_posix()}): make it with "
-                f"`stitch-book fit --pair {pair}`, or name one by --stitch"
-            )
-        loaded = load_stitch(where)
+            missing = f"there is no stitch of the pair {found.name!r} yet ({where})"
+            raise RequestError(f"{missing}: make it with {again}, or name one by --stitch")
+        loaded = load_stitch(stitch or where)
     layers = []
     for side, ref in (("a", models.a), ("b", models.b)):
         layer = loaded.about.get(f"layer_{side}", ref.layer)
@@ -125,8 +123,12 @@ def _at_hand(root: Path, pair: str, stitch: str | None) -> _AtHand:
         for is_for, says in _differences(loaded.about, side, ref, layer, whole=not stitch):
             differs = f"is for {side} {is_for}, and the pair {found.name!r} says {says}"
             if not stitch or is_for.startswith("before"):
-                raise RequestError(f"the stitch {where} {differs}: fit it again with `stitch-book fit --pair {pair}`")
+                raise RequestError(f"the stitch {where} {differs}: fit it again with {again}")
             print(f"Note: the stitch {differs}.")
+    if scale is not None:
+        with _in_one_line():
+            models.scale(scale)
+            preflight(models)
     return _AtHand(models, loaded, (layers[0], layers[1]))
 
 
@@ -168,15 +170,12 @@ def transfer_sae(root: Path, *, pair: str, sae: str, out: str, to: str, stitch: 
     from ..saes.evaluation import judge_sae
     from ..saes.io import read_sae, reads_elsewhere, save_sae
     from ..saes.transfer import transfer_sae as transfer
-    from ..stitching.pair import preflight
 
-    path, at_hand = _target(out, "", sae), _at_hand(root, pair, stitch)
+    path, at_hand = _target(out, "", sae), _at_hand(root, pair, stitch, scale)
     source = "a" if to == "b" else "b"
     with _in_one_line():
-        at_hand.pair.scale(scale)
         original = read_sae(sae)
         carried = transfer(original, at_hand.stitch, to=to)
-        preflight(at_hand.pair)
         save_sae(carried, path)
     print(f"{carried.cfg.d_sae:,} latents; the SAE of {at_hand.name(to)} is in {path.as_posix()}")
     layer = at_hand.layers["ab".index(source)]
@@ -197,16 +196,14 @@ def transfer_sae(root: Path, *, pair: str, sae: str, out: str, to: str, stitch: 
         ("  carried there and back, without an SAE", None, trust.round_trip_loss),
         ("  with the carried SAE", trust.carried, trust.target_loss),
     ):
-        columns, end = " " * 16, ""
-        if metrics:
-            more = metrics.delta_loss
-            columns = f"{metrics.l0.value:8.1f}{metrics.fuv.value:8.4f}"
-            loss, end = loss + more.value, f"   {more.value:+.4f} [{more.low:+.4f}, {more.high:+.4f}]"
-        print(f"{name:44}{columns}{loss:8.4f}{end}")
-    print(
-        f"latents that never fired: {trust.original.dead_fraction:.1%} in the original, "
-        f"{trust.carried.dead_fraction:.1%} in the carried one"
-    )
+        if metrics is None:
+            print(f"{name:60}{loss:8.4f}")
+            continue
+        more = metrics.delta_loss
+        columns = f"{metrics.l0.value:8.1f}{metrics.fuv.value:8.4f}{loss + more.value:8.4f}"
+        print(f"{name:44}{columns}   {more.value:+.4f} [{more.low:+.4f}, {more.high:+.4f}]")
+    silent = [f"{metrics.dead_fraction:.1%}" for metrics in (trust.original, trust.carried)]
+    print(f"latents that never fired: {silent[0]} in the original, {silent[1]} in the carried one")
     print("FUV: fraction of variance unexplained, 1 for what always says the mean. CE: nats a token.")
 
 
@@ -242,16 +239,13 @@ def transfer_probe(root: Path, *, pair: str, probe: str, out: str, to: str, stit
     """Carry a linear probe, and print what the stitch leaves of it and how both do on held-out text."""
     from ..probing.probes import judge_probe, read_probe, save_probe
     from ..probing.probes import transfer_probe as transfer
-    from ..stitching.pair import preflight
     from ..stitching.survival import survival
 
     path = _target(out, ".npz", probe)
     with _in_one_line():
         original = read_probe(probe)
-        at_hand = _at_hand(root, pair, stitch)
-        at_hand.pair.scale(scale)
+        at_hand = _at_hand(root, pair, stitch, scale)
         carried = transfer(original, at_hand.stitch, to=to)
-        preflight(at_hand.pair)
     save_probe(carried, path)
     print(f"coef_ {carried.coef.shape}, intercept_ and classes_ for {at_hand.name(to)} are in {path.as_posix()}")
     _say_survival(survival(original.coef[original.coef.any(1)], at_hand.stitch, to=to, reads=True))
@@ -261,21 +255,17 @@ def transfer_probe(root: Path, *, pair: str, probe: str, out: str, to: str, stit
     source = "A" if to == "b" else "B"
     print(f"on {trust.tokens:,} held-out tokens:")
     print(f"  variance of its score in {source} that the stitched stream explains (R^2): {_spread(trust.explained)}")
-    print(
-        f"  says what the original says of the same token in {source}: {trust.agreement:.1%} "
-        f"(always the same answer: {trust.constant:.1%})"
-    )
+    same = f"{trust.agreement:.1%} (always the same answer: {trust.constant:.1%})"
+    print(f"  says what the original says of the same token in {source}: {same}")
     print(f"  says what the original says of the stitched stream: {trust.check:.2%} (a check: 100% up to rounding)")
 
 
 def _say_survival(found: Sequence[Survival]) -> None:
-    kept, random_kept = [each.kept for each in found], found[0].kept_random
-    print(
-        f"length that the stitch keeps: {_spread(kept)} (random directions: {random_kept:.3f}), "
-        f"{_spread([each / random_kept for each in kept])} times that of random ones"
-    )
+    random, random_trip = found[0].kept_random, found[0].round_trip_random
+    kept, ratios = _spread([each.kept for each in found]), _spread([each.kept / random for each in found])
+    print(f"length that the stitch keeps: {kept} (random directions: {random:.3f}), {ratios} times that of random ones")
     trips = _spread([each.round_trip for each in found])
-    print(f"cosine after the way there and back: {trips} (random directions: {found[0].round_trip_random:.3f})")
+    print(f"cosine after the way there and back: {trips} (random directions: {random_trip:.3f})")
 
 
 def _spread(values: Sequence[float]) -> str:
@@ -299,40 +289,31 @@ def push(
             print(f"published: {push_stitch(loaded, name, licence=licence, private=private)}")
 
 
-COMMANDS: dict[str, Callable[..., None]] = {
-    "fit": fit,
-    "transfer-sae": transfer_sae,
-    "transfer-vector": transfer_vector,
-    "transfer-probe": transfer_probe,
-    "push": push,
-}
-
-
 def add_parsers(commands: argparse._SubParsersAction) -> None:
-    """Add a parser for each of `COMMANDS`."""
-    pair = argparse.ArgumentParser(add_help=False)
+    """Add a parser for each command, with the command itself as the default of `act`."""
+    pair, scale, across, to = (argparse.ArgumentParser(add_help=False) for _ in range(4))
     pair.add_argument("--pair", required=True, help="a name in stitch_utils/data/pairs or a .yml file")
-    scale = argparse.ArgumentParser(add_help=False)
     scale.add_argument("--scale", default="default", help="how much text: smoke, default or paper (default: default)")
-    across = argparse.ArgumentParser(add_help=False)
     stitch = "a stitch file, or OWNER/NAME[@REVISION] on the Hub (default: artifacts/<pair>/stitch.safetensors)"
     across.add_argument("--stitch", help=stitch)
-    to = argparse.ArgumentParser(add_help=False)
     to.add_argument("--to", choices=("a", "b"), default="b", help="the model that it is wanted for (default: b)")
     # The name of this option in older command lines.
     to.add_argument("--towards", dest="to", choices=("a", "b"), default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
     command = commands.add_parser("fit", parents=[pair, scale], help="fit the stitch of a pair and save it")
+    command.set_defaults(act=fit)
     command.add_argument("--alpha", type=float, default=1.0, help="weight of the inversion terms (default 1)")
     command.add_argument("--out", help="file to write (default: artifacts/<pair>/stitch.safetensors)")
 
     carry = [pair, across, to]
     command = commands.add_parser("transfer-sae", parents=[*carry, scale], help="carry an SAE to the other model")
+    command.set_defaults(act=transfer_sae)
     sae = "a folder (SAELens, sparsify), sae_lens:RELEASE/ID or sparsify:OWNER/NAME/HOOKPOINT"
     command.add_argument("sae", metavar="SAE", help=sae)
     command.add_argument("--out", required=True, metavar="FOLDER", help="folder to write, as SAELens reads it")
 
     command = commands.add_parser("transfer-vector", parents=carry, help="carry directions to the other model")
+    command.set_defaults(act=transfer_vector)
     vector = ".npy, or .safetensors with one tensor: a vector, or a matrix of rows"
     command.add_argument("vector", metavar="FILE", help=vector)
     command.add_argument("--out", required=True, metavar="FILE.npy", help="file to write")
@@ -340,11 +321,13 @@ def add_parsers(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--keep-norm", action="store_true", help=length)
 
     command = commands.add_parser("transfer-probe", parents=[*carry, scale], help="carry a probe to the other model")
+    command.set_defaults(act=transfer_probe)
     probe = ".npz or .safetensors with coef_ (classes or 1, d) and intercept_, and classes_ if wanted"
     command.add_argument("probe", metavar="FILE", help=probe)
     command.add_argument("--out", required=True, metavar="FILE.npz", help="file to write")
 
     command = commands.add_parser("push", parents=[pair, across], help="publish a stitch on the Hub")
+    command.set_defaults(act=push)
     command.add_argument("name", metavar="OWNER/NAME", help="made if it does not exist")
     licence = "the stitch's own, as the Hub abbreviates it: mit, apache-2.0, ..."
     command.add_argument("--license", dest="licence", help=licence)
