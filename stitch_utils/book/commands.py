@@ -18,9 +18,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 from ..data.pairs import ModelPair, ModelRef, load_pair
 from ..utils.files import write_whole
@@ -29,17 +29,7 @@ from .runs import find_pair
 
 if TYPE_CHECKING:  # what takes seconds to import is imported where it is used
     from ..stitching.pair import StitchedPair
-    from ..stitching.stitch import Stitch
     from ..stitching.survival import Survival
-
-
-def look_ahead(root: Path, pair: str) -> ModelPair:
-    """Validate a pair before any model is loaded; RequestError for what would end a run after minutes of loading."""
-    from ..stitching.pair import preflight
-
-    with _in_one_line():
-        preflight(models := load_pair(root / pair if pair.endswith((".yml", ".yaml")) else pair))
-    return models
 
 
 @contextlib.contextmanager
@@ -51,6 +41,16 @@ def _in_one_line() -> Iterator[None]:
         raise RequestError(one_line(error)) from error
 
 
+@_in_one_line()
+def look_ahead(root: Path, pair: str) -> ModelPair:
+    """Validate a pair before any model is loaded; RequestError for what would end a run after minutes of loading."""
+    from ..stitching.pair import preflight
+
+    preflight(models := load_pair(root / pair if pair.endswith((".yml", ".yaml")) else pair))
+    return models
+
+
+@_in_one_line()
 def fit(root: Path, *, pair: str, scale: str, alpha: float, out: str | None) -> None:
     """Fit the stitch of a pair, print its losses and save it, by default in `artifacts/<pair>/`."""
     from ..stitching.pair import fit_pair, stitch_file
@@ -58,8 +58,7 @@ def fit(root: Path, *, pair: str, scale: str, alpha: float, out: str | None) -> 
     found = find_pair(root, pair)
     path = _target(out) if out else stitch_file(found.name)
     models = look_ahead(root, found.value)
-    with _in_one_line():
-        fitted = fit_pair(models, scale=scale, alpha=alpha)
+    fitted = fit_pair(models, scale=scale, alpha=alpha)
     write_whole(path, fitted.stitch.save, sealed=False)
     print(f"A: {models.a.model}, before layer {fitted.layers[0]}")
     print(f"B: {models.b.model}, before layer {fitted.layers[1]}{'' if models.b.layer is not None else ', by SVCCA'}")
@@ -73,12 +72,40 @@ def fit(root: Path, *, pair: str, scale: str, alpha: float, out: str | None) -> 
     print(f"fitted on {fitted.tokens:,} tokens; the stitch is in {path.as_posix()}")
 
 
-class _AtHand(NamedTuple):
+class _AtHand:
     """A pair whose models are not loaded yet, its stitch, and the layers that the stitch is for."""
 
-    pair: ModelPair
-    stitch: Stitch
-    layers: tuple[int, int]
+    def __init__(self, root: Path, pair: str, stitch: str | None, scale: str | None = None):
+        """Load the pair's description and its stitch, by default the one that `fit` saved.
+
+        RequestError where pair and stitch disagree in their layers, and where no `stitch` is named, in their models;
+        where one is named, other models are only reported. With a `scale`, what `look_ahead` refuses is refused too.
+        """
+        from ..stitching.pair import preflight, stitch_file
+        from ..stitching.publish import load_stitch
+
+        found, again = find_pair(root, pair), f"`stitch-book fit --pair {pair}`"
+        self.pair = load_pair(root / found.value if found.digest else found.value)
+        where = stitch or stitch_file(found.name).as_posix()
+        if not stitch and not Path(where).is_file():
+            missing = f"there is no stitch of the pair {found.name!r} yet ({where})"
+            raise RequestError(f"{missing}: make it with {again}, or name one by --stitch")
+        self.stitch, self.layers = load_stitch(where), {}
+        about = self.stitch.about
+        for side, ref in (("a", self.pair.a), ("b", self.pair.b)):
+            layer = self.layers[side] = about.get(f"layer_{side}", ref.layer)
+            if layer is None:
+                raise RequestError(
+                    f"neither the stitch {where} nor the pair's file says which layer of {side} it is for"
+                )
+            for is_for, says in _differences(about, side, ref, layer, whole=not stitch):
+                differs = f"is for {side} {is_for}, and the pair {found.name!r} says {says}"
+                if not stitch or is_for.startswith("before"):
+                    raise RequestError(f"the stitch {where} {differs}: fit it again with {again}")
+                print(f"Note: the stitch {differs}.")
+        if scale is not None:
+            self.pair.scale(scale)
+            preflight(self.pair)
 
     def opened(self, scale: str) -> StitchedPair:
         """Load the models; the experiments of the package take the result, together with the stitch at hand."""
@@ -86,55 +113,17 @@ class _AtHand(NamedTuple):
         from ..stitching.pair import StitchedPair
 
         set_threads(self.pair)
-        with _in_one_line():
-            stitched = StitchedPair(self.pair, load_models(self.pair), self.layers, scale)
+        stitched = StitchedPair(self.pair, load_models(self.pair), (self.layers["a"], self.layers["b"]), scale)
         if stitched.is_stand_in:
             print("These are random weights under the names of real models: the numbers below mean nothing.")
         return stitched
 
     def name(self, side: str) -> str:
         """Name a model and its layer."""
-        return f"{side.upper()} ({getattr(self.pair, side).short}, before layer {self.layers['ab'.index(side)]})"
+        return f"{side.upper()} ({getattr(self.pair, side).short}, before layer {self.layers[side]})"
 
 
-def _at_hand(root: Path, pair: str, stitch: str | None, scale: str | None = None) -> _AtHand:
-    """Load a pair's description and its stitch, by default the one that `fit` saved; models are not loaded.
-
-    RequestError where pair and stitch disagree in their layers, and where no `stitch` is named, in their models; where
-    one is named, other models are only reported. With a `scale`, what `look_ahead` refuses is refused too.
-    """
-    from ..stitching.pair import preflight, stitch_file
-    from ..stitching.publish import load_stitch
-
-    found, again = find_pair(root, pair), f"`stitch-book fit --pair {pair}`"
-    with _in_one_line():
-        models = load_pair(root / found.value if found.digest else found.value)
-        where = Path(stitch or stitch_file(found.name)).as_posix()
-        if not stitch and not Path(where).is_file():
-            missing = f"there is no stitch of the pair {found.name!r} yet ({where})"
-            raise RequestError(f"{missing}: make it with {again}, or name one by --stitch")
-        loaded = load_stitch(stitch or where)
-    layers = []
-    for side, ref in (("a", models.a), ("b", models.b)):
-        layer = loaded.about.get(f"layer_{side}", ref.layer)
-        if layer is None:
-            raise RequestError(f"neither the stitch {where} nor the pair's file says which layer of {side} it is for")
-        layers.append(layer)
-        for is_for, says in _differences(loaded.about, side, ref, layer, whole=not stitch):
-            differs = f"is for {side} {is_for}, and the pair {found.name!r} says {says}"
-            if not stitch or is_for.startswith("before"):
-                raise RequestError(f"the stitch {where} {differs}: fit it again with {again}")
-            print(f"Note: the stitch {differs}.")
-    if scale is not None:
-        with _in_one_line():
-            models.scale(scale)
-            preflight(models)
-    return _AtHand(models, loaded, (layers[0], layers[1]))
-
-
-def _differences(
-    about: Mapping[str, Any], side: str, ref: ModelRef, layer: int, *, whole: bool
-) -> Iterator[tuple[str, str]]:
+def _differences(about: Mapping, side: str, ref: ModelRef, layer: int, *, whole: bool) -> Iterator[tuple[str, str]]:
     """List what a stitch says of a model beside what the pair says, where they differ; the layer first.
 
     Of paths the last names are compared, which are all that a published stitch has; with `whole`, whole paths.
@@ -165,20 +154,20 @@ def _target(out: str, ending: str | None = None, given: str | None = None) -> Pa
     return path
 
 
+@_in_one_line()
 def transfer_sae(root: Path, *, pair: str, sae: str, out: str, to: str, stitch: str | None, scale: str) -> None:
     """Carry an SAE that `load_sae` reads (Eq. 6) to a folder of SAELens, and print how both do on held-out text."""
     from ..saes.evaluation import judge_sae
     from ..saes.io import read_sae, reads_elsewhere, save_sae
     from ..saes.transfer import transfer_sae as transfer
 
-    path, at_hand = _target(out, "", sae), _at_hand(root, pair, stitch, scale)
+    path, at_hand = _target(out, "", sae), _AtHand(root, pair, stitch, scale)
     source = "a" if to == "b" else "b"
-    with _in_one_line():
-        original = read_sae(sae)
-        carried = transfer(original, at_hand.stitch, to=to)
-        save_sae(carried, path)
+    original = read_sae(sae)
+    carried = transfer(original, at_hand.stitch, to=to)
+    save_sae(carried, path)
     print(f"{carried.cfg.d_sae:,} latents; the SAE of {at_hand.name(to)} is in {path.as_posix()}")
-    layer = at_hand.layers["ab".index(source)]
+    layer = at_hand.layers[source]
     if elsewhere := reads_elsewhere(original, layer):
         print(f"Beware: the SAE says that it reads {elsewhere}, and the stitch the stream before layer {layer}.")
     model = getattr(at_hand.pair, source).model
@@ -186,8 +175,7 @@ def transfer_sae(root: Path, *, pair: str, sae: str, out: str, to: str, stitch: 
         print(f"Beware: the SAE says that it is of {said!r}, and the pair has {model!r} as {source}.")
     stitched = at_hand.opened(scale)
     device = str(stitched.side(source)[0].device)
-    with _in_one_line():
-        trust = judge_sae(stitched, original.to(device), carried.to(device), stitch=at_hand.stitch, to=to)
+    trust = judge_sae(stitched, original.to(device), carried.to(device), stitch=at_hand.stitch, to=to)
     print(f"{f'{trust.tokens:,} held-out tokens':44}{'L0':>8}{'FUV':>8}{'CE':>8}   more than the model's own")
     for name, metrics, loss in (
         (f"{at_hand.name(source)} itself", None, trust.source_loss),
@@ -207,6 +195,7 @@ def transfer_sae(root: Path, *, pair: str, sae: str, out: str, to: str, stitch: 
     print("FUV: fraction of variance unexplained, 1 for what always says the mean. CE: nats a token.")
 
 
+@_in_one_line()
 def transfer_vector(
     root: Path, *, pair: str, vector: str, out: str, to: str, stitch: str | None, keep_norm: bool
 ) -> None:
@@ -218,16 +207,14 @@ def transfer_vector(
     from ..stitching.survival import survival
     from ..utils.arrays import read_vectors, save_arrays
 
-    path = _target(out, ".npy", vector)
-    with _in_one_line():
-        vectors = read_vectors(vector)
-        at_hand = _at_hand(root, pair, stitch)
-        rows = []
-        for index, row in enumerate(np.atleast_2d(vectors)):
-            try:
-                rows.append(transfer(torch.from_numpy(row), at_hand.stitch, to=to, keep_norm=keep_norm))
-            except ValueError as error:
-                raise ValueError(f"row {index}: {error}") from error
+    path, vectors = _target(out, ".npy", vector), read_vectors(vector)
+    at_hand = _AtHand(root, pair, stitch)
+    rows = []
+    for index, row in enumerate(np.atleast_2d(vectors)):
+        try:
+            rows.append(transfer(torch.from_numpy(row), at_hand.stitch, to=to, keep_norm=keep_norm))
+        except ValueError as error:
+            raise ValueError(f"row {index}: {error}") from error
     carried = torch.stack(rows).numpy().reshape(*vectors.shape[:-1], -1)
     save_arrays(path, carried)
     length = "as long as the stitch makes them" if keep_norm else "of unit length"
@@ -235,27 +222,24 @@ def transfer_vector(
     _say_survival(survival(vectors, at_hand.stitch, to=to))
 
 
+@_in_one_line()
 def transfer_probe(root: Path, *, pair: str, probe: str, out: str, to: str, stitch: str | None, scale: str) -> None:
     """Carry a linear probe, and print what the stitch leaves of it and how both do on held-out text."""
     from ..probing.probes import judge_probe, read_probe, save_probe
     from ..probing.probes import transfer_probe as transfer
     from ..stitching.survival import survival
 
-    path = _target(out, ".npz", probe)
-    with _in_one_line():
-        original = read_probe(probe)
-        at_hand = _at_hand(root, pair, stitch, scale)
-        carried = transfer(original, at_hand.stitch, to=to)
+    path, original = _target(out, ".npz", probe), read_probe(probe)
+    at_hand = _AtHand(root, pair, stitch, scale)
+    carried = transfer(original, at_hand.stitch, to=to)
     save_probe(carried, path)
     print(f"coef_ {carried.coef.shape}, intercept_ and classes_ for {at_hand.name(to)} are in {path.as_posix()}")
     _say_survival(survival(original.coef[original.coef.any(1)], at_hand.stitch, to=to, reads=True))
-    stitched = at_hand.opened(scale)
-    with _in_one_line():
-        trust = judge_probe(stitched, original, carried, stitch=at_hand.stitch, to=to)
+    trust = judge_probe(at_hand.opened(scale), original, carried, stitch=at_hand.stitch, to=to)
     source = "A" if to == "b" else "B"
+    same = f"{trust.agreement:.1%} (always the same answer: {trust.constant:.1%})"
     print(f"on {trust.tokens:,} held-out tokens:")
     print(f"  variance of its score in {source} that the stitched stream explains (R^2): {_spread(trust.explained)}")
-    same = f"{trust.agreement:.1%} (always the same answer: {trust.constant:.1%})"
     print(f"  says what the original says of the same token in {source}: {same}")
     print(f"  says what the original says of the stitched stream: {trust.check:.2%} (a check: 100% up to rounding)")
 
@@ -274,19 +258,19 @@ def _spread(values: Sequence[float]) -> str:
     return f"{min(values):.3f} to {max(values):.3f}, mean {sum(values) / len(values):.3f}"
 
 
+@_in_one_line()
 def push(
     root: Path, *, pair: str, name: str, stitch: str | None, licence: str | None, private: bool, folder: str | None
 ) -> None:
     """Publish the stitch of a pair with a model card on the Hub, or write both to a folder."""
     from ..stitching.publish import push_stitch, write_repository
 
-    with _in_one_line():
-        loaded = _at_hand(root, pair, stitch).stitch
-        if folder:
-            write_repository(loaded, folder, name, licence=licence)
-            print(f"card and stitch are in {folder}: `hf upload {name} {folder}` publishes them")
-        else:
-            print(f"published: {push_stitch(loaded, name, licence=licence, private=private)}")
+    loaded = _AtHand(root, pair, stitch).stitch
+    if folder:
+        write_repository(loaded, folder, name, licence=licence)
+        print(f"card and stitch are in {folder}: `hf upload {name} {folder}` publishes them")
+    else:
+        print(f"published: {push_stitch(loaded, name, licence=licence, private=private)}")
 
 
 def add_parsers(commands: argparse._SubParsersAction) -> None:
@@ -300,34 +284,33 @@ def add_parsers(commands: argparse._SubParsersAction) -> None:
     # The name of this option in older command lines.
     to.add_argument("--towards", dest="to", choices=("a", "b"), default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
-    command = commands.add_parser("fit", parents=[pair, scale], help="fit the stitch of a pair and save it")
-    command.set_defaults(act=fit)
+    def add(act: Callable[..., None], help: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        command = commands.add_parser(act.__name__.replace("_", "-"), parents=[pair, *parents], help=help)
+        command.set_defaults(act=act)
+        return command
+
+    command = add(fit, "fit the stitch of a pair and save it", scale)
     command.add_argument("--alpha", type=float, default=1.0, help="weight of the inversion terms (default 1)")
     command.add_argument("--out", help="file to write (default: artifacts/<pair>/stitch.safetensors)")
 
-    carry = [pair, across, to]
-    command = commands.add_parser("transfer-sae", parents=[*carry, scale], help="carry an SAE to the other model")
-    command.set_defaults(act=transfer_sae)
+    command = add(transfer_sae, "carry an SAE to the other model", across, to, scale)
     sae = "a folder (SAELens, sparsify), sae_lens:RELEASE/ID or sparsify:OWNER/NAME/HOOKPOINT"
     command.add_argument("sae", metavar="SAE", help=sae)
     command.add_argument("--out", required=True, metavar="FOLDER", help="folder to write, as SAELens reads it")
 
-    command = commands.add_parser("transfer-vector", parents=carry, help="carry directions to the other model")
-    command.set_defaults(act=transfer_vector)
+    command = add(transfer_vector, "carry directions to the other model", across, to)
     vector = ".npy, or .safetensors with one tensor: a vector, or a matrix of rows"
     command.add_argument("vector", metavar="FILE", help=vector)
     command.add_argument("--out", required=True, metavar="FILE.npy", help="file to write")
     length = "leave the image as long as the stitch makes it (default: unit length)"
     command.add_argument("--keep-norm", action="store_true", help=length)
 
-    command = commands.add_parser("transfer-probe", parents=[*carry, scale], help="carry a probe to the other model")
-    command.set_defaults(act=transfer_probe)
+    command = add(transfer_probe, "carry a probe to the other model", across, to, scale)
     probe = ".npz or .safetensors with coef_ (classes or 1, d) and intercept_, and classes_ if wanted"
     command.add_argument("probe", metavar="FILE", help=probe)
     command.add_argument("--out", required=True, metavar="FILE.npz", help="file to write")
 
-    command = commands.add_parser("push", parents=[pair, across], help="publish a stitch on the Hub")
-    command.set_defaults(act=push)
+    command = add(push, "publish a stitch on the Hub", across)
     command.add_argument("name", metavar="OWNER/NAME", help="made if it does not exist")
     licence = "the stitch's own, as the Hub abbreviates it: mit, apache-2.0, ..."
     command.add_argument("--license", dest="licence", help=licence)
