@@ -38,17 +38,18 @@ from ..utils.progress import progress
 from .chapters import CHAT_CHAPTERS, SUMMARIES, RequestError, one_line, toc_files
 from .claims import VERDICTS, named, said_of_turns, verdicts
 from .commands import add_parsers, look_ahead
-from .runs import HOME_PAIR, RUNS, Run, WorkError, execute_all, find_pair, is_fresh, jobs_at_once, key_of, plain, plan
+from .runs import HOME_PAIR, RUNS, WorkError, execute_all, find_pair, is_fresh, jobs_at_once, key_of, plain, plan
 
 HTML = Path("_build", "html", "index.html")
 
 
-def run_chapters(root: Path, runs: list[Run], *, jobs: int | None = None) -> None:
-    """Execute the runs that are not fresh, a line for each, while no other command does so in this checkout.
+def run_chapters(root: Path, *, jobs: int | None, **choices: Any) -> None:
+    """Execute the runs of a request (`plan`) that are not fresh, a line for each, while no other command does so here.
 
     `jobs` chapters run side by side, by default as many as the processors take. The summaries read the results of all
     others, so they begin when those are done.
     """
+    runs = plan(root, **choices)
     with _lock(root), contextlib.chdir(root), warnings.catch_warnings(), progress(runs, "chapters") as bar:
         warnings.simplefilter("ignore")
         logging.getLogger("papermill").setLevel(logging.CRITICAL)
@@ -104,25 +105,24 @@ def _lock(root: Path) -> AbstractContextManager:
 def build(root: Path) -> None:
     """Render the pages into `_build/html` unless nothing in them has changed; WorkError shows the warnings."""
     home = f"{(RUNS / HOME_PAIR).as_posix()}/"
-    files = [file for file in toc_files(root) if file.startswith(home)]
-    if missing := [file.removeprefix(home) for file in files if not (root / f"{file}.ipynb").is_file()]:
-        raise RequestError(
-            f"the embedded pair, whose pages are the book's own, has none yet for {', '.join(missing)}: "
-            "make them with `stitch-book run`"
-        )
     sources = ("book/runs/**/*.ipynb", "_config.yml", "_toc.yml", "book/references.bib", "book/_static/**/*")
-    key = tree_digest(root, *sources, "requirements.lock")
     stamp = root / "_build" / ".stamp"
-    if not (stamp.is_file() and stamp.read_text() == key and (root / HTML).is_file()):
-        stamp.unlink(missing_ok=True)
-        print("rendering the book", flush=True)
-        # jupyter_book cannot be run with -m; --all, because pages that Sphinx takes from its cache hide their warnings
-        command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()"]
-        command += ["build", ".", "--path-output", ".", "--all", "-W", "-n", "--keep-going", "-q"]
-        done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise WorkError(f"the book did not render\n\n{plain(done.stderr or done.stdout).strip()}")
-        stamp.write_text(key)
+    with _lock(root):  # nobody renders what another is writing
+        files = [file for file in toc_files(root) if file.startswith(home)]
+        if missing := [file.removeprefix(home) for file in files if not (root / f"{file}.ipynb").is_file()]:
+            whose = f"the embedded pair, whose pages are the book's own, has none yet for {', '.join(missing)}"
+            raise RequestError(f"{whose}: make them with `stitch-book run`")
+        key = tree_digest(root, *sources, "requirements.lock")
+        if not (stamp.is_file() and stamp.read_text() == key and (root / HTML).is_file()):
+            stamp.unlink(missing_ok=True)
+            print("rendering the book", flush=True)
+            # jupyter_book cannot be run with -m; --all, because pages from Sphinx's cache hide their warnings
+            command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()"]
+            command += ["build", ".", "--path-output", ".", "--all", "-W", "-n", "--keep-going", "-q"]
+            done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise WorkError(f"the book did not render\n\n{plain(done.stderr or done.stdout).strip()}")
+            stamp.write_text(key)
     print(f"the book is in {HTML.as_posix()}")
 
 
@@ -167,15 +167,6 @@ def _at_least_one(text: str) -> int:
     return int(text)
 
 
-def _run(root: Path, *, jobs: int | None, **choices: Any) -> None:
-    run_chapters(root, plan(root, **choices), jobs=jobs)
-
-
-def _build_alone(root: Path) -> None:
-    with _lock(root):  # nobody renders what another is writing
-        build(root)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="stitch-book", description="Executes the chapters, renders the book, prints the claims.")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -183,7 +174,7 @@ def _parser() -> argparse.ArgumentParser:
     known = f"a name in stitch_utils/data/pairs or a .yml file (default {HOME_PAIR})"
     pair.add_argument("--pair", default=HOME_PAIR, help=known)
     run = commands.add_parser("run", parents=[pair], help="execute chapters whose page is missing or out of date")
-    run.set_defaults(act=_run)
+    run.set_defaults(act=run_chapters)
     run.add_argument("--chapter", help="this chapter only (default: all, in reading order)")
     run.add_argument("--scale", help="smoke, default or paper (default: the chapter's own)")
     given = {"nargs": 2, "action": "append", "default": [], "metavar": ("NAME", "VALUE")}
@@ -191,7 +182,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--jobs", type=_at_least_one, metavar="N", help="chapters side by side (default: what fits)")
     run.add_argument("--force", action="store_true", help="execute even where nothing has changed")
     add_parsers(commands)
-    commands.add_parser("build", help="render the pages into _build/html").set_defaults(act=_build_alone)
+    commands.add_parser("build", help="render the pages into _build/html").set_defaults(act=build)
     claims = commands.add_parser("claims", parents=[pair], help="print the verdict on each claim")
     claims.set_defaults(act=print_claims)
     claims.add_argument("--json", action="store_true", dest="as_json", help="as a list of objects")

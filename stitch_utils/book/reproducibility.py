@@ -9,7 +9,6 @@ Offers `versions`, `machine`, `settings`, `text_splits`, `departures`, `open_poi
 """
 
 import contextlib
-import functools
 import html
 import itertools
 import os
@@ -55,25 +54,23 @@ def versions() -> pd.DataFrame:
     The last row counts the packages of the lock and names those whose installed version differs.
     """
     lock = locked()
-    installed = {name: _installed(name) for name in lock}
+    installed = dict.fromkeys(lock, "not installed")
+    for name in lock:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            installed[name] = metadata.version(name)
     rows = [[name, lock[name], installed[name]] for name in NAMED]
     differ = [name for name in lock if lock[name] != installed[name].split("+")[0]]
     others = f"{len(lock) - len(differ)} as in the lock" + (f"; not: {', '.join(differ)}" if differ else "")
     return pd.DataFrame([*rows, [f"all {len(lock)}", "", others]], columns=["package", "in the lock", "installed"])
 
 
-def _installed(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return "not installed"
-
-
 def machine() -> pd.DataFrame:
     """Describe the machine that executes this page."""
+    told = Path("/proc/cpuinfo")
+    named = re.search(r"^model name\s*: (.*)$", told.read_text(), re.M) if told.is_file() else None
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
     rows = {
-        "processor": _processor(),
+        "processor": named[1] if named else platform.processor() or "unknown",
         "processors": str(os.cpu_count()),
         "memory": f"{memory / 2**30:.0f} GiB" if memory else "unknown",
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
@@ -81,13 +78,6 @@ def machine() -> pd.DataFrame:
         "Python": platform.python_version(),
     }
     return pd.DataFrame(rows.items(), columns=["", "value"])
-
-
-def _processor() -> str:
-    """Name the processor, where the system says it."""
-    told = Path("/proc/cpuinfo")
-    found = re.search(r"^model name\s*: (.*)$", told.read_text(), re.M) if told.is_file() else None
-    return found[1] if found else platform.processor() or "unknown"
 
 
 def settings(pair: str) -> pd.DataFrame:
@@ -154,13 +144,10 @@ def _effect(entry: Mapping, pair: str, numbers: Mapping[str, object]) -> str:
     return entry["effect"]["text"].format(**found)
 
 
-_parsed = functools.lru_cache(maxsize=4)(yaml.safe_load)  # once a process
-
-
 def _entries(kind: str) -> list[dict]:
     """Read the entries of one kind from `book/departures.yml`; ValueError says which entry is wrong and how."""
     path = project_root() / "book" / "departures.yml"
-    entries = _parsed(path.read_text(encoding="utf-8"))[kind]
+    entries = yaml.safe_load(path.read_text(encoding="utf-8"))[kind]
     for number, entry in enumerate(entries, 1):
         where = f"{path.name}: entry {number} of {kind}"
         if missing := [field for field in FIELDS[kind] if field not in entry]:

@@ -42,8 +42,7 @@ class WorkError(Exception):
 
 
 class Pair(NamedTuple):
-    """A pair of models: its name, the value that chapters are given, and for the user's own a digest of its file and of
-    what lies on this disk of all that it names."""
+    """A pair's name, what chapters are given for it, and for a user's own pair the digest of its files."""
 
     name: str
     value: str
@@ -51,7 +50,7 @@ class Pair(NamedTuple):
 
 
 class Run(NamedTuple):
-    """A chapter to execute for a pair: what to pass, all its parameters, and what its key is made of."""
+    """A chapter to execute for a pair: the parameters to pass, all its parameters, and what its key is made of."""
 
     chapter: str
     pair: str
@@ -71,8 +70,7 @@ class Run(NamedTuple):
 
     @property
     def label(self) -> str:
-        scale = self.parameters.get("scale")
-        return f"{self.chapter} ({self.pair}, {scale})" if scale else f"{self.chapter} ({self.pair})"
+        return f"{self.chapter} ({', '.join(filter(None, (self.pair, self.parameters.get('scale'))))})"
 
 
 def find_pair(root: Path, given: str) -> Pair:
@@ -95,10 +93,7 @@ def find_pair(root: Path, given: str) -> Pair:
 
 
 def _local_files(pair: ModelPair) -> list[tuple[str, int, int]]:
-    """List name, size and time of change of each file on this disk that a pair names, alone or as one of a folder.
-
-    Models are too large to be read before every run.
-    """
+    """List name, size and time of change of all files on this disk that a pair names; models are too large to read."""
     saes = (sae.release if isinstance(sae, SAERef) else sae for sae in pair.saes.values())
     models = (ref.model for ref in (pair.a, pair.b, pair.augmenter) if ref)
     texts = (ref.name for ref in (pair.train, pair.evaluation, *pair.datasets.values()))
