@@ -89,9 +89,8 @@ def read_chapter(root: Path, chapter: str) -> tuple[Any, dict[str, Any], str]:
 
 
 def for_pair(notebook: Any, pair: str) -> Any:
-    """Adapt a notebook to a page that stands below the embedded pair's, in the same book.
-
-    Its title names the pair, its figures have labels of their own, and cells tagged `embedded-pair` are left out.
+    """Copy a notebook for a pair beside the embedded one: without cells tagged `embedded-pair`, with its own title and
+    labels of figures.
     """
     copy = deepcopy(notebook)
     copy.cells = [cell for cell in copy.cells if EMBEDDED_ONLY not in cell.metadata.get("tags", ())]
@@ -109,10 +108,7 @@ def for_pair(notebook: Any, pair: str) -> Any:
 
 
 def parse_value(name: str, text: str, default: Any) -> Any:
-    """Return the value that `text` stands for where `default` stands: text for text, a finite number for a number.
-
-    A default of None takes any YAML value. RequestError where `text` cannot be what is expected.
-    """
+    """Return the value that `text` stands for as a parameter of that `default`; one of None takes any YAML value."""
     if isinstance(default, str):
         return text
     try:

@@ -67,7 +67,7 @@ class Claim:
                 raise ValueError(f"claim '{self.id}': {name!r} in needs is not a usable name")
             if "{pair}" not in id:
                 raise ValueError(f"claim '{self.id}': {name} needs '{id}', expected an id that contains {{pair}}")
-        for predicate in (self.holds, *filter(None, [self.partly])):
+        for predicate in (self.holds, self.partly or self.holds):
             try:
                 _compiled(predicate, self.needs)
             except (SyntaxError, ValueError) as error:
@@ -98,8 +98,7 @@ class Figure:
             raise ValueError(f"figure '{self.id}': expected either a prefix or schematic: true")
 
 
-@dataclass(frozen=True)
-class Published:
+class Published(NamedTuple):
     """Everything in `book/published.yml`."""
 
     numbers: Mapping[str, float]
@@ -142,11 +141,10 @@ class Verdict(NamedTuple):
 
 
 class FigureStatus(NamedTuple):
-    """Whether a table or figure has been recomputed: "done", "not run" or "schematic", with the `page` of the section
-    that did so or the `command` that would, else ""."""
+    """Whether a table or figure has been recomputed, and the section that did so or the command that would."""
 
     id: str
-    status: str
+    status: str  # "done", "not run" or "schematic"
     page: str
     command: str
 
@@ -203,11 +201,12 @@ def figures_status(pair: str) -> list[FigureStatus]:
     rows = []
     for figure in published().figures:
         if figure.schematic:
-            rows.append(FigureStatus(figure.id, "schematic", "", ""))
+            found = ("schematic", "", "")
         elif any(id.startswith(figure.prefix.replace("{pair}", pair)) for id in ids):
-            rows.append(FigureStatus(figure.id, "done", page_of(pair, figure.chapter, figure.heading), ""))
+            found = ("done", page_of(pair, figure.chapter, figure.heading), "")
         else:
-            rows.append(FigureStatus(figure.id, "not run", "", command_for(given, figure.chapter)))
+            found = ("not run", "", command_for(given, figure.chapter))
+        rows.append(FigureStatus(figure.id, *found))
     return rows
 
 

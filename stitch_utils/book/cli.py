@@ -5,11 +5,9 @@
     stitch-book build                                         renders the pages into _build/html
     stitch-book claims --json
 
-The commands for a pair of one's own are in `commands.py`. Chapters are plain papermill notebooks and need nothing of
-this module; but a page that papermill makes carries no key, so the next `stitch-book run` executes it again.
-
-    jupytext --to ipynb book/stitching.md -o stitching.ipynb
-    papermill stitching.ipynb book/runs/tiny/stitching.ipynb -p alpha 0.1
+`commands.py` has those for a pair of one's own: fit, transfer-sae, transfer-vector, transfer-probe, push. Chapters are
+plain papermill notebooks, which jupytext makes of their sources; a page that papermill itself made carries no key, so
+the next `stitch-book run` executes it again.
 
 Exit codes: 0; 1 when a chapter or the rendering fails; 2 when the request makes no sense; 130 when interrupted.
 """

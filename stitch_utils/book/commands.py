@@ -3,12 +3,6 @@
 The rooms below fit, carry, judge and publish; here is what a user types and reads. A result is written before it is
 judged, so that whatever stops the measuring loses nothing.
 
-    stitch-book fit --pair mine.yml                              artifacts/mine/stitch.safetensors, and its losses
-    stitch-book transfer-sae --pair mine.yml SAE --out FOLDER    Eq. 6, for SAELens
-    stitch-book transfer-vector --pair mine.yml v.npy --out w.npy
-    stitch-book transfer-probe --pair mine.yml p.npz --out q.npz
-    stitch-book push --pair mine.yml OWNER/NAME                  the stitch, with a model card, to the Hub
-
 Offers `fit`, `transfer_sae`, `transfer_vector`, `transfer_probe` and `push`; `add_parsers`, which adds them to a parser
 under `act`; and `look_ahead`.
 """

@@ -1,9 +1,8 @@
 """Write and read what a chapter measured, in `results/<pair>/<chapter>.json` (no section of its own).
 
 A chapter measures and never decides. It writes flat numbers, each under an id like `table1.tiny.a_to_b`, which begins
-with the table or figure and names the pair; `claims.py` compares them with the published ones, whose ids have the same
-form. A file is replaced whole, so a run that was killed leaves the numbers of the one before. A file that has changed
-since it was written is refused.
+with the table or figure and names the pair; `claims.py` compares them with the published ones under ids of that form. A
+file is replaced whole, so a run that was killed leaves the earlier numbers; a file that changed later is refused.
 
 Offers `write_results`, `read_results`, which returns `Results`, and `pairs_with_results`.
 """
@@ -42,9 +41,9 @@ def write_results(
     *,
     parameters: Mapping[str, object] = MappingProxyType({}),
 ) -> Path:
-    """Write `results/<pair>/<chapter>.json` in one step, replacing an earlier run's file, and return its path.
+    """Write `results/<pair>/<chapter>.json` in one step, and return its path.
 
-    `numbers` are finite (or a string, for a label), under ids that contain the pair between dots; floats keep six
+    `numbers` are finite, or strings for labels, under ids that contain the pair between dots; floats keep six
     significant digits. `parameters` are JSON scalars, stored as `run.<name>`. ValueError names the id that is wrong.
     """
     for kind, name in (("pair", pair), ("chapter", chapter)):
@@ -64,14 +63,11 @@ def write_results(
 
 
 def read_results(pair: str, *, stand_ins: bool = False) -> Results:
-    """Read all that chapters wrote for the pair; nothing if none ran.
+    """Read all that chapters wrote for the pair; runs on random weights (parameter `stand_in`) with `stand_ins` only.
 
-    Runs on stand-ins, random weights under the names of real models (parameter `stand_in`), are no results: they are
-    read with `stand_ins` only.
-
-    Where two chapters hold the same id, one of them was run before the number moved to the other: the file written last
-    counts. ValueError if a file is not what `write_results` writes, or no longer what it wrote; a file without a seal,
-    which somebody has put there, is read.
+    Where two chapters hold the same id, the file written last counts, since a number may have moved between chapters.
+    ValueError if a file is not what `write_results` writes, or no longer what it wrote; a file without a seal, which
+    somebody else put there, is read.
     """
     found = Results({}, {})
     files = (project_root() / "results" / pair).glob("[!.]*.json")
@@ -92,7 +88,7 @@ def read_results(pair: str, *, stand_ins: bool = False) -> Results:
 
 
 def pairs_with_results() -> list[str]:
-    """Name the pairs for which at least one chapter has written results that are not of stand-ins, sorted."""
+    """Name the pairs for which a chapter has written results that are not of stand-ins, sorted."""
     names = {path.parent.name for path in (project_root() / "results").glob("*/[!.]*.json")}
     return sorted(name for name in names if any(read_results(name)))
 
