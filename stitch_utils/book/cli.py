@@ -47,6 +47,8 @@ def run_chapters(root: Path, *, jobs: int | None, **choices: Any) -> None:
     `jobs` chapters run side by side, by default as many as the processors take. The summaries read the results of all
     others, so they begin when those are done.
     """
+    if jobs is not None and jobs < 1:
+        raise RequestError(f"--jobs {jobs}: expected a whole number of at least 1")
     runs = plan(root, **choices)
     with _lock(root), contextlib.chdir(root), warnings.catch_warnings(), progress(runs, "chapters") as bar:
         warnings.simplefilter("ignore")
@@ -159,12 +161,6 @@ class _Parser(argparse.ArgumentParser):
         raise RequestError(f"{message} (see {self.prog} --help)")
 
 
-def _at_least_one(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
-    return int(text)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="stitch-book", description="Executes the chapters, renders the book, prints the claims.")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -177,7 +173,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--scale", help="smoke, default or paper (default: the chapter's own)")
     given = {"nargs": 2, "action": "append", "default": [], "metavar": ("NAME", "VALUE")}
     run.add_argument("-p", dest="given", help="set a parameter of the chapters; repeatable", **given)
-    run.add_argument("--jobs", type=_at_least_one, metavar="N", help="chapters side by side (default: what fits)")
+    run.add_argument("--jobs", type=int, metavar="N", help="chapters side by side (default: what fits)")
     run.add_argument("--force", action="store_true", help="execute even where nothing has changed")
     add_parsers(commands)
     commands.add_parser("build", help="render the pages into _build/html").set_defaults(act=build)

@@ -144,7 +144,7 @@ def _in_detail(claim: Claim, of: Mapping[str, Verdict], run: list[str], links: M
     rows = [[f"<b>{html.escape(claim.text)}</b><small>{about}</small>"]]
     for name, verdict in of.items():
         if name in run or verdict.published:
-            theirs = f"<b>{verdict.published_verdict or 'incomplete'}</b><br>{_lines(verdict.published)}"
+            theirs = "<br>".join([f"<b>{verdict.published_verdict or 'incomplete'}</b>", *named(verdict.published)])
             said = _said_and_where(verdict, links[name])
             rows.append([name, said, _ours(verdict), theirs if verdict.published else ""])
     return rows
@@ -155,7 +155,7 @@ def _at_a_glance(claim: Claim, of: Mapping[str, Verdict], run: list[str], links:
     cells = [_said_and_where(of[name], links[name]) + _folded(_ours(of[name])) for name in run]
     theirs = {name: verdict for name, verdict in of.items() if verdict.published}
     said = "<br>".join(f"{name}: <b>{v.published_verdict or 'incomplete'}</b>" for name, v in theirs.items())
-    numbers = "<br>".join(f"{name}:<br>{_lines(verdict.published)}" for name, verdict in theirs.items())
+    numbers = "<br>".join("<br>".join([f"{name}:", *named(v.published)]) for name, v in theirs.items())
     return [html.escape(claim.text), *cells, said + _folded(numbers)]
 
 
@@ -170,11 +170,7 @@ def _said_and_where(verdict: Verdict, link: str) -> str:
 
 def _ours(verdict: Verdict) -> str:
     # Without times, two builds of the book can be compared digit by digit.
-    return "times, in <code>results</code>" if verdict.timed and verdict.ours else _lines(verdict.ours)
-
-
-def _lines(numbers: Mapping[str, float]) -> str:
-    return "<br>".join(named(numbers))
+    return "times, in <code>results</code>" if verdict.timed and verdict.ours else "<br>".join(named(verdict.ours))
 
 
 def _folded(numbers: str) -> str:

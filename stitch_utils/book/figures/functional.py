@@ -43,9 +43,7 @@ def null_shares(clouds: Mapping[str, Cloud], *, titles: Mapping[str, str]) -> Fi
     return figure
 
 
-def first_token_attention(
-    panels: Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]], *, titles: Mapping[str, str]
-) -> Figure:
+def first_token_attention(panels: Mapping[str, Sequence[tuple]], *, titles: Mapping[str, str]) -> Figure:
     """Draw Figs. 5b and 16: attention to the first token with a feature and without it, at tokens where it fires.
 
     {twin: [(with, without) for each feature]}. Where a point is below the diagonal, the feature raised the attention.

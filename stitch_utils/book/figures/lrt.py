@@ -28,9 +28,7 @@ def map_errors(lengths: Mapping[str, Mapping[str, tuple]], means: Mapping[str, f
     return figure
 
 
-def answers(
-    doses: Sequence[float], responses: Mapping[str, Mapping[str, Sequence[float]]], *, titles: Mapping[str, str]
-) -> Figure:
+def answers(doses: Sequence, responses: Mapping[str, Mapping], *, titles: Mapping[str, str]) -> Figure:
     """Draw the mean logit difference over the dose, a panel for each behaviour: {behaviour: {condition: values}}."""
     figure, grid = panel_grid(responses, (2.4, 2), (0.4, 0.6), xlabel="dose")
     for axes, curves in zip(grid, responses.values()):

@@ -61,7 +61,7 @@ def flops_saved(savings: Mapping[int, Mapping[float, tuple]]) -> Figure:
 
 
 def scaling_laws(
-    runs: Mapping[str, Sequence], laws: Mapping[str, Callable], flops: Sequence[float], *, extra: Mapping[str, float]
+    runs: Mapping[str, Sequence], laws: Mapping[str, Callable], flops: Sequence, *, extra: Mapping[str, float]
 ) -> Figure:
     """Draw Fig. 1c: held-out error of all runs (thin) and the fitted law (thick) of each start, over `flops`."""
     figure, axes = plt.subplots(figsize=(6.5, 3.8), layout="constrained")

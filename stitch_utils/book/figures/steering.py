@@ -16,9 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from .style import BESIDE, GREY, OF_MODEL, OF_START, ORANGE, intervals, legend_below, round_ticks, whiskers
 
 
-def dose_response(
-    strengths: Sequence[float], doses: Mapping[tuple[str, str], Sequence[tuple]], *, chosen: Mapping[str, float]
-) -> Figure:
+def dose_response(strengths: Sequence, doses: Mapping[tuple, Sequence], *, chosen: Mapping[str, float]) -> Figure:
     """Draw share and NLL rise over the strength: {(side, condition): [(share, rise), ...]}, both estimates."""
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
     for (side, condition), row in doses.items():
@@ -108,10 +106,11 @@ def instruction_shares(shares: Mapping[str, Mapping[str, tuple]], *, side: str, 
     return figure
 
 
-def template_unexplained(
-    unexplained: Mapping[tuple[str, str, str], float], *, groups: Mapping[str, str], stitches: Mapping[str, str]
-) -> Figure:
-    """Draw the unexplained variance of held-out streams: {(stitch, group of tokens, model that the map leads to)}."""
+def template_unexplained(unexplained: Mapping[tuple, float], *, groups: Mapping, stitches: Mapping) -> Figure:
+    """Draw the unexplained variance of held-out streams: {(stitch, group of tokens, model that the map leads to)}.
+
+    `groups` and `stitches` are {name: title}.
+    """
     figure, panels = plt.subplots(1, 2, figsize=(8, 3.6), sharex=True, sharey=True, layout="constrained")
     shown = [group for group in groups if any(group == found for _, found, _ in unexplained)]
     for axes, to, title in zip(panels, "ba", ("A → B", "B → A")):
