@@ -273,14 +273,12 @@ def _entries(kind: type, entries: Iterable[Mapping], path: Path) -> tuple:
 
 
 def _needed(claim: Claim, pair: str, values: Mapping[str, Any]) -> dict[str, float]:
-    found = {}
-    for name, id in claim.needs.items():
-        for suffix in ("", ".low", ".high"):
-            if (key := id.replace("{pair}", pair) + suffix) in values:
-                if isinstance(values[key], str):
-                    raise ValueError(f"claim '{claim.id}' needs '{key}', which is {values[key]!r}: expected a number")
-                found[name + suffix] = values[key]
-    return found
+    needed = {name: id.replace("{pair}", pair) for name, id in claim.needs.items()}
+    ids = {name + end: id + end for name, id in needed.items() for end in ("", ".low", ".high") if id + end in values}
+    for id in ids.values():
+        if isinstance(values[id], str):
+            raise ValueError(f"claim '{claim.id}' needs '{id}', which is {values[id]!r}: expected a number")
+    return {name: values[id] for name, id in ids.items()}
 
 
 def _decide(claim: Claim, values: Mapping[str, float]) -> str:
@@ -296,9 +294,9 @@ def _decide(claim: Claim, values: Mapping[str, float]) -> str:
 
 
 def _turns(claim: Claim, values: Mapping[str, float]) -> dict[str, str]:
-    """Return the verdict with one number at one end of its interval, wherever that differs from that on the estimates.
+    """Return the other verdicts that one number at one end of its interval would give: {end: verdict}.
 
-    One at a time, since numbers of one run err together: all at their worst ends at once would be too harsh.
+    Numbers go to their ends one at a time, since those of one run err together.
     """
     said, turns = _decide(claim, values), {}
     for name in claim.needs if said != "not run" else ():

@@ -14,7 +14,7 @@ import itertools
 import os
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 
@@ -33,7 +33,9 @@ from .results import read_results
 # The packages that make numbers; the lock has all others too.
 NAMED = ("torch", "transformers", "tokenizers", "transformer-lens", "sae-lens", "datasets", "safetensors")
 NAMED += ("numpy", "scipy", "scikit-learn", "langdetect", "papermill", "jupyter-book")
-FIELDS = {"departures": ("chapter", "paper", "here"), "open": ("chapter", "what", "taken", "where")}
+# Field of an entry in `book/departures.yml` -> title of its column.
+DEPARTURES = {"chapter": "chapter", "paper": "the papers", "here": "here"}
+OPEN = {"chapter": "chapter", "what": "open", "taken": "taken", "where": "to change it"}
 
 
 def locked(root: Path | None = None) -> dict[str, str]:
@@ -118,21 +120,15 @@ def text_splits(pair: ModelPair, scale: str) -> pd.DataFrame:
 def departures(pair: str) -> pd.DataFrame:
     """List what is done otherwise than the papers say, and what that changes on the pair or why it was not measured."""
     numbers = read_results(pair).numbers
-    titles = {"chapter": "chapter", "paper": "the papers", "here": "here"}
-    entries = _entries("departures")
-    columns = {title: [entry[field] for entry in entries] for field, title in titles.items()}
+    entries = _entries("departures", DEPARTURES)
+    columns = {title: [entry[field] for entry in entries] for field, title in DEPARTURES.items()}
     return pd.DataFrame(columns | {"what that does": [_effect(entry, pair, numbers) for entry in entries]})
 
 
 def open_points() -> pd.DataFrame:
     """List what the papers leave open or say in two ways, what is taken here, and where to take something else."""
-    titles = {"chapter": "chapter", "what": "open", "taken": "taken", "where": "to change it"}
-    entries = _entries("open")
-    return pd.DataFrame({title: [_code(entry[field]) for entry in entries] for field, title in titles.items()})
-
-
-def _code(text: str) -> str:
-    return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text))
+    rows = [[html.escape(entry[field]) for field in OPEN] for entry in _entries("open", OPEN)]
+    return pd.DataFrame(rows, columns=list(OPEN.values())).replace(r"`([^`]+)`", r"<code>\1</code>", regex=True)
 
 
 def _effect(entry: Mapping, pair: str, numbers: Mapping[str, object]) -> str:
@@ -144,13 +140,13 @@ def _effect(entry: Mapping, pair: str, numbers: Mapping[str, object]) -> str:
     return entry["effect"]["text"].format(**found)
 
 
-def _entries(kind: str) -> list[dict]:
+def _entries(kind: str, fields: Iterable[str]) -> list[dict]:
     """Read the entries of one kind from `book/departures.yml`; ValueError says which entry is wrong and how."""
     path = project_root() / "book" / "departures.yml"
     entries = yaml.safe_load(path.read_text(encoding="utf-8"))[kind]
     for number, entry in enumerate(entries, 1):
         where = f"{path.name}: entry {number} of {kind}"
-        if missing := [field for field in FIELDS[kind] if field not in entry]:
+        if missing := [field for field in fields if field not in entry]:
             raise ValueError(f"{where} has no {', '.join(missing)}")
         if kind == "departures" and ("effect" in entry) == ("because" in entry):
             raise ValueError(f"{where}: expected either an effect or a reason why none was measured")

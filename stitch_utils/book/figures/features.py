@@ -23,15 +23,13 @@ COARSE = np.linspace(-1, 1, 21)
 
 def correlation_histograms(panels: Mapping[str, Mapping[str, np.ndarray]], *, labels: Mapping[str, str]) -> Figure:
     """Draw Fig. 14: {title: {twin: correlations of all features}}."""
-    figure, row = panel_row(panels, 4, 3.2)
+    figure, row = panel_row(panels, (4, 3.2), "density of features")
     for axes, values in zip(row, panels.values()):
         for twin, some in values.items():
             axes.hist(some, bins=BINS, density=True, alpha=0.6, color=OF_TWIN[twin], label=labels[twin])
         axes.set(xlabel="attribution correlation", xlim=(-1, 1), xticks=TICKS)
         axes.axvline(0, color="#222222", lw=0.8)
-    row[0].set(ylabel="density of features")
-    legend_below(figure, row[0])
-    return figure
+    return legend_below(figure, row[0])
 
 
 def class_densities(panels: Mapping[str, Mapping[str, np.ndarray]], *, random: Mapping[str, tuple]) -> Figure:
@@ -69,19 +67,17 @@ def class_densities(panels: Mapping[str, Mapping[str, np.ndarray]], *, random: M
 
 def rates_and_correlations(panels: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]]) -> Figure:
     """Draw correlations against firing rates: {title: {class: (firing rates, correlations)}}."""
-    figure, row = panel_row(panels, 4, 3.4, sharey=True)
+    figure, row = panel_row(panels, (4, 3.4), "attribution correlation", sharey=True)
     for axes, values in zip(row, panels.values()):
         for kind, (rates, correlations) in values.items():
             axes.plot(rates, correlations, "o", ms=3.5, alpha=0.55, mew=0, color=OF_KIND[kind], label=kind)
         axes.set(xscale="log", xlabel="share of tokens at which a feature fires", ylim=(-1.02, 1.02))
-    row[0].set(ylabel="attribution correlation")
-    legend_below(figure, row[0])
-    return figure
+    return legend_below(figure, row[0])
 
 
 def recovery_by_versions(panels: Mapping[str, Mapping[str, Sequence[tuple]]]) -> Figure:
     """Draw {title: {measure: [estimate for 1, 2, ... versions]}}; the third and fourth measure are dashed."""
-    figure, row = panel_row(panels, 4, 3.2, sharey=True)
+    figure, row = panel_row(panels, (4, 3.2), "agreement with the grammar", sharey=True)
     for axes, measures in zip(row, panels.values()):
         styles = itertools.product(("o-", "s--"), (PURPLE, BLUE))
         for number, ((measure, estimates), (line, color)) in enumerate(zip(measures.items(), styles)):
@@ -90,6 +86,4 @@ def recovery_by_versions(panels: Mapping[str, Mapping[str, Sequence[tuple]]]) ->
         axes.axhline(0.5, color=GREY, lw=1, ls="--")
         axes.set(xlabel="versions of a sentence, k")
         axes.set_xticks(range(1, len(next(iter(measures.values()))) + 1))
-    row[0].set(ylabel="agreement with the grammar")
-    legend_below(figure, row[0])
-    return figure
+    return legend_below(figure, row[0])

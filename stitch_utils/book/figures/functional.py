@@ -29,7 +29,8 @@ class Cloud(NamedTuple):
 
 def null_shares(clouds: Mapping[str, Cloud], *, titles: Mapping[str, str]) -> Figure:
     """Draw Fig. 5a: share of the norm in the unembedding's null space against size, a panel for each SAE."""
-    figure, panels = panel_row([titles[name] for name in clouds], 3.3, 3.3, sharey=True)
+    ylabel = "share of the norm in the null space"
+    figure, panels = panel_row([titles[name] for name in clouds], (3.3, 3.3), ylabel, sharey=True)
     for axes, (name, cloud) in zip(panels, clouds.items()):
         chosen = np.asarray(cloud.marked, dtype=bool)
         axes.axhspan(*cloud.chance, color=GREY, alpha=0.25, lw=0)
@@ -39,7 +40,6 @@ def null_shares(clouds: Mapping[str, Cloud], *, titles: Mapping[str, str]) -> Fi
         if len(cloud.size):
             axes.set_xscale("log")
             round_ticks(axes.xaxis, between=(1, 2, 5))
-    panels[0].set_ylabel("share of the norm in the null space")
     return figure
 
 
@@ -48,7 +48,7 @@ def first_token_attention(panels: Mapping[str, Sequence[tuple]], *, titles: Mapp
 
     {twin: [(with, without) for each feature]}. Where a point is below the diagonal, the feature raised the attention.
     """
-    figure, grid = panel_row([titles[name] for name in panels], 3.2, 3.3, sharey=True)
+    figure, grid = panel_row([titles[name] for name in panels], (3.2, 3.3), "path ablated", sharey=True)
     for axes, (name, pairs) in zip(grid, panels.items()):
         axes.plot([0, 1], [0, 1], color=GREY, lw=1, ls="--", zorder=1)
         for attended, ablated in pairs:
@@ -56,5 +56,4 @@ def first_token_attention(panels: Mapping[str, Sequence[tuple]], *, titles: Mapp
             if len(attended):
                 axes.plot(attended.mean(), ablated.mean(), "D", ms=6, mfc=OF_TWIN[name], mec="white", zorder=3)
         axes.set(xlabel="with the feature", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
-    grid[0].set_ylabel("path ablated")
     return figure

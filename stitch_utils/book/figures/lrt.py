@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from .style import BESIDE, BLUE, GREY, OF_MODEL, ORANGE, interval_rows, intervals, legend_below, panel_grid
+from .style import BESIDE, BLUE, GREY, OF_MODEL, ORANGE, interval_rows, intervals, legend_below, panel_grid, panel_row
 
 BLACK = "#222222"
 OF_RECIPE = {"main": BLUE, "unbiased": BLUE, "bias": ORANGE, "transferred": ORANGE}
@@ -30,14 +30,12 @@ def map_errors(lengths: Mapping[str, Mapping[str, tuple]], means: Mapping[str, f
 
 def answers(doses: Sequence, responses: Mapping[str, Mapping], *, titles: Mapping[str, str]) -> Figure:
     """Draw the mean logit difference over the dose, a panel for each behaviour: {behaviour: {condition: values}}."""
-    figure, grid = panel_grid(responses, (2.4, 2), (0.4, 0.6), xlabel="dose")
+    figure, grid = panel_grid(responses, (2.4, 2), ("dose", "logit difference"))
     for axes, curves in zip(grid, responses.values()):
         for condition, values in curves.items():
             axes.plot(doses, values, "o-", ms=3, lw=1.5, color=OF_CONDITION[condition], label=titles[condition])
         axes.axvline(0, color=GREY, lw=0.6)
-    figure.supylabel("logit difference", fontsize="medium")
-    legend_below(figure, grid[0], columns=len(titles))
-    return figure
+    return legend_below(figure, grid[0], columns=len(titles))
 
 
 def recipes(columns: Mapping[str, Mapping[str, tuple]]) -> Figure:
@@ -52,14 +50,13 @@ def recipes(columns: Mapping[str, Mapping[str, tuple]]) -> Figure:
 
 def free_shares(shares: Mapping[str, Mapping[str, Mapping[float, tuple]]], *, titles: Mapping[str, str]) -> Figure:
     """Draw the share of the responses that do a task over the strength, {task: {condition: {strength: estimate}}}."""
-    figure, panels = plt.subplots(1, len(shares), figsize=(9, 3), sharey=True, layout="constrained")
-    for axes, (task, curves) in zip(panels, shares.items()):
+    figure, panels = panel_row(shares, (9 / len(shares), 3), "responses that do it", sharey=True)
+    for axes, curves in zip(panels, shares.values()):
         for condition, values in curves.items():
             style = {"fmt": "o-", "ms": 4, "capsize": 2, "color": OF_CONDITION[condition]}
             intervals(axes, list(values), values.values(), label=titles[condition], **style)
-        axes.set(title=task, xlabel="strength", ylim=(-0.03, 1.03))
+        axes.set(xlabel="strength", ylim=(-0.03, 1.03))
         axes.yaxis.set_major_formatter("{x:.0%}")
-    panels[0].set_ylabel("responses that do it")
     panels[-1].legend(**BESIDE)
     return figure
 

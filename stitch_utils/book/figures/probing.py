@@ -36,12 +36,10 @@ def probe_accuracy(sparse: Mapping[str, Mapping[int, tuple]], dense: Mapping[str
 def probe_panels(panels: Mapping[str, tuple[Mapping[str, Mapping[int, tuple]], Mapping[str, tuple]]]) -> Figure:
     """Draw Fig. 9: what `probe_accuracy` draws, in a panel for each data set."""
     titles = [name.replace("_", " ") for name in panels]
-    figure, grid = panel_grid(titles, (2.6, 2.4), (0, 0.5), xlabel="features, k", sharey=True)
+    figure, grid = panel_grid(titles, (2.6, 2.4), ("features, k", "test accuracy"), sharey=True)
     for axes, (sparse, dense) in zip(grid, panels.values()):
         _probe_lines(axes, sparse, dense)
-    figure.supylabel("test accuracy", fontsize="medium")
-    legend_below(figure, grid[0])
-    return figure
+    return legend_below(figure, grid[0])
 
 
 def _probe_lines(axes, sparse: Mapping[str, Mapping[int, tuple]], dense: Mapping[str, tuple]) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from .style import BESIDE, GREY, OF_MODEL, OF_START, ORANGE, intervals, legend_below, round_ticks, whiskers
+from .style import BESIDE, GREY, OF_MODEL, OF_START, ORANGE, intervals, legend_below, panel_row, round_ticks, whiskers
 
 
 def dose_response(strengths: Sequence, doses: Mapping[tuple, Sequence], *, chosen: Mapping[str, float]) -> Figure:
@@ -102,8 +102,7 @@ def instruction_shares(shares: Mapping[str, Mapping[str, tuple]], *, side: str, 
     colours = {"none": GREY, "instructed": "#222222", "native": OF_MODEL[side], "transferred": ORANGE}
     _of_conditions(axes, shares, titles, colours | {"random": "#cfb9a4"})
     axes.set(ylabel="responses that follow")
-    legend_below(figure, axes)
-    return figure
+    return legend_below(figure, axes)
 
 
 def template_unexplained(unexplained: Mapping[tuple, float], *, groups: Mapping, stitches: Mapping) -> Figure:
@@ -111,31 +110,28 @@ def template_unexplained(unexplained: Mapping[tuple, float], *, groups: Mapping,
 
     `groups` and `stitches` are {name: title}.
     """
-    figure, panels = plt.subplots(1, 2, figsize=(8, 3.6), sharex=True, sharey=True, layout="constrained")
+    figure, panels = panel_row(("A → B", "B → A"), (4, 3.6), "", sharex=True, sharey=True)
     shown = [group for group in groups if any(group == found for _, found, _ in unexplained)]
-    for axes, to, title in zip(panels, "ba", ("A → B", "B → A")):
+    for axes, to in zip(panels, "ba"):
         for index, (stitch, color) in enumerate(zip(stitches, (GREY, OF_START["rotation"], ORANGE))):
             values = [unexplained[stitch, group, to] for group in shown]
             places = np.arange(len(shown)) + (index - 1) * 0.26
             axes.barh(places, values, 0.24, color=color, label=stitches[stitch])
         axes.axvline(1, color="#222222", lw=1, ls="--")
-        axes.set(title=title, xlabel="unexplained variance")
+        axes.set(xlabel="unexplained variance")
         axes.grid(axis="y", visible=False)
         axes.grid(axis="x", visible=True)
     panels[0].set_yticks(range(len(shown)), [groups[group] for group in shown])
     panels[0].invert_yaxis()  # shared by both
-    legend_below(figure, panels[0])
-    return figure
+    return legend_below(figure, panels[0])
 
 
 def template_shares(shares: Mapping[str, Mapping[str, Mapping[str, tuple]]], *, titles: Mapping[str, str]) -> Figure:
     """Draw shares of responses that follow, {side: {kind: {condition: estimate}}}; conditions are several stitches."""
-    figure, panels = plt.subplots(1, 2, figsize=(8, 3.6), sharey=True, layout="constrained")
+    steered = [f"{side.upper()} steered" for side in shares]
+    figure, panels = panel_row(steered, (4, 3.6), "responses that follow", sharey=True)
     colours = {"transferred": GREY, "template": OF_START["rotation"], "often": ORANGE}
-    for axes, (side, rows) in zip(panels, shares.items()):
+    for axes, rows in zip(panels, shares.values()):
         _of_conditions(axes, rows, titles, colours)
-        axes.set(title=f"{side.upper()} steered")
         plt.setp(axes.get_xticklabels(), rotation=40, ha="right", rotation_mode="anchor")
-    panels[0].set(ylabel="responses that follow")
-    legend_below(figure, panels[0])
-    return figure
+    return legend_below(figure, panels[0])

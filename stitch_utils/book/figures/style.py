@@ -30,38 +30,43 @@ def set_style() -> None:
     plt.rcParams |= {"figure.dpi": 110, "svg.fonttype": "none", "axes.spines.top": False, "axes.spines.right": False}
 
 
-def panel_row(titles: Collection[str], width: float, height: float, **shared: Any) -> tuple[Figure, list[Axes]]:
-    """Make a row of panels, `width` by `height` inches each, under their titles."""
-    size = (width * len(titles), height)
-    figure, grid = plt.subplots(1, len(titles), figsize=size, squeeze=False, layout="constrained", **shared)
+def panel_row(
+    titles: Collection[str], size: tuple[float, float], ylabel: str, **shared: Any
+) -> tuple[Figure, list[Axes]]:
+    """Make a row of panels of `size` inches each, under their titles, with `ylabel` at the first."""
+    shape = (size[0] * len(titles), size[1])
+    figure, grid = plt.subplots(1, len(titles), figsize=shape, squeeze=False, layout="constrained", **shared)
     for axes, title in zip(grid[0], titles):
         axes.set_title(title)
+    grid[0, 0].set_ylabel(ylabel)
     return figure, list(grid[0])
 
 
 def panel_grid(
-    titles: Collection[str], size: tuple[float, float], margins: tuple[float, float], *, xlabel: str, **shared: Any
+    titles: Collection[str], size: tuple[float, float], labels: tuple[str, str], **shared: Any
 ) -> tuple[Figure, list[Axes]]:
-    """Make panels of `size` inches, at most four in a row, with `xlabel` below the last of each column."""
+    """Make panels of `size` inches, at most four in a row, with the x label below each column and one y label."""
     columns = min(4, len(titles))
     rows = -(-len(titles) // columns)
-    shape = (size[0] * columns + margins[0], size[1] * rows + margins[1])
+    shape = (size[0] * columns + 0.4, size[1] * rows + 0.6)
     options = {"sharex": True, "squeeze": False, "layout": "constrained"} | shared
     figure, grid = plt.subplots(rows, columns, figsize=shape, **options)
     for place, (axes, title) in enumerate(zip(grid.flat, titles)):
         axes.set_title(title, fontsize="medium")
         if place + columns >= len(titles):
-            axes.set_xlabel(xlabel)
+            axes.set_xlabel(labels[0])
             axes.tick_params(labelbottom=True)  # a panel above an empty place is the last of its column
     for axes in grid.flat[len(titles) :]:
         axes.set_visible(False)
+    figure.supylabel(labels[1], fontsize="medium")
     return figure, list(grid.flat[: len(titles)])
 
 
-def legend_below(figure: Figure, axes: Axes, *, columns: int = 3) -> None:
-    """Draw one legend below all panels, which leaves them the width of the page."""
+def legend_below(figure: Figure, axes: Axes, *, columns: int = 3) -> Figure:
+    """Draw one legend below all panels, which leaves them the width of the page, and return the figure."""
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, frameon=False, loc="outside lower center", ncols=columns)
+    return figure
 
 
 def whiskers(value, low, high) -> np.ndarray:
