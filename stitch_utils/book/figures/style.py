@@ -27,7 +27,8 @@ def set_style() -> None:
     """Give every figure one look; call it once at the head of a chapter."""
     sns.set_theme(context="notebook", style="whitegrid", font_scale=0.9)
     # Text stays text in the page's SVG, so that it can be searched and read aloud.
-    plt.rcParams |= {"figure.dpi": 110, "svg.fonttype": "none", "axes.spines.top": False, "axes.spines.right": False}
+    look = {"figure.dpi": 110, "svg.fonttype": "none", "axes.spines.top": False, "axes.spines.right": False}
+    plt.rcParams.update(look)
 
 
 def panel_row(
