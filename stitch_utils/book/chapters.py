@@ -89,9 +89,7 @@ def read_chapter(root: Path, chapter: str) -> tuple[Any, dict[str, Any], str]:
 
 
 def for_pair(notebook: Any, pair: str) -> Any:
-    """Copy a notebook for a pair beside the embedded one: without cells tagged `embedded-pair`, with its own title and
-    labels of figures.
-    """
+    """Copy a notebook for another pair: with its own title and labels of figures, without cells of the embedded pair."""
     copy = deepcopy(notebook)
     copy.cells = [cell for cell in copy.cells if EMBEDDED_ONLY not in cell.metadata.get("tags", ())]
     labels = set()
@@ -136,10 +134,10 @@ def anchor(heading: str) -> str:
 
 def page_of(pair: str, chapter: str, heading: str = "") -> str:
     """Return where the book shows the section, from `_build/html` on; "" if the pair has no page of this chapter."""
-    page = Path("book", "runs", pair, chapter)
-    if not (project_root() / page.with_name(f"{chapter}.ipynb")).is_file():
+    page = f"book/runs/{pair}/{chapter}"
+    if not (project_root() / f"{page}.ipynb").is_file():
         return ""
-    return f"{page.as_posix()}.html" + (f"#{anchor(heading)}" if heading else "")
+    return f"{page}.html" + (f"#{anchor(heading)}" if heading else "")
 
 
 def command_for(given: str, chapter: str = "") -> str:

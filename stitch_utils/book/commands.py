@@ -89,9 +89,8 @@ class _AtHand:
         for side, ref in (("a", self.pair.a), ("b", self.pair.b)):
             layer = self.layers[side] = about.get(f"layer_{side}", ref.layer)
             if layer is None:
-                raise RequestError(
-                    f"neither the stitch {where} nor the pair's file says which layer of {side} it is for"
-                )
+                unsaid = f"neither the stitch {where} nor the pair's file says which layer of {side} it is for"
+                raise RequestError(unsaid)
             for is_for, says in _differences(about, side, ref, layer, whole=not stitch):
                 differs = f"is for {side} {is_for}, and the pair {found.name!r} says {says}"
                 if not stitch or is_for.startswith("before"):
