@@ -89,7 +89,7 @@ def read_chapter(root: Path, chapter: str) -> tuple[Any, dict[str, Any], str]:
 
 
 def for_pair(notebook: Any, pair: str) -> Any:
-    """Copy a notebook for another pair: with its own title and labels of figures, without cells of the embedded pair."""
+    """Copy a notebook for another pair: its title and labels name it, and cells of the embedded pair are left out."""
     copy = deepcopy(notebook)
     copy.cells = [cell for cell in copy.cells if EMBEDDED_ONLY not in cell.metadata.get("tags", ())]
     labels = set()
