@@ -13,7 +13,7 @@ import numbers as number_types
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType, UnionType
+from types import UnionType
 from typing import NamedTuple
 
 from ..utils.files import is_intact, is_sealed, project_root, write_whole
@@ -35,11 +35,7 @@ class Results(NamedTuple):
 
 
 def write_results(
-    pair: str,
-    chapter: str,
-    numbers: Mapping[str, float | int | str],
-    *,
-    parameters: Mapping[str, object] = MappingProxyType({}),
+    pair: str, chapter: str, numbers: Mapping[str, float | int | str], *, parameters: Mapping[str, object] | None = None
 ) -> Path:
     """Write `results/<pair>/<chapter>.json` in one step, and return its path.
 
@@ -54,7 +50,7 @@ def write_results(
         if f".{pair}." not in f".{id}." or id.startswith("run."):
             raise ValueError(f"result id '{id}' does not contain the pair: expected something like 'table1.{pair}.a'")
         rows[id] = _storable(f"result '{id}'", value, number_types.Real | str, "a number")
-    for name, value in parameters.items():
+    for name, value in (parameters or {}).items():
         rows[f"run.{name}"] = _storable(f"parameter '{name}'", value, number_types.Real | str | None, "a JSON scalar")
     path = project_root() / "results" / pair / f"{chapter}.json"
     text = json.dumps(rows, indent=1, sort_keys=True, ensure_ascii=False) + "\n"

@@ -54,9 +54,7 @@ def shares_and_costs(pair: str, figure: str, rows: Mapping[str, str], conditions
     return _table(["", *map(html.escape, conditions.values())], cells)
 
 
-def claims_table(
-    pair: str = "tiny", *, detail: bool = True, chapter: str | None = None, only_run: bool = False
-) -> HTML:
+def claims_table(pair: str = "tiny", *, detail: bool = True, chapter: str = "", only_run: bool = False) -> HTML:
     """Show all claims with the numbers and the verdict of each pair, and of the pairs that the papers report.
 
     A verdict has a link to the section that computed it, or the command that would. With `detail`, each pair has a line
@@ -69,7 +67,7 @@ def claims_table(
     rows = []
     for i, claim in enumerate(book.claims):
         of = {name: of_pair[i] for name, of_pair in found.items()}
-        if chapter not in (None, claim.chapter) or (only_run and all(of[name].verdict == "not run" for name in run)):
+        if chapter not in ("", claim.chapter) or (only_run and all(of[name].verdict == "not run" for name in run)):
             continue
         here = f"#{anchor(claim.heading)}" if chapter and claim.heading else ""
         links = {name: _link(v.page, v.chapter, claim.heading, here * (name == pair)) for name, v in of.items()}
