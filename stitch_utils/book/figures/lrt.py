@@ -75,11 +75,11 @@ def decoder_residuals(residuals: Mapping[str, float], chance: Mapping[str, tuple
     `chance` holds its level in closed form (drawn as a line) and the estimate for shuffled rows.
     """
     figure, axes = plt.subplots(figsize=(7, 1.6 + 0.5 * len(residuals)), layout="constrained")
+    shuffled = {title: chance[title][1] for title in residuals}
+    interval_rows(axes, shuffled, [GREY] * len(shuffled), fmt="s", ms=5, label="rows shuffled")
     for y, (title, norm) in enumerate(residuals.items()):
         axes.plot([chance[title][0]] * 2, [y - 0.3, y + 0.3], color=BLACK, lw=1.5, label="chance, closed form")
         axes.plot(norm, y, "o", ms=7, color=ORANGE, label="residual norm")
-    shuffled = {title: chance[title][1] for title in residuals}
-    interval_rows(axes, shuffled, [GREY] * len(shuffled), fmt="s", ms=5, label="rows shuffled")
     ends = [*residuals.values(), *(closed for closed, _ in chance.values())]
     axes.set(xlabel="Frobenius norm of what is left", xlim=(0.9 * min(ends), 1.03 * max(ends)))
     entries = dict(zip(*axes.get_legend_handles_labels()[::-1]))  # one for each label
