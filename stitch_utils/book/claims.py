@@ -177,7 +177,7 @@ def _parsed(path: Path, text: str) -> Published:
 def verdicts(pair: str, *, book: Published | None = None, file: str = "") -> list[Verdict]:
     """Decide each claim of `book` (default: `published()`), from our results and the papers' on the pair.
 
-    `file` is that of a pair of one's own, for the commands; by default it is what its pages name.
+    `file` is the file of a user's own pair, for the commands; by default it is the one that the pair's pages name.
     """
     book, (ours, runs) = book or published(), read_results(pair)
     given = pair_argument(pair, file)
