@@ -164,7 +164,7 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="stitch-book", description="Executes the chapters, renders the book, prints the claims.")
     commands = parser.add_subparsers(dest="command", required=True)
-    pair = argparse.ArgumentParser(add_help=False)
+    pair = _Parser(add_help=False)
     known = f"a name in stitch_utils/data/pairs or a .yml file (default {HOME_PAIR})"
     pair.add_argument("--pair", default=HOME_PAIR, help=known)
     run = commands.add_parser("run", parents=[pair], help="execute chapters whose page is missing or out of date")

@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import UnionType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..utils.files import is_intact, is_sealed, project_root, write_whole
 from .chapters import command_for, pair_argument
@@ -89,7 +89,7 @@ def pairs_with_results() -> list[str]:
     return sorted(name for name in names if any(read_results(name)))
 
 
-def _storable(what: str, value: object, kinds: UnionType, expected: str) -> object:
+def _storable(what: str, value: Any, kinds: UnionType, expected: str) -> object:
     """Return a value as JSON keeps it: finite, and floats to six significant digits."""
     if not isinstance(value, kinds):
         raise ValueError(f"{what} is of type {type(value).__name__}: expected {expected}")

@@ -17,7 +17,7 @@ from .style import BLUE, GREY, ORANGE, PURPLE, intervals, legend_below, panel_ro
 OF_TWIN = {"transferred": BLUE, "random": GREY}
 OF_KIND = {"structural": PURPLE, "semantic": ORANGE}
 TICKS = (-1, -0.5, 0, 0.5, 1)
-BINS = np.linspace(-1, 1, 41)
+BINS = list(np.linspace(-1, 1, 41))
 COARSE = np.linspace(-1, 1, 21)
 
 

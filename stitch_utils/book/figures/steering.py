@@ -53,8 +53,8 @@ def steering_shares(shares: Mapping[str, Mapping[str, tuple]], at_mean: Mapping[
 def clipped_gaps(gaps: Mapping[str, Sequence[float]]) -> Figure:
     """Draw Fig. 3c: a histogram of Eq. 16 over languages, {side: gaps} stacked."""
     figure, axes = plt.subplots(figsize=(5.5, 2.8), layout="constrained")
-    style = {"color": [OF_MODEL[side] for side in gaps], "label": [f"{side.upper()} steered" for side in gaps]}
-    axes.hist(list(gaps.values()), bins=list(np.linspace(0, 1, 11)), stacked=True, **style)
+    colours, labels = [OF_MODEL[side] for side in gaps], [f"{side.upper()} steered" for side in gaps]
+    axes.hist(list(gaps.values()), bins=list(np.linspace(0, 1, 11)), stacked=True, color=colours, label=labels)
     axes.set(xlabel="clipped relative transfer gap", ylabel="languages", xlim=(0, 1))
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False)

@@ -94,8 +94,8 @@ def alpha_sweep(alphas: Sequence[float], losses: Mapping[str, Sequence[tuple]], 
     figure, axes = plt.subplots(figsize=(6.5, 3.8), layout="constrained")
     places = _over_alpha(axes, alphas)
     for condition, values in losses.items():
-        style = {"fmt": "s--" if condition.count("_to_") == 2 else "o-", "color": OF_MODEL[CONDITIONS[condition]]}
-        intervals(axes, places, values, ms=5, label=_path(condition), **style)
+        line, color = "s--" if condition.count("_to_") == 2 else "o-", OF_MODEL[CONDITIONS[condition]]
+        intervals(axes, places, values, fmt=line, ms=5, color=color, label=_path(condition))
     for model, value in own.items():
         axes.axhline(value, color=OF_MODEL[model], lw=1, ls=":", label=f"{model.upper()} itself")
     axes.set(ylabel="next-token cross-entropy (nats)")

@@ -27,8 +27,9 @@ def set_style() -> None:
     """Give every figure one look; call it once at the head of a chapter."""
     sns.set_theme(context="notebook", style="whitegrid", font_scale=0.9)
     # Text stays text in the page's SVG, so that it can be searched and read aloud.
-    look = {"figure.dpi": 110, "svg.fonttype": "none", "axes.spines.top": False, "axes.spines.right": False}
-    plt.rcParams.update(look)
+    plt.rcParams.update(
+        {"figure.dpi": 110, "svg.fonttype": "none", "axes.spines.top": False, "axes.spines.right": False}
+    )
 
 
 def panel_row(
