@@ -32,10 +32,8 @@ def set_style() -> None:
     )
 
 
-def panel_row(
-    titles: Collection[str], size: tuple[float, float], ylabel: str, **shared: Any
-) -> tuple[Figure, list[Axes]]:
-    """Make a row of panels of `size` inches each, under their titles, with `ylabel` at the first."""
+def panel_row(titles: Collection[str], size: tuple, ylabel: str, **shared: Any) -> tuple[Figure, list[Axes]]:
+    """Make a row of panels, each of `size` (width, height) in inches, under their titles; `ylabel` is at the first."""
     shape = (size[0] * len(titles), size[1])
     figure, grid = plt.subplots(1, len(titles), figsize=shape, squeeze=False, layout="constrained", **shared)
     for axes, title in zip(grid[0], titles):
@@ -44,10 +42,8 @@ def panel_row(
     return figure, list(grid[0])
 
 
-def panel_grid(
-    titles: Collection[str], size: tuple[float, float], labels: tuple[str, str], **shared: Any
-) -> tuple[Figure, list[Axes]]:
-    """Make panels of `size` inches, at most four in a row, with the x label below each column and one y label."""
+def panel_grid(titles: Collection[str], size: tuple, labels: tuple, **shared: Any) -> tuple[Figure, list[Axes]]:
+    """Make panels of `size` (width, height) in inches, at most four in a row, with `labels` (x, y) for all of them."""
     columns = min(4, len(titles))
     rows = -(-len(titles) // columns)
     shape = (size[0] * columns + 0.4, size[1] * rows + 0.6)
