@@ -3,14 +3,12 @@
 A chapter is a text notebook, `book/<chapter>.md`, with one cell tagged `parameters` that assigns literals. `_toc.yml`
 says which there are and in which order. What a user writes on a command line is text: the default of a parameter
 decides what it stands for, so that `1e-4` is a number where a number stood, and `no` is Norwegian where a language
-stood. A verdict can be doubted only by somebody who finds the cells behind it, so whatever was computed leads to the
-section of the page that computed it, and what was not run to the command that runs it.
+stood. Whatever was computed leads to the section of the page that computed it, and what was not run to the command
+that runs it.
 
 Offers `chapter_names`, `toc_files`, `read_chapter`, `for_pair`, `parse_value`, `anchor`, `page_of`, `command_for`,
 `pair_argument`, `pair_file`, `one_line`, and `RequestError` for a request that makes no sense.
 """
-
-from __future__ import annotations
 
 import ast
 import hashlib
@@ -21,7 +19,7 @@ import shlex
 from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path, PurePosixPath
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import yaml
 
@@ -51,9 +49,8 @@ def toc_files(root: Path) -> list[str]:
     try:
         return list(walk(yaml.safe_load((root / "_toc.yml").read_text(encoding="utf-8"))))
     except FileNotFoundError:
-        raise RequestError(
-            f"{root} holds no _toc.yml: expected a checkout of the book (STITCH_ROOT names one)"
-        ) from None
+        message = f"{root} holds no _toc.yml: expected a checkout of the book (STITCH_ROOT names one)"
+        raise RequestError(message) from None
     except (yaml.YAMLError, AttributeError, TypeError) as error:
         raise RequestError(f"_toc.yml is not a table of contents: {one_line(error)}") from error
 
@@ -85,18 +82,14 @@ def read_chapter(root: Path, chapter: str) -> tuple[Any, dict[str, Any], str]:
                 if not isinstance(target, ast.Name):
                     raise SyntaxError("expected a name on the left")
                 defaults[target.id] = value
-    except (SyntaxError, AttributeError, ValueError, TypeError) as error:
-        raise RequestError(
-            f"book/{chapter}.md: its cell tagged 'parameters' must assign plain literals only"
-        ) from error
+    except (SyntaxError, ValueError, TypeError) as error:
+        message = f"book/{chapter}.md: its cell tagged 'parameters' must assign plain literals only"
+        raise RequestError(message) from error
     return notebook, defaults, hashlib.sha256(source.encode()).hexdigest()
 
 
 def for_pair(notebook: Any, pair: str) -> Any:
-    """Adapt a notebook to a page that stands below the embedded pair's, in the same book.
-
-    Its title names the pair, its figures have labels of their own, and cells tagged `embedded-pair` are left out.
-    """
+    """Copy a notebook for another pair: its title and labels name it, and cells of the embedded pair are left out."""
     copy = deepcopy(notebook)
     copy.cells = [cell for cell in copy.cells if EMBEDDED_ONLY not in cell.metadata.get("tags", ())]
     labels = set()
@@ -113,34 +106,25 @@ def for_pair(notebook: Any, pair: str) -> Any:
 
 
 def parse_value(name: str, text: str, default: Any) -> Any:
-    """Return the value that `text` stands for where `default` stands: text for text, a finite number for a number.
-
-    A default of None takes any YAML value. RequestError where `text` cannot be what is expected.
-    """
+    """Return the value that `text` stands for as a parameter of that `default`; one of None takes any YAML value."""
     if isinstance(default, str):
         return text
     try:
         value: Any = yaml.load(text, _PlainYAML)
     except yaml.YAMLError as error:
         raise RequestError(f"{name}: {text!r} is not a YAML value") from error
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     if default is None:
         return value
-    if isinstance(default, bool):
-        expected, fits = "true or false", isinstance(value, bool)
-    elif isinstance(default, int):
-        expected, fits = "a whole number", number and value == int(value)
-    elif isinstance(default, float):
-        expected, fits = "a finite number", number
-    else:
-        wanted = dict if isinstance(default, dict) else list
-        expected, fits = f"a YAML {wanted.__name__}", isinstance(value, wanted)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    expected, fits = {
+        bool: ("true or false", isinstance(value, bool)),
+        int: ("a whole number", is_number and value == int(value)),
+        float: ("a finite number", is_number),
+        dict: ("a YAML dict", isinstance(value, dict)),
+    }.get(type(default), ("a YAML list", isinstance(value, list)))
     if not fits:
         raise RequestError(f"parameter {name} (default {default!r}): expected {expected}, got {text!r}")
-    for kind in (bool, int, float):
-        if isinstance(default, kind):
-            return kind(value)
-    return tuple(cast(list, value)) if isinstance(default, tuple) else value
+    return type(default)(value)
 
 
 def anchor(heading: str) -> str:
@@ -150,10 +134,10 @@ def anchor(heading: str) -> str:
 
 def page_of(pair: str, chapter: str, heading: str = "") -> str:
     """Return where the book shows the section, from `_build/html` on; "" if the pair has no page of this chapter."""
-    page = Path("book", "runs", pair, chapter)
-    if not (project_root() / page.with_name(f"{chapter}.ipynb")).is_file():
+    page = f"book/runs/{pair}/{chapter}"
+    if not (project_root() / f"{page}.ipynb").is_file():
         return ""
-    return f"{page.as_posix()}.html" + (f"#{anchor(heading)}" if heading else "")
+    return f"{page}.html" + (f"#{anchor(heading)}" if heading else "")
 
 
 def command_for(given: str, chapter: str = "") -> str:

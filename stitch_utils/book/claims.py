@@ -2,27 +2,27 @@
 
 `book/published.yml` holds the papers' numbers under ids like `table1.pythia.a_to_b`, and their claims, each with the
 ids it needs and a predicate over them such as `a_to_b_to_a < 1.01 * a`. The same predicate is asked of our numbers and
-of the papers' own, so that a threshold which the papers themselves would miss shows. Nothing that a predicate needs is
-ever filled in: if a number is missing, the claim counts as not run. A predicate is parsed as Python, and then only
-arithmetic, comparisons, and, or, not, abs, min and max over the claim's names are carried out, so a line of data cannot
-run code.
+of the papers' own, which shows a threshold that the papers themselves would miss. Nothing that a predicate needs is
+ever filled in: if a number is missing, the claim counts as not run. A predicate is written in Python, of which only
+arithmetic, comparisons, and, or, not, abs, min and max over the claim's names are let through, so that a line of data
+cannot run code.
 
 A verdict compares the estimates. Where a number has a 95% interval, the predicate is asked again with this one number
 at either end of it and all others where they are: a verdict that changes has its threshold inside that interval.
 
-Offers `published`, which reads the file into a `Published` of `Claim`s and `Figure`s, `verdicts` and `figures_status`,
-which compare it with our results as `Verdict`s and `FigureStatus`es, and for whoever prints these `VERDICTS`,
-`with_interval`, `named` and `said_of_turns`.
+Offers `published`, which reads the file into a `Published` of `Claim`s and `Figure`s; `verdicts` and `figures_status`,
+which compare it with our results as `Verdict`s and `FigureStatus`es; and, to print these, `VERDICTS`, `with_interval`,
+`named` and `said_of_turns`.
 """
 
 import ast
 import functools
 import math
-import operator
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
+from types import CodeType
 from typing import Any, NamedTuple
 
 import yaml
@@ -32,21 +32,10 @@ from .chapters import command_for, page_of, pair_argument
 from .results import read_results
 
 VERDICTS = ("holds", "partly", "does not hold", "not run")
-_OPERATORS = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-    ast.Pow: operator.pow,
-    ast.Lt: operator.lt,
-    ast.LtE: operator.le,
-    ast.Gt: operator.gt,
-    ast.GtE: operator.ge,
-    ast.Eq: operator.eq,
-    ast.NotEq: operator.ne,
-    ast.USub: operator.neg,
-    ast.Not: operator.not_,
-}
+_FUNCTIONS = {"abs": abs, "max": max, "min": min}
+_LOGIC = (ast.BoolOp, ast.And, ast.Or, ast.UnaryOp, ast.Not)
+_COMPARISONS = (ast.Compare, ast.Lt, ast.LtE, ast.Gt, ast.GtE, ast.Eq, ast.NotEq)
+_ARITHMETIC = (ast.BinOp, ast.Add, ast.Sub, ast.Mult, ast.Div, ast.Pow, ast.USub, ast.Name, ast.Load)
 
 
 @dataclass(frozen=True)
@@ -74,11 +63,11 @@ class Claim:
 
     def __post_init__(self):
         for name, id in self.needs.items():
-            if not name.isidentifier() or name in ("abs", "max", "min"):
+            if not name.isidentifier() or name in _FUNCTIONS:
                 raise ValueError(f"claim '{self.id}': {name!r} in needs is not a usable name")
             if "{pair}" not in id:
                 raise ValueError(f"claim '{self.id}': {name} needs '{id}', expected an id that contains {{pair}}")
-        for predicate in (self.holds, self.partly) if self.partly else (self.holds,):
+        for predicate in (self.holds, self.partly or self.holds):
             try:
                 _compiled(predicate, self.needs)
             except (SyntaxError, ValueError) as error:
@@ -109,8 +98,7 @@ class Figure:
             raise ValueError(f"figure '{self.id}': expected either a prefix or schematic: true")
 
 
-@dataclass(frozen=True)
-class Published:
+class Published(NamedTuple):
     """Everything in `book/published.yml`."""
 
     numbers: Mapping[str, float]
@@ -127,12 +115,14 @@ class Published:
 
 
 class Verdict(NamedTuple):
-    """What one pair's numbers say about a claim. `ours` and `published` are keyed by the claim's short names, with
-    `.low` and `.high` where there is an interval; `published_verdict` is "" unless all that it needs was published.
-    `turns` says which end of which of our intervals would change the verdict, and into what. `page` is the section that
-    computed our numbers, `command` what would compute those that are not there; one of the two is "". Where a run has
-    left out some of them, `missing` names their ids and `scale` its scale, and there is a command only if that was
-    smoke."""
+    """What one pair's numbers say about a claim.
+
+    `ours` and `published` are keyed by the claim's short names, with `.low` and `.high` where there is an interval;
+    `published_verdict` is "" unless all that the claim needs was published. `turns` says which end of which of our
+    intervals would change the verdict, and into what. `page` is the section that computed our numbers, `command` what
+    would compute them; one of the two is "". Where a run left some of them out, `missing` names their ids and `scale`
+    its scale, and there is a command only if that was smoke.
+    """
 
     id: str
     text: str
@@ -151,14 +141,10 @@ class Verdict(NamedTuple):
 
 
 class FigureStatus(NamedTuple):
-    """Whether a table or figure has been recomputed; `status` is "done", "not run" or "schematic". `page` is the
-    section that did so, `command` what would; "" where that does not apply."""
+    """Whether a table or figure has been recomputed, and the section that did so or the command that would."""
 
     id: str
-    title: str
-    section: str
-    chapter: str
-    status: str
+    status: str  # "done", "not run" or "schematic"
     page: str
     command: str
 
@@ -191,7 +177,7 @@ def _parsed(path: Path, text: str) -> Published:
 def verdicts(pair: str, *, book: Published | None = None, file: str = "") -> list[Verdict]:
     """Decide each claim of `book` (default: `published()`), from our results and the papers' on the pair.
 
-    `file` is that of a pair of one's own, for the commands; by default it is what its pages name.
+    `file` is the file of a user's own pair, for the commands; by default it is the one that the pair's pages name.
     """
     book, (ours, runs) = book or published(), read_results(pair)
     given = pair_argument(pair, file)
@@ -203,10 +189,9 @@ def verdicts(pair: str, *, book: Published | None = None, file: str = "") -> lis
         if said == "not run":
             page, command = "", command_for(given, claim.chapter) if scale in ("", "smoke") else ""
         missing = tuple(id.replace("{pair}", pair) for name, id in claim.needs.items() if name not in own and scale)
-        on_theirs = _decide(claim, theirs).replace("not run", "")
+        decided = (said, own, theirs, _decide(claim, theirs).replace("not run", ""), _turns(claim, own))
         about = (claim.id, claim.text, claim.source, claim.chapter)
-        where = (page, command, missing, scale)
-        rows.append(Verdict(*about, said, own, theirs, on_theirs, _turns(claim, own), *where, claim.timed))
+        rows.append(Verdict(*about, *decided, page, command, missing, scale, claim.timed))
     return rows
 
 
@@ -215,11 +200,13 @@ def figures_status(pair: str) -> list[FigureStatus]:
     ids, given = tuple(read_results(pair).numbers), pair_argument(pair)
     rows = []
     for figure in published().figures:
-        done = any(id.startswith(figure.prefix.replace("{pair}", pair)) for id in ids)
-        status = "schematic" if figure.schematic else "done" if done else "not run"
-        page = page_of(pair, figure.chapter, figure.heading) if status == "done" else ""
-        command = command_for(given, figure.chapter) if status == "not run" else ""
-        rows.append(FigureStatus(figure.id, figure.title, figure.section, figure.chapter, status, page, command))
+        if figure.schematic:
+            found = ("schematic", "", "")
+        elif any(id.startswith(figure.prefix.replace("{pair}", pair)) for id in ids):
+            found = ("done", page_of(pair, figure.chapter, figure.heading), "")
+        else:
+            found = ("not run", "", command_for(given, figure.chapter))
+        rows.append(FigureStatus(figure.id, *found))
     return rows
 
 
@@ -244,21 +231,16 @@ def said_of_turns(verdict: Verdict) -> list[str]:
 
 
 def _printed(values: Mapping[str, object], name: str, suffix: str) -> str:
-    number = values.get(name + suffix)
+    """Write a number in two digits of its interval's width if it has one, else in four; an increase in percent."""
+    number, low, high = (values.get(name + end) for end in (suffix, ".low", ".high"))
     if not isinstance(number, int | float):
         return "" if number is None else str(number)
     if name.endswith("increase"):
         return f"{round(number, 3) + 0.0:+.1%}"  # + 0.0, since -0.0 would print its sign
-    return f"{round(number, _digits(values.get(f'{name}.low'), values.get(f'{name}.high'))) + 0.0:.4g}"
-
-
-def _digits(low: object, high: object) -> int:
-    """Return how many decimals are worth printing: two digits of the interval's width, if there is one."""
-    if not isinstance(low, int | float) or not isinstance(high, int | float):
-        return 15
-    if not math.isfinite(high - low) or low >= high:
-        return 15
-    return 1 - math.floor(math.log10(high - low))
+    digits = 15
+    if isinstance(low, int | float) and isinstance(high, int | float) and 0 < high - low < math.inf:
+        digits = 1 - math.floor(math.log10(high - low))
+    return f"{round(number, digits) + 0.0:.4g}"
 
 
 Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same language, read nine times faster
@@ -291,14 +273,12 @@ def _entries(kind: type, entries: Iterable[Mapping], path: Path) -> tuple:
 
 
 def _needed(claim: Claim, pair: str, values: Mapping[str, Any]) -> dict[str, float]:
-    found = {}
-    for name, id in claim.needs.items():
-        for suffix in ("", ".low", ".high"):
-            if (key := id.replace("{pair}", pair) + suffix) in values:
-                if isinstance(values[key], str):
-                    raise ValueError(f"claim '{claim.id}' needs '{key}', which is {values[key]!r}: expected a number")
-                found[name + suffix] = values[key]
-    return found
+    needed = {name: id.replace("{pair}", pair) for name, id in claim.needs.items()}
+    ids = {name + end: id + end for name, id in needed.items() for end in ("", ".low", ".high") if id + end in values}
+    for id in ids.values():
+        if isinstance(values[id], str):
+            raise ValueError(f"claim '{claim.id}' needs '{id}', which is {values[id]!r}: expected a number")
+    return {name: values[id] for name, id in ids.items()}
 
 
 def _decide(claim: Claim, values: Mapping[str, float]) -> str:
@@ -306,7 +286,7 @@ def _decide(claim: Claim, values: Mapping[str, float]) -> str:
         return "not run"
     for verdict, predicate in (("holds", claim.holds), ("partly", claim.partly)):
         try:
-            if predicate and _compiled(predicate, claim.needs)(values):
+            if predicate and eval(_compiled(predicate, claim.needs), {"__builtins__": _FUNCTIONS}, dict(values)):
                 return verdict
         except ArithmeticError as error:
             raise ValueError(f"claim '{claim.id}': {predicate!r} with {dict(values)}: {error}") from None
@@ -314,9 +294,9 @@ def _decide(claim: Claim, values: Mapping[str, float]) -> str:
 
 
 def _turns(claim: Claim, values: Mapping[str, float]) -> dict[str, str]:
-    """Return the verdict with one number at one end of its interval, wherever that differs from that on the estimates.
+    """Return the other verdicts that one number at one end of its interval would give: {end: verdict}.
 
-    One at a time, since numbers of one run err together: all at their worst ends at once would be too harsh.
+    Numbers go to their ends one at a time, since those of one run err together.
     """
     said, turns = _decide(claim, values), {}
     for name in claim.needs if said != "not run" else ():
@@ -330,40 +310,22 @@ def _turns(claim: Claim, values: Mapping[str, float]) -> dict[str, str]:
     return turns
 
 
-def _compiled(text: str, names: Iterable[str]) -> Callable[[Mapping[str, float]], bool]:
-    """Turn a predicate into a function of the values of `names`. ValueError or SyntaxError if it is none."""
-    root = ast.parse(text, mode="eval").body
-    decide: Any = _compile(root, names)
+def _compiled(text: str, names: Iterable[str]) -> CodeType:
+    """Compile a predicate over `names`; ValueError or SyntaxError for whatever else could be written in Python."""
+    root, functions = ast.parse(text, mode="eval").body, []
+    for node in ast.walk(root):  # parents before their children
+        match node:
+            case ast.Call(func=ast.Name(id=name), args=[_, *more], keywords=[]) if name in _FUNCTIONS:
+                if bool(more) == (name == "abs"):
+                    raise ValueError(f"'{ast.unparse(node)}': abs takes one number, max and min take more")
+                functions.append(node.func)
+            case ast.Name(id=name) if name not in names and node not in functions:
+                raise ValueError(f"{name} is not among its needs: {', '.join(names)}")
+            case ast.Constant(value=value) if type(value) in (int, float):
+                pass
+            case _ if not isinstance(node, _LOGIC + _COMPARISONS + _ARITHMETIC):
+                kind = type(node).__name__
+                raise ValueError(f"{kind} is not arithmetic, a comparison, and, or, not, abs, min or max")
     if not isinstance(root, ast.Compare | ast.BoolOp) and type(getattr(root, "op", None)) is not ast.Not:
         raise ValueError("expected a comparison, or several joined by and, or, not")
-    return decide
-
-
-def _compile(node: ast.expr, names: Iterable[str]) -> Callable[[Mapping[str, float]], float | bool]:
-    """Turn a parsed predicate into a function of the values of `names`; whatever else it holds is a ValueError."""
-    match node:
-        case ast.Constant(value=int() | float() as value) if not isinstance(value, bool):
-            return lambda values: value
-        case ast.Name(id=name) if name in names:
-            return lambda values: values[name]
-        case ast.Name(id=name):
-            raise ValueError(f"{name} is not among its needs: {', '.join(names)}")
-        case ast.Compare(left=left, ops=ops, comparators=others) if all(type(op) in _OPERATORS for op in ops):
-            sides = [_compile(side, names) for side in (left, *others)]
-            steps = [(_OPERATORS[type(op)], x, y) for op, x, y in zip(ops, sides, sides[1:], strict=False)]
-            return lambda values: all(operation(x(values), y(values)) for operation, x, y in steps)
-        case ast.BoolOp(op=op, values=parts):
-            decide, sides = all if isinstance(op, ast.And) else any, [_compile(part, names) for part in parts]
-            return lambda values: decide(side(values) for side in sides)
-        case ast.UnaryOp(op=op, operand=part) if type(op) in _OPERATORS:
-            operation, parts = _OPERATORS[type(op)], [part]
-        case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
-            operation, parts = _OPERATORS[type(op)], [left, right]
-        case ast.Call(func=ast.Name(id="abs"), args=[_] as parts, keywords=[]):
-            operation = abs
-        case ast.Call(func=ast.Name(id="max" | "min" as name), args=[_, _, *_] as parts, keywords=[]):
-            operation = max if name == "max" else min
-        case _:
-            raise ValueError(f"'{ast.unparse(node)}' is not arithmetic, a comparison, and, or, not, abs, min or max")
-    operands = [_compile(part, names) for part in parts]
-    return lambda values: operation(*(operand(values) for operand in operands))
+    return compile(ast.Expression(root), "predicate", "eval")

@@ -1,26 +1,16 @@
-"""The console script `stitch-book`: executes the chapters, renders the book, prints the claims.
-
-No section of the paper. `chapters.py` knows which chapters there are, `runs.py` how the page of one is made and when
-it is out of date; here are the commands over all of them, and what they say. `commands.py` has those for a pair of
-one's own: fit, transfer-sae, transfer-vector, transfer-probe, push.
+"""The console script `stitch-book`: executes the chapters, renders the book, prints the claims (no section of its own).
 
     stitch-book run                                           every chapter for the embedded pair, then the summaries
     stitch-book run --pair my-pair.yml --chapter stitching -p alpha 0.1
-    stitch-book fit --pair my-pair.yml                         a stitch file, and its losses
     stitch-book build                                         renders the pages into _build/html
     stitch-book claims --json
 
-Chapters are plain papermill notebooks and need nothing of this module:
-
-    jupytext --to ipynb book/stitching.md -o stitching.ipynb
-    papermill stitching.ipynb book/runs/tiny/stitching.ipynb -p alpha 0.1
-
-Such a page carries no key, so the next `stitch-book run` executes it again.
+`commands.py` has those for a pair of one's own: fit, transfer-sae, transfer-vector, transfer-probe, push. Chapters are
+plain papermill notebooks, which jupytext makes of their sources; a page that papermill itself made carries no key, so
+the next `stitch-book run` executes it again.
 
 Exit codes: 0; 1 when a chapter or the rendering fails; 2 when the request makes no sense; 130 when interrupted.
 """
-
-from __future__ import annotations
 
 import argparse
 import contextlib
@@ -45,30 +35,21 @@ from ..utils.files import damage_message, project_root, remove_damaged, remove_l
 from ..utils.progress import progress
 from .chapters import CHAT_CHAPTERS, SUMMARIES, RequestError, one_line, toc_files
 from .claims import VERDICTS, named, said_of_turns, verdicts
-from .commands import COMMANDS, add_parsers, look_ahead
-from .runs import (
-    HOME_PAIR,
-    RUNS,
-    Run,
-    WorkError,
-    execute_all,
-    find_pair,
-    is_fresh,
-    jobs_at_once,
-    key_of,
-    plain,
-    plan,
-)
+from .commands import add_parsers, look_ahead
+from .runs import HOME_PAIR, RUNS, WorkError, execute_all, find_pair, is_fresh, jobs_at_once, key_of, plain, plan
 
 HTML = Path("_build", "html", "index.html")
 
 
-def run_chapters(root: Path, runs: list[Run], *, jobs: int | None = None) -> None:
-    """Execute the runs that are not fresh, a line for each, while no other command does so in this checkout.
+def run_chapters(root: Path, *, jobs: int | None, **choices: Any) -> None:
+    """Execute the runs of a request (`plan`) that are not fresh, a line for each, while no other command does so here.
 
     `jobs` chapters run side by side, by default as many as the processors take. The summaries read the results of all
     others, so they begin when those are done.
     """
+    if jobs is not None and jobs < 1:
+        raise RequestError(f"--jobs {jobs}: expected a whole number of at least 1")
+    runs = plan(root, **choices)
     with _lock(root), contextlib.chdir(root), warnings.catch_warnings(), progress(runs, "chapters") as bar:
         warnings.simplefilter("ignore")
         logging.getLogger("papermill").setLevel(logging.CRITICAL)
@@ -82,8 +63,9 @@ def run_chapters(root: Path, runs: list[Run], *, jobs: int | None = None) -> Non
         for group in (chapters, [run for run in runs if run.chapter in SUMMARIES]):
             keys = {run.chapter: key_of(root, run) for run in group}
             stale = [run for run in group if run.force or not is_fresh(root, run, keys[run.chapter])]
-            own = stale[:1] if stale and stale[0].pair != HOME_PAIR else []
-            silent = _without_chat([look_ahead(root, str(run.parameters["pair"])) for run in own])
+            silent = None
+            if stale and stale[0].pair != HOME_PAIR:
+                silent = _without_chat(look_ahead(root, str(stale[0].parameters["pair"])))
             for run in group:
                 if run not in stale:
                     bar.write(f"{run.label}: unchanged")
@@ -100,55 +82,52 @@ def run_chapters(root: Path, runs: list[Run], *, jobs: int | None = None) -> Non
                 bar.update()
 
 
-def _without_chat(pairs: list[ModelPair]) -> str | None:
-    """Name a model of these pairs whose tokenizer has no chat template, if there is one."""
+def _without_chat(pair: ModelPair) -> str | None:
+    """Name a model of the pair whose tokenizer has no chat template, if there is one."""
     from ..models.language_model import load_tokenizer
 
-    refs = [ref for pair in pairs for ref in (pair.a, pair.b)]
-    tokenizers = ((ref.model, load_tokenizer(ref.model, revision=ref.revision)) for ref in refs)
-    return next((name for name, tokenizer in tokenizers if not getattr(tokenizer, "chat_template", None)), None)
+    for ref in (pair.a, pair.b):
+        if not getattr(load_tokenizer(ref.model, revision=ref.revision), "chat_template", None):
+            return ref.model
+    return None
 
 
 def _lock(root: Path) -> AbstractContextManager:
-    path = RUNS / ".lock"
     (root / RUNS).mkdir(parents=True, exist_ok=True)
-    lock = FileLock(root / path)
+    lock = FileLock(root / RUNS / ".lock")
     try:
         return lock.acquire(timeout=0)
     except Timeout:
-        print(f"stitch-book: another run holds {path.as_posix()}; waiting for it to end", file=sys.stderr)
+        print(f"stitch-book: another run holds {RUNS.as_posix()}/.lock; waiting for it to end", file=sys.stderr)
         return lock.acquire()
 
 
 def build(root: Path) -> None:
-    """Renders the pages into `_build/html` unless nothing in them has changed; WorkError shows the warnings."""
+    """Render the pages into `_build/html` unless nothing in them has changed; WorkError shows the warnings."""
     home = f"{(RUNS / HOME_PAIR).as_posix()}/"
-    files = [file for file in toc_files(root) if file.startswith(home)]
-    if missing := [file.removeprefix(home) for file in files if not (root / f"{file}.ipynb").is_file()]:
-        raise RequestError(
-            f"the embedded pair, whose pages are the book's own, has none yet for {', '.join(missing)}: "
-            "make them with `stitch-book run`"
-        )
     sources = ("book/runs/**/*.ipynb", "_config.yml", "_toc.yml", "book/references.bib", "book/_static/**/*")
-    key = tree_digest(root, *sources, "requirements.lock")
     stamp = root / "_build" / ".stamp"
-    if not (stamp.is_file() and stamp.read_text() == key and (root / HTML).is_file()):
-        stamp.unlink(missing_ok=True)
-        print("rendering the book", flush=True)
-        # jupyter_book cannot be run with -m; --all, because pages that Sphinx takes from its cache hide their warnings
-        command = "from jupyter_book.cli.main import main; main()"
-        options = ["build", ".", "--path-output", ".", "--all", "-W", "-n", "--keep-going", "-q"]
-        done = subprocess.run(
-            [sys.executable, "-c", command, *options], cwd=root, capture_output=True, text=True, check=False
-        )
-        if done.returncode:
-            raise WorkError(f"the book did not render\n\n{plain(done.stderr or done.stdout).strip()}")
-        stamp.write_text(key)
+    with _lock(root):  # nobody renders what another is writing
+        files = [file for file in toc_files(root) if file.startswith(home)]
+        if missing := [file.removeprefix(home) for file in files if not (root / f"{file}.ipynb").is_file()]:
+            whose = f"the embedded pair, whose pages are the book's own, has none yet for {', '.join(missing)}"
+            raise RequestError(f"{whose}: make them with `stitch-book run`")
+        key = tree_digest(root, *sources, "requirements.lock")
+        if not (stamp.is_file() and stamp.read_text() == key and (root / HTML).is_file()):
+            stamp.unlink(missing_ok=True)
+            print("rendering the book", flush=True)
+            # jupyter_book cannot be run with -m; --all, because pages from Sphinx's cache hide their warnings
+            command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()"]
+            command += ["build", ".", "--path-output", ".", "--all", "-W", "-n", "--keep-going", "-q"]
+            done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise WorkError(f"the book did not render\n\n{plain(done.stderr or done.stdout).strip()}")
+            stamp.write_text(key)
     print(f"the book is in {HTML.as_posix()}")
 
 
 def print_claims(root: Path, pair: str, *, as_json: bool) -> None:
-    """Prints the verdict on each claim, our numbers beside the published ones, and where or how they are computed."""
+    """Print the verdict on each claim, our numbers beside the published ones, and where or how they are computed."""
     models = find_pair(root, pair)
     try:
         found = verdicts(models.name, file=models.value)
@@ -167,8 +146,8 @@ def print_claims(root: Path, pair: str, *, as_json: bool) -> None:
         lines += said_of_turns(verdict) + [f"its run at scale {verdict.scale} gave no {id}" for id in verdict.missing]
         for line in lines:
             print(textwrap.fill(line, width, initial_indent="    ", subsequent_indent="      "))
-        for line in filter(None, (verdict.page and (HTML.parent / verdict.page).as_posix(), verdict.command)):
-            print(f"    {line}")  # not broken into lines, so that it can be copied
+        if where := (HTML.parent / verdict.page).as_posix() if verdict.page else verdict.command:
+            print(f"    {where}")  # not broken into lines, so that it can be copied
 
 
 class _Parser(argparse.ArgumentParser):
@@ -182,65 +161,38 @@ class _Parser(argparse.ArgumentParser):
         raise RequestError(f"{message} (see {self.prog} --help)")
 
 
-def _at_least_one(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
-    return int(text)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="stitch-book", description="Executes the chapters, renders the book, prints the claims.")
     commands = parser.add_subparsers(dest="command", required=True)
-    run = commands.add_parser("run", help="execute chapters whose page is missing or out of date")
-    run.add_argument(
-        "--pair", default=HOME_PAIR, help=f"a name in stitch_utils/data/pairs or a .yml file (default {HOME_PAIR})"
-    )
+    pair = _Parser(add_help=False)
+    known = f"a name in stitch_utils/data/pairs or a .yml file (default {HOME_PAIR})"
+    pair.add_argument("--pair", default=HOME_PAIR, help=known)
+    run = commands.add_parser("run", parents=[pair], help="execute chapters whose page is missing or out of date")
+    run.set_defaults(act=run_chapters)
     run.add_argument("--chapter", help="this chapter only (default: all, in reading order)")
     run.add_argument("--scale", help="smoke, default or paper (default: the chapter's own)")
-    run.add_argument(
-        "-p",
-        dest="given",
-        nargs=2,
-        action="append",
-        default=[],
-        metavar=("NAME", "VALUE"),
-        help="set a parameter of the chapters; repeatable",
-    )
-    run.add_argument("--jobs", type=_at_least_one, metavar="N", help="chapters side by side (default: what fits)")
+    given = {"nargs": 2, "action": "append", "default": [], "metavar": ("NAME", "VALUE")}
+    run.add_argument("-p", dest="given", help="set a parameter of the chapters; repeatable", **given)
+    run.add_argument("--jobs", type=int, metavar="N", help="chapters side by side (default: what fits)")
     run.add_argument("--force", action="store_true", help="execute even where nothing has changed")
     add_parsers(commands)
-    commands.add_parser("build", help="render the pages into _build/html")
-    claims = commands.add_parser("claims", help="print the verdict on each claim")
-    claims.add_argument(
-        "--pair", default=HOME_PAIR, help=f"a name in stitch_utils/data/pairs or a .yml file (default {HOME_PAIR})"
-    )
+    commands.add_parser("build", help="render the pages into _build/html").set_defaults(act=build)
+    claims = commands.add_parser("claims", parents=[pair], help="print the verdict on each claim")
+    claims.set_defaults(act=print_claims)
     claims.add_argument("--json", action="store_true", dest="as_json", help="as a list of objects")
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command line `argv` (default: the process's own); returns the exit code."""
+    """Run the command line `argv` (default: the process's own) and return the exit code."""
     try:
         options = vars(_parser().parse_args(argv))
-        command = options.pop("command")
-        root = project_root().resolve()
-        if command == "run":
-            jobs = options.pop("jobs")
-            run_chapters(root, plan(root, **options), jobs=jobs)
-        elif command in COMMANDS:
-            COMMANDS[command](root, **options)
-        elif command == "build":
-            with _lock(root):  # nobody renders what another is writing
-                build(root)
-        else:
-            print_claims(root, **options)
+        del options["command"]
+        options.pop("act")(project_root().resolve(), **options)
         sys.stdout.flush()
-    except RequestError as error:
+    except (RequestError, WorkError) as error:
         print(f"stitch-book: {error}", file=sys.stderr)
-        return 2
-    except WorkError as error:
-        print(f"stitch-book: {error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, RequestError) else 1
     except KeyboardInterrupt:
         print("stitch-book: interrupted", file=sys.stderr)
         return 130

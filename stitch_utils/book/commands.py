@@ -1,16 +1,10 @@
-"""The commands of `stitch-book` for a pair of the user's own: what they take, what they write, what they say.
+"""The commands of `stitch-book` for a pair of the user's own (no section of its own).
 
-No section of the paper. The rooms below fit, carry, judge and publish; here is what a user types and reads. A result is
-written before it is judged, so that whatever stops the measuring loses nothing.
+The rooms below fit, carry, judge and publish; here is what a user types and reads. A result is written before it is
+judged, so that whatever stops the measuring loses nothing.
 
-    stitch-book fit --pair mine.yml                              artifacts/mine/stitch.safetensors, and its losses
-    stitch-book transfer-sae --pair mine.yml SAE --out FOLDER    Eq. 6, for SAELens
-    stitch-book transfer-vector --pair mine.yml v.npy --out w.npy
-    stitch-book transfer-probe --pair mine.yml p.npz --out q.npz
-    stitch-book push --pair mine.yml OWNER/NAME                  the stitch, with a model card, to the Hub
-
-Offers `COMMANDS` with its `fit`, `transfer_sae`, `transfer_vector`, `transfer_probe` and `push`; `add_parsers`, and
-`look_ahead`, which the other commands need too.
+Offers `fit`, `transfer_sae`, `transfer_vector`, `transfer_probe` and `push`; `add_parsers`, which adds them to a parser
+under `act`; and `look_ahead`.
 """
 
 from __future__ import annotations
@@ -20,7 +14,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 from ..data.pairs import ModelPair, ModelRef, load_pair
 from ..utils.files import write_whole
@@ -29,17 +23,7 @@ from .runs import find_pair
 
 if TYPE_CHECKING:  # what takes seconds to import is imported where it is used
     from ..stitching.pair import StitchedPair
-    from ..stitching.stitch import Stitch
     from ..stitching.survival import Survival
-
-
-def look_ahead(root: Path, pair: str) -> ModelPair:
-    """Validate a pair before any model is loaded; RequestError for what would end a run after minutes of loading."""
-    from ..stitching.pair import preflight
-
-    with _in_one_line():
-        preflight(models := load_pair(root / pair if pair.endswith((".yml", ".yaml")) else pair))
-    return models
 
 
 @contextlib.contextmanager
@@ -51,6 +35,16 @@ def _in_one_line() -> Iterator[None]:
         raise RequestError(one_line(error)) from error
 
 
+@_in_one_line()
+def look_ahead(root: Path, pair: str) -> ModelPair:
+    """Validate a pair before any model is loaded; RequestError for what would end a run after minutes of loading."""
+    from ..stitching.pair import preflight
+
+    preflight(models := load_pair(root / pair if pair.endswith((".yml", ".yaml")) else pair))
+    return models
+
+
+@_in_one_line()
 def fit(root: Path, *, pair: str, scale: str, alpha: float, out: str | None) -> None:
     """Fit the stitch of a pair, print its losses and save it, by default in `artifacts/<pair>/`."""
     from ..stitching.pair import fit_pair, stitch_file
@@ -58,8 +52,7 @@ def fit(root: Path, *, pair: str, scale: str, alpha: float, out: str | None) -> 
     found = find_pair(root, pair)
     path = _target(out) if out else stitch_file(found.name)
     models = look_ahead(root, found.value)
-    with _in_one_line():
-        fitted = fit_pair(models, scale=scale, alpha=alpha)
+    fitted = fit_pair(models, scale=scale, alpha=alpha)
     write_whole(path, fitted.stitch.save, sealed=False)
     print(f"A: {models.a.model}, before layer {fitted.layers[0]}")
     print(f"B: {models.b.model}, before layer {fitted.layers[1]}{'' if models.b.layer is not None else ', by SVCCA'}")
@@ -73,12 +66,39 @@ def fit(root: Path, *, pair: str, scale: str, alpha: float, out: str | None) -> 
     print(f"fitted on {fitted.tokens:,} tokens; the stitch is in {path.as_posix()}")
 
 
-class _AtHand(NamedTuple):
+class _AtHand:
     """A pair whose models are not loaded yet, its stitch, and the layers that the stitch is for."""
 
-    pair: ModelPair
-    stitch: Stitch
-    layers: tuple[int, int]
+    def __init__(self, root: Path, pair: str, stitch: str | None, scale: str | None = None):
+        """Load the pair's description and its stitch, by default the one that `fit` saved.
+
+        RequestError where pair and stitch disagree in their layers, and where no `stitch` is named, in their models;
+        where one is named, other models are only reported. With a `scale`, what `look_ahead` refuses is refused too.
+        """
+        from ..stitching.pair import preflight, stitch_file
+        from ..stitching.publish import load_stitch
+
+        found, again = find_pair(root, pair), f"`stitch-book fit --pair {pair}`"
+        self.pair = load_pair(root / found.value if found.digest else found.value)
+        where = stitch or stitch_file(found.name).as_posix()
+        if not stitch and not Path(where).is_file():
+            missing = f"there is no stitch of the pair {found.name!r} yet ({where})"
+            raise RequestError(f"{missing}: make it with {again}, or name one by --stitch")
+        self.stitch, self.layers = load_stitch(where), {}
+        about = self.stitch.about
+        for side, ref in (("a", self.pair.a), ("b", self.pair.b)):
+            layer = self.layers[side] = about.get(f"layer_{side}", ref.layer)
+            if layer is None:
+                unsaid = f"neither the stitch {where} nor the pair's file says which layer of {side} it is for"
+                raise RequestError(unsaid)
+            for is_for, says in _differences(about, side, ref, layer, whole=not stitch):
+                differs = f"is for {side} {is_for}, and the pair {found.name!r} says {says}"
+                if not stitch or is_for.startswith("before"):
+                    raise RequestError(f"the stitch {where} {differs}: fit it again with {again}")
+                print(f"Note: the stitch {differs}.")
+        if scale is not None:
+            self.pair.scale(scale)
+            preflight(self.pair)
 
     def opened(self, scale: str) -> StitchedPair:
         """Load the models; the experiments of the package take the result, together with the stitch at hand."""
@@ -86,53 +106,17 @@ class _AtHand(NamedTuple):
         from ..stitching.pair import StitchedPair
 
         set_threads(self.pair)
-        with _in_one_line():
-            stitched = StitchedPair(self.pair, load_models(self.pair), self.layers, scale)
+        stitched = StitchedPair(self.pair, load_models(self.pair), (self.layers["a"], self.layers["b"]), scale)
         if stitched.is_stand_in:
             print("These are random weights under the names of real models: the numbers below mean nothing.")
         return stitched
 
     def name(self, side: str) -> str:
         """Name a model and its layer."""
-        return f"{side.upper()} ({getattr(self.pair, side).short}, before layer {self.layers['ab'.index(side)]})"
+        return f"{side.upper()} ({getattr(self.pair, side).short}, before layer {self.layers[side]})"
 
 
-def _at_hand(root: Path, pair: str, stitch: str | None) -> _AtHand:
-    """Load a pair's description and its stitch, by default the one that `fit` saved; models are not loaded.
-
-    RequestError where pair and stitch disagree in their layers, and where no `stitch` is named, in their models; where
-    one is named, other models are reported alone.
-    """
-    from ..stitching.pair import stitch_file
-    from ..stitching.publish import load_stitch
-
-    found = find_pair(root, pair)
-    with _in_one_line():
-        models = load_pair(root / found.value if found.digest else found.value)
-        where = stitch or stitch_file(found.name)
-        if not stitch and not Path(where).is_file():
-            raise RequestError(
-                f"there is no stitch of the pair {found.name!r} yet ({Path(where).as_posix()}): make it with "
-                f"`stitch-book fit --pair {pair}`, or name one by --stitch"
-            )
-        loaded = load_stitch(where)
-    layers = []
-    for side, ref in (("a", models.a), ("b", models.b)):
-        layer = loaded.about.get(f"layer_{side}", ref.layer)
-        if layer is None:
-            raise RequestError(f"neither the stitch {where} nor the pair's file says which layer of {side} it is for")
-        layers.append(layer)
-        for is_for, says in _differences(loaded.about, side, ref, layer, whole=not stitch):
-            differs = f"is for {side} {is_for}, and the pair {found.name!r} says {says}"
-            if not stitch or is_for.startswith("before"):
-                raise RequestError(f"the stitch {where} {differs}: fit it again with `stitch-book fit --pair {pair}`")
-            print(f"Note: the stitch {differs}.")
-    return _AtHand(models, loaded, (layers[0], layers[1]))
-
-
-def _differences(
-    about: Mapping[str, Any], side: str, ref: ModelRef, layer: int, *, whole: bool
-) -> Iterator[tuple[str, str]]:
+def _differences(about: Mapping, side: str, ref: ModelRef, layer: int, *, whole: bool) -> Iterator[tuple[str, str]]:
     """List what a stitch says of a model beside what the pair says, where they differ; the layer first.
 
     Of paths the last names are compared, which are all that a published stitch has; with `whole`, whole paths.
@@ -163,23 +147,20 @@ def _target(out: str, ending: str | None = None, given: str | None = None) -> Pa
     return path
 
 
+@_in_one_line()
 def transfer_sae(root: Path, *, pair: str, sae: str, out: str, to: str, stitch: str | None, scale: str) -> None:
     """Carry an SAE that `load_sae` reads (Eq. 6) to a folder of SAELens, and print how both do on held-out text."""
     from ..saes.evaluation import judge_sae
     from ..saes.io import read_sae, reads_elsewhere, save_sae
     from ..saes.transfer import transfer_sae as transfer
-    from ..stitching.pair import preflight
 
-    path, at_hand = _target(out, "", sae), _at_hand(root, pair, stitch)
+    path, at_hand = _target(out, "", sae), _AtHand(root, pair, stitch, scale)
     source = "a" if to == "b" else "b"
-    with _in_one_line():
-        at_hand.pair.scale(scale)
-        original = read_sae(sae)
-        carried = transfer(original, at_hand.stitch, to=to)
-        preflight(at_hand.pair)
-        save_sae(carried, path)
+    original = read_sae(sae)
+    carried = transfer(original, at_hand.stitch, to=to)
+    save_sae(carried, path)
     print(f"{carried.cfg.d_sae:,} latents; the SAE of {at_hand.name(to)} is in {path.as_posix()}")
-    layer = at_hand.layers["ab".index(source)]
+    layer = at_hand.layers[source]
     if elsewhere := reads_elsewhere(original, layer):
         print(f"Beware: the SAE says that it reads {elsewhere}, and the stitch the stream before layer {layer}.")
     model = getattr(at_hand.pair, source).model
@@ -187,8 +168,7 @@ def transfer_sae(root: Path, *, pair: str, sae: str, out: str, to: str, stitch: 
         print(f"Beware: the SAE says that it is of {said!r}, and the pair has {model!r} as {source}.")
     stitched = at_hand.opened(scale)
     device = str(stitched.side(source)[0].device)
-    with _in_one_line():
-        trust = judge_sae(stitched, original.to(device), carried.to(device), stitch=at_hand.stitch, to=to)
+    trust = judge_sae(stitched, original.to(device), carried.to(device), stitch=at_hand.stitch, to=to)
     print(f"{f'{trust.tokens:,} held-out tokens':44}{'L0':>8}{'FUV':>8}{'CE':>8}   more than the model's own")
     for name, metrics, loss in (
         (f"{at_hand.name(source)} itself", None, trust.source_loss),
@@ -197,19 +177,18 @@ def transfer_sae(root: Path, *, pair: str, sae: str, out: str, to: str, stitch: 
         ("  carried there and back, without an SAE", None, trust.round_trip_loss),
         ("  with the carried SAE", trust.carried, trust.target_loss),
     ):
-        columns, end = " " * 16, ""
-        if metrics:
-            more = metrics.delta_loss
-            columns = f"{metrics.l0.value:8.1f}{metrics.fuv.value:8.4f}"
-            loss, end = loss + more.value, f"   {more.value:+.4f} [{more.low:+.4f}, {more.high:+.4f}]"
-        print(f"{name:44}{columns}{loss:8.4f}{end}")
-    print(
-        f"latents that never fired: {trust.original.dead_fraction:.1%} in the original, "
-        f"{trust.carried.dead_fraction:.1%} in the carried one"
-    )
+        if metrics is None:
+            print(f"{name:60}{loss:8.4f}")
+            continue
+        more = metrics.delta_loss
+        columns = f"{metrics.l0.value:8.1f}{metrics.fuv.value:8.4f}{loss + more.value:8.4f}"
+        print(f"{name:44}{columns}   {more.value:+.4f} [{more.low:+.4f}, {more.high:+.4f}]")
+    silent = [f"{metrics.dead_fraction:.1%}" for metrics in (trust.original, trust.carried)]
+    print(f"latents that never fired: {silent[0]} in the original, {silent[1]} in the carried one")
     print("FUV: fraction of variance unexplained, 1 for what always says the mean. CE: nats a token.")
 
 
+@_in_one_line()
 def transfer_vector(
     root: Path, *, pair: str, vector: str, out: str, to: str, stitch: str | None, keep_norm: bool
 ) -> None:
@@ -221,16 +200,14 @@ def transfer_vector(
     from ..stitching.survival import survival
     from ..utils.arrays import read_vectors, save_arrays
 
-    path = _target(out, ".npy", vector)
-    with _in_one_line():
-        vectors = read_vectors(vector)
-        at_hand = _at_hand(root, pair, stitch)
-        rows = []
-        for index, row in enumerate(np.atleast_2d(vectors)):
-            try:
-                rows.append(transfer(torch.from_numpy(row), at_hand.stitch, to=to, keep_norm=keep_norm))
-            except ValueError as error:
-                raise ValueError(f"row {index}: {error}") from error
+    path, vectors = _target(out, ".npy", vector), read_vectors(vector)
+    at_hand = _AtHand(root, pair, stitch)
+    rows = []
+    for index, row in enumerate(np.atleast_2d(vectors)):
+        try:
+            rows.append(transfer(torch.from_numpy(row), at_hand.stitch, to=to, keep_norm=keep_norm))
+        except ValueError as error:
+            raise ValueError(f"row {index}: {error}") from error
     carried = torch.stack(rows).numpy().reshape(*vectors.shape[:-1], -1)
     save_arrays(path, carried)
     length = "as long as the stitch makes them" if keep_norm else "of unit length"
@@ -238,44 +215,34 @@ def transfer_vector(
     _say_survival(survival(vectors, at_hand.stitch, to=to))
 
 
+@_in_one_line()
 def transfer_probe(root: Path, *, pair: str, probe: str, out: str, to: str, stitch: str | None, scale: str) -> None:
     """Carry a linear probe, and print what the stitch leaves of it and how both do on held-out text."""
     from ..probing.probes import judge_probe, read_probe, save_probe
     from ..probing.probes import transfer_probe as transfer
-    from ..stitching.pair import preflight
     from ..stitching.survival import survival
 
-    path = _target(out, ".npz", probe)
-    with _in_one_line():
-        original = read_probe(probe)
-        at_hand = _at_hand(root, pair, stitch)
-        at_hand.pair.scale(scale)
-        carried = transfer(original, at_hand.stitch, to=to)
-        preflight(at_hand.pair)
+    path, original = _target(out, ".npz", probe), read_probe(probe)
+    at_hand = _AtHand(root, pair, stitch, scale)
+    carried = transfer(original, at_hand.stitch, to=to)
     save_probe(carried, path)
     print(f"coef_ {carried.coef.shape}, intercept_ and classes_ for {at_hand.name(to)} are in {path.as_posix()}")
     _say_survival(survival(original.coef[original.coef.any(1)], at_hand.stitch, to=to, reads=True))
-    stitched = at_hand.opened(scale)
-    with _in_one_line():
-        trust = judge_probe(stitched, original, carried, stitch=at_hand.stitch, to=to)
+    trust = judge_probe(at_hand.opened(scale), original, carried, stitch=at_hand.stitch, to=to)
     source = "A" if to == "b" else "B"
+    same = f"{trust.agreement:.1%} (always the same answer: {trust.constant:.1%})"
     print(f"on {trust.tokens:,} held-out tokens:")
     print(f"  variance of its score in {source} that the stitched stream explains (R^2): {_spread(trust.explained)}")
-    print(
-        f"  says what the original says of the same token in {source}: {trust.agreement:.1%} "
-        f"(always the same answer: {trust.constant:.1%})"
-    )
+    print(f"  says what the original says of the same token in {source}: {same}")
     print(f"  says what the original says of the stitched stream: {trust.check:.2%} (a check: 100% up to rounding)")
 
 
 def _say_survival(found: Sequence[Survival]) -> None:
-    kept, random_kept = [each.kept for each in found], found[0].kept_random
-    print(
-        f"length that the stitch keeps: {_spread(kept)} (random directions: {random_kept:.3f}), "
-        f"{_spread([each / random_kept for each in kept])} times that of random ones"
-    )
+    random, random_trip = found[0].kept_random, found[0].round_trip_random
+    kept, ratios = _spread([each.kept for each in found]), _spread([each.kept / random for each in found])
+    print(f"length that the stitch keeps: {kept} (random directions: {random:.3f}), {ratios} times that of random ones")
     trips = _spread([each.round_trip for each in found])
-    print(f"cosine after the way there and back: {trips} (random directions: {found[0].round_trip_random:.3f})")
+    print(f"cosine after the way there and back: {trips} (random directions: {random_trip:.3f})")
 
 
 def _spread(values: Sequence[float]) -> str:
@@ -284,67 +251,59 @@ def _spread(values: Sequence[float]) -> str:
     return f"{min(values):.3f} to {max(values):.3f}, mean {sum(values) / len(values):.3f}"
 
 
+@_in_one_line()
 def push(
     root: Path, *, pair: str, name: str, stitch: str | None, licence: str | None, private: bool, folder: str | None
 ) -> None:
     """Publish the stitch of a pair with a model card on the Hub, or write both to a folder."""
     from ..stitching.publish import push_stitch, write_repository
 
-    with _in_one_line():
-        loaded = _at_hand(root, pair, stitch).stitch
-        if folder:
-            write_repository(loaded, folder, name, licence=licence)
-            print(f"card and stitch are in {folder}: `hf upload {name} {folder}` publishes them")
-        else:
-            print(f"published: {push_stitch(loaded, name, licence=licence, private=private)}")
-
-
-COMMANDS: dict[str, Callable[..., None]] = {
-    "fit": fit,
-    "transfer-sae": transfer_sae,
-    "transfer-vector": transfer_vector,
-    "transfer-probe": transfer_probe,
-    "push": push,
-}
+    loaded = _AtHand(root, pair, stitch).stitch
+    if folder:
+        write_repository(loaded, folder, name, licence=licence)
+        print(f"card and stitch are in {folder}: `hf upload {name} {folder}` publishes them")
+    else:
+        print(f"published: {push_stitch(loaded, name, licence=licence, private=private)}")
 
 
 def add_parsers(commands: argparse._SubParsersAction) -> None:
-    """Add a parser for each of `COMMANDS`."""
-    pair = argparse.ArgumentParser(add_help=False)
+    """Add a parser for each command, with the command itself as the default of `act`."""
+    pair, scale, across, to = (argparse.ArgumentParser(add_help=False) for _ in range(4))
     pair.add_argument("--pair", required=True, help="a name in stitch_utils/data/pairs or a .yml file")
-    scale = argparse.ArgumentParser(add_help=False)
     scale.add_argument("--scale", default="default", help="how much text: smoke, default or paper (default: default)")
-    across = argparse.ArgumentParser(add_help=False)
     stitch = "a stitch file, or OWNER/NAME[@REVISION] on the Hub (default: artifacts/<pair>/stitch.safetensors)"
     across.add_argument("--stitch", help=stitch)
-    to = argparse.ArgumentParser(add_help=False)
     to.add_argument("--to", choices=("a", "b"), default="b", help="the model that it is wanted for (default: b)")
     # The name of this option in older command lines.
     to.add_argument("--towards", dest="to", choices=("a", "b"), default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
-    command = commands.add_parser("fit", parents=[pair, scale], help="fit the stitch of a pair and save it")
+    def add(act: Callable[..., None], help: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        command = commands.add_parser(act.__name__.replace("_", "-"), parents=[pair, *parents], help=help)
+        command.set_defaults(act=act)
+        return command
+
+    command = add(fit, "fit the stitch of a pair and save it", scale)
     command.add_argument("--alpha", type=float, default=1.0, help="weight of the inversion terms (default 1)")
     command.add_argument("--out", help="file to write (default: artifacts/<pair>/stitch.safetensors)")
 
-    carry = [pair, across, to]
-    command = commands.add_parser("transfer-sae", parents=[*carry, scale], help="carry an SAE to the other model")
+    command = add(transfer_sae, "carry an SAE to the other model", across, to, scale)
     sae = "a folder (SAELens, sparsify), sae_lens:RELEASE/ID or sparsify:OWNER/NAME/HOOKPOINT"
     command.add_argument("sae", metavar="SAE", help=sae)
     command.add_argument("--out", required=True, metavar="FOLDER", help="folder to write, as SAELens reads it")
 
-    command = commands.add_parser("transfer-vector", parents=carry, help="carry directions to the other model")
+    command = add(transfer_vector, "carry directions to the other model", across, to)
     vector = ".npy, or .safetensors with one tensor: a vector, or a matrix of rows"
     command.add_argument("vector", metavar="FILE", help=vector)
     command.add_argument("--out", required=True, metavar="FILE.npy", help="file to write")
     length = "leave the image as long as the stitch makes it (default: unit length)"
     command.add_argument("--keep-norm", action="store_true", help=length)
 
-    command = commands.add_parser("transfer-probe", parents=[*carry, scale], help="carry a probe to the other model")
+    command = add(transfer_probe, "carry a probe to the other model", across, to, scale)
     probe = ".npz or .safetensors with coef_ (classes or 1, d) and intercept_, and classes_ if wanted"
     command.add_argument("probe", metavar="FILE", help=probe)
     command.add_argument("--out", required=True, metavar="FILE.npz", help="file to write")
 
-    command = commands.add_parser("push", parents=[pair, across], help="publish a stitch on the Hub")
+    command = add(push, "publish a stitch on the Hub", across)
     command.add_argument("name", metavar="OWNER/NAME", help="made if it does not exist")
     licence = "the stitch's own, as the Hub abbreviates it: mit, apache-2.0, ..."
     command.add_argument("--license", dest="licence", help=licence)

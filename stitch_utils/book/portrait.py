@@ -1,11 +1,12 @@
-"""What the book shows of the embedded pair and its world: examples, training, samples.
+"""What the book shows of the embedded pair and its world: examples, training, samples (no section of its own).
 
-No section of the paper. Everything returned is plain rows, ready for a table or a figure of the chapter on pairs.
+Offers, as plain rows for a table or a figure of the chapter on pairs, `parallel_examples`, `augmented_examples`,
+`show_documents`, `training_report`, `training_table`, `training_curves`, `recorded_adam`, `sample_continuations`, which
+gives `Sample`s, `one_of_each`, `recognised_shares`, and the constants `SAMPLES` and `TEMPERATURE`.
 """
 
-from __future__ import annotations
-
 import html
+import itertools
 import json
 import random
 from typing import NamedTuple
@@ -29,7 +30,7 @@ JUDGED_CHARACTERS = 40
 
 
 class Sample(NamedTuple):
-    """How a model went on from the beginning of a document."""
+    """How a model continued the beginning of a document."""
 
     language: str
     given: str
@@ -37,22 +38,19 @@ class Sample(NamedTuple):
 
 
 def parallel_examples(seed: int) -> list[tuple[str, str]]:
-    """One frame in every language."""
-    frame = next(
-        frame
-        for frame in sentence_frames(f"portrait:{seed}", 200)
-        if frame.construction == "fronted" and frame.object is not None and frame.object.adjective
-    )
+    """Write one frame in every language: (name of the language, sentence)."""
+    frames = (frame for frame in sentence_frames(f"portrait:{seed}", 200) if frame.construction == "fronted")
+    frame = next(frame for frame in frames if frame.object is not None and frame.object.adjective)
     return [(load_lexicon(language).name, realise(frame, language)) for language in LANGUAGES]
 
 
-def augmented_examples(seed: int, count: int = 4) -> list[list[str]]:
-    """Sentences with two rewordings of each."""
-    return augmented_sentences(f"portrait:{seed}", count, 2)
+def augmented_examples(seed: int) -> list[list[str]]:
+    """Draw four sentences with two rewordings of each."""
+    return augmented_sentences(f"portrait:{seed}", 4, 2)
 
 
 def show_documents(seed: int) -> HTML:
-    """One document of each format in a language drawn for it, and one of code."""
+    """Show one document of each format in a language drawn for it, and one of code."""
     rng = random.Random(seed)
     parts = []
     for number, format in enumerate((*FORMATS, "code")):
@@ -66,7 +64,7 @@ def show_documents(seed: int) -> HTML:
 
 
 def training_report() -> dict:
-    """What the training script wrote beside the weights."""
+    """Read what the training script wrote beside the weights."""
     return json.loads((EMBEDDED / "training.json").read_text(encoding="utf-8"))
 
 
@@ -76,26 +74,24 @@ def recorded_adam() -> dict[str, float]:
 
 
 def training_table(report: dict) -> pd.DataFrame:
-    """Size, data and losses of both models, one column each."""
+    """List size, data and losses of both models, a column for each."""
     rows = {
-        "parameters": lambda m: f"{m['parameters']:,}",
-        "layers, width, heads": lambda m: f"{m['n_layers']}, {m['hidden_size']}, {m['n_heads']}",
-        "seed": lambda m: str(m["seed"]),
-        "text (tokens)": lambda m: f"{m['text_tokens']:,}",
-        "steps of batch × context": lambda m: f"{m['steps']:,} of {m['batch_size']} × {m['context']}",
-        "peak learning rate": lambda m: f"{m['learning_rate']:g}",
-        "training loss at the end (nats)": lambda m: f"{m['train_loss']:.3f}",
-        "held-out loss (nats)": lambda m: f"{m['held_out_loss']:.3f}",
+        "parameters": "{parameters:,}",
+        "layers, width, heads": "{n_layers}, {hidden_size}, {n_heads}",
+        "seed": "{seed}",
+        "text (tokens)": "{text_tokens:,}",
+        "steps of batch × context": "{steps:,} of {batch_size} × {context}",
+        "peak learning rate": "{learning_rate:g}",
+        "training loss at the end (nats)": "{train_loss:.3f}",
+        "held-out loss (nats)": "{held_out_loss:.3f}",
     }
-    models = report["models"].values()
-    table = pd.DataFrame({"": list(rows)})
-    for name, model in zip(("A", "B"), models):
-        table[name] = [row(model) for row in rows.values()]
-    return table
+    models = zip("AB", report["models"].values())
+    columns = {name: [row.format(**model) for row in rows.values()] for name, model in models}
+    return pd.DataFrame({"": list(rows)} | columns)
 
 
 def training_curves(report: dict) -> dict[str, tuple[list[float], list[float]]]:
-    """Tokens seen and loss, for `figures.pairs.training_curves`."""
+    """Return tokens seen and loss of each model, for `figures.pairs.training_curves`."""
     curves = {}
     for side, model in zip("ab", report["models"].values()):
         tokens_a_point = 25 * model["batch_size"] * model["context"]
@@ -106,43 +102,35 @@ def training_curves(report: dict) -> dict[str, tuple[list[float], list[float]]]:
 def sample_continuations(
     model: LanguageModel, *, per_language: int, seed: int, temperature: float = TEMPERATURE
 ) -> list[Sample]:
-    """Continuations of the first tokens of stories in each language, at `temperature`."""
+    """Let the model continue the first tokens of stories in each language."""
     tokenizer, samples = model.tokenizer, []
     for language in LANGUAGES:
         stories = documents(f"portrait:{seed}", stop=per_language, language=language, format="story")
         starts = [tokenizer(story.text)["input_ids"][:GIVEN_TOKENS] for story in stories]
         tokens = torch.tensor([[tokenizer.bos_token_id, *start] for start in starts])
         new = model.generate(tokens, NEW_TOKENS, temperature=temperature, seed=seed)
-        for start, continued in zip(starts, new.tolist()):
-            texts = [
-                tokenizer.decode(ids, skip_special_tokens=True) for ids in (start, _until_end(continued, tokenizer))
-            ]
-            samples.append(Sample(language, *texts))
+        for start, ids in zip(starts, new.tolist()):
+            continued = list(itertools.takewhile(lambda id: id != tokenizer.eos_token_id, ids))
+            given, text = (tokenizer.decode(part, skip_special_tokens=True) for part in (start, continued))
+            samples.append(Sample(language, given, text))
     return samples
 
 
-def _until_end(ids: list[int], tokenizer) -> list[int]:
-    end = tokenizer.eos_token_id
-    return ids[: ids.index(end)] if end in ids else ids
-
-
 def one_of_each(samples: list[Sample]) -> list[tuple[str, str, str]]:
-    """The first sample in each language, for a table."""
+    """Return the first sample in each language: (name of the language, given, continued)."""
     first = {sample.language: sample for sample in reversed(samples)}
     return [(load_lexicon(key).name, first[key].given + " …", first[key].continued) for key in LANGUAGES]
 
 
 def recognised_shares(samples: list[Sample]) -> dict[str, Estimate]:
-    """For each language the share of continuations that langdetect takes for it, with Clopper-Pearson intervals at 95%.
+    """Return the share of continuations in each language that langdetect takes for it (95% Clopper-Pearson intervals).
 
-    Continuations of fewer than `JUDGED_CHARACTERS` are left out.
+    Continuations of fewer than `JUDGED_CHARACTERS` are not counted, and a language without any others is left out.
     """
+    judged = [sample for sample in samples if len(sample.continued.strip()) >= JUDGED_CHARACTERS]
     shares = {}
     for language in LANGUAGES:
-        texts = [
-            s.continued for s in samples if s.language == language and len(s.continued.strip()) >= JUDGED_CHARACTERS
-        ]
-        right = sum(detect_language(text) == language for text in texts)
-        if texts:  # a language without anything to judge has no share
-            shares[language] = clopper_pearson(right, len(texts))
+        right = [detect_language(sample.continued) == language for sample in judged if sample.language == language]
+        if right:
+            shares[language] = clopper_pearson(sum(right), len(right))
     return shares

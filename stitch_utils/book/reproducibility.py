@@ -1,23 +1,20 @@
 """Evidence for the reproducibility card (no section of its own).
 
-By an automatic reading the main paper gave no pseudocode and no versions of software. The card answers every variable
-of that reading for this package, and not from memory: versions come from the lock and from what is installed, settings
-from the results files, splits from a count of the documents that two texts share, and what each departure from the
-papers does from the numbers that the chapters measured.
+An automatic reading of the main paper found no pseudocode and no versions of software. The card answers all that this
+reading asks, from what can be measured: versions come from the lock and from what is installed, settings from the
+results files, splits from a count of the documents that two texts share, and the effect of each departure from the
+papers from the numbers of the chapters.
 
 Offers `versions`, `machine`, `settings`, `text_splits`, `departures`, `open_points`, each a DataFrame.
 """
 
-from __future__ import annotations
-
 import contextlib
-import functools
 import html
 import itertools
 import os
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 
@@ -33,100 +30,78 @@ from ..utils.files import project_root
 from .chapters import RequestError, chapter_names, command_for, pair_argument
 from .results import read_results
 
-# What numbers are made with; the lock has all others too.
-NAMED = (
-    "torch",
-    "transformers",
-    "tokenizers",
-    "transformer-lens",
-    "sae-lens",
-    "datasets",
-    "safetensors",
-    "numpy",
-    "scipy",
-    "scikit-learn",
-    "langdetect",
-    "papermill",
-    "jupyter-book",
-)
-SAID_APART = ("scale", "seed", "stand_in")
-FIELDS = {"departures": ("chapter", "paper", "here"), "open": ("chapter", "what", "taken", "where")}
+# The packages that make numbers; the lock has all others too.
+NAMED = ("torch", "transformers", "tokenizers", "transformer-lens", "sae-lens", "datasets", "safetensors")
+NAMED += ("numpy", "scipy", "scikit-learn", "langdetect", "papermill", "jupyter-book")
+# Field of an entry in `book/departures.yml` -> title of its column.
+DEPARTURES = {"chapter": "chapter", "paper": "the papers", "here": "here"}
+OPEN = {"chapter": "chapter", "what": "open", "taken": "taken", "where": "to change it"}
 
 
 def locked(root: Path | None = None) -> dict[str, str]:
-    """{package: version} of `requirements.lock`; ValueError for a line that pins nothing."""
+    """Read {package: version} from `requirements.lock`; ValueError for a line that pins nothing."""
     found = {}
     for line in ((root or project_root()) / "requirements.lock").read_text(encoding="utf-8").splitlines():
         if line := line.split("#")[0].strip():
             name, pinned, version = line.partition("==")
             if not pinned:
                 raise ValueError(f"requirements.lock: {line!r}: expected name==version")
-            found[_normal(name)] = version
+            found[re.sub(r"[-_.]+", "-", name.strip()).lower()] = version
     return found
 
 
 def versions() -> pd.DataFrame:
-    """The packages that numbers are made with: version in the lock, version installed. Last, how many differ in all."""
+    """List the packages that make numbers, each with its version in the lock and the installed one.
+
+    The last row counts the packages of the lock and names those whose installed version differs.
+    """
     lock = locked()
-    installed = {name: _installed(name) for name in lock}
-    rows = [[name, lock[_normal(name)], installed[_normal(name)]] for name in NAMED]
+    installed = dict.fromkeys(lock, "not installed")
+    for name in lock:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            installed[name] = metadata.version(name)
+    rows = [[name, lock[name], installed[name]] for name in NAMED]
     differ = [name for name in lock if lock[name] != installed[name].split("+")[0]]
     others = f"{len(lock) - len(differ)} as in the lock" + (f"; not: {', '.join(differ)}" if differ else "")
     return pd.DataFrame([*rows, [f"all {len(lock)}", "", others]], columns=["package", "in the lock", "installed"])
 
 
-def _normal(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name.strip()).lower()
-
-
-def _installed(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return "not installed"
-
-
 def machine() -> pd.DataFrame:
-    """What executes this page."""
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    """Describe the machine that executes this page."""
+    told = Path("/proc/cpuinfo")
+    named = re.search(r"^model name\s*: (.*)$", told.read_text(), re.M) if told.is_file() else None
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
     rows = {
-        "processor": _processor(),
+        "processor": named[1] if named else platform.processor() or "unknown",
         "processors": str(os.cpu_count()),
         "memory": f"{memory / 2**30:.0f} GiB" if memory else "unknown",
-        "accelerator": gpu,
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         "system": f"{platform.system()}, {platform.machine()}",
         "Python": platform.python_version(),
     }
     return pd.DataFrame(rows.items(), columns=["", "value"])
 
 
-def _processor() -> str:
-    """Its name, where the system says it."""
-    told = Path("/proc/cpuinfo")
-    found = re.search(r"^model name\s*: (.*)$", told.read_text(), re.M) if told.is_file() else None
-    return found[1] if found else platform.processor() or "unknown"
-
-
 def settings(pair: str) -> pd.DataFrame:
-    """The parameters with which each chapter was last run on the pair; seeds among them. Empty without results."""
+    """List the parameters with which each chapter was last run on the pair, the seed among them."""
     runs = read_results(pair, stand_ins=True).runs
     with contextlib.suppress(RequestError):  # a project without a table of contents
         runs = {name: runs[name] for name in dict.fromkeys((*chapter_names(project_root()), *runs)) if name in runs}
-    others = [
-        ", ".join(f"{name} {value}" for name, value in sorted(run.items()) if name not in SAID_APART)
-        for run in runs.values()
-    ]
-    columns = {name: [str(run.get(name, "")) for run in runs.values()] for name in ("scale", "seed")}
-    return pd.DataFrame({"chapter": list(runs), **columns, "other parameters": others})
+    rows = []
+    for chapter, run in runs.items():
+        others = [f"{name} {run[name]}" for name in sorted(set(run) - {"scale", "seed", "stand_in"})]
+        rows.append([chapter, str(run.get("scale", "")), str(run.get("seed", "")), ", ".join(others)])
+    return pd.DataFrame(rows, columns=["chapter", "scale", "seed", "other parameters"])
 
 
 def text_splits(pair: ModelPair, scale: str) -> pd.DataFrame:
-    """The text that things are fitted on and the text that they are measured on: how many documents a scale reads of
-    each, how many tokens count of them (special ones do not), and how many documents of the second are, word for word,
-    among the first."""
+    """Compare the text that things are fitted on with the text that they are measured on.
+
+    Counts the documents that a scale reads of each, the tokens of them that are used (special ones are not), and the
+    documents of the second that are, word for word, among the first.
+    """
     sizes, tokenizer = pair.scale(scale), load_tokenizer(pair.a.model, revision=pair.a.revision)
-    rows, seen = [], set()
+    rows, fitted_on = [], None
     for part, text, batches in (
         ("fitted on", pair.train, training_batches(pair, sizes, tokenizer, sizes.train_tokens)),
         ("measured on", pair.evaluation, evaluation_batches(pair, sizes, tokenizer)),
@@ -134,37 +109,26 @@ def text_splits(pair: ModelPair, scale: str) -> pd.DataFrame:
         read, count = 0, 0
         for batch in batches:
             read, count = int(batch.documents.max()) + 1, count + int(batch.mask.sum())
-        documents = itertools.islice(read_documents(text), read)
-        if part == "fitted on":
-            seen, shared = set(documents), ""
-        else:
-            shared = f"{sum(document in seen for document in documents):,}"
+        documents = list(itertools.islice(read_documents(text), read))
+        shared = "" if fitted_on is None else f"{sum(document in fitted_on for document in documents):,}"
+        fitted_on = fitted_on or set(documents)
         source = f"{text.source}: {Path(text.name).name if text.source == 'files' else text.name}"
         rows.append([part, source, f"{read:,}", f"{count:,}", shared])
     return pd.DataFrame(rows, columns=["text", "source", "documents", "tokens", "documents also fitted on"])
 
 
 def departures(pair: str) -> pd.DataFrame:
-    """What is done otherwise than the papers say, and what that does on the pair: measured, or why it was not."""
+    """List what is done otherwise than the papers say, and what that changes on the pair or why it was not measured."""
     numbers = read_results(pair).numbers
-    entries = _entries("departures")
-    effects = [_effect(entry, pair, numbers) for entry in entries]
-    told = {
-        title: [entry[field] for entry in entries]
-        for field, title in (("chapter", "chapter"), ("paper", "the papers"), ("here", "here"))
-    }
-    return pd.DataFrame(told | {"what that does": effects})
+    entries = _entries("departures", DEPARTURES)
+    columns = {title: [entry[field] for entry in entries] for field, title in DEPARTURES.items()}
+    return pd.DataFrame(columns | {"what that does": [_effect(entry, pair, numbers) for entry in entries]})
 
 
 def open_points() -> pd.DataFrame:
-    """What the papers leave open or say twice, what is taken here, and where to take something else."""
-    titles = {"chapter": "chapter", "what": "open", "taken": "taken", "where": "to change it"}
-    entries = _entries("open")
-    return pd.DataFrame({title: [_code(entry[field]) for entry in entries] for field, title in titles.items()})
-
-
-def _code(text: str) -> str:
-    return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text))
+    """List what the papers leave open or say in two ways, what is taken here, and where to take something else."""
+    rows = [[html.escape(entry[field]) for field in OPEN] for entry in _entries("open", OPEN)]
+    return pd.DataFrame(rows, columns=list(OPEN.values())).replace(r"`([^`]+)`", r"<code>\1</code>", regex=True)
 
 
 def _effect(entry: Mapping, pair: str, numbers: Mapping[str, object]) -> str:
@@ -176,16 +140,13 @@ def _effect(entry: Mapping, pair: str, numbers: Mapping[str, object]) -> str:
     return entry["effect"]["text"].format(**found)
 
 
-_parsed = functools.lru_cache(maxsize=4)(yaml.safe_load)  # once a process
-
-
-def _entries(kind: str) -> list[dict]:
-    """Of `book/departures.yml`, checked. ValueError says which entry is wrong and how."""
+def _entries(kind: str, fields: Iterable[str]) -> list[dict]:
+    """Read the entries of one kind from `book/departures.yml`; ValueError says which entry is wrong and how."""
     path = project_root() / "book" / "departures.yml"
-    entries = _parsed(path.read_text(encoding="utf-8"))[kind]
+    entries = yaml.safe_load(path.read_text(encoding="utf-8"))[kind]
     for number, entry in enumerate(entries, 1):
         where = f"{path.name}: entry {number} of {kind}"
-        if missing := [field for field in FIELDS[kind] if field not in entry]:
+        if missing := [field for field in fields if field not in entry]:
             raise ValueError(f"{where} has no {', '.join(missing)}")
         if kind == "departures" and ("effect" in entry) == ("because" in entry):
             raise ValueError(f"{where}: expected either an effect or a reason why none was measured")

@@ -1,14 +1,11 @@
 """Write and read what a chapter measured, in `results/<pair>/<chapter>.json` (no section of its own).
 
 A chapter measures and never decides. It writes flat numbers, each under an id like `table1.tiny.a_to_b`, which begins
-with the table or figure and names the pair; `claims.py` compares them with the published ones, whose ids have the same
-form. A file is replaced whole, so a run that was killed leaves the numbers of the one before. A file that has changed
-since it was written is refused.
+with the table or figure and names the pair; `claims.py` compares them with the published ones under ids of that form. A
+file is replaced whole, so a run that was killed leaves the earlier numbers; a file that changed later is refused.
 
 Offers `write_results`, `read_results`, which returns `Results`, and `pairs_with_results`.
 """
-
-from __future__ import annotations
 
 import json
 import math
@@ -16,7 +13,7 @@ import numbers as number_types
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
+from types import UnionType
 from typing import Any, NamedTuple
 
 from ..utils.files import is_intact, is_sealed, project_root, write_whole
@@ -38,15 +35,11 @@ class Results(NamedTuple):
 
 
 def write_results(
-    pair: str,
-    chapter: str,
-    numbers: Mapping[str, float | int | str],
-    *,
-    parameters: Mapping[str, object] = MappingProxyType({}),
+    pair: str, chapter: str, numbers: Mapping[str, float | int | str], *, parameters: Mapping[str, object] | None = None
 ) -> Path:
-    """Write `results/<pair>/<chapter>.json` in one step, replacing an earlier run's file, and return its path.
+    """Write `results/<pair>/<chapter>.json` in one step, and return its path.
 
-    `numbers` are finite (or a string, for a label), under ids that contain the pair between dots; floats keep six
+    `numbers` are finite, or strings for labels, under ids that contain the pair between dots; floats keep six
     significant digits. `parameters` are JSON scalars, stored as `run.<name>`. ValueError names the id that is wrong.
     """
     for kind, name in (("pair", pair), ("chapter", chapter)):
@@ -56,13 +49,9 @@ def write_results(
     for id, value in numbers.items():
         if f".{pair}." not in f".{id}." or id.startswith("run."):
             raise ValueError(f"result id '{id}' does not contain the pair: expected something like 'table1.{pair}.a'")
-        if not isinstance(value, number_types.Real | str):
-            raise ValueError(f"result '{id}' is of type {type(value).__name__}: expected a number")
-        rows[id] = _storable(f"result '{id}'", value)
-    for name, value in parameters.items():
-        if not isinstance(value, number_types.Real | str | None):
-            raise ValueError(f"parameter '{name}' is of type {type(value).__name__}: expected a JSON scalar")
-        rows[f"run.{name}"] = _storable(f"parameter '{name}'", value)
+        rows[id] = _storable(f"result '{id}'", value, number_types.Real | str, "a number")
+    for name, value in (parameters or {}).items():
+        rows[f"run.{name}"] = _storable(f"parameter '{name}'", value, number_types.Real | str | None, "a JSON scalar")
     path = project_root() / "results" / pair / f"{chapter}.json"
     text = json.dumps(rows, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
     write_whole(path, lambda place: place.write_text(text, encoding="utf-8"))
@@ -70,14 +59,11 @@ def write_results(
 
 
 def read_results(pair: str, *, stand_ins: bool = False) -> Results:
-    """Read all that chapters wrote for the pair; nothing if none ran.
+    """Read all that chapters wrote for the pair; runs on random weights (parameter `stand_in`) with `stand_ins` only.
 
-    Runs on stand-ins, random weights under the names of real models (parameter `stand_in`), are no results: they are
-    read with `stand_ins` only.
-
-    Where two chapters hold the same id, one of them was run before the number moved to the other: the file written last
-    counts. ValueError if a file is not what `write_results` writes, or no longer what it wrote; a file without a seal,
-    which somebody has put there, is read.
+    Where two chapters hold the same id, the file written last counts, since a number may have moved between chapters.
+    ValueError if a file is not what `write_results` writes, or no longer what it wrote; a file without a seal, which
+    somebody else put there, is read.
     """
     found = Results({}, {})
     files = (project_root() / "results" / pair).glob("[!.]*.json")
@@ -98,13 +84,15 @@ def read_results(pair: str, *, stand_ins: bool = False) -> Results:
 
 
 def pairs_with_results() -> list[str]:
-    """Name the pairs for which at least one chapter has written results that are not of stand-ins, sorted."""
+    """Name the pairs for which a chapter has written results that are not of stand-ins, sorted."""
     names = {path.parent.name for path in (project_root() / "results").glob("*/[!.]*.json")}
     return sorted(name for name in names if any(read_results(name)))
 
 
-def _storable(what: str, value: Any) -> object:
+def _storable(what: str, value: Any, kinds: UnionType, expected: str) -> object:
     """Return a value as JSON keeps it: finite, and floats to six significant digits."""
+    if not isinstance(value, kinds):
+        raise ValueError(f"{what} is of type {type(value).__name__}: expected {expected}")
     if isinstance(value, bool | str | None):
         return value
     if isinstance(value, number_types.Integral):

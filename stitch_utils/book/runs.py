@@ -2,15 +2,13 @@
 
 A page is a chapter executed for one pair, `book/runs/<pair>/<chapter>.ipynb`. Pages are expensive, so each carries the
 key of all that made it (its source, its parameters, this package, the published numbers, the lock file) and the digests
-of the results that it wrote and of itself. A page whose key, results and contents still agree is left alone; a page is
-replaced whole, at the end of a run that worked, or not at all.
+of the results that it wrote and of itself. A page with which all of these still agree is left alone; a page is replaced
+whole, at the end of a run that worked, or not at all.
 
 Offers `plan`, which turns a request into `Run`s; `key_of` and `is_fresh`, which tell whether a page is up to date;
 `execute` and `execute_all`, which make one or all, or raise `WorkError`; `jobs_at_once`, `find_pair`, `plain`, and the
 constants `HOME_PAIR` and `RUNS`.
 """
-
-from __future__ import annotations
 
 import hashlib
 import json
@@ -21,7 +19,7 @@ import time
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import yaml
@@ -44,8 +42,7 @@ class WorkError(Exception):
 
 
 class Pair(NamedTuple):
-    """A pair of models: its name, the value that chapters are given, and for the user's own a digest of its file and of
-    what lies on this disk of all that it names."""
+    """A pair's name, what chapters are given for it, and for a user's own pair the digest of its files."""
 
     name: str
     value: str
@@ -53,7 +50,7 @@ class Pair(NamedTuple):
 
 
 class Run(NamedTuple):
-    """A chapter to execute for a pair: what to pass, all its parameters, and what its key is made of."""
+    """A chapter to execute for a pair: the parameters to pass, all its parameters, and what its key is made of."""
 
     chapter: str
     pair: str
@@ -73,8 +70,7 @@ class Run(NamedTuple):
 
     @property
     def label(self) -> str:
-        scale = self.parameters.get("scale")
-        return f"{self.chapter} ({self.pair}, {scale})" if scale else f"{self.chapter} ({self.pair})"
+        return f"{self.chapter} ({', '.join(filter(None, (self.pair, self.parameters.get('scale'))))})"
 
 
 def find_pair(root: Path, given: str) -> Pair:
@@ -89,19 +85,15 @@ def find_pair(root: Path, given: str) -> Pair:
         raise RequestError(one_line(error)) from error
     name = pair.name
     if name in known or not re.fullmatch(r"\w[\w.-]*", name):
-        raise RequestError(
-            f"pair file {given}: the name {name!r} must be fit for a folder and not one of {', '.join(known)}"
-        )
+        rule = f"must be fit for a folder and not one of {', '.join(known)}"
+        raise RequestError(f"pair file {given}: the name {name!r} {rule}")
     value = path.relative_to(root) if path.is_relative_to(root) else path
     said = json.dumps([digest(path), _local_files(pair)])
     return Pair(name, value.as_posix(), hashlib.sha256(said.encode()).hexdigest())
 
 
 def _local_files(pair: ModelPair) -> list[tuple[str, int, int]]:
-    """List name, size and time of change of each file on this disk that a pair names, alone or as one of a folder.
-
-    Models are too large to be read before every run.
-    """
+    """List name, size and time of change of all files on this disk that a pair names; models are too large to read."""
     saes = (sae.release if isinstance(sae, SAERef) else sae for sae in pair.saes.values())
     models = (ref.model for ref in (pair.a, pair.b, pair.augmenter) if ref)
     texts = (ref.name for ref in (pair.train, pair.evaluation, *pair.datasets.values()))
@@ -139,16 +131,15 @@ def plan(
     }
     runs = []
     for name in names:
-        asked = name == chapter or (chapter is None and name not in SUMMARIES)
-        if not asked and name not in SUMMARIES:
+        is_summary = name in SUMMARIES
+        asked = name == chapter or (chapter is None and not is_summary)
+        if not asked and not is_summary:
             continue
         notebook, defaults, source = read_chapter(root, name)
-        here = Pair(HOME_PAIR, HOME_PAIR, None) if name in SUMMARIES else models
-        passed = {} if name in SUMMARIES and "pair" not in defaults else {"pair": here.value}
-        texts = {}
-        if asked:
-            passed |= {"scale": scale} if scale is not None else {}
-            texts = dict(given)
+        here = Pair(HOME_PAIR, HOME_PAIR, None) if is_summary else models
+        passed = {} if is_summary and "pair" not in defaults else {"pair": here.value}
+        passed |= {"scale": scale} if asked and scale is not None else {}
+        texts = dict(given) if asked else {}
         if unknown := [parameter for parameter in passed | texts if parameter not in defaults]:
             known = ", ".join(defaults) or "none"
             raise RequestError(f"chapter {name!r} has no parameter {', '.join(map(repr, unknown))}: it has {known}")
@@ -166,9 +157,8 @@ def key_of(root: Path, run: Run) -> str:
     ingredients = {**run.ingredients, "parameters": run.parameters}
     if run.chapter in SUMMARIES:
         ingredients["results"] = tree_digest(root / "results", "**/*.json")
-        pages = {page.relative_to(root).as_posix() for page in (root / RUNS).glob("*/[!.]*.ipynb")}
-        # summaries link the other pages
-        ingredients["pages"] = sorted(page for page in pages if PurePosixPath(page).stem not in SUMMARIES)
+        pages = [page for page in (root / RUNS).glob("*/[!.]*.ipynb") if page.stem not in SUMMARIES]
+        ingredients["pages"] = sorted(page.relative_to(root).as_posix() for page in pages)  # summaries link them
     return hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()
 
 
@@ -230,19 +220,13 @@ def execute(run: Run, key: str) -> float:
     failed = run.page.with_name(f".{run.chapter}.failed.ipynb")
     started = time.monotonic()
     run.page.parent.mkdir(parents=True, exist_ok=True)
+    # iopub_timeout: the default of 4 s is too short for a busy machine
+    options: Any = {"kernel_manager_class": _Kernel, "kernel_name": "python3", "language": "python"}
+    options |= {"start_timeout": 300, "iopub_timeout": 60}
+    options |= {"progress_bar": {"desc": "  cells", "leave": False, "disable": None}}
     try:
         nbformat.write(run.notebook, partial)
-        page = papermill.execute_notebook(
-            str(partial),
-            str(partial),
-            run.passed,
-            kernel_name="python3",
-            language="python",
-            progress_bar={"desc": "  cells", "leave": False, "disable": None},  # pyright: ignore[reportArgumentType] (a dict of tqdm's options, which papermill takes too)
-            start_timeout=300,
-            iopub_timeout=60,  # the default of 4 s is too short for a busy machine
-            kernel_manager_class=_Kernel,
-        )
+        page = papermill.execute_notebook(str(partial), str(partial), run.passed, **options)
         seconds = round(time.monotonic() - started, 1)
         for cell in page.cells:
             if "injected-parameters" in cell.metadata.get("tags", ()):
@@ -259,9 +243,8 @@ def execute(run: Run, key: str) -> float:
         if _Kernel.unwanted:
             raise WorkError(f"{run.label} was interrupted") from error
         os.replace(partial, failed)
-        raise WorkError(
-            f"{run.label} failed {_failure(failed, error)}\nThe partial notebook is {failed.as_posix()}"
-        ) from error
+        said = f"{run.label} failed {_failure(failed, error)}\nThe partial notebook is {failed.as_posix()}"
+        raise WorkError(said) from error
     except OSError as error:  # a disk that is full, mostly
         raise WorkError(f"{run.label} could not be kept: {one_line(error)}") from error
     finally:
@@ -276,7 +259,7 @@ def plain(text: str) -> str:
 class _Kernel(AsyncKernelManager):
     """A kernel of this interpreter, whatever the user's home calls `python3`, in the same surroundings everywhere."""
 
-    started: ClassVar[weakref.WeakSet[_Kernel]] = weakref.WeakSet()
+    started: ClassVar[weakref.WeakSet] = weakref.WeakSet()
     unwanted: ClassVar[bool] = False
     """Whether an interrupt has come, which reaches the main thread only."""
 
@@ -297,35 +280,27 @@ class _Kernel(AsyncKernelManager):
 
     @property
     def kernel_spec(self) -> KernelSpec:
-        surroundings = {
-            "STITCH_ROOT": str(Path.cwd()),  # chapters run in the root, and write their results there
-            "PYTHONHASHSEED": "0",
-            # another backend would leave pages without figures
-            "MPLBACKEND": "module://matplotlib_inline.backend_inline",
-            "TQDM_DISABLE": "1",  # bars with their timings would differ from run to run
-        }
+        # Chapters run in the root, with another backend their pages would lack figures, and bars show times.
+        surroundings = {"STITCH_ROOT": str(Path.cwd()), "PYTHONHASHSEED": "0", "TQDM_DISABLE": "1"}
+        surroundings["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
         # debugpy otherwise complains of frozen modules in every kernel
-        return KernelSpec(
-            resource_dir=RESOURCES, env=surroundings, **get_kernel_dict(python_arguments=["-Xfrozen_modules=off"])
-        )
+        command = get_kernel_dict(python_arguments=["-Xfrozen_modules=off"])
+        return KernelSpec(resource_dir=RESOURCES, env=surroundings, **command)
 
 
 def _failure(partial: Path, error: Exception) -> str:
     """Say which cell failed, with the traceback, or with the message alone where it explains the error."""
     try:
-        notebook = json.loads(partial.read_text(encoding="utf-8"))["cells"]
+        cells = json.loads(partial.read_text(encoding="utf-8"))["cells"]
     except (OSError, ValueError, KeyError):  # the disk was too full for it
-        notebook = []
+        cells = []
+    cells = [cell for cell in cells if cell["cell_type"] == "code" and "".join(cell["source"]).strip()]
     # a kernel that dies leaves no error output, so the cell is the last that started
-    sources = [
-        ("".join(cell["source"]).strip(), cell["metadata"].get("papermill", {}).get("start_time"))
-        for cell in notebook
-        if cell["cell_type"] == "code"
-    ]
-    sources = [source for source in sources if source[0]]
-    begun = [number for number, (_, start) in enumerate(sources) if start]
+    begun = [i for i, cell in enumerate(cells) if cell["metadata"].get("papermill", {}).get("start_time")]
+    where = "before its first cell"
+    if begun:
+        where = f"in cell {begun[-1] + 1}: {''.join(cells[begun[-1]]['source']).strip().splitlines()[0]}"
     trace = "\n".join(getattr(error, "traceback", ())) or str(error)
     if (name := getattr(error, "ename", None)) in EXPLAINED:
         trace = f"{name}: {getattr(error, 'evalue', '')}"
-    where = f"in cell {begun[-1] + 1}: {sources[begun[-1]][0].splitlines()[0]}" if begun else "before its first cell"
     return f"{where}\n\n{plain(trace).strip()}\n"

@@ -1,7 +1,7 @@
 """Our results beside the published numbers, as tables for a page (no section of its own: every chapter ends with them).
 
-What a reader sees first is a table of the paper with our numbers beside it, or a claim with its verdict. Nothing is
-measured or decided here: the numbers come from `results.py`, the papers' numbers and the verdicts from `claims.py`.
+Nothing is measured or decided here: the numbers come from `results.py`, the papers' numbers and the verdicts from
+`claims.py`. Every table has the pair that is asked for first, then every other pair with results.
 
 Offers `beside`, a DataFrame, and in HTML `shares_and_costs`, `claims_table`, `verdict_counts`, `status_table`,
 `runs_table`, `stand_in_notice`.
@@ -21,12 +21,11 @@ from .results import Results, pairs_with_results, read_results
 
 
 def beside(pair: str, prefix: str, *, labels: Mapping[str, str] | None = None) -> pd.DataFrame:
-    """A table or figure (`prefix` is "table1", say) as a DataFrame of short strings, ours first.
+    """Set a table or figure of ours (`prefix` is "table1", say) beside the published one, as short strings.
 
-    One row for each quantity (the rest of the id after the pair), in the order of `published.yml` and then by name; a
-    column named after the pair with our values as `value [low, high]`, and a column `<pair>, published` for each pair
-    that the papers report. An empty string where there is no number. `labels` chooses the rows, their order and what
-    they are called: {quantity: label}.
+    The rows are quantities (what stands after the pair in their ids), in the order of `published.yml` and then by name,
+    or those of `labels`, {quantity: label}. The columns are our values as `value [low, high]`, under the name of the
+    pair, and those of each pair that the papers report. A string is empty where there is no number.
     """
     papers, prefix = published(), prefix.rstrip(".")
     ours = dict(sorted(read_results(pair, stand_ins=True).of(prefix, pair).items()))
@@ -40,11 +39,10 @@ def beside(pair: str, prefix: str, *, labels: Mapping[str, str] | None = None) -
 
 
 def shares_and_costs(pair: str, figure: str, rows: Mapping[str, str], conditions: Mapping[str, str]) -> HTML:
-    """Shares of steered responses with, under each, what they cost: the rise of their NLL, in nats a token, whose
-    interval is left to the results file.
+    """Show shares of steered responses and, under each, what it costs: the rise of the NLL in nats a token.
 
     `rows` and `conditions` are {name in the id: title}; the ids are `<figure>.<pair>.<row>.<condition>`, and the same
-    with `.nll_rise`. An empty cell where there is no number.
+    with `.nll_rise`. A cell is empty where there is no number.
     """
     values = read_results(pair, stand_ins=True).of(figure, pair)
 
@@ -56,39 +54,32 @@ def shares_and_costs(pair: str, figure: str, rows: Mapping[str, str], conditions
     return _table(["", *map(html.escape, conditions.values())], cells)
 
 
-def claims_table(
-    pair: str = "tiny", *, detail: bool = True, chapter: str | None = None, only_run: bool = False
-) -> HTML:
-    """All claims, each with the numbers and the verdict of `pair`, then of every other pair that has results, then of
-    the pairs that the papers report; with a link to the section that computed them, or the command that would.
+def claims_table(pair: str = "tiny", *, detail: bool = True, chapter: str = "", only_run: bool = False) -> HTML:
+    """Show all claims with the numbers and the verdict of each pair, and of the pairs that the papers report.
 
-    With `detail` a line for each pair, under the claim, its source and its predicates; else a line for each claim, its
-    numbers folded away. `chapter` keeps the claims of one chapter, whose page for `pair` is where the table stands;
-    `only_run` keeps those that some pair has run.
+    A verdict has a link to the section that computed it, or the command that would. With `detail`, each pair has a line
+    under the claim, its source and its predicates; else each claim has a line, and its numbers are folded away.
+    `chapter` keeps the claims of one chapter, whose page for `pair` shows the table; `only_run` keeps those that were
+    run on some pair.
     """
-    book = published()
-    run = list(dict.fromkeys((pair, *pairs_with_results())))
+    book, run = published(), _pairs(pair)
     found = {name: verdicts(name, book=book) for name in dict.fromkeys((*run, *book.pairs))}
     rows = []
     for i, claim in enumerate(book.claims):
         of = {name: of_pair[i] for name, of_pair in found.items()}
-        if chapter not in (None, claim.chapter) or (only_run and all(of[name].verdict == "not run" for name in run)):
+        if chapter not in ("", claim.chapter) or (only_run and all(of[name].verdict == "not run" for name in run)):
             continue
         here = f"#{anchor(claim.heading)}" if chapter and claim.heading else ""
         links = {name: _link(v.page, v.chapter, claim.heading, here * (name == pair)) for name, v in of.items()}
         rows += _in_detail(claim, of, run, links) if detail else [_at_a_glance(claim, of, run, links)]
-    if detail:
-        return _table(["Pair", "Verdict", "Ours, with 95% intervals", "Published"], rows)
-    return _table(["Claim", *run, "Published"], rows)
+    header = ["Pair", "Verdict", "Ours, with 95% intervals", "Published"] if detail else ["Claim", *run, "Published"]
+    return _table(header, rows)
 
 
 def verdict_counts(pair: str = "tiny") -> HTML:
-    """How many claims hold, hold partly, do not hold and were not run, for `pair` and every other pair with results.
-
-    The last column: how many of these verdicts have their threshold inside an interval.
-    """
+    """Count, for each pair, the claims of each verdict, and the verdicts whose threshold is inside an interval."""
     rows = []
-    for name in dict.fromkeys((pair, *pairs_with_results())):
+    for name in _pairs(pair):
         found = verdicts(name)
         words = [verdict.verdict for verdict in found]
         scales = {str(run["scale"]) for run in read_results(name).runs.values() if "scale" in run}
@@ -98,7 +89,7 @@ def verdict_counts(pair: str = "tiny") -> HTML:
 
 
 def runs_table(home: str = "tiny") -> HTML:
-    """Every pair that is known or was run, with the chapters that were run on it, or the command that runs them."""
+    """List every pair that is known or was run, with the chapters run on it, or the command that runs them."""
     executed: dict[str, list[str]] = {}
     with_results = pairs_with_results()
     for page in sorted((project_root() / "book" / "runs").glob("*/[!.]*.ipynb")):
@@ -106,8 +97,8 @@ def runs_table(home: str = "tiny") -> HTML:
             executed.setdefault(page.parent.name, []).append(page.stem)
     rows = []
     for name in dict.fromkeys((home, *known_pairs(), *executed)):
-        known = name in known_pairs()
-        title = load_pair(name).title if known else f"a pair file of your own: {pair_file(name) or 'unknown'}"
+        own = f"a pair file of your own: {pair_file(name) or 'unknown'}"
+        title = load_pair(name).title if name in known_pairs() else own
         pages = ", ".join(_link(page_of(name, chapter), chapter) for chapter in executed.get(name, ()))
         if pages and name not in with_results and any(read_results(name, stand_ins=True)):
             pages += " (random weights: no results)"
@@ -116,7 +107,7 @@ def runs_table(home: str = "tiny") -> HTML:
 
 
 def stand_in_notice(is_stand_in: bool) -> HTML | None:
-    """A box that says so where a page was run on random weights; nothing where it was not."""
+    """Warn, in a box, that a page was run on random weights; show nothing where it was not."""
     if not is_stand_in:
         return None
     return HTML(
@@ -127,45 +118,47 @@ def stand_in_notice(is_stand_in: bool) -> HTML | None:
 
 
 def status_table(pair: str = "tiny") -> HTML:
-    """Every table and figure of the papers, with the section that recomputed it, or the command that would.
-
-    A column for `pair` and one for every other pair with results.
-    """
-    found = {name: figures_status(name) for name in dict.fromkeys((pair, *pairs_with_results()))}
+    """List the papers' tables and figures, with the section that recomputed each, or the command that would."""
+    found = {name: figures_status(name) for name in _pairs(pair)}
     rows = []
     for i, figure in enumerate(published().figures):
         cells = []
         for row in (of_pair[i] for of_pair in found.values()):
             how = f": {_code(row.command)}" if row.command else ""
-            cells.append(_link(row.page, row.chapter, figure.heading) if row.status == "done" else row.status + how)
+            done = _link(row.page, figure.chapter, figure.heading)
+            cells.append(done if row.status == "done" else row.status + how)
         rows.append([figure.id, html.escape(figure.title), figure.section, *cells])
     return _table(["", "Shows", "Section", *found], rows)
 
 
+def _pairs(first: str) -> list[str]:
+    return list(dict.fromkeys((first, *pairs_with_results())))
+
+
 def _in_detail(claim: Claim, of: Mapping[str, Verdict], run: list[str], links: Mapping[str, str]) -> list[list[str]]:
-    """The claim, in a row of its own, and a row for each pair that was run or that the papers report."""
+    """Make a row of the claim, and a row for each pair that was run or that the papers report."""
     about = f"<br>{_code(claim.id)}, {html.escape(claim.source)}<br>holds if {_code(claim.holds)}"
     about += f"<br>partly if {_code(claim.partly)}" if claim.partly else ""
     rows = [[f"<b>{html.escape(claim.text)}</b><small>{about}</small>"]]
     for name, verdict in of.items():
         if name in run or verdict.published:
-            theirs = f"<b>{verdict.published_verdict or 'incomplete'}</b><br>{_lines(verdict.published)}"
+            theirs = "<br>".join([f"<b>{verdict.published_verdict or 'incomplete'}</b>", *named(verdict.published)])
             said = _said_and_where(verdict, links[name])
             rows.append([name, said, _ours(verdict), theirs if verdict.published else ""])
     return rows
 
 
 def _at_a_glance(claim: Claim, of: Mapping[str, Verdict], run: list[str], links: Mapping[str, str]) -> list[str]:
-    """One row: the claim, a cell for each pair that was run, and one for all that the papers report."""
+    """Make one row: the claim, a cell for each pair that was run, and one for all that the papers report."""
     cells = [_said_and_where(of[name], links[name]) + _folded(_ours(of[name])) for name in run]
     theirs = {name: verdict for name, verdict in of.items() if verdict.published}
     said = "<br>".join(f"{name}: <b>{v.published_verdict or 'incomplete'}</b>" for name, v in theirs.items())
-    numbers = "<br>".join(f"{name}:<br>{_lines(verdict.published)}" for name, verdict in theirs.items())
+    numbers = "<br>".join("<br>".join([f"{name}:", *named(v.published)]) for name, v in theirs.items())
     return [html.escape(claim.text), *cells, said + _folded(numbers)]
 
 
 def _said_and_where(verdict: Verdict, link: str) -> str:
-    """The verdict, what else it could be inside the intervals, and what computed it or would."""
+    """Show the verdict, what else it could be inside the intervals, and what computed it or would."""
     lines = [f"<b>{verdict.verdict}</b>", *(f"<small>{html.escape(line)}</small>" for line in said_of_turns(verdict))]
     if verdict.verdict != "not run":
         return "<br>".join((*lines, link))
@@ -174,12 +167,8 @@ def _said_and_where(verdict: Verdict, link: str) -> str:
 
 
 def _ours(verdict: Verdict) -> str:
-    # two builds of the book can then be compared, digit by digit
-    return "times, in <code>results</code>" if verdict.timed and verdict.ours else _lines(verdict.ours)
-
-
-def _lines(numbers: Mapping[str, float]) -> str:
-    return "<br>".join(named(numbers))
+    # Without times, two builds of the book can be compared digit by digit.
+    return "times, in <code>results</code>" if verdict.timed and verdict.ours else "<br>".join(named(verdict.ours))
 
 
 def _folded(numbers: str) -> str:
@@ -191,14 +180,14 @@ def _code(text: str) -> str:
 
 
 def _link(page: str, chapter: str, heading: str = "", here: str = "") -> str:
-    """The chapter and its section, as a link to the page, seen from another one, or to `here`, on this one."""
+    """Link a chapter and its section: to the page, seen from another one, or to `here`, on this one."""
     name = html.escape(f"{chapter}: {heading}" if heading else chapter)
     target = here or page.replace("book/runs", "..", 1)
     return f'<a href="{html.escape(target)}">{name}</a>' if target else name
 
 
 def _table(header: list[str], rows: list[list[str]]) -> HTML:
-    """The one place that decides how a table looks. Cells are HTML; a row of one cell is as wide as the table."""
+    """Draw a table. Cells are HTML; a row of one cell is as wide as the table."""
     # The book's theme aligns tables of cell outputs to the right, which suits numbers but not sentences.
     style = 'style="text-align: left; vertical-align: top"'
     head = "".join(f"<th {style}>{cell}</th>" for cell in header)

@@ -67,7 +67,7 @@ def test_every_entry_is_of_a_chapter_and_needs_numbers_that_it_writes(monkeypatc
     entries = yaml.safe_load((ROOT / "book" / "departures.yml").read_text(encoding="utf-8"))
     assert {entry["chapter"] for kind in entries.values() for entry in kind} <= set(chapter_names(ROOT))
     monkeypatch.setenv("STITCH_ROOT", str(ROOT / "tests" / "reference"))
-    monkeypatch.setattr(reproducibility, "_entries", lambda kind: entries[kind])
+    monkeypatch.setattr(reproducibility, "_entries", lambda kind, fields: entries[kind])
     effects = departures("tiny")["what that does"]
     assert len(effects) > 10 and not [effect for effect in effects if effect.startswith("not run")]
     for entry in entries["departures"]:

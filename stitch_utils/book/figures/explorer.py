@@ -8,8 +8,6 @@ For section 5: how well a feature's effect carries over (Eq. 10) against how oft
 Offers `FeaturePoint`, `explorer`.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -49,30 +47,22 @@ def explorer(points: Sequence[FeaturePoint], *, colours: Mapping[str, str], name
         if point.kind not in colours:
             raise ValueError(f"feature {point.feature} is {point.kind!r}, which has no colour: {', '.join(colours)}")
         if not (math.isfinite(point.correlation) and 0 < point.rate <= 1):
-            raise ValueError(
-                f"feature {point.feature} has rate {point.rate} and correlation {point.correlation}: expected a rate "
-                "in (0, 1] and a finite correlation"
-            )
+            found = f"feature {point.feature} has rate {point.rate} and correlation {point.correlation}"
+            raise ValueError(f"{found}: expected a rate in (0, 1] and a finite correlation")
     groups = []
     for kind, colour in colours.items():
         some = [point for point in points if point.kind == kind]
         group = {"kind": kind, "colour": colour, "features": [point.feature for point in some]}
-        group["rates"] = [_short(point.rate) for point in some]
-        group["correlations"] = [_short(point.correlation) for point in some]
-        group["contexts"] = [
-            {title: [_shares(context) for context in texts] for title, texts in point.contexts.items()}
-            for point in some
-        ]
+        group["rates"] = [float(f"{point.rate:.4g}") for point in some]
+        group["correlations"] = [float(f"{point.correlation:.4g}") for point in some]
+        contexts = [point.contexts.items() for point in some]
+        group["contexts"] = [{title: list(map(_shares, texts)) for title, texts in each} for each in contexts]
         groups.append(group)
     data = {"groups": groups, "plotly": f"https://cdn.plot.ly/plotly-{get_plotlyjs_version()}.min.js"}
     # "</" would end the script element.
     inside = json.dumps(data, ensure_ascii=False, allow_nan=False).replace("</", "<\\/")
     page = Path(__file__).with_name("explorer.html").read_text(encoding="utf-8")
     return HTML(page.replace("@NAME@", name).replace("@DATA@", inside))
-
-
-def _short(value: float) -> float:
-    return float(f"{value:.4g}")
 
 
 def _shares(context: Context) -> list[list]:

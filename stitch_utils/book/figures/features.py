@@ -5,8 +5,6 @@ Two are not in the paper: correlations against firing rates, and how well the cl
 Offers `correlation_histograms`, `class_densities`, `rates_and_correlations`, `recovery_by_versions`.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Mapping, Sequence
 
@@ -14,37 +12,35 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from .style import BLUE, GREY, ORANGE, PURPLE, intervals, legend_below
+from .style import BLUE, GREY, ORANGE, PURPLE, intervals, legend_below, panel_row
 
 OF_TWIN = {"transferred": BLUE, "random": GREY}
 OF_KIND = {"structural": PURPLE, "semantic": ORANGE}
 TICKS = (-1, -0.5, 0, 0.5, 1)
-BINS = np.linspace(-1, 1, 41)
+BINS = list(np.linspace(-1, 1, 41))
 COARSE = np.linspace(-1, 1, 21)
 
 
 def correlation_histograms(panels: Mapping[str, Mapping[str, np.ndarray]], *, labels: Mapping[str, str]) -> Figure:
     """Draw Fig. 14: {title: {twin: correlations of all features}}."""
-    figure, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), 3.2), squeeze=False, layout="constrained")
-    for axis, (title, values) in zip(axes[0], panels.items()):
+    figure, row = panel_row(panels, (4, 3.2), "density of features")
+    for axes, values in zip(row, panels.values()):
         for twin, some in values.items():
-            axis.hist(some, bins=BINS, density=True, alpha=0.6, color=OF_TWIN[twin], label=labels[twin])
-        axis.set(title=title, xlabel="attribution correlation", xlim=(-1, 1), xticks=TICKS)
-        axis.axvline(0, color="#222222", lw=0.8)
-    axes[0, 0].set(ylabel="density of features")
-    legend_below(figure, axes[0, 0])
-    return figure
+            axes.hist(some, bins=BINS, density=True, alpha=0.6, color=OF_TWIN[twin], label=labels[twin])
+        axes.set(xlabel="attribution correlation", xlim=(-1, 1), xticks=TICKS)
+        axes.axvline(0, color="#222222", lw=0.8)
+    return legend_below(figure, row[0])
 
 
 def class_densities(panels: Mapping[str, Mapping[str, np.ndarray]], *, random: Mapping[str, tuple]) -> Figure:
-    """Draw Fig. 4b: densities of both classes; above, the share that each would have in a bin if both had as many
-    features, with the number of features in the bin.
+    """Draw Fig. 4b: densities of the correlations of both classes, {title: {class: correlations}}.
 
-    `random`: {title: (low, high)}, between which most correlations lie across a random stitch.
+    Above them: the share that each class would have in a bin if both had as many features, with the number of features
+    in the bin. `random`: {title: (low, high)}, between which most correlations lie across a random stitch.
     """
     shape = {"figsize": (4 * len(panels), 4.2), "height_ratios": (1, 2), "layout": "constrained"}
-    figure, axes = plt.subplots(2, len(panels), sharex=True, sharey="row", squeeze=False, **shape)
-    for (above, below), (title, values) in zip(axes.T, panels.items()):
+    figure, grid = plt.subplots(2, len(panels), sharex=True, sharey="row", squeeze=False, **shape)
+    for (above, below), (title, values) in zip(grid.T, panels.items()):
         densities = {kind: np.histogram(some, bins=COARSE, density=True)[0] for kind, some in values.items()}
         counts = sum(np.histogram(some, bins=COARSE)[0] for some in values.values())
         total = np.maximum(sum(densities.values()), 1e-12)
@@ -64,37 +60,30 @@ def class_densities(panels: Mapping[str, Mapping[str, np.ndarray]], *, random: M
         above.set_title(title, pad=22)  # above the numbers
         below.set(xlabel="attribution correlation", xlim=(-1, 1), xticks=TICKS)
         below.legend(frameon=False, loc="upper left")
-    axes[0, 0].set(ylabel="relative density")
-    axes[1, 0].set(ylabel="density of features")
+    grid[0, 0].set(ylabel="relative density")
+    grid[1, 0].set(ylabel="density of features")
     return figure
 
 
 def rates_and_correlations(panels: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]]) -> Figure:
     """Draw correlations against firing rates: {title: {class: (firing rates, correlations)}}."""
-    size = (4 * len(panels), 3.4)
-    figure, axes = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False, layout="constrained")
-    for axis, (title, values) in zip(axes[0], panels.items()):
+    figure, row = panel_row(panels, (4, 3.4), "attribution correlation", sharey=True)
+    for axes, values in zip(row, panels.values()):
         for kind, (rates, correlations) in values.items():
-            axis.plot(rates, correlations, "o", ms=3.5, alpha=0.55, mew=0, color=OF_KIND[kind], label=kind)
-        axis.set(title=title, xscale="log", xlabel="share of tokens at which a feature fires", ylim=(-1.02, 1.02))
-    axes[0, 0].set(ylabel="attribution correlation")
-    legend_below(figure, axes[0, 0])
-    return figure
+            axes.plot(rates, correlations, "o", ms=3.5, alpha=0.55, mew=0, color=OF_KIND[kind], label=kind)
+        axes.set(xscale="log", xlabel="share of tokens at which a feature fires", ylim=(-1.02, 1.02))
+    return legend_below(figure, row[0])
 
 
 def recovery_by_versions(panels: Mapping[str, Mapping[str, Sequence[tuple]]]) -> Figure:
-    """Draw {title: {measure: [(value, low, high) for 1, 2, ... versions]}}; the third and fourth measure look like the
-    first two, but dashed."""
-    size = (4 * len(panels), 3.2)
-    figure, axes = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False, layout="constrained")
-    for axis, (title, measures) in zip(axes[0], panels.items()):
+    """Draw {title: {measure: [estimate for 1, 2, ... versions]}}; the third and fourth measure are dashed."""
+    figure, row = panel_row(panels, (4, 3.2), "agreement with the grammar", sharey=True)
+    for axes, measures in zip(row, panels.values()):
         styles = itertools.product(("o-", "s--"), (PURPLE, BLUE))
         for number, ((measure, estimates), (line, color)) in enumerate(zip(measures.items(), styles)):
             places = np.arange(1, len(estimates) + 1) + 0.1 * (number // 2)  # beside each other, to be told apart
-            intervals(axis, places, estimates, fmt=line, ms=4, capsize=2, color=color, label=measure)
-        axis.axhline(0.5, color=GREY, lw=1, ls="--")
-        axis.set(title=title, xlabel="versions of a sentence, k")
-        axis.set_xticks(range(1, len(next(iter(measures.values()))) + 1))
-    axes[0, 0].set(ylabel="agreement with the grammar")
-    legend_below(figure, axes[0, 0])
-    return figure
+            intervals(axes, places, estimates, fmt=line, ms=4, capsize=2, color=color, label=measure)
+        axes.axhline(0.5, color=GREY, lw=1, ls="--")
+        axes.set(xlabel="versions of a sentence, k")
+        axes.set_xticks(range(1, len(next(iter(measures.values()))) + 1))
+    return legend_below(figure, row[0])

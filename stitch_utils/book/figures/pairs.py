@@ -3,8 +3,6 @@
 Offers `training_curves` and `language_shares`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
@@ -15,7 +13,7 @@ from .style import GREY, OF_MODEL, ORANGE, PURPLE, intervals, round_ticks
 
 
 def training_curves(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Figure:
-    """Draw the training loss of the embedded models over tokens: {"a": (tokens, losses), "b": ...}."""
+    """Draw the training loss of the embedded models over tokens: {side: (tokens, losses)}."""
     figure, axes = plt.subplots(figsize=(6, 3.2), layout="constrained")
     for model, (tokens, losses) in curves.items():
         axes.plot(np.array(tokens) / 1e6, losses, color=OF_MODEL[model], label=f"model {model.upper()}")
@@ -26,8 +24,7 @@ def training_curves(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]
 
 
 def language_shares(languages: Sequence[str], shares: Sequence[float], detected: Sequence[tuple]) -> Figure:
-    """Draw the share of each language in the world's text (left), and how often the model's own text is recognised as
-    that language (right)."""
+    """Draw each language's share of the world's text (left) and of the model's own text in it that is recognised."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(8.5, 3.4), sharey=True, layout="constrained")
     places = range(len(languages))
     left.barh(places, np.array(shares) * 100, color=GREY)

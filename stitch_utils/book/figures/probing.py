@@ -3,14 +3,12 @@
 Offers `probe_accuracy` and `probe_panels`, and `PROBE_LABELS`, the names of the curves.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from .style import BLUE, GREY, ORANGE, PURPLE, intervals, legend_below
+from .style import BESIDE, BLUE, GREY, ORANGE, PURPLE, intervals, legend_below, panel_grid
 
 OF_PROBE = {"native": PURPLE, "transferred": BLUE, "retrained": ORANGE, "random": GREY}
 PROBE_LABELS = {
@@ -24,32 +22,24 @@ PROBE_LABELS = {
 
 
 def probe_accuracy(sparse: Mapping[str, Mapping[int, tuple]], dense: Mapping[str, tuple]) -> Figure:
-    """Draw Fig. 3a: accuracy of probes over the number of features they may look at; dense probes as horizontal lines,
-    in bands that show their intervals."""
+    """Draw Fig. 3a: accuracy over the number of features that a probe may look at, {curve: {k: estimate}}.
+
+    `dense` probes, {curve: estimate}, are horizontal lines in bands that show their intervals.
+    """
     figure, axes = plt.subplots(figsize=(6.5, 3.8), layout="constrained")
     _probe_lines(axes, sparse, dense)
     axes.set(xlabel="features, k", ylabel="test accuracy")
-    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    axes.legend(**BESIDE)
     return figure
 
 
 def probe_panels(panels: Mapping[str, tuple[Mapping[str, Mapping[int, tuple]], Mapping[str, tuple]]]) -> Figure:
     """Draw Fig. 9: what `probe_accuracy` draws, in a panel for each data set."""
-    columns = min(4, len(panels))
-    rows = -(-len(panels) // columns)
-    shape = {"figsize": (2.6 * columns, 2.4 * rows + 0.5), "layout": "constrained"}
-    figure, grid = plt.subplots(rows, columns, sharex=True, sharey=True, squeeze=False, **shape)
-    for axes, (name, (sparse, dense)) in zip(grid.flat, panels.items()):
+    titles = [name.replace("_", " ") for name in panels]
+    figure, grid = panel_grid(titles, (2.6, 2.4), ("features, k", "test accuracy"), sharey=True)
+    for axes, (sparse, dense) in zip(grid, panels.values()):
         _probe_lines(axes, sparse, dense)
-        axes.set_title(name.replace("_", " "), fontsize="medium")
-    for axes in list(grid.flat)[len(panels) :]:
-        axes.set_visible(False)
-    for axes in list(grid.flat)[max(0, len(panels) - columns) : len(panels)]:
-        axes.set_xlabel("features, k")
-        axes.tick_params(labelbottom=True)  # a panel above an empty place is the last of its column
-    figure.supylabel("test accuracy", fontsize="medium")
-    legend_below(figure, grid.flat[0])
-    return figure
+    return legend_below(figure, grid[0])
 
 
 def _probe_lines(axes, sparse: Mapping[str, Mapping[int, tuple]], dense: Mapping[str, tuple]) -> None:

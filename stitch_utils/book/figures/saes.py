@@ -1,9 +1,9 @@
 """Figures of section 3 and App. B to D: Figs. 1c, 2a and 2b, Table 2 as a picture, and SAEs in training.
 
+Runs of training are given as {start: one `Curve` for each seed}; `extra` are FLOPs to be added to those of a start.
+
 Offers `sae_metrics`, `sae_curves`, `flops_saved`, `scaling_laws`, `cosines`.
 """
-
-from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -13,29 +13,23 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from .style import GREY, OF_MODEL, OF_START, intervals
+from .style import BESIDE, GREY, OF_MODEL, OF_START, interval_rows, intervals
 
 
 def sae_metrics(metrics: Mapping[str, tuple[tuple, tuple]], *, on_a: Sequence[str]) -> Figure:
-    """Draw Table 2: {name: (FUV, delta loss)}, each (value, low, high); colour: the model that it runs on."""
+    """Draw Table 2: {name: (FUV, delta loss)}, both estimates; the colour is that of the model that the SAE runs on."""
     figure, panels = plt.subplots(1, 2, figsize=(8.5, 2.8), sharey=True, layout="constrained")
+    colors = [OF_MODEL["a" if name in on_a else "b"] for name in metrics]
     titles = ("fraction of unexplained variance", "delta loss (nats)")
     for axes, title, column in zip(panels, titles, zip(*metrics.values())):
-        for y, (name, estimate) in enumerate(zip(metrics, column)):
-            intervals(axes, [y], [estimate], sideways=True, color=OF_MODEL["a" if name in on_a else "b"])
+        interval_rows(axes, dict(zip(metrics, column)), colors)
         axes.set(xlabel=title, xlim=(0, None))
-        axes.grid(axis="y", visible=False)
     panels[0].axvline(1, color=GREY, lw=1, ls="--")
-    panels[0].set_yticks(range(len(metrics)), list(metrics))
-    panels[0].invert_yaxis()
     return figure
 
 
 def sae_curves(runs: Mapping[str, Sequence], *, extra: Mapping[str, float]) -> Figure:
-    """Draw the held-out explained variance of SAEs in training over FLOPs and over seconds: {start: one Curve a seed}.
-
-    `extra` are FLOPs to be added to those of a start.
-    """
+    """Draw the held-out explained variance of SAEs in training over FLOPs and over seconds."""
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.2), sharey=True, layout="constrained")
     for start, curves in runs.items():
         for index, curve in enumerate(curves):
@@ -51,7 +45,7 @@ def sae_curves(runs: Mapping[str, Sequence], *, extra: Mapping[str, float]) -> F
 
 
 def flops_saved(savings: Mapping[int, Mapping[float, tuple]]) -> Figure:
-    """Draw Fig. 2a, the FLOPs saved: {width: {explained variance: (value, low, high)}}."""
+    """Draw Fig. 2a, the FLOPs saved: {width: {explained variance: estimate}}."""
     figure, axes = plt.subplots(figsize=(6.5, 3.4), layout="constrained")
     shades = sns.color_palette("flare", len(savings))
     for color, (width, values) in zip(shades, savings.items()):
@@ -62,12 +56,12 @@ def flops_saved(savings: Mapping[int, Mapping[float, tuple]]) -> Figure:
     axes.set(xlabel="explained variance to reach", ylabel="FLOPs saved")
     axes.yaxis.set_major_formatter("{x:.0%}")
     if any(savings.values()):
-        axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+        axes.legend(**BESIDE)
     return figure
 
 
 def scaling_laws(
-    runs: Mapping[str, Sequence], laws: Mapping[str, Callable], flops: Sequence[float], *, extra: Mapping[str, float]
+    runs: Mapping[str, Sequence], laws: Mapping[str, Callable], flops: Sequence, *, extra: Mapping[str, float]
 ) -> Figure:
     """Draw Fig. 1c: held-out error of all runs (thin) and the fitted law (thick) of each start, over `flops`."""
     figure, axes = plt.subplots(figsize=(6.5, 3.8), layout="constrained")
@@ -83,8 +77,7 @@ def scaling_laws(
 
 
 def cosines(values: Mapping[str, Sequence[float]]) -> Figure:
-    """Draw Fig. 2b: cosine of decoder rows at the end of training to themselves at the start, a histogram for
-    each start."""
+    """Draw Fig. 2b: histograms of the cosine of decoder rows after training to themselves before, {start: cosines}."""
     figure, axes = plt.subplots(figsize=(6, 3), layout="constrained")
     bins = list(np.linspace(min(0, min(map(min, values.values()))), 1, 41))
     for start, found in values.items():

@@ -3,8 +3,6 @@
 Offers `svcca_heatmap`, `svcca_lines`, `fit_trace`, `cross_entropies`, `alpha_sweep`, `sae_alpha_sweep`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
@@ -16,10 +14,12 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import NullFormatter
 
 from ...stitching.evaluation import CONDITIONS
-from .style import BLUE, GREY, OF_MODEL, ORANGE, intervals, round_ticks
+from .style import BESIDE, BLUE, GREY, OF_MODEL, ORANGE, interval_rows, intervals, round_ticks
 
-CONDITION_LABELS = {"a_to_b": "A → B", "b_to_a": "B → A", "a_to_b_to_a": "A → B → A", "b_to_a_to_b": "B → A → B"}
-STYLES = {"a_to_b": "o-", "b_to_a": "o-", "a_to_b_to_a": "s--", "b_to_a_to_b": "s--"}
+
+def _path(condition: str) -> str:
+    """Write "a_to_b" as "A → B"."""
+    return condition.upper().replace("_TO_", " → ")
 
 
 def svcca_heatmap(scores: np.ndarray, *, chosen: tuple[int, int], name_a: str, name_b: str) -> Figure:
@@ -52,13 +52,7 @@ def svcca_lines(scores: np.ndarray, *, chosen: tuple[int, int]) -> Figure:
 
 
 def fit_trace(
-    tokens: Sequence[float],
-    seconds: Sequence[float],
-    losses: Sequence[float],
-    *,
-    exact_loss: float,
-    exact_seconds: float,
-    exact_tokens: int,
+    tokens: Sequence, seconds: Sequence, losses: Sequence, *, exact_loss: float, exact_seconds: float, exact_tokens: int
 ) -> Figure:
     """Draw Eq. 3 on held-out text while Adam runs, over tokens and over time, beside the exact fit."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True, layout="constrained")
@@ -76,9 +70,9 @@ def fit_trace(
 
 
 def cross_entropies(own: Mapping[str, tuple], stitched: Mapping[str, tuple], yardsticks: Mapping[str, float]) -> Figure:
-    """Draw Table 1: (value, low, high) of each condition; coloured lines are the models' own losses.
+    """Draw Table 1, {condition: estimate}; coloured lines are the models' own losses, {side: estimate}.
 
-    `own` is keyed by "a" and "b"; `yardsticks` are losses without any network, drawn as dashed lines with their names.
+    `yardsticks`, {name: loss}, are losses without any network, drawn as dashed lines with their names.
     """
     figure, axes = plt.subplots(figsize=(7, 2.8), layout="constrained")
     for model, (value, low, high) in own.items():
@@ -88,32 +82,29 @@ def cross_entropies(own: Mapping[str, tuple], stitched: Mapping[str, tuple], yar
     for name, value in yardsticks.items():
         axes.axvline(value, color=GREY, lw=1, ls="--")
         axes.annotate(name, (value, 1), color=GREY, **above)
-    for y, (name, estimate) in enumerate(stitched.items()):
-        intervals(axes, [y], [estimate], sideways=True, color=OF_MODEL[CONDITIONS[name]])
-    axes.set_yticks(range(len(stitched)), [CONDITION_LABELS[name] for name in stitched])
+    rows = {_path(condition): estimate for condition, estimate in stitched.items()}
+    interval_rows(axes, rows, [OF_MODEL[CONDITIONS[condition]] for condition in stitched])
     axes.set(xlabel="next-token cross-entropy (nats)")
-    axes.invert_yaxis()
-    axes.grid(axis="y", visible=False)
-    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    axes.legend(**BESIDE)
     return figure
 
 
 def alpha_sweep(alphas: Sequence[float], losses: Mapping[str, Sequence[tuple]], own: Mapping[str, float]) -> Figure:
-    """Draw Fig. 7: cross-entropy of the four conditions, (value, low, high) at each alpha."""
+    """Draw Fig. 7: cross-entropy of the four conditions, {condition: [estimate at each alpha]}; dashed: round trips."""
     figure, axes = plt.subplots(figsize=(6.5, 3.8), layout="constrained")
     places = _over_alpha(axes, alphas)
-    for name, values in losses.items():
-        color = OF_MODEL[CONDITIONS[name]]
-        intervals(axes, places, values, fmt=STYLES[name], ms=5, color=color, label=CONDITION_LABELS[name])
+    for condition, values in losses.items():
+        line, color = "s--" if condition.count("_to_") == 2 else "o-", OF_MODEL[CONDITIONS[condition]]
+        intervals(axes, places, values, fmt=line, ms=5, color=color, label=_path(condition))
     for model, value in own.items():
         axes.axhline(value, color=OF_MODEL[model], lw=1, ls=":", label=f"{model.upper()} itself")
     axes.set(ylabel="next-token cross-entropy (nats)")
-    axes.legend(frameon=False, ncols=1, loc="center left", bbox_to_anchor=(1, 0.5))
+    axes.legend(**BESIDE)
     return figure
 
 
 def sae_alpha_sweep(alphas: Sequence[float], delta_losses: Sequence[tuple]) -> Figure:
-    """Draw Fig. 7's curve for a transferred SAE: (value, low, high) at each alpha."""
+    """Draw Fig. 7's curve for a transferred SAE: an estimate at each alpha."""
     figure, axes = plt.subplots(figsize=(5.5, 3.2), layout="constrained")
     intervals(axes, _over_alpha(axes, alphas), delta_losses, fmt="o-", ms=5, color=OF_MODEL["b"])
     axes.set(ylabel="delta loss on B (nats)")
@@ -122,7 +113,6 @@ def sae_alpha_sweep(alphas: Sequence[float], delta_losses: Sequence[tuple]) -> F
 
 def _over_alpha(axes: Axes, alphas: Sequence[float]) -> range:
     """Give each alpha a place of its own, so that alpha = 0 has one too; return the places."""
-    places = range(len(alphas))
-    axes.set_xticks(places, [f"{alpha:g}" for alpha in alphas])
+    axes.set_xticks(range(len(alphas)), [f"{alpha:g}" for alpha in alphas])
     axes.set(xlabel="α, weight of the inversion terms")
-    return places
+    return range(len(alphas))

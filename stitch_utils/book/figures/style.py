@@ -1,15 +1,12 @@
-"""The look that all figures share, and how an estimate with its interval is drawn (no section of its own).
+"""The look that all figures share, and how estimates and panels are drawn (no section of its own).
 
-Each module of this folder draws the figures of one chapter. No numbers are computed here: a function draws what it is
-given and returns the figure. Colours follow the paper's Table 1: blue for model A, purple for model B.
+Colours follow the paper's Table 1: blue for model A, purple for model B.
 
-Offers the colours `BLUE`, `PURPLE`, `GREY`, `ORANGE`, `OF_MODEL` and `OF_START`, and `set_style`, `legend_below`,
-`whiskers`, `intervals`, `round_ticks`.
+Offers the colours `BLUE`, `PURPLE`, `GREY`, `ORANGE`, `OF_MODEL` and `OF_START`, the place `BESIDE` of a legend, and
+`set_style`, `panel_row`, `panel_grid`, `legend_below`, `whiskers`, `intervals`, `interval_rows`, `round_ticks`.
 """
 
-from __future__ import annotations
-
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -23,6 +20,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 BLUE, PURPLE, GREY, ORANGE = "#2f6db3", "#7b3f9d", "#9a9a9a", "#d1731f"
 OF_MODEL = {"a": BLUE, "b": PURPLE}
 OF_START = {"scratch": GREY, "stitch": ORANGE, "rotation": "#3f8f5f"}
+BESIDE = {"frameon": False, "loc": "center left", "bbox_to_anchor": (1, 0.5)}
 
 
 def set_style() -> None:
@@ -34,10 +32,39 @@ def set_style() -> None:
     )
 
 
-def legend_below(figure: Figure, axes: Axes, *, columns: int = 3) -> None:
-    """Draw one legend below all panels, which leaves them the width of the page."""
+def panel_row(titles: Collection[str], size: tuple, ylabel: str, **shared: Any) -> tuple[Figure, list[Axes]]:
+    """Make a row of panels, each of `size` (width, height) in inches, under their titles; `ylabel` is at the first."""
+    shape = (size[0] * len(titles), size[1])
+    figure, grid = plt.subplots(1, len(titles), figsize=shape, squeeze=False, layout="constrained", **shared)
+    for axes, title in zip(grid[0], titles):
+        axes.set_title(title)
+    grid[0, 0].set_ylabel(ylabel)
+    return figure, list(grid[0])
+
+
+def panel_grid(titles: Collection[str], size: tuple, labels: tuple, **shared: Any) -> tuple[Figure, list[Axes]]:
+    """Make panels of `size` (width, height) in inches, at most four in a row, with `labels` (x, y) for all of them."""
+    columns = min(4, len(titles))
+    rows = -(-len(titles) // columns)
+    shape = (size[0] * columns + 0.4, size[1] * rows + 0.6)
+    options = {"sharex": True, "squeeze": False, "layout": "constrained"} | shared
+    figure, grid = plt.subplots(rows, columns, figsize=shape, **options)
+    for place, (axes, title) in enumerate(zip(grid.flat, titles)):
+        axes.set_title(title, fontsize="medium")
+        if place + columns >= len(titles):
+            axes.set_xlabel(labels[0])
+            axes.tick_params(labelbottom=True)  # a panel above an empty place is the last of its column
+    for axes in grid.flat[len(titles) :]:
+        axes.set_visible(False)
+    figure.supylabel(labels[1], fontsize="medium")
+    return figure, list(grid.flat[: len(titles)])
+
+
+def legend_below(figure: Figure, axes: Axes, *, columns: int = 3) -> Figure:
+    """Draw one legend below all panels, which leaves them the width of the page, and return the figure."""
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, frameon=False, loc="outside lower center", ncols=columns)
+    return figure
 
 
 def whiskers(value, low, high) -> np.ndarray:
@@ -51,11 +78,20 @@ def whiskers(value, low, high) -> np.ndarray:
 def intervals(
     axes: Axes, places: Sequence | np.ndarray, estimates: Iterable[tuple], *, sideways: bool = False, **style: Any
 ) -> None:
-    """Draw estimates (value, low, high) at `places`: upwards, or with `sideways` along x, with the places along y."""
+    """Draw estimates at `places` along x, or with `sideways` at `places` along y."""
     value, low, high = (np.array(part) for part in zip(*estimates))
     reach = whiskers(value, low, high)
     across = (value, places) if sideways else (places, value)
     axes.errorbar(*across, **{"xerr" if sideways else "yerr": reach}, **{"fmt": "o", "capsize": 3} | style)
+
+
+def interval_rows(axes: Axes, estimates: Mapping[str, tuple], colors: Iterable[str], **style: Any) -> None:
+    """Draw each estimate in a row of its own and colour, the first on top, and name the rows."""
+    for y, (estimate, color) in enumerate(zip(estimates.values(), colors)):
+        intervals(axes, [y], [estimate], sideways=True, color=color, **style)
+    axes.set_yticks(range(len(estimates)), list(estimates))
+    axes.set_ylim(len(estimates) - 0.5, -0.5)
+    axes.grid(axis="y", visible=False)
 
 
 def round_ticks(axis: Axis, *, between: Sequence[float] = (1, 1.5, 2, 3, 4, 5, 6, 8)) -> None:
