@@ -1,10 +1,10 @@
 """How well the classes of section 5.1 tell what features fire on, where that is known.
 
 The paper infers from versions of a sentence whether a feature is about its words or about its form, and cannot check
-it. In the embedded world the grammar says of every word whether it came from a slot for content (`embedded.marked`), so
-it is known how much of a feature's activation falls on content words. A feature of content words should be semantic,
-one of function words and punctuation structural; where that fails, either a feature follows a role that any word may
-fill (the noun of place, say), or it fires too often or too seldom for the classes to see what it is about.
+it. In the embedded world the grammar marks every word that came from a slot for content (`embedded.marked`), so it is
+known how much of a feature's activation falls on content words. A feature of content words should be semantic, one of
+function words and punctuation structural. Where that fails, the feature follows a role that any word may fill (the noun
+of place, say), or fires too often or too seldom for the classes.
 
 Offers `known_words`, `KnownWords`, `recovery`, `Recovery`, `OneKindError`.
 """
@@ -34,47 +34,35 @@ class KnownWords(NamedTuple):
     """What features fire on, where it is known which words are content words."""
 
     share: Float[np.ndarray, " features"]
-    """Of a feature's activation, summed over tokens, what falls on tokens of content words; NaN if it never fires."""
+    """The share of a feature's activation that falls on tokens of content words; NaN if it never fires."""
     fires: Int[np.ndarray, " features"]
-    """Tokens on which it does."""
+    """The number of tokens on which it does."""
     tokens: float
-    """Share of all tokens that belong to content words: what a feature that fires anywhere would have."""
+    """The share of all tokens that belong to content words: what a feature that fires anywhere would have."""
 
 
-def known_words(
-    model: LanguageModel,
-    layer: int,
-    sae: SAE,
-    sentences: Sequence[MarkedSentence],
-    *,
-    batch_size: int = 64,
-    context: int = CONTEXT,
-) -> KnownWords:
+def known_words(model: LanguageModel, layer: int, sae: SAE, sentences: Sequence[MarkedSentence]) -> KnownWords:
     """Measure where each feature's activation falls in sentences with marked content words; needs a fast tokenizer."""
     texts = [sentence.text for sentence in sentences]
     encoded = model.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-    content = torch.zeros(len(texts), context, dtype=torch.bool)
+    content = torch.zeros(len(texts), CONTEXT, dtype=torch.bool)
     for row, sentence, spans in zip(content, sentences, encoded):
-        for position, span in enumerate(spans[: context - 1], 1):  # the beginning-of-text token comes first
+        for position, span in enumerate(spans[: CONTEXT - 1], 1):  # the beginning-of-text token comes first
             row[position] = sentence.is_content(*span)
 
-    def add_up(parts: Iterator[SentenceLatents]) -> tuple[Tensor, Tensor, Tensor, int, int]:
-        mass, on_content = (torch.zeros(sae.cfg.d_sae, dtype=torch.float64) for _ in range(2))
-        fires = torch.zeros(sae.cfg.d_sae, dtype=torch.int64)
-        n_inside = tokens = 0
+    def add_up(parts: Iterator[SentenceLatents]) -> tuple[Tensor, int, int]:
+        """Sum activations, those on content words, and fires, (3, features); count content tokens, and all."""
+        sums, n_inside, tokens = torch.zeros(3, sae.cfg.d_sae, dtype=torch.float64), 0, 0
         for part in parts:
             latents, inside = part.latents.double().cpu(), content[part.owners, part.positions]
-            mass += latents.sum(0)
-            on_content += latents[inside].sum(0)
-            fires += (latents > 0).sum(0)
+            sums += torch.stack([latents.sum(0), latents[inside].sum(0), (latents > 0).sum(0)])
             n_inside, tokens = n_inside + int(inside.sum()), tokens + len(inside)
-        return mass, on_content, fires, n_inside, tokens
+        return sums, n_inside, tokens
 
-    options = {"batch_size": batch_size, "context": context, "title": "known words"}
-    found = over_sentences(model, layer, sae, texts, add_up, **options)
-    mass, on_content, fires, inside, tokens = (functools.reduce(operator.add, column) for column in zip(*found))
+    columns = zip(*over_sentences(model, layer, sae, texts, add_up, title="known words"))
+    (mass, on_content, fires), inside, tokens = (functools.reduce(operator.add, column) for column in columns)
     share = torch.where(mass > 0, on_content / mass, torch.nan)
-    return KnownWords(share.numpy(), fires.numpy(), inside / tokens)
+    return KnownWords(share.numpy(), fires.long().numpy(), inside / tokens)
 
 
 class Recovery(NamedTuple):
@@ -83,16 +71,16 @@ class Recovery(NamedTuple):
     k: int
     accuracy: Estimate
     balanced: Estimate
-    """Mean of the accuracies for both kinds."""
+    """The mean of the accuracies for both kinds."""
     auc: Estimate
-    """How probable it is that a content feature is less consistent than another one, without any threshold."""
+    """The probability that a content feature is less consistent than another one, without any threshold."""
     content: int
-    """Features more than half of whose activation falls on content words."""
+    """The number of features more than half of whose activation falls on content words."""
     others: int
 
 
 class OneKindError(ValueError):
-    """Features of which all, or none, fire on content words: no classes to be recovered."""
+    """All features, or none, fire on content words, so there are no classes to recover."""
 
 
 def recovery(
@@ -126,5 +114,5 @@ def recovery(
             return np.concatenate(right).mean(), balanced, above / (len(content) * len(others))
 
         estimates = over_features(scores, *kinds, seed=seed)  # the same draws for all k
-        found.append(Recovery._make([k, *estimates, *map(len, kinds)]))
+        found.append(Recovery(k, *estimates, *map(len, kinds)))
     return found

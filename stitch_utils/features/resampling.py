@@ -1,9 +1,7 @@
-"""Intervals for statistics of features, by drawing the features anew.
+"""Intervals for statistics of features, by drawing the features anew (Figs. 4b, 14 and 15).
 
-Figs. 4b, 14 and 15 compare groups of features. Which features an SAE has is chance, so every statistic of a group
-comes with the middle 95% of its values over groups of the same size, drawn with replacement.
-
-Offers `over_features`.
+Which features an SAE has is chance, so every statistic of a group comes with the middle 95% of its values over groups
+of the same size, drawn with replacement. Offers `over_features`.
 """
 
 from __future__ import annotations
@@ -15,9 +13,7 @@ import numpy as np
 from ..utils.stats import RESAMPLES, Estimate, from_draws
 
 
-def over_features(
-    statistics: Callable[..., Sequence[float]], *groups: np.ndarray, seed: int | np.random.Generator
-) -> list[Estimate]:
+def over_features(statistics: Callable[..., Sequence[float]], *groups: np.ndarray, seed: int) -> list[Estimate]:
     """Estimate each of the `statistics`, which take the groups, with intervals by resampling within each group.
 
     Draws that give no number are left out; a statistic that is no number of the groups themselves stays one.

@@ -1,14 +1,13 @@
 """Structural and semantic features: those that fire whatever a sentence speaks of, and those that do not.
 
 Section 5.1, Figs. 4 and 15. A sentence and its versions of the same structure (`rewriting`) are a group. In it a
-feature fires in all versions (on some ordinary token of each), in some or in none; it is *structural* if it fires in
-all versions of at least a share of the groups in which it fires in any, *semantic* if of fewer, and *dead* if it fires
-in too few groups to tell. The paper gives no share. Only the original SAE is looked at, never a stitch.
+feature of the original SAE fires in all versions (on some ordinary token of each), in some or in none. It is
+*structural* if it fires in all versions of at least a share of the groups in which it fires in any, *semantic* if of
+fewer, and *dead* if it fires in too few groups to tell. The paper gives no share.
 
 A feature that fires in every sentence is structural by this rule, whatever it is about, so two things stand beside it.
-Structural features fire more often, and frequent features may transfer better for that alone: `matched_rates` compares
-the classes where they fire equally often. And `unrelated` deals versions out among the groups, so that what is still
-consistent is so for its density.
+Frequent features may transfer better for that alone: `matched_rates` compares the classes where they fire equally
+often. And `unrelated` deals versions out among the groups: what is still consistent there is so for its density.
 
 Offers `feature_presence`, `classify`, `FeatureClasses`, `unrelated`, `matched_rates`, `MatchedRates`,
 `ClassDifference`, `density_ratios`, and `over_sentences` with `SentenceLatents`, for what reads more than presence.
@@ -34,26 +33,19 @@ from .resampling import over_features
 
 Found = TypeVar("Found")
 
-CONTEXT = 128  # App. H.1
+CONTEXT = 128  # tokens of a sentence that are read, the beginning-of-text token included (App. H.1)
+BATCH_SIZE = 64
 SHARE = 0.5
 MIN_GROUPS = 5
 BINS_A_DECADE = 5
 
 
 def feature_presence(
-    model: LanguageModel,
-    layer: int,
-    sae: SAE,
-    groups: Sequence[Sequence[str]],
-    *,
-    batch_size: int = 64,
-    threshold: float = 0.0,
-    context: int = CONTEXT,
+    model: LanguageModel, layer: int, sae: SAE, groups: Sequence[Sequence[str]], *, threshold: float = 0.0
 ) -> Bool[np.ndarray, "groups versions features"]:
     """Tell whether each feature exceeds `threshold` on an ordinary token of each sentence; groups are of one size.
 
-    Sentences are cut at `context` tokens, the beginning-of-text token included. ValueError for no groups, groups of
-    different sizes, an SAE of another width than the model, and a sentence without an ordinary token.
+    ValueError for no groups, groups of different sizes, and what `over_sentences` refuses.
     """
     sizes = {len(group) for group in groups}
     if len(sizes) != 1:
@@ -66,7 +58,7 @@ def feature_presence(
             token, feature = (part.latents > threshold).nonzero().cpu().unbind(1)
             present[part.owners[token].numpy(), feature.numpy()] = True
 
-    over_sentences(model, layer, sae, texts, mark, batch_size=batch_size, context=context, title="sentences")
+    over_sentences(model, layer, sae, texts, mark, title="sentences")
     return present.reshape(len(groups), -1, sae.cfg.d_sae)
 
 
@@ -76,7 +68,7 @@ class SentenceLatents(NamedTuple):
     owners: Int[Tensor, " n"]
     """The sentence of each token."""
     positions: Int[Tensor, " n"]
-    """Where it stands in its row, behind the beginning-of-text token."""
+    """The place of each token in its row, behind the beginning-of-text token."""
     latents: Float[Tensor, "n features"]
 
 
@@ -87,8 +79,6 @@ def over_sentences(
     texts: Sequence[str],
     reduce: Callable[[Iterator[SentenceLatents]], Found],
     *,
-    batch_size: int,
-    context: int,
     title: str,
 ) -> list[Found]:
     """Encode sentences in batches, and collect what `reduce` makes of the parts of each; a batch may be read twice.
@@ -100,18 +90,19 @@ def over_sentences(
 
     def parts(batch: TokenBatch) -> Iterator[SentenceLatents]:
         stream = model.residuals(batch.tokens, [layer])[layer][batch.mask.to(model.device)]
-        columns = stream, batch.documents[batch.mask], batch.mask.nonzero()[:, 1]
-        for part, owners, positions in zip(*(column.split(TOKENS_AT_ONCE) for column in columns)):
+        columns = batch.documents[batch.mask], batch.mask.nonzero()[:, 1], stream
+        for owners, positions, part in zip(*(column.split(TOKENS_AT_ONCE) for column in columns)):
             yield SentenceLatents(owners, positions, sae.encode(part.to(sae.W_enc)))
 
     @torch.no_grad()
     def read(batch: TokenBatch) -> Found:
-        if not batch.mask.any(1).all():
-            text = texts[int(batch.documents[(~batch.mask.any(1)).nonzero()[0, 0], 0])]
+        empty = (~batch.mask.any(1)).nonzero()[:, 0].tolist()
+        if empty:
+            text = texts[int(batch.documents[empty[0], 0])]
             raise ValueError(f"the sentence {text[:40]!r} has no ordinary token: expected at least one")
         return reduce(parts(batch))
 
-    batches = text_rows(texts, model.tokenizer, context=context, batch_size=batch_size)
+    batches = text_rows(texts, model.tokenizer, context=CONTEXT, batch_size=BATCH_SIZE)
     return list(progress(as_fits(batches, read), title))
 
 
@@ -121,9 +112,9 @@ class FeatureClasses(NamedTuple):
     structural: Bool[np.ndarray, " features"]
     semantic: Bool[np.ndarray, " features"]
     consistency: Float[np.ndarray, " features"]
-    """Share of the groups in which it fires where it does in all versions; NaN if it fires in none."""
+    """Of the groups in which it fires, the share where it does in all versions; NaN if it fires in none."""
     groups: Int[np.ndarray, " features"]
-    """In which it fires."""
+    """The number of groups in which it fires."""
 
     @property
     def dead(self) -> Bool[np.ndarray, " features"]:
@@ -131,10 +122,7 @@ class FeatureClasses(NamedTuple):
 
 
 def classify(
-    presence: Bool[np.ndarray, "groups versions features"],
-    *,
-    share: float = SHARE,
-    min_groups: int = MIN_GROUPS,
+    presence: Bool[np.ndarray, "groups versions features"], *, share: float = SHARE, min_groups: int = MIN_GROUPS
 ) -> FeatureClasses:
     """Class features by where they fire.
 
@@ -163,11 +151,11 @@ class ClassDifference(NamedTuple):
     """Structural less semantic features; intervals by resampling the features of each class."""
 
     mean: Estimate
-    """Of their mean correlations."""
+    """The difference of their mean correlations."""
     spread: Estimate
-    """Of the standard deviations of their correlations."""
+    """The difference of the standard deviations of their correlations."""
     structural: int
-    """Features compared."""
+    """The number of structural features compared."""
     semantic: int
 
 
@@ -184,33 +172,31 @@ def matched_rates(
     rate: Float[np.ndarray, " features"],
     classes: FeatureClasses,
     *,
-    alive: Bool[np.ndarray, " features"] | None = None,
-    bins_a_decade: int = BINS_A_DECADE,
     seed: int = 0,
 ) -> MatchedRates:
     """Compare the classes' correlations as they are, and bin by bin of the logarithm of the firing rate.
 
     In the matched comparison only bins with features of both classes count, and a structural feature weighs as much as
-    there are semantic ones for each structural one in its bin. Features that are not `alive`, have no correlation or
-    never fire are left out. ValueError if a class has no feature left.
+    there are semantic ones for each structural one in its bin. Features that have no correlation (NaN) or never fire
+    are left out. ValueError if a class has no feature left.
     """
-    usable = np.isfinite(correlation) & (rate > 0) & (True if alive is None else alive)
+    usable = np.isfinite(correlation) & (rate > 0)
     sides = {name: np.flatnonzero(getattr(classes, name) & usable) for name in ("structural", "semantic")}
     for name, chosen in sides.items():
         if not len(chosen):
             raise ValueError(f"no {name} feature has a correlation and a firing rate: expected at least one")
     bins = np.full(len(rate), -1)
-    logs = np.floor(bins_a_decade * np.log10(rate[usable])).astype(int)
+    logs = np.floor(BINS_A_DECADE * np.log10(rate[usable])).astype(int)
     bins[usable] = logs - logs.min()
     n_bins = bins.max() + 1
 
     def matching(structural: np.ndarray, semantic: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """What each structural feature weighs, and which semantic ones count."""
+        """Weigh each structural feature, and mark the semantic ones that count."""
         counts, others = (np.bincount(bins[some], minlength=n_bins) for some in (structural, semantic))
         return (others / np.maximum(counts, 1))[bins[structural]], counts[bins[semantic]] > 0
 
     def differences(structural: np.ndarray, semantic: np.ndarray) -> list[float]:
-        """Of mean and spread, as they are and where matched."""
+        """Subtract mean and spread as they are, and where matched."""
         ours, theirs = correlation[structural], correlation[semantic]
         weights, met = matching(structural, semantic)
         found = [ours.mean() - theirs.mean(), ours.std() - theirs.std(), np.nan, np.nan]
@@ -220,38 +206,32 @@ def matched_rates(
             found[2:] = mean - theirs[met].mean(), spread - theirs[met].std()
         return [float(value) for value in found]
 
-    estimates = over_features(differences, *sides.values(), seed=seed)
-    as_they_are = ClassDifference(estimates[0], estimates[1], len(sides["structural"]), len(sides["semantic"]))
-    if np.isnan(estimates[2].value):
-        return MatchedRates(as_they_are, None)
+    mean, spread, matched_mean, matched_spread = over_features(differences, *sides.values(), seed=seed)
+    as_they_are = ClassDifference(mean, spread, *map(len, sides.values()))
     weights, met = matching(**sides)
-    matched = ClassDifference(estimates[2], estimates[3], int((weights > 0).sum()), int(met.sum()))
-    return MatchedRates(as_they_are, matched)
+    if not met.any():
+        return MatchedRates(as_they_are, None)
+    counts = int((weights > 0).sum()), int(met.sum())
+    return MatchedRates(as_they_are, ClassDifference(matched_mean, matched_spread, *counts))
 
 
 def density_ratios(
-    correlation: Float[np.ndarray, " features"],
-    classes: FeatureClasses,
-    *,
-    alive: Bool[np.ndarray, " features"] | None = None,
-    seed: int = 0,
+    correlation: Float[np.ndarray, " features"], classes: FeatureClasses, *, seed: int = 0
 ) -> tuple[Estimate, Estimate]:
     """Compute Fig. 4b's relative density, semantic over structural, in the lowest and highest tenth of correlations.
 
-    Half a feature is added to each count, so that an empty end has a ratio. ValueError if a class has no feature left.
+    Half a feature is added to each count, so that an empty end has a ratio. Features that have no correlation (NaN) are
+    left out. ValueError if a class has no feature left.
     """
-    usable = np.isfinite(correlation) & (True if alive is None else alive)
-    sides = [correlation[kind & usable] for kind in (classes.semantic, classes.structural)]
-    if not all(len(side) for side in sides):
+    sides = [correlation[kind & np.isfinite(correlation)] for kind in (classes.semantic, classes.structural)]
+    if not all(map(len, sides)):
         raise ValueError(f"{len(sides[0])} semantic and {len(sides[1])} structural features: expected some of each")
 
-    def ratios(semantic: np.ndarray, structural: np.ndarray) -> tuple[float, float]:
-        low, high = np.quantile(np.concatenate([semantic, structural]), (0.1, 0.9))
-        shares = [
-            [((side <= low).sum() + 0.5) / (len(side) + 1), ((side >= high).sum() + 0.5) / (len(side) + 1)]
-            for side in (semantic, structural)
-        ]
-        return shares[0][0] / shares[1][0], shares[0][1] / shares[1][1]
+    def ratios(*sides: np.ndarray) -> tuple[float, float]:
+        low, high = np.quantile(np.concatenate(sides), (0.1, 0.9))
+        lowest = [((side <= low).sum() + 0.5) / (len(side) + 1) for side in sides]
+        highest = [((side >= high).sum() + 0.5) / (len(side) + 1) for side in sides]
+        return lowest[0] / lowest[1], highest[0] / highest[1]
 
     low, high = over_features(ratios, *sides, seed=seed)
     return low, high

@@ -23,7 +23,7 @@ from stitch_utils.models.language_model import load_model
 from stitch_utils.saes.transfer import transfer_sae
 from stitch_utils.stitching.stitch import Stitch
 
-SAE_LAYER = 1
+SAE_LAYER, EVERY = 1, 10**6
 KINDS = dict(zip(IDS, ("topk", "rescaled topk", "jumprelu")))
 
 
@@ -70,13 +70,13 @@ def by_hooks(model, tokens, path, removed):
 
 @pytest.mark.parametrize("id", KINDS)
 def test_ablation_is_the_models_own_with_another_input_at_one_token(id, hub_root):
-    """Of one feature, and of all with the bias: what removing the SAE's reconstruction from that head's input gives."""
+    """What removing a feature's part of the SAE's reconstruction from that head's input gives."""
     model = shaken(hub_root, id)
     sae = make_sae(KINDS[id], model.d_model, dtype="float32")
     batches = texts(model.tokenizer, 4)
     one, two = often(model, sae, batches)
-    paths = [Path(one, 1, 0), Path(one, 2, 3), Path(two, 2, 1), Path(None, 1, 2), Path(None, 4, 1)]
-    found = path_ablation(model, SAE_LAYER, sae, paths, batches)
+    paths = [Path(one, 1, 0), Path(one, 2, 3), Path(two, 2, 1), Path(two, 4, 2)]
+    found = path_ablation(model, SAE_LAYER, sae, paths, batches, max_tokens=EVERY)
     assert [effect.path for effect in found] == paths
     with torch.no_grad():
         window = {layer: heads_of(model, layer)[0].window for layer in (1, 2, 4)}
@@ -85,13 +85,10 @@ def test_ablation_is_the_models_own_with_another_input_at_one_token(id, hub_root
             for batch in batches:
                 stream = model.residuals(batch.tokens, [SAE_LAYER])[SAE_LAYER]
                 latents = sae.encode(stream)
-                if path.feature is None:
-                    removed, fires = sae(stream), batch.mask.clone()
-                else:
-                    alone = torch.zeros_like(latents)
-                    alone[..., path.feature] = latents[..., path.feature]
-                    removed = sae.decode(alone) - sae.decode(torch.zeros_like(latents))
-                    fires = batch.mask & (latents[..., path.feature] > 0)
+                alone = torch.zeros_like(latents)
+                alone[..., path.feature] = latents[..., path.feature]
+                removed = sae.decode(alone) - sae.decode(torch.zeros_like(latents))
+                fires = batch.mask & (latents[..., path.feature] > 0)
                 fires[:, window[path.layer] or 99 :] = False
                 attended.append(to_first(model, batch.tokens, path, lambda value, hook: value)[fires])
                 ablated.append(by_hooks(model, batch.tokens, path, removed)[fires])
@@ -105,9 +102,10 @@ def test_ablation_is_the_models_own_with_another_input_at_one_token(id, hub_root
 def test_tokens_are_limited_and_batches_do_not_matter(random_models):
     model = random_models[0]
     sae = make_sae("topk", model.d_model, dtype="float32")
-    paths = [Path(None, 2, 0), Path(often(model, sae, texts(model.tokenizer, 6))[0], 1, 3)]
-    whole = path_ablation(model, 1, sae, paths, texts(model.tokenizer, 6))
-    alone = path_ablation(model, 1, sae, paths, texts(model.tokenizer, 6, batch_size=1))
+    one, two = often(model, sae, texts(model.tokenizer, 6))
+    paths = [Path(one, 2, 0), Path(two, 1, 3)]
+    whole = path_ablation(model, 1, sae, paths, texts(model.tokenizer, 6), max_tokens=EVERY)
+    alone = path_ablation(model, 1, sae, paths, texts(model.tokenizer, 6, batch_size=1), max_tokens=EVERY)
     first = int((whole[0].documents < 2).sum())  # tokens of the first batch of two
     few = path_ablation(model, 1, sae, paths, texts(model.tokenizer, 6, batch_size=2), max_tokens=first + 7)
     for effect, other in zip(whole, alone):
@@ -125,7 +123,7 @@ def test_tokens_are_limited_and_batches_do_not_matter(random_models):
 def test_heads_that_cannot_read_the_sae(path, random_models):
     sae = make_sae("topk", random_models[0].d_model, dtype="float32")
     with pytest.raises(ValueError, match=r"expected layers 1-2 and heads 0-3"):
-        path_ablation(random_models[0], 1, sae, [path], [])
+        path_ablation(random_models[0], 1, sae, [path], [], max_tokens=EVERY)
 
 
 def test_the_interval_is_over_documents():
@@ -220,7 +218,7 @@ def test_the_search_finds_the_feature_that_closes_a_head(planted):
     model, sae = planted
     batches = texts(model.tokenizer, 12, name="planted")
     summary = summarise_activations(model, SAE_LAYER, {"sae": sae}, batches)["sae"]
-    found = deactivation_search(model, SAE_LAYER, sae, summary, batches, candidates=40, max_tokens=None, min_tokens=10)
+    found = deactivation_search(model, SAE_LAYER, sae, summary, batches, candidates=40, max_tokens=EVERY, min_tokens=10)
     assert found.tried == 40
     assert found.effects[0].path == Path(FEATURE, LAYER, CLOSED)
     assert found.effects[-1].path == Path(FEATURE, LAYER, OPENED)

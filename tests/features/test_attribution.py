@@ -1,6 +1,7 @@
 """Eq. 10 in one pass against numpy on stored activations, for each architecture; its summaries."""
 
 import copy
+import functools
 
 import numpy as np
 import pytest
@@ -199,10 +200,10 @@ def test_a_twin_is_compared_feature_by_feature(random_models):
 def test_a_large_mean_costs_no_digits_and_constants_have_no_correlation():
     values, twin = 1e7 + normal(600, 3, seed=1), -1e7 + normal(600, 3, seed=2)
     values[:, 1], twin[:, 2] = 0.1, 1e-30
-    sums = _Sums.of(values[:100], twin[:100])
-    for part in (slice(100, 101), slice(101, 437), slice(437, None)):
-        sums = sums.merged(_Sums.of(values[part], twin[part]))
-    found = sums.correlation()
+    fires = torch.zeros(3)
+    parts = [slice(100), slice(100, 101), slice(101, 437), slice(437, None)]
+    first, *others = (_Sums.of((values[part], fires, fires), (twin[part], fires, fires)) for part in parts)
+    found = functools.reduce(_Sums.merged, others, first).correlation()
     expected = np.corrcoef(values[:, 0], twin[:, 0])[0, 1]
     assert found[0].item() == pytest.approx(expected, abs=1e-8) and abs(expected) > 1e-3
     assert found[1:].isnan().all()
@@ -218,9 +219,9 @@ def test_features_that_fire_in_both_models_are_alive():
 def test_an_sae_is_carried_across_the_stitch_and_a_random_one(pair, random_models):
     opened = StitchedPair(pair, random_models, LAYERS, "smoke", alpha=0.5)
     means = opened.moments.mean_x, opened.moments.mean_y
-    for side, (direction, to) in enumerate((("up", "b"), ("down", "a"))):
+    for side, to in enumerate("ba"):
         sae = make_sae("topk", random_models[side].d_model, dtype="float32")
-        twins = carried(opened, sae, direction=direction, seed=3)
+        twins = carried(opened, sae, to=to, seed=3)
         assert twins.sae is sae
         for name, maps in (("transferred", opened.stitch), ("random", random_stitch(opened.stitch, 3, means=means))):
             assert torch.equal(twins.others[name].W_enc, transfer_sae(sae, maps, to=to).W_enc)

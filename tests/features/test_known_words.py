@@ -12,7 +12,7 @@ from sklearn.metrics import roc_auc_score
 from toy_saes import LATENTS, make_sae
 
 from stitch_utils.data.embedded.marked import marked_groups
-from stitch_utils.features import structure as augmentation
+from stitch_utils.features import structure
 from stitch_utils.features.known_words import KnownWords, OneKindError, known_words, recovery
 from stitch_utils.features.structure import classify, feature_presence
 
@@ -55,8 +55,9 @@ def test_shares_are_those_of_a_loop_over_tokens(model, groups, monkeypatch):
     sentences = [sentence for group in groups[:6] for sentence in group]
     expected = naive(model, 1, sae, sentences)
     for batch_size, at_once in ((4, 4096), (64, 5)):
-        monkeypatch.setattr(augmentation, "TOKENS_AT_ONCE", at_once)
-        found = known_words(model, 1, sae, sentences, batch_size=batch_size)
+        monkeypatch.setattr(structure, "TOKENS_AT_ONCE", at_once)
+        monkeypatch.setattr(structure, "BATCH_SIZE", batch_size)
+        found = known_words(model, 1, sae, sentences)
         np.testing.assert_allclose(found.share, expected[0], rtol=1e-5)
         assert np.array_equal(found.fires, expected[1]) and found.tokens == expected[2]
     assert np.isnan(found.share[3]) and found.fires[3] == 0 and 0.3 < found.tokens < 0.9

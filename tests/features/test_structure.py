@@ -1,12 +1,14 @@
 """Where features fire against a loop over sentences; classes of planted presence; classes at equal firing rates."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
 from toy_saes import LATENTS, make_sae
 
 from stitch_utils.data.embedded.world import augmented_sentences
-from stitch_utils.features import structure as augmentation
+from stitch_utils.features import structure
 from stitch_utils.features.structure import (
     FeatureClasses,
     classify,
@@ -46,13 +48,11 @@ def test_presence_is_that_of_a_loop_over_sentences(model, sae, monkeypatch):
             latents = latents[[token not in model.tokenizer.all_special_ids for token in tokens[0].tolist()]]
             expected[group, version] = (latents > threshold).any(0)
             strongest.append(latents.amax(0))
-    for at_once in (4096, 5):
-        monkeypatch.setattr(augmentation, "TOKENS_AT_ONCE", at_once)
-        for batch_size in (2, 64):
-            found = feature_presence(
-                model, LAYER, sae, groups, batch_size=batch_size, threshold=threshold, context=context
-            )
-            assert np.array_equal(found, expected)
+    monkeypatch.setattr(structure, "CONTEXT", context)
+    for at_once, batch_size in itertools.product((4096, 5), (2, 64)):
+        monkeypatch.setattr(structure, "TOKENS_AT_ONCE", at_once)
+        monkeypatch.setattr(structure, "BATCH_SIZE", batch_size)
+        assert np.array_equal(feature_presence(model, LAYER, sae, groups, threshold=threshold), expected)
     assert 0.05 < expected.mean() < 0.95 and not found[..., 0].any() and found[..., 1].all()
     assert ((torch.stack(strongest) > 0) & (torch.stack(strongest) <= threshold)).any(), "the threshold must matter"
 
@@ -124,22 +124,23 @@ def planted(*, gain, count=2000, seed=0):
 
 
 @pytest.mark.parametrize("gain", [0.0, 0.1])
-def test_a_difference_that_comes_from_the_rates_goes_where_they_are_matched(gain):
+def test_a_difference_that_comes_from_the_rates_goes_where_they_are_matched(gain, monkeypatch):
+    monkeypatch.setattr(structure, "BINS_A_DECADE", 10)
     correlation, rate, classes = planted(gain=gain)
-    found = matched_rates(correlation, rate, classes, bins_a_decade=10)
+    found = matched_rates(correlation, rate, classes)
     assert found.all.mean.value == pytest.approx(0.14 + gain, abs=0.03)
     assert found.matched.mean.low < gain < found.matched.mean.high
     assert found.matched.mean.high - found.matched.mean.low < 0.04
-    assert found.all.mean.low > gain and found == matched_rates(correlation, rate, classes, bins_a_decade=10)
+    assert found.all.mean.low > gain and found == matched_rates(correlation, rate, classes)
 
 
-def test_matched_features_are_weighted_bin_by_bin():
+def test_matched_features_are_weighted_bin_by_bin(monkeypatch):
+    monkeypatch.setattr(structure, "BINS_A_DECADE", 1)
     correlation = np.array([0.1, 0.3, 0.8, 0.5, 0.2, 0.4, 0.6, 0.9, np.nan, 0.7])
     rate = np.array([1.5e-1, 1.6e-1, 1.5e-2, 1.5e-4, 1.5e-1, 1.5e-2, 1.6e-2, 1.5e-3, 1.5e-3, 0.0])
     structural = np.array([True] * 4 + [False] * 4 + [True, False])
     classes = FeatureClasses(structural, ~structural, np.zeros(10), np.zeros(10, dtype=np.int64))
-    alive = np.ones(10, dtype=bool)
-    found = matched_rates(correlation, rate, classes, bins_a_decade=1, alive=alive)
+    found = matched_rates(correlation, rate, classes)
     assert (found.all.structural, found.all.semantic) == (4, 4) and (
         found.matched.structural,
         found.matched.semantic,
@@ -149,8 +150,8 @@ def test_matched_features_are_weighted_bin_by_bin():
     assert found.matched.spread.value == pytest.approx(ours.std() - theirs.std())
     assert found.all.mean.value == pytest.approx(correlation[:4].mean() - correlation[4:8].mean())
     assert found.all.spread.value == pytest.approx(correlation[:4].std() - correlation[4:8].std())
-    alive[2] = False
-    without = matched_rates(correlation, rate, classes, bins_a_decade=1, alive=alive)
+    correlation[2] = np.nan
+    without = matched_rates(correlation, rate, classes)
     assert (without.all.structural, without.matched.structural, without.matched.semantic) == (3, 2, 1)
 
 
@@ -160,7 +161,7 @@ def test_rates_that_never_meet():
     classes = FeatureClasses(structural, ~structural, np.zeros(20), np.zeros(20, dtype=np.int64))
     assert matched_rates(correlation, rate, classes).matched is None
     with pytest.raises(ValueError, match="no semantic feature has a correlation and a firing rate"):
-        matched_rates(correlation, rate, classes, alive=structural)
+        matched_rates(np.where(structural, correlation, np.nan), rate, classes)
 
 
 def test_relative_density_at_both_ends():
@@ -175,4 +176,4 @@ def test_relative_density_at_both_ends():
     low, high = density_ratios(correlation, classes)
     assert low.value < 1 < high.low
     with pytest.raises(ValueError, match="501 semantic and 0 structural features"):
-        density_ratios(np.zeros(1001), classes, alive=~structural)
+        density_ratios(np.where(structural, np.nan, 0), classes)

@@ -16,7 +16,7 @@ from stitch_utils.data.embedded.world import augmented_sentences
 from stitch_utils.data.pairs import load_pair
 from stitch_utils.features import study as feature_study
 from stitch_utils.features.known_words import KnownWords, recovery
-from stitch_utils.features.rewriting import RewritingConfig, augmented_groups, broken_rules
+from stitch_utils.features.rewriting import augmented_groups, broken_rules
 from stitch_utils.features.structure import classify, feature_presence
 from stitch_utils.features.study import FeatureStudy, FeatureStudyConfig, feature_study_config, study_features
 from stitch_utils.models.harvest import evaluation_batches
@@ -94,7 +94,7 @@ def test_the_numbers_are_those_of_the_classes(run):
 
 
 def test_words_are_recovered_from_all_groups_and_from_those_that_keep_the_structure(random_models, monkeypatch):
-    groups = augmented_groups(load_pair("tiny"), 40, 3, config=RewritingConfig(seed=3))
+    groups = augmented_groups(load_pair("tiny"), 40, 3, seed=3)
     whole = [not any(broken_rules(group[0], version) for version in group[1:]) for group in groups.groups]
     assert 5 < sum(whole) < 40
     generator = np.random.default_rng(0)

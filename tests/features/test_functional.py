@@ -11,9 +11,15 @@ from toy_saes import make_sae
 
 from stitch_utils.data.pairs import load_pair
 from stitch_utils.features.attention import Path, path_ablation
-from stitch_utils.features.entropy import FunctionalConfig, decoder_rows, functional_config, null_space, unembedding
+from stitch_utils.features.entropy import decoder_rows, null_space, unembedding
 from stitch_utils.features.entropy_effects import entropy_effects
-from stitch_utils.features.twins import functional_twins, study_deactivation, study_entropy
+from stitch_utils.features.functional import (
+    FunctionalConfig,
+    functional_config,
+    functional_twins,
+    study_deactivation,
+    study_entropy,
+)
 from stitch_utils.saes.transfer import transfer_sae
 from stitch_utils.stitching.fit import fit_exact
 from stitch_utils.stitching.pair import StitchedPair
@@ -34,7 +40,7 @@ def twins(pair, models):
     sae = make_sae("topk", models[0].d_model, dtype="float32")
     with torch.no_grad():
         sae.b_enc.copy_(-moments.mean_x.float() @ sae.W_enc)  # centred, so that many features fire
-        sae.W_dec[:8] = 9 * null_space(unembedding(models[0])).directions[:, 0].float()  # some are entropy features
+        sae.W_dec[:8] = 9 * null_space(*unembedding(models[0])).directions[:, 0].float()  # some are entropy features
     return functional_twins(stitched, sae, CONFIG), moments
 
 
