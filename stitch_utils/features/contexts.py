@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import functools
 import html
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -43,31 +44,10 @@ class Context(NamedTuple):
     """The place of the most active token."""
 
 
-class _Found(NamedTuple):
-    """Contexts as columns, one row each."""
-
-    feature: np.ndarray
-    document: np.ndarray
-    activation: np.ndarray
-    """At the peak."""
-    tokens: np.ndarray
-    """(contexts, width)"""
-    activations: np.ndarray
-    """(contexts, width)"""
-
-    @classmethod
-    def best(cls, parts: Sequence[_Found], n: int) -> _Found:
-        """Join parts and keep each feature's `n` most active contexts."""
-        joined = [np.concatenate(columns) for columns in zip(*parts)]
-        chosen = _best(*joined[:3], n)
-        return cls(*(column[chosen] for column in joined))
-
-
-def _best(feature: np.ndarray, document: np.ndarray, activation: np.ndarray, n: int) -> np.ndarray:
-    """Find each feature's `n` most active entries, one a document, the most active first; among equals the earlier."""
-    table = pd.DataFrame({"feature": feature, "document": document, "activation": -activation})
-    ordered = table.sort_values(["feature", "activation", "document"])
-    return ordered.drop_duplicates(["feature", "document"]).groupby("feature").head(n).index.to_numpy()
+def _best(table: pd.DataFrame, n: int) -> pd.DataFrame:
+    """Select each feature's `n` most active rows, one a document, the most active first; among equals the earlier."""
+    ordered = table.sort_values(["feature", "activation", "document"], ascending=[True, False, True])
+    return ordered.drop_duplicates(["feature", "document"]).groupby("feature").head(n)
 
 
 @torch.no_grad()
@@ -85,56 +65,50 @@ def top_contexts(
     at_once = min(TOKENS_AT_ONCE, max(1, ENTRIES_AT_ONCE // sae.cfg.d_sae))
     threshold = np.zeros(sae.cfg.d_sae)  # what an activation must exceed to enter a feature's list
 
-    def read(batch: TokenBatch) -> _Found:
+    def read(batch: TokenBatch) -> list[pd.DataFrame]:
         stream = model.residuals(batch.tokens, [layer])[layer]
         rows = max(1, at_once // batch.tokens.shape[1])
-        parts = zip(stream.split(rows), batch.split(rows))
-        return _Found.best([_candidates(sae, *part, threshold, n) for part in parts], n)
+        parts = (_candidates(sae, *part, threshold, n) for part in zip(stream.split(rows), batch.split(rows)))
+        return [part for part in parts if len(part)]
 
-    found: list[_Found] = []
+    found: list[pd.DataFrame] = []
     for new in progress(as_fits(batches, read), "contexts"):
-        found = [_Found.best([*found, new], n)]
-        full, place, counts = np.unique(found[0].feature, return_index=True, return_counts=True)
-        last = found[0].activation[place + counts - 1]
-        threshold[full[counts == n]] = last[counts == n]
+        if new:
+            found = [_best(pd.concat([*found, *new]), n)]
+            last = found[0].groupby("feature")["activation"].agg(["size", "min"]).query("size == @n")["min"]
+            threshold[last.index] = last
     lists: dict[int, list[Context]] = {feature: [] for feature in range(sae.cfg.d_sae)}
-    for part in found:
-        for feature, context in _contexts(part, model.tokenizer):
-            lists[feature].append(context)
+    for feature, context in itertools.chain(*(_contexts(table, model.tokenizer) for table in found)):
+        lists[feature].append(context)
     return lists
 
 
-def _candidates(sae: SAE, stream: Tensor, batch: TokenBatch, threshold: np.ndarray, n: int) -> _Found:
-    """Find the `n` best tokens above the threshold for each feature, one a document, with their surroundings."""
+def _candidates(sae: SAE, stream: Tensor, batch: TokenBatch, threshold: np.ndarray, n: int) -> pd.DataFrame:
+    """Tabulate the `n` best tokens of each feature above its threshold, one a document, with their surroundings."""
     width = batch.tokens.shape[1]
     tokens, mask, documents = (part.reshape(-1) for part in batch)  # rows laid end to end
     keep = mask.nonzero()[:, 0]
     latents = sae.encode(stream.reshape(-1, stream.shape[-1])[keep.to(stream.device)].to(sae.W_enc)).float()
-    token, feature = (latents > torch.from_numpy(threshold).to(latents)).nonzero().unbind(1)
-    activation = latents[token, feature].cpu().numpy().astype(np.float64)
-    token, feature = token.cpu(), feature.cpu()
-    chosen = _best(feature.numpy(), documents[keep[token]].numpy(), activation, n)
-    token, feature = token[chosen], feature[chosen]
+    row, feature = (latents > torch.from_numpy(threshold).to(latents)).nonzero().unbind(1)
+    columns = {"feature": feature, "document": documents[keep[row.cpu()]], "activation": latents[row, feature]}
+    table = pd.DataFrame({name: column.cpu().numpy() for name, column in columns.items()})
+    best = _best(table, n)
+    chosen = best.index.to_numpy()
+    feature, peak = feature.cpu()[chosen], keep[row.cpu()[chosen]]
 
     apart = ~(mask[1:] & mask[:-1]) | (documents[1:] != documents[:-1])
     apart[width - 1 :: width] = True
     stretch = torch.nn.functional.pad(apart.cumsum(0), (1, 0))  # one number for tokens that may stand in one context
-    peak = keep[token]
     wanted = peak[:, None] + torch.arange(-BEFORE, AFTER + 1)  # (contexts, width)
     place = wanted.clamp(0, len(tokens) - 1)
     shown = (place == wanted) & (stretch[place] == stretch[peak][:, None])
-    row = (mask.cumsum(0) - 1)[place]  # of `latents`, for the tokens that are shown
-    values = latents[row.to(latents.device), feature[:, None].to(latents.device)].cpu()
-    return _Found(
-        feature.numpy(),
-        documents[peak].numpy(),
-        activation[chosen],
-        torch.where(shown, tokens[place], NOTHING).numpy(),
-        torch.where(shown, values, 0).numpy(),
-    )
+    rows = (mask.cumsum(0) - 1)[place]  # of `latents`, for the tokens that are shown
+    values = latents[rows.to(latents.device), feature[:, None].to(latents.device)].cpu()
+    written = torch.where(shown, tokens[place], NOTHING)
+    return best.assign(tokens=list(written.numpy()), activations=list(values.numpy()))
 
 
-def _contexts(found: _Found, tokenizer) -> Iterator[tuple[int, Context]]:
+def _contexts(table: pd.DataFrame, tokenizer) -> Iterator[tuple[int, Context]]:
     def decode(ids: list[int]) -> str:
         return tokenizer.decode(ids, clean_up_tokenization_spaces=False)
 
@@ -142,15 +116,15 @@ def _contexts(found: _Found, tokenizer) -> Iterator[tuple[int, Context]]:
     def written(token: int) -> str:
         return decode([token])
 
-    for feature, document, _, tokens, activations in zip(*found):
+    for feature, document, _, tokens, activations in table.itertuples(index=False):
         shown = np.flatnonzero(tokens != NOTHING)
-        ids, peak = tokens[shown].tolist(), int(np.flatnonzero(shown == BEFORE)[0])
+        ids, values = tokens[shown].tolist(), activations[shown]
         ends = _ends(ids, written, decode)
         starts = [0, *ends[:-1]]
         texts = [written(ids[a]) if b == a + 1 else decode(ids[a:b]) for a, b in zip(starts, ends)]
-        largest = [float(activations[shown][a:b].max()) for a, b in zip(starts, ends)]
-        place = int(np.searchsorted(ends, peak, side="right"))
-        yield int(feature), Context(int(document), tuple(zip(texts, largest)), place)
+        largest = [float(values[a:b].max()) for a, b in zip(starts, ends)]
+        peak = int(np.searchsorted(ends, np.searchsorted(shown, BEFORE), side="right"))
+        yield feature, Context(document, tuple(zip(texts, largest)), peak)
 
 
 def _ends(ids: list[int], written: Callable[[int], str], decode: Callable[[list[int]], str]) -> list[int]:

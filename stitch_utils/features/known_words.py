@@ -6,14 +6,14 @@ known how much of a feature's activation falls on content words. A feature of co
 function words and punctuation structural. Where that fails, the feature follows a role that any word may fill (the noun
 of place, say), or fires too often or too seldom for the classes.
 
-Offers `known_words`, `KnownWords`, `recovery`, `Recovery`, `OneKindError`.
+Offers `known_words`, `KnownWords`, `recovery`, `Recovery`.
 """
 
 from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -27,7 +27,7 @@ from ..data.embedded.marked import MarkedSentence
 from ..models.language_model import LanguageModel
 from ..utils.stats import Estimate
 from .resampling import over_features
-from .structure import CONTEXT, MIN_GROUPS, SHARE, FeatureClasses, SentenceLatents, classify, over_sentences
+from .structure import CONTEXT, MIN_GROUPS, SHARE, FeatureClasses, Parts, classify, over_sentences
 
 
 class KnownWords(NamedTuple):
@@ -50,7 +50,7 @@ def known_words(model: LanguageModel, layer: int, sae: SAE, sentences: Sequence[
         for position, span in enumerate(spans[: CONTEXT - 1], 1):  # the beginning-of-text token comes first
             row[position] = sentence.is_content(*span)
 
-    def add_up(parts: Iterator[SentenceLatents]) -> tuple[Tensor, int, int]:
+    def add_up(parts: Parts) -> tuple[Tensor, int, int]:
         """Sum activations, those on content words, and fires, (3, features); count content tokens, and all."""
         sums, n_inside, tokens = torch.zeros(3, sae.cfg.d_sae, dtype=torch.float64), 0, 0
         for part in parts:
@@ -79,10 +79,6 @@ class Recovery(NamedTuple):
     others: int
 
 
-class OneKindError(ValueError):
-    """All features, or none, fire on content words, so there are no classes to recover."""
-
-
 def recovery(
     presence: Bool[np.ndarray, "groups versions features"],
     known: KnownWords,
@@ -95,13 +91,13 @@ def recovery(
     """Compare the classes from 1, 2, ... versions (semantic: a content feature) with what is known.
 
     The same features count for every k: those that are not dead by their originals and first versions, and fire on
-    `min_fires` known tokens. OneKindError, a ValueError, if they are all of one kind.
+    `min_fires` known tokens. The list is empty if they are all of one kind, as in small runs.
     """
     usable = ~classify(presence[:, :2], share=share, min_groups=min_groups).dead & (known.fires >= min_fires)
     content = known.share > 0.5
     kinds = [np.flatnonzero(usable & content), np.flatnonzero(usable & ~content)]
     if not all(map(len, kinds)):
-        raise OneKindError(f"{len(kinds[0])} content features and {len(kinds[1])} others: expected some of each")
+        return []
     found = []
     for k in range(1, presence.shape[1]):
         classes = classify(presence[:, : k + 1], share=share, min_groups=min_groups)

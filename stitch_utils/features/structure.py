@@ -53,7 +53,7 @@ def feature_presence(
     texts = [sentence for group in groups for sentence in group]
     present = np.zeros((len(texts), sae.cfg.d_sae), dtype=bool)
 
-    def mark(parts: Iterator[SentenceLatents]) -> None:
+    def mark(parts: Parts) -> None:
         for part in parts:
             token, feature = (part.latents > threshold).nonzero().cpu().unbind(1)
             present[part.owners[token].numpy(), feature.numpy()] = True
@@ -72,14 +72,11 @@ class SentenceLatents(NamedTuple):
     latents: Float[Tensor, "n features"]
 
 
+Parts = Iterator[SentenceLatents]
+
+
 def over_sentences(
-    model: LanguageModel,
-    layer: int,
-    sae: SAE,
-    texts: Sequence[str],
-    reduce: Callable[[Iterator[SentenceLatents]], Found],
-    *,
-    title: str,
+    model: LanguageModel, layer: int, sae: SAE, texts: Sequence[str], reduce: Callable[[Parts], Found], *, title: str
 ) -> list[Found]:
     """Encode sentences in batches, and collect what `reduce` makes of the parts of each; a batch may be read twice.
 
@@ -88,7 +85,7 @@ def over_sentences(
     if sae.cfg.d_in != model.d_model:
         raise ValueError(f"the SAE reads {sae.cfg.d_in} dimensions: expected {model.d_model}, those of {model.ref!r}")
 
-    def parts(batch: TokenBatch) -> Iterator[SentenceLatents]:
+    def parts(batch: TokenBatch) -> Parts:
         stream = model.residuals(batch.tokens, [layer])[layer][batch.mask.to(model.device)]
         columns = batch.documents[batch.mask], batch.mask.nonzero()[:, 1], stream
         for owners, positions, part in zip(*(column.split(TOKENS_AT_ONCE) for column in columns)):

@@ -24,7 +24,7 @@ from ..stitching.pair import StitchedPair
 from . import attribution
 from .attribution import SIDES, AttributionCorrelation
 from .contexts import Context, top_contexts
-from .known_words import OneKindError, Recovery, known_words, recovery
+from .known_words import KnownWords, Recovery, known_words, recovery
 from .resampling import over_features
 from .rewriting import AugmentedGroups, augmented_groups, world_stream
 from .structure import FeatureClasses, classify, density_ratios, feature_presence, matched_rates, unrelated
@@ -192,6 +192,11 @@ def study_features(stitched: StitchedPair, saes: tuple[SAE, SAE], config: Featur
     for sae, (direction, (source, _)) in zip(saes, SIDES.items()):
         side = stitched.side(source)
         presence[direction] = feature_presence(*side, sae, groups.groups, threshold=config.threshold)
+    known: dict[str, KnownWords] = {}
+    if groups.source == "world":
+        marked = marked_groups(world_stream(seed), len(groups.groups), config.versions)
+        for sae, (direction, (source, _)) in zip(saes, SIDES.items()):
+            known[direction] = known_words(*stitched.side(source), sae, list(itertools.chain(*marked)))
     options = {"share": config.share, "min_groups": config.min_groups}
 
     def texts() -> Iterator[TokenBatch]:
@@ -211,30 +216,20 @@ def study_features(stitched: StitchedPair, saes: tuple[SAE, SAE], config: Featur
         groups,
         {direction: classify(found, **options) for direction, found in presence.items()},
         {direction: classify(unrelated(found, seed=seed), **options) for direction, found in presence.items()},
-        *_recovered(stitched, saes, presence, groups, config),
+        *_recovered(presence, known, groups, config),
         contexts,
     )
 
 
 def _recovered(
-    stitched: StitchedPair,
-    saes: tuple[SAE, SAE],
     presence: Mapping[str, np.ndarray],
+    known: Mapping[str, KnownWords],
     groups: AugmentedGroups,
     config: FeatureStudyConfig,
-) -> tuple[dict[str, list[Recovery]], dict[str, list[Recovery]]]:
+) -> list[dict[str, list[Recovery]]]:
     """Compare classes with known words in all groups, and in those of which no version breaks a rule."""
-    if groups.source != "world":
-        return {}, {}
     options = {name: getattr(config, name) for name in ("share", "min_groups", "min_fires", "seed")}
-    marked = marked_groups(world_stream(config.seed), len(groups.groups), config.versions)
-    sentences = list(itertools.chain(*marked))
-    everywhere, clean = {}, {}
-    for sae, (direction, (source, _)) in zip(saes, SIDES.items()):
-        known = known_words(*stitched.side(source), sae, sentences)
-        for found, some in ((everywhere, presence[direction]), (clean, presence[direction][groups.clean])):
-            try:
-                found[direction] = recovery(some, known, **options)
-            except OneKindError:  # all features are of one kind, which happens in small runs
-                found[direction] = []
-    return everywhere, clean
+    return [
+        {direction: recovery(presence[direction][some], words, **options) for direction, words in known.items()}
+        for some in (slice(None), groups.clean)
+    ]

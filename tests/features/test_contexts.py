@@ -3,6 +3,7 @@
 import itertools
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from toy_saes import LATENTS, make_sae
@@ -143,8 +144,8 @@ def test_the_bytes_of_a_character_are_one_piece(model, monkeypatch):
         where = slice(before - place, before - place + len(some))
         tokens[0, where], values[0, where] = some, activations
         monkeypatch.setattr(contexts, "BEFORE", before)
-        found = contexts._Found(np.array([7]), np.array([3]), np.array([2.0]), tokens, values)
-        ((_, context),) = contexts._contexts(found, tokenizer)
+        row = {"feature": 7, "document": 3, "activation": 2.0, "tokens": tokens[0], "activations": values[0]}
+        ((_, context),) = contexts._contexts(pd.DataFrame([row]), tokenizer)
         texts, largest, at = in_characters(tokenizer, some, activations.tolist(), place)
         assert [text for text, _ in context.tokens] == texts and context.peak == at
         assert [value for _, value in context.tokens] == largest and context.tokens[at][1] == 2

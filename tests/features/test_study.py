@@ -93,19 +93,17 @@ def test_the_numbers_are_those_of_the_classes(run):
         assert run.numbers[f"{start}.better"] == pytest.approx(better)
 
 
-def test_words_are_recovered_from_all_groups_and_from_those_that_keep_the_structure(random_models, monkeypatch):
+def test_words_are_recovered_from_all_groups_and_from_those_that_keep_the_structure(monkeypatch):
     groups = augmented_groups(load_pair("tiny"), 40, 3, seed=3)
     whole = [not any(broken_rules(group[0], version) for version in group[1:]) for group in groups.groups]
     assert 5 < sum(whole) < 40
     generator = np.random.default_rng(0)
     presence = {way: generator.random((40, 4, 64)) < generator.uniform(0.5, 1, 64) for way in ("up", "down")}
-    known = KnownWords(generator.random(64), np.full(64, 20), 0.5)
-    monkeypatch.setattr(feature_study, "known_words", lambda model, layer, sae, sentences: known)
-    options, saes = {"share": 0.3, "min_groups": 2}, (make_sae("topk"),) * 2
-    stitched = StitchedPair(load_pair("tiny"), random_models, LAYERS, "smoke")
+    known, options = KnownWords(generator.random(64), np.full(64, 20), 0.5), {"share": 0.3, "min_groups": 2}
+    words = {way: known for way in presence}
     few = dataclasses.replace(CONFIG, min_fires=21)  # than any word is known to make a feature fire
-    assert feature_study._recovered(stitched, saes, presence, groups, few)[0] == {"up": [], "down": []}
-    found = feature_study._recovered(stitched, saes, presence, groups, CONFIG)
+    assert feature_study._recovered(presence, words, groups, few) == [{"up": [], "down": []}] * 2
+    found = feature_study._recovered(presence, words, groups, CONFIG)
     monkeypatch.setattr(FeatureStudy, "_figure14", lambda *_: {})
     monkeypatch.setattr(FeatureStudy, "_figure4b", lambda *_: {})
     nothing = {direction: {} for direction in presence}
