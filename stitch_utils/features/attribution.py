@@ -17,13 +17,13 @@ No prediction depends on the mean of v_i over the vocabulary; Eq. 10 as printed 
 One pass adds everything up, around running means (Chan, Golub & LeVeque 1983) and in float64.
 
 Offers `Twins`, `carried`, `attribution_correlations`, `AttributionCorrelation`, `summarise`, `CorrelationSummary`,
-`against_random`, `AgainstRandom`.
+`against_random`, `AgainstRandom`, and `over_features`, which gives intervals over features.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -40,8 +40,7 @@ from ..saes.transfer import transfer_sae
 from ..stitching.pair import StitchedPair
 from ..stitching.stitch import random_stitch
 from ..utils.progress import progress
-from ..utils.stats import Estimate
-from .resampling import over_features
+from ..utils.stats import RESAMPLES, Estimate, from_draws
 
 SIDES = {"up": "ab", "down": "ba"}  # the model that an SAE comes from, and the one that it is carried to
 ENTRIES_AT_ONCE = 2**25  # bounds each float64 table of tokens x features to 0.25 GB
@@ -241,6 +240,20 @@ def _streams(
         model.logits(tokens)
     stream, final = found
     return stream, readout.divisors(final).double()
+
+
+def over_features(statistics: Callable[..., Sequence[float]], *groups: np.ndarray, seed: int) -> list[Estimate]:
+    """Estimate each of the `statistics`, which take groups of features, with intervals by resampling within each group.
+
+    Which features an SAE has is chance. Draws that give no number are left out; where the groups themselves give none,
+    the estimate is NaN.
+    """
+    generator = np.random.default_rng(seed)
+    draws = np.array([statistics(*(generator.choice(group, len(group)) for group in groups)) for _ in range(RESAMPLES)])
+    return [
+        from_draws(value, column[np.isfinite(column)]) if np.isfinite(value) else Estimate(np.nan, np.nan, np.nan)
+        for value, column in zip(statistics(*groups), draws.T)
+    ]
 
 
 class CorrelationSummary(NamedTuple):

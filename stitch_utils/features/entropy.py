@@ -9,11 +9,15 @@ the final norm's weight included. Its effective null space is spanned by V, the 
 is the share of its squared norm that lies there; chance gives about 2%. What lies there moves no logit against another,
 but it lengthens the stream. The final norm divides by that length, so all logits move together: the entropy of the
 prediction changes and the order of the tokens does not. So an entropy feature writes much (its largest activation times
-||d_i||) and with a large share there; `entropy_effects` tests whether it acts as this geometry suggests. A LayerNorm
-takes the direction of equal entries away first: rows are then centred, and that direction counts nowhere.
+||d_i||) and with a large share there. A LayerNorm takes the direction of equal entries away first: rows are then
+centred, and that direction counts nowhere.
+
+A causal test follows, which Gurnee et al. 2024 made for neurons. A direction is added to the residual stream at all
+ordinary tokens, and the size of the entropy's change is divided by that of the change of the next token's rank (of its
+logarithm). Any large direction changes both, so random directions of the same norm are the yardstick.
 
 Offers `unembedding`, `null_space`, `NullSpace`, `decoder_rows`, `summarise_activations`, `ActivationSummary`,
-`entropy_features`, `EntropyFeatures`.
+`entropy_features`, `EntropyFeatures`; `entropy_effects`, `EntropyEffects`, `entropy_tests`, `EntropyTests`.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from sae_lens import SAE
@@ -32,7 +37,9 @@ from ..data.text import TokenBatch
 from ..models.harvest import TOKENS_AT_ONCE, as_fits
 from ..models.language_model import LanguageModel
 from ..models.unembedding import LogitWeights
-from ..utils.stats import Estimate
+from ..stitching.evaluation import splice
+from ..utils.progress import progress
+from ..utils.stats import DocumentSums, Estimate
 
 BOTTOM = 0.02  # the share of the singular values that make the null space (section 5.2)
 COLUMNS_AT_ONCE = 16_384  # bounds float64 copies of an unembedding: 0.5 GB where a stream has 3584 dimensions
@@ -188,3 +195,137 @@ def _ranks(values: Tensor, among: Tensor) -> Tensor:
     """Compute for each value the share of the others `among` these that are smaller; 0 where there are none."""
     ordered = values[among].sort().values
     return torch.searchsorted(ordered, values).float().div(max(len(ordered) - 1, 1)).clamp_max(1)
+
+
+class EntropyEffects(NamedTuple):
+    """What adding directions to the stream does to predictions; means over tokens, one entry a direction."""
+
+    sums: Float[Tensor, "*n documents 3"]
+    """The sums over the predictions of each document of `entropy`, `entropy_size`, `rank_size`."""
+    tokens: Float[Tensor, "*n documents"]
+    """The number of predictions of each document."""
+
+    @property
+    def entropy(self) -> Float[Tensor, "*n"]:
+        """The change of the entropy, nats."""
+        return self._mean(0)
+
+    @property
+    def entropy_size(self) -> Float[Tensor, "*n"]:
+        """The size of the change of the entropy, nats."""
+        return self._mean(1)
+
+    @property
+    def rank_size(self) -> Float[Tensor, "*n"]:
+        """The size of the change of the logarithm of the next token's rank among all tokens."""
+        return self._mean(2)
+
+    @property
+    def per_rank(self) -> Float[Tensor, "*n"]:
+        """The size of the entropy's change for each unit of change of the rank."""
+        return self.entropy_size / self.rank_size.clamp_min(1e-6)
+
+    def resampled(self, counts: np.ndarray) -> EntropyEffects:
+        """Take each document as often as `counts`, (draws, documents), says; means get a first dimension of draws.
+
+        ValueError for a single document, which says nothing of others.
+        """
+        if counts.shape[1] < 2:
+            raise ValueError(f"an interval over documents needs two at least: got {counts.shape[1]}")
+        weights = torch.from_numpy(counts).to(self.sums)
+        sums = torch.einsum("rd,...dk->r...k", weights, self.sums)
+        tokens = torch.einsum("rd,...d->r...", weights, self.tokens)
+        return EntropyEffects(sums[..., None, :], tokens[..., None])
+
+    def _mean(self, column: int) -> Tensor:
+        return self.sums[..., column].sum(-1) / self.tokens.sum(-1)
+
+
+def entropy_effects(
+    model: LanguageModel, layer: int, directions: Float[Tensor, "n d_model"], batches: Iterable[TokenBatch]
+) -> EntropyEffects:
+    """Add each direction to the residual stream before `layer`, at all ordinary tokens at once.
+
+    Predictions count where both the token and the next are ordinary. ValueError if there are none.
+    """
+
+    @torch.no_grad()
+    def predictions(batch: TokenBatch, direction: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Compute entropies and log ranks of the next tokens: (n,), (n,)."""
+        counted = (batch.mask[:, :-1] & batch.mask[:, 1:]).to(model.device)
+
+        def edit(residual: Tensor) -> Tensor:
+            return residual if direction is None else splice(residual + direction.to(residual), batch.mask)(residual)
+
+        logits = model.logits(batch.tokens, layer=layer, edit=None if direction is None else edit)
+        logits = logits[:, :-1][counted].float()
+        following = batch.tokens[:, 1:].to(model.device)[counted]
+        logs = logits.log_softmax(-1)
+        above = (logits > logits.gather(1, following[:, None])).sum(-1)
+        return -(logs.exp() * logs).sum(-1).double(), (1 + above).double().log()
+
+    def read(batch: TokenBatch) -> DocumentSums:
+        """Sum by document, (n, 4): three changes for each direction, and the number of predictions."""
+        entropy, rank = predictions(batch)
+        values = torch.zeros(len(entropy), len(directions), 4, dtype=torch.float64)
+        for index, direction in enumerate(progress(directions, "directions")):
+            new_entropy, new_rank = predictions(batch, direction)
+            change = new_entropy - entropy
+            columns = change, change.abs(), (new_rank - rank).abs(), torch.ones_like(change)
+            values[:, index] = torch.stack(columns, dim=1).cpu()
+        owners = batch.documents[:, 1:][batch.mask[:, :-1] & batch.mask[:, 1:]]
+        return DocumentSums.of(owners, values)
+
+    total = DocumentSums()
+    for part in as_fits(batches, read):
+        total.add(part)
+    if not len(total):
+        raise ValueError("the batches predict no ordinary token: expected at least one document of two tokens")
+    sums = torch.from_numpy(total.table())  # (documents, n, 4)
+    return EntropyEffects(sums[..., :3].transpose(0, 1), sums[..., 3].T)
+
+
+class EntropyTests(NamedTuple):
+    """The effects of features' directions beside those of random ones of the same norms."""
+
+    features: EntropyEffects
+    """(n,)"""
+    random: EntropyEffects
+    """(n, random directions)"""
+
+    @property
+    def exceeded(self) -> Float[Tensor, "*n"]:
+        """The share of the random directions that change the entropy less for each unit of change of the rank."""
+        return (self.random.per_rank < self.features.per_rank[..., None]).float().mean(-1)
+
+    @property
+    def acting(self) -> Bool[Tensor, "*n"]:
+        """Whether a feature exceeds at least 95% of them, and changes the entropy at all."""
+        return (self.exceeded >= 0.95) & (self.features.entropy_size > 0)
+
+    @property
+    def documents(self) -> int:
+        return self.features.tokens.shape[-1]
+
+    def resampled(self, counts: np.ndarray) -> EntropyTests:
+        """Resample both with the same draws of documents; see `EntropyEffects.resampled`."""
+        return EntropyTests(*(effects.resampled(counts) for effects in self))
+
+
+def entropy_tests(
+    model: LanguageModel,
+    layer: int,
+    directions: Float[Tensor, "n d_model"],
+    batches: Iterable[TokenBatch],
+    *,
+    n_random: int = 20,
+    seed: int = 0,
+) -> EntropyTests:
+    """Measure the effects of `directions`, and of random ones of the norm of each."""
+    drawn = torch.randn(n_random, model.d_model, generator=torch.Generator().manual_seed(seed))
+    drawn = drawn / drawn.norm(dim=1, keepdim=True)
+    own = directions.detach().cpu().float()
+    effects = entropy_effects(model, layer, torch.cat([own, *(drawn * norm for norm in own.norm(dim=1))]), batches)
+    features = EntropyEffects(*(values[: len(own)] for values in effects))
+    random = EntropyEffects(*(values[len(own) :].unflatten(0, (len(own), n_random)) for values in effects))
+    return EntropyTests(features, random)

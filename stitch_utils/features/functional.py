@@ -30,7 +30,6 @@ from ..stitching.stitch import random_stitch
 from ..utils.stats import Estimate, from_draws, over_seeds, resampled_counts
 from . import entropy
 from .attention import DeactivationSearch, HeadRoles, deactivation_search, head_roles
-from .entropy_effects import EntropyTests, entropy_tests
 
 SHOWN = 8  # bounds the entropy features that are followed
 ENDS = ("closing", "opening")
@@ -162,7 +161,7 @@ class EntropyStudy:
     """By SAE."""
     followed: list[int]
     """The first entropy features of A's SAE; without any, the feature that comes closest."""
-    tests: Mapping[str, EntropyTests]
+    tests: Mapping[str, entropy.EntropyTests]
     """By SAE, of the features that are followed."""
 
     @property
@@ -209,7 +208,7 @@ class EntropyStudy:
             numbers |= (acting if self.candidates else Estimate(0.0, 0.0, 0.0)).numbers(f"{begin}.acting")
         return numbers
 
-    def _of_group(self, group: str, measure: Callable[[EntropyTests], Tensor]) -> Estimate:
+    def _of_group(self, group: str, measure: Callable[[entropy.EntropyTests], Tensor]) -> Estimate:
         """Average a measure over its last dimension and a group's SAEs, with an interval that resamples documents."""
         tests = [self.tests[key] for key in self.twins.groups[group]]
         counts = resampled_counts(tests[0].documents, self.twins.config.seed)
@@ -248,7 +247,7 @@ def study_entropy(twins: FunctionalTwins) -> EntropyStudy:
     for key, sae in twins.saes.items():
         directions = twins.activity[key].mean[followed, None] * entropy.decoder_rows(sae).cpu()[followed]
         options = {"n_random": config.random_directions, "seed": config.seed}
-        tests[key] = entropy_tests(*twins.at(key), directions, twins.few, **options)
+        tests[key] = entropy.entropy_tests(*twins.at(key), directions, twins.few, **options)
     return EntropyStudy(twins, found, followed, tests)
 
 

@@ -9,12 +9,19 @@ A feature that fires in every sentence is structural by this rule, whatever it i
 Frequent features may transfer better for that alone: `matched_rates` compares the classes where they fire equally
 often. And `unrelated` deals versions out among the groups: what is still consistent there is so for its density.
 
+The paper cannot check the classes. The embedded world's grammar marks every word that came from a slot for content, so
+it is known how much of a feature's activation falls on content words. A feature of content words should be semantic,
+one of function words and punctuation structural. Where that fails, the feature follows a role that any word may fill
+(the noun of place, say), or fires too often or too seldom for the classes.
+
 Offers `feature_presence`, `classify`, `FeatureClasses`, `unrelated`, `matched_rates`, `MatchedRates`,
-`ClassDifference`, `density_ratios`, and `over_sentences` with `SentenceLatents`, for what reads more than presence.
+`ClassDifference`, `density_ratios`, `known_words`, `KnownWords`, `recovery`, `Recovery`.
 """
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
@@ -22,14 +29,16 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from sae_lens import SAE
+from scipy.stats import rankdata
 from torch import Tensor
 
+from ..data.embedded.marked import MarkedSentence
 from ..data.text import TokenBatch, text_rows
 from ..models.harvest import TOKENS_AT_ONCE, as_fits
 from ..models.language_model import LanguageModel
 from ..utils.progress import progress
 from ..utils.stats import Estimate
-from .resampling import over_features
+from .attribution import over_features
 
 Found = TypeVar("Found")
 
@@ -45,7 +54,7 @@ def feature_presence(
 ) -> Bool[np.ndarray, "groups versions features"]:
     """Tell whether each feature exceeds `threshold` on an ordinary token of each sentence; groups are of one size.
 
-    ValueError for no groups, groups of different sizes, and what `over_sentences` refuses.
+    ValueError for no groups, groups of different sizes, and what `_over_sentences` refuses.
     """
     sizes = {len(group) for group in groups}
     if len(sizes) != 1:
@@ -53,16 +62,16 @@ def feature_presence(
     texts = [sentence for group in groups for sentence in group]
     present = np.zeros((len(texts), sae.cfg.d_sae), dtype=bool)
 
-    def mark(parts: Parts) -> None:
+    def mark(parts: _Parts) -> None:
         for part in parts:
             token, feature = (part.latents > threshold).nonzero().cpu().unbind(1)
             present[part.owners[token].numpy(), feature.numpy()] = True
 
-    over_sentences(model, layer, sae, texts, mark, title="sentences")
+    _over_sentences(model, layer, sae, texts, mark, title="sentences")
     return present.reshape(len(groups), -1, sae.cfg.d_sae)
 
 
-class SentenceLatents(NamedTuple):
+class _Latents(NamedTuple):
     """Latents at ordinary tokens of sentences."""
 
     owners: Int[Tensor, " n"]
@@ -72,11 +81,11 @@ class SentenceLatents(NamedTuple):
     latents: Float[Tensor, "n features"]
 
 
-Parts = Iterator[SentenceLatents]
+_Parts = Iterator[_Latents]
 
 
-def over_sentences(
-    model: LanguageModel, layer: int, sae: SAE, texts: Sequence[str], reduce: Callable[[Parts], Found], *, title: str
+def _over_sentences(
+    model: LanguageModel, layer: int, sae: SAE, texts: Sequence[str], reduce: Callable[[_Parts], Found], *, title: str
 ) -> list[Found]:
     """Encode sentences in batches, and collect what `reduce` makes of the parts of each; a batch may be read twice.
 
@@ -85,11 +94,11 @@ def over_sentences(
     if sae.cfg.d_in != model.d_model:
         raise ValueError(f"the SAE reads {sae.cfg.d_in} dimensions: expected {model.d_model}, those of {model.ref!r}")
 
-    def parts(batch: TokenBatch) -> Parts:
+    def parts(batch: TokenBatch) -> _Parts:
         stream = model.residuals(batch.tokens, [layer])[layer][batch.mask.to(model.device)]
         columns = batch.documents[batch.mask], batch.mask.nonzero()[:, 1], stream
         for owners, positions, part in zip(*(column.split(TOKENS_AT_ONCE) for column in columns)):
-            yield SentenceLatents(owners, positions, sae.encode(part.to(sae.W_enc)))
+            yield _Latents(owners, positions, sae.encode(part.to(sae.W_enc)))
 
     @torch.no_grad()
     def read(batch: TokenBatch) -> Found:
@@ -232,3 +241,87 @@ def density_ratios(
 
     low, high = over_features(ratios, *sides, seed=seed)
     return low, high
+
+
+class KnownWords(NamedTuple):
+    """What features fire on, where it is known which words are content words."""
+
+    share: Float[np.ndarray, " features"]
+    """The share of a feature's activation that falls on tokens of content words; NaN if it never fires."""
+    fires: Int[np.ndarray, " features"]
+    """The number of tokens on which it does."""
+    tokens: float
+    """The share of all tokens that belong to content words: what a feature that fires anywhere would have."""
+
+
+def known_words(model: LanguageModel, layer: int, sae: SAE, sentences: Sequence[MarkedSentence]) -> KnownWords:
+    """Measure where each feature's activation falls in sentences with marked content words; needs a fast tokenizer."""
+    texts = [sentence.text for sentence in sentences]
+    encoded = model.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    content = torch.zeros(len(texts), CONTEXT, dtype=torch.bool)
+    for row, sentence, spans in zip(content, sentences, encoded):
+        for position, span in enumerate(spans[: CONTEXT - 1], 1):  # the beginning-of-text token comes first
+            row[position] = sentence.is_content(*span)
+
+    def add_up(parts: _Parts) -> tuple[Tensor, int, int]:
+        """Sum activations, those on content words, and fires, (3, features); count content tokens, and all."""
+        sums, n_inside, tokens = torch.zeros(3, sae.cfg.d_sae, dtype=torch.float64), 0, 0
+        for part in parts:
+            latents, inside = part.latents.double().cpu(), content[part.owners, part.positions]
+            sums += torch.stack([latents.sum(0), latents[inside].sum(0), (latents > 0).sum(0)])
+            n_inside, tokens = n_inside + int(inside.sum()), tokens + len(inside)
+        return sums, n_inside, tokens
+
+    columns = zip(*_over_sentences(model, layer, sae, texts, add_up, title="known words"))
+    (mass, on_content, fires), inside, tokens = (functools.reduce(operator.add, column) for column in columns)
+    share = torch.where(mass > 0, on_content / mass, torch.nan)
+    return KnownWords(share.numpy(), fires.long().numpy(), inside / tokens)
+
+
+class Recovery(NamedTuple):
+    """How well the classes from `k` versions tell content features from others; intervals by resampling features."""
+
+    k: int
+    accuracy: Estimate
+    balanced: Estimate
+    """The mean of the accuracies for both kinds."""
+    auc: Estimate
+    """The probability that a content feature is less consistent than another one, without any threshold."""
+    content: int
+    """The number of features more than half of whose activation falls on content words."""
+    others: int
+
+
+def recovery(
+    presence: Bool[np.ndarray, "groups versions features"],
+    known: KnownWords,
+    *,
+    share: float = SHARE,
+    min_groups: int = MIN_GROUPS,
+    min_fires: int = 10,
+    seed: int = 0,
+) -> list[Recovery]:
+    """Compare the classes from 1, 2, ... versions (semantic: a content feature) with what is known.
+
+    The same features count for every k: those that are not dead by their originals and first versions, and fire on
+    `min_fires` known tokens. The list is empty if they are all of one kind, as in small runs.
+    """
+    usable = ~classify(presence[:, :2], share=share, min_groups=min_groups).dead & (known.fires >= min_fires)
+    content = known.share > 0.5
+    kinds = [np.flatnonzero(usable & content), np.flatnonzero(usable & ~content)]
+    if not all(map(len, kinds)):
+        return []
+    found = []
+    for k in range(1, presence.shape[1]):
+        classes = classify(presence[:, : k + 1], share=share, min_groups=min_groups)
+
+        def scores(content: np.ndarray, others: np.ndarray, classes: FeatureClasses = classes) -> tuple[float, ...]:
+            right = classes.semantic[content], classes.structural[others]
+            ranks = rankdata(-classes.consistency[np.concatenate([content, others])])[: len(content)]
+            above = ranks.sum() - len(content) * (len(content) + 1) / 2
+            balanced = (right[0].mean() + right[1].mean()) / 2
+            return np.concatenate(right).mean(), balanced, above / (len(content) * len(others))
+
+        estimates = over_features(scores, *kinds, seed=seed)  # the same draws for all k
+        found.append(Recovery(k, *estimates, *map(len, kinds)))
+    return found

@@ -10,8 +10,9 @@ Offers `FeatureStudyConfig`, `feature_study_config`, `study_features`, `FeatureS
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,15 +20,11 @@ from sae_lens import SAE
 
 from ..data.embedded.marked import marked_groups
 from ..data.pairs import ModelPair
-from ..data.text import TokenBatch
 from ..stitching.pair import StitchedPair
-from . import attribution
+from . import attribution, structure
 from .attribution import SIDES, AttributionCorrelation
 from .contexts import Context, top_contexts
-from .known_words import KnownWords, Recovery, known_words, recovery
-from .resampling import over_features
 from .rewriting import AugmentedGroups, augmented_groups, world_stream
-from .structure import FeatureClasses, classify, density_ratios, feature_presence, matched_rates, unrelated
 
 KINDS = ("structural", "semantic")
 TWINS = ("transferred", "random")
@@ -85,12 +82,12 @@ class FeatureStudy:
     correlations: Mapping[str, Mapping[str, AttributionCorrelation]]
     """By direction and twin, `transferred` or `random`."""
     groups: AugmentedGroups
-    classes: Mapping[str, FeatureClasses]
-    by_chance: Mapping[str, FeatureClasses]
+    classes: Mapping[str, structure.FeatureClasses]
+    by_chance: Mapping[str, structure.FeatureClasses]
     """The classes from sentences that have nothing to do with each other."""
-    recovered: Mapping[str, list[Recovery]]
+    recovered: Mapping[str, list[structure.Recovery]]
     """For 1, 2, ... versions; empty where it is not known which words are content."""
-    recovered_clean: Mapping[str, list[Recovery]]
+    recovered_clean: Mapping[str, list[structure.Recovery]]
     """From the groups of which no version breaks a rule alone."""
     contexts: Mapping[str, Mapping[str, Mapping[int, list[Context]]]]
     """By direction and model, `a` or `b`: the top contexts of each feature there."""
@@ -164,13 +161,16 @@ class FeatureStudy:
             found[f"{begin}.by_chance"] = int(getattr(self.by_chance[direction], kind).sum())
             if len(some):
                 summary = attribution.summarise(result.correlation[some], seed=seed)
-                (rate,) = over_features(lambda rates: [np.median(rates)], result.firing_rate[some], seed=seed)
+                (rate,) = attribution.over_features(
+                    lambda rates: [np.median(rates)], result.firing_rate[some], seed=seed
+                )
                 found |= _estimates(begin, summary, "mean", "spread") | rate.numbers(f"{begin}.rate")
         if all(len(self.of_kind(direction, kind)) for kind in KINDS):
             living = np.where(self.alive(direction), result.correlation, np.nan)
-            low, high = density_ratios(living, classes, seed=seed)
+            low, high = structure.density_ratios(living, classes, seed=seed)
             found |= low.numbers(f"{start}.lowest_tenth") | high.numbers(f"{start}.highest_tenth")
-            for name, one in matched_rates(living, result.firing_rate, classes, seed=seed)._asdict().items():
+            compared = structure.matched_rates(living, result.firing_rate, classes, seed=seed)
+            for name, one in compared._asdict().items():
                 if one is not None:
                     found |= _estimates(f"{start}.{name}", one, "mean", "spread")
                     found |= {f"{start}.{name}.{kind}": getattr(one, kind) for kind in KINDS}
@@ -184,52 +184,30 @@ def _estimates(start: str, of: object, *names: str) -> dict[str, float]:
 
 def study_features(stitched: StitchedPair, saes: tuple[SAE, SAE], config: FeatureStudyConfig) -> FeatureStudy:
     """Compare and class all features of `saes`, A's and B's, and find their contexts."""
-    twins, presence, seed = {}, {}, config.seed
-    for sae, (direction, (_, target)) in zip(saes, SIDES.items()):
-        twins[direction] = attribution.carried(stitched, sae, to=target, seed=seed)
+    seed, sides = config.seed, list(zip(saes, SIDES.items()))
+    twins = {way: attribution.carried(stitched, sae, to=target, seed=seed) for sae, (way, (_, target)) in sides}
     correlations = attribution.attribution_correlations(stitched, twins)
     groups = augmented_groups(stitched.pair, config.sentences, config.versions, seed=seed)
-    for sae, (direction, (source, _)) in zip(saes, SIDES.items()):
-        side = stitched.side(source)
-        presence[direction] = feature_presence(*side, sae, groups.groups, threshold=config.threshold)
-    known: dict[str, KnownWords] = {}
+    marked = ()
     if groups.source == "world":
         marked = marked_groups(world_stream(seed), len(groups.groups), config.versions)
-        for sae, (direction, (source, _)) in zip(saes, SIDES.items()):
-            known[direction] = known_words(*stitched.side(source), sae, list(itertools.chain(*marked)))
     options = {"share": config.share, "min_groups": config.min_groups}
 
-    def texts() -> Iterator[TokenBatch]:
+    def contexts_of(side: str, sae: SAE) -> dict[int, list[Context]]:
         batches = stitched.evaluation_batches()
-        return itertools.takewhile(lambda batch: int(batch.documents.min()) < config.context_documents, batches)
+        some = itertools.takewhile(lambda batch: int(batch.documents.min()) < config.context_documents, batches)
+        return top_contexts(*stitched.side(side), sae, some, n=config.contexts)
 
-    contexts = {
-        direction: {
-            side: top_contexts(*stitched.side(side), sae, texts(), n=config.contexts)
-            for side, sae in zip(SIDES[direction], (some.sae, some.others["transferred"]))
-        }
-        for direction, some in twins.items()
-    }
-    return FeatureStudy(
-        config,
-        correlations,
-        groups,
-        {direction: classify(found, **options) for direction, found in presence.items()},
-        {direction: classify(unrelated(found, seed=seed), **options) for direction, found in presence.items()},
-        *_recovered(presence, known, groups, config),
-        contexts,
-    )
-
-
-def _recovered(
-    presence: Mapping[str, np.ndarray],
-    known: Mapping[str, KnownWords],
-    groups: AugmentedGroups,
-    config: FeatureStudyConfig,
-) -> list[dict[str, list[Recovery]]]:
-    """Compare classes with known words in all groups, and in those of which no version breaks a rule."""
-    options = {name: getattr(config, name) for name in ("share", "min_groups", "min_fires", "seed")}
-    return [
-        {direction: recovery(presence[direction][some], words, **options) for direction, words in known.items()}
-        for some in (slice(None), groups.clean)
-    ]
+    classes, by_chance, recovered, clean, contexts = {}, {}, {}, {}, {}
+    for sae, (direction, (source, target)) in sides:
+        model, layer = stitched.side(source)
+        found = structure.feature_presence(model, layer, sae, groups.groups, threshold=config.threshold)
+        classes[direction] = structure.classify(found, **options)
+        by_chance[direction] = structure.classify(structure.unrelated(found, seed=seed), **options)
+        if marked:
+            known = structure.known_words(model, layer, sae, list(itertools.chain(*marked)))
+            judge = functools.partial(structure.recovery, known=known, min_fires=config.min_fires, seed=seed, **options)
+            recovered[direction], clean[direction] = judge(found), judge(found[groups.clean])
+        twin = twins[direction].others["transferred"]
+        contexts[direction] = {source: contexts_of(source, sae), target: contexts_of(target, twin)}
+    return FeatureStudy(config, correlations, groups, classes, by_chance, recovered, clean, contexts)

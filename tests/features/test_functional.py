@@ -11,8 +11,7 @@ from toy_saes import make_sae
 
 from stitch_utils.data.pairs import load_pair
 from stitch_utils.features.attention import Path, path_ablation
-from stitch_utils.features.entropy import decoder_rows, null_space, unembedding
-from stitch_utils.features.entropy_effects import entropy_effects
+from stitch_utils.features.entropy import decoder_rows, entropy_effects, null_space, unembedding
 from stitch_utils.features.functional import (
     FunctionalConfig,
     functional_config,

@@ -13,8 +13,7 @@ from toy_saes import LATENTS, make_sae
 
 from stitch_utils.data.embedded.marked import marked_groups
 from stitch_utils.features import structure
-from stitch_utils.features.known_words import KnownWords, known_words, recovery
-from stitch_utils.features.structure import classify, feature_presence
+from stitch_utils.features.structure import KnownWords, classify, feature_presence, known_words, recovery
 
 GRAMMAR = re.findall(
     r"\w+", "the and who so because that says do does did not will am is are was were be i we she he in at on"
