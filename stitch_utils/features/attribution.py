@@ -11,7 +11,7 @@ A token counts where it and its successor are ordinary ones of the same row.
 The paper does not say what becomes of the final norm. Here n takes the mean off the decoder row where the norm does so
 (LayerNorm), multiplies it by the norm's learned scale, and leaves out the division by the size of the final stream.
 That divisor belongs to the token and not to the feature, and two models are likely to agree on it, so it would
-correlate features that have nothing else in common; `divide` puts it back. A cap on the logits (Gemma) is left out too.
+correlate features that have nothing else in common. A cap on the logits (Gemma) is left out too.
 No prediction depends on the mean of v_i over the vocabulary; Eq. 10 as printed keeps it, and `centre` takes it off.
 
 One pass adds everything up, around running means (Chan, Golub & LeVeque 1983) and in float64.
@@ -34,7 +34,6 @@ from torch import Tensor
 
 from ..data.text import TokenBatch
 from ..models.harvest import TOKENS_AT_ONCE, as_fits
-from ..models.language_model import LanguageModel
 from ..models.unembedding import LogitWeights
 from ..saes.transfer import transfer_sae
 from ..stitching.pair import StitchedPair
@@ -127,14 +126,10 @@ class _Sums(NamedTuple):
         return AttributionCorrelation(*(column.double().cpu().numpy() for column in columns), self.tokens)
 
 
-def _attributions(
-    sae: SAE, rows: Tensor, stream: Tensor, columns: Tensor, divisors: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
+def _attributions(sae: SAE, rows: Tensor, stream: Tensor, columns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Compute f_i v_i,next for each token in float64, how often each feature fires, and its largest activation."""
     latents = sae.encode(stream.to(sae.W_enc)).to(stream.device)
     values = latents.double() * (columns @ rows.T)
-    if divisors is not None:
-        values /= divisors[:, None]
     return values, (latents > 0).sum(0), latents.amax(0).double()
 
 
@@ -144,14 +139,12 @@ def attribution_correlations(
     batches: Iterable[TokenBatch] | None = None,
     *,
     centre: bool = False,
-    divide: bool = False,
 ) -> dict[str, dict[str, AttributionCorrelation]]:
     """Compute Eq. 10, by direction and name of a twin, in one pass over the text and one run of each model.
 
     The text is by default the evaluation text of the pair. A direction is `up`, an SAE of A with twins that read B, or
-    `down`, the converse. `centre` and `divide` are variants (see above); the latter runs the models to their ends.
-    ValueError for another direction, an SAE of another width than its model, a twin of another number of features, and
-    batches without two ordinary tokens in a row.
+    `down`, the converse. `centre` takes the mean off the logit weights. ValueError for another direction, an SAE of
+    another width than its model, a twin of another number of features, and no two ordinary tokens in a row.
     """
     _check(stitched, directions)
     readouts = {side: LogitWeights(model) for side, model in zip("ab", stitched.models)}
@@ -171,17 +164,17 @@ def attribution_correlations(
     def read(batch: TokenBatch) -> dict[tuple[str, str], _Sums]:
         counts = batch.mask[:, :-1] & batch.mask[:, 1:]
         following = batch.tokens[:, 1:][counts]  # (n,)
-        streams = {
-            side: _streams(*stitched.side(side), batch.tokens, counts, readout if divide else None)
-            for side, readout in readouts.items()
-        }
+        counted, streams = torch.nn.functional.pad(counts, (0, 1)), {}
+        for side in readouts:
+            model, layer = stitched.side(side)
+            streams[side] = model.residuals(batch.tokens, [layer])[layer][counted.to(model.device)]
         found: dict[tuple[str, str], _Sums] = {}
         for start in range(0, len(following), rows_at_once):
             part = slice(start, start + rows_at_once)
-            inputs = {}
-            for side, (stream, divisors) in streams.items():
-                columns = readouts[side].columns(following[part], centre=centre)
-                inputs[side] = stream[part], columns, None if divisors is None else divisors[part]
+            inputs = {
+                side: (streams[side][part], readout.columns(following[part], centre=centre))
+                for side, readout in readouts.items()
+            }
             for direction, (own, others) in readers.items():
                 source, target = (inputs[side] for side in SIDES[direction])
                 ours = own(*source)
@@ -225,21 +218,6 @@ def _check(stitched: StitchedPair, directions: Mapping[str, Twins]) -> None:
                     f"{direction}: twin {name!r} has {sae.cfg.d_sae} features: expected {twins.sae.cfg.d_sae}, one for "
                     "each of the SAE that it is compared with"
                 )
-
-
-def _streams(
-    model: LanguageModel, layer: int, tokens: Tensor, counts: Tensor, readout: LogitWeights | None
-) -> tuple[Tensor, Tensor | None]:
-    """Read the stream before `layer` at the tokens that count (n, d), and what the final norm divides by (n,)."""
-    counts = torch.nn.functional.pad(counts, (0, 1)).to(model.device)
-    if readout is None:
-        return model.residuals(tokens, [layer])[layer][counts], None
-    found: list[Tensor] = []
-    places = model.hook_name(layer), "ln_final.hook_in"  # a run passes them in this order
-    with model.bridge.hooks(fwd_hooks=[(place, lambda value, hook: found.append(value[counts])) for place in places]):
-        model.logits(tokens)
-    stream, final = found
-    return stream, readout.divisors(final).double()
 
 
 def over_features(statistics: Callable[..., Sequence[float]], *groups: np.ndarray, seed: int) -> list[Estimate]:
