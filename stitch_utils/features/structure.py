@@ -20,10 +20,9 @@ Offers `feature_presence`, `classify`, `FeatureClasses`, `unrelated`, `matched_r
 
 from __future__ import annotations
 
-import functools
-import operator
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, TypeVar
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -40,8 +39,6 @@ from ..utils.progress import progress
 from ..utils.stats import Estimate
 from .attribution import over_features
 
-Found = TypeVar("Found")
-
 CONTEXT = 128  # tokens of a sentence that are read, the beginning-of-text token included (App. H.1)
 BATCH_SIZE = 64
 SHARE = 0.5
@@ -52,64 +49,41 @@ BINS_A_DECADE = 5
 def feature_presence(
     model: LanguageModel, layer: int, sae: SAE, groups: Sequence[Sequence[str]], *, threshold: float = 0.0
 ) -> Bool[np.ndarray, "groups versions features"]:
-    """Tell whether each feature exceeds `threshold` on an ordinary token of each sentence; groups are of one size.
+    """Tell whether each feature exceeds `threshold` on an ordinary token of each sentence.
 
-    ValueError for no groups, groups of different sizes, and what `_over_sentences` refuses.
+    ValueError for no groups, groups of different sizes, an SAE of another width than the model, and a sentence without
+    an ordinary token.
     """
     sizes = {len(group) for group in groups}
     if len(sizes) != 1:
         raise ValueError(f"expected groups of one size: got {', '.join(map(str, sorted(sizes))) or 'no groups'}")
-    texts = [sentence for group in groups for sentence in group]
+    texts = list(itertools.chain(*groups))
     present = np.zeros((len(texts), sae.cfg.d_sae), dtype=bool)
-
-    def mark(parts: _Parts) -> None:
-        for part in parts:
-            token, feature = (part.latents > threshold).nonzero().cpu().unbind(1)
-            present[part.owners[token].numpy(), feature.numpy()] = True
-
-    _over_sentences(model, layer, sae, texts, mark, title="sentences")
+    for owners, _, latents in _of_sentences(model, layer, sae, texts, "sentences"):
+        token, feature = (latents > threshold).nonzero().cpu().unbind(1)
+        present[owners[token].numpy(), feature.numpy()] = True
     return present.reshape(len(groups), -1, sae.cfg.d_sae)
 
 
-class _Latents(NamedTuple):
-    """Latents at ordinary tokens of sentences."""
-
-    owners: Int[Tensor, " n"]
-    """The sentence of each token."""
-    positions: Int[Tensor, " n"]
-    """The place of each token in its row, behind the beginning-of-text token."""
-    latents: Float[Tensor, "n features"]
-
-
-_Parts = Iterator[_Latents]
-
-
-def _over_sentences(
-    model: LanguageModel, layer: int, sae: SAE, texts: Sequence[str], reduce: Callable[[_Parts], Found], *, title: str
-) -> list[Found]:
-    """Encode sentences in batches, and collect what `reduce` makes of the parts of each; a batch may be read twice.
-
-    ValueError for an SAE of another width than the model, and a sentence without an ordinary token.
-    """
+@torch.no_grad()
+def _of_sentences(
+    model: LanguageModel, layer: int, sae: SAE, texts: Sequence[str], title: str
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Give, for some ordinary tokens at a time, their sentences, places in the row, and latents (n, features)."""
     if sae.cfg.d_in != model.d_model:
         raise ValueError(f"the SAE reads {sae.cfg.d_in} dimensions: expected {model.d_model}, those of {model.ref!r}")
 
-    def parts(batch: TokenBatch) -> _Parts:
-        stream = model.residuals(batch.tokens, [layer])[layer][batch.mask.to(model.device)]
-        columns = batch.documents[batch.mask], batch.mask.nonzero()[:, 1], stream
-        for owners, positions, part in zip(*(column.split(TOKENS_AT_ONCE) for column in columns)):
-            yield _Latents(owners, positions, sae.encode(part.to(sae.W_enc)))
-
-    @torch.no_grad()
-    def read(batch: TokenBatch) -> Found:
-        empty = (~batch.mask.any(1)).nonzero()[:, 0].tolist()
-        if empty:
-            text = texts[int(batch.documents[empty[0], 0])]
-            raise ValueError(f"the sentence {text[:40]!r} has no ordinary token: expected at least one")
-        return reduce(parts(batch))
+    def read(batch: TokenBatch) -> tuple[TokenBatch, Tensor]:
+        empty = batch.documents[~batch.mask.any(1), 0]
+        if len(empty):
+            raise ValueError(f"the sentence {texts[int(empty[0])][:40]!r} has no ordinary token: expected at least one")
+        return batch, model.residuals(batch.tokens, [layer])[layer][batch.mask.to(model.device)]
 
     batches = text_rows(texts, model.tokenizer, context=CONTEXT, batch_size=BATCH_SIZE)
-    return list(progress(as_fits(batches, read), title))
+    for batch, stream in progress(as_fits(batches, read), title):
+        columns = batch.documents[batch.mask], batch.mask.nonzero()[:, 1], stream
+        for owners, places, part in zip(*(column.split(TOKENS_AT_ONCE) for column in columns)):
+            yield owners, places, sae.encode(part.to(sae.W_enc))
 
 
 class FeatureClasses(NamedTuple):
@@ -130,14 +104,9 @@ class FeatureClasses(NamedTuple):
 def classify(
     presence: Bool[np.ndarray, "groups versions features"], *, share: float = SHARE, min_groups: int = MIN_GROUPS
 ) -> FeatureClasses:
-    """Class features by where they fire.
-
-    ValueError for groups without a version beside the original, a share that is none, and min_groups below 1.
-    """
+    """Class features by where they fire; ValueError for groups without a version beside the original."""
     if presence.shape[1] < 2:
         raise ValueError(f"groups of {presence.shape[1]} sentences: expected an original and at least one version")
-    if not 0 < share <= 1 or min_groups < 1:
-        raise ValueError(f"expected a share in (0, 1] and min_groups >= 1: got {share} and {min_groups}")
     groups, consistent = presence.any(axis=1).sum(axis=0), presence.all(axis=1).sum(axis=0)
     consistency = np.divide(consistent, groups, out=np.full(len(groups), np.nan), where=groups > 0)
     enough = groups >= min_groups
@@ -263,19 +232,14 @@ def known_words(model: LanguageModel, layer: int, sae: SAE, sentences: Sequence[
         for position, span in enumerate(spans[: CONTEXT - 1], 1):  # the beginning-of-text token comes first
             row[position] = sentence.is_content(*span)
 
-    def add_up(parts: _Parts) -> tuple[Tensor, int, int]:
-        """Sum activations, those on content words, and fires, (3, features); count content tokens, and all."""
-        sums, n_inside, tokens = torch.zeros(3, sae.cfg.d_sae, dtype=torch.float64), 0, 0
-        for part in parts:
-            latents, inside = part.latents.double().cpu(), content[part.owners, part.positions]
-            sums += torch.stack([latents.sum(0), latents[inside].sum(0), (latents > 0).sum(0)])
-            n_inside, tokens = n_inside + int(inside.sum()), tokens + len(inside)
-        return sums, n_inside, tokens
-
-    columns = zip(*_over_sentences(model, layer, sae, texts, add_up, title="known words"))
-    (mass, on_content, fires), inside, tokens = (functools.reduce(operator.add, column) for column in columns)
+    sums, n_inside, tokens = torch.zeros(3, sae.cfg.d_sae, dtype=torch.float64), 0, 0
+    for owners, places, latents in _of_sentences(model, layer, sae, texts, "known words"):
+        latents, inside = latents.double().cpu(), content[owners, places]
+        sums += torch.stack([latents.sum(0), latents[inside].sum(0), (latents > 0).sum(0)])
+        n_inside, tokens = n_inside + int(inside.sum()), tokens + len(inside)
+    mass, on_content, fires = sums
     share = torch.where(mass > 0, on_content / mass, torch.nan)
-    return KnownWords(share.numpy(), fires.long().numpy(), inside / tokens)
+    return KnownWords(share.numpy(), fires.long().numpy(), n_inside / tokens)
 
 
 class Recovery(NamedTuple):

@@ -38,9 +38,9 @@ class FeatureStudyConfig:
     """Sentences that are drawn, each with its versions."""
     versions: int = 5
     """Versions of a sentence, beside the original (App. H.1)."""
-    share: float = 0.5
+    share: float = structure.SHARE
     """Share of the groups in which a feature fires at all where a structural one fires in all versions."""
-    min_groups: int = 5
+    min_groups: int = structure.MIN_GROUPS
     """Groups in which a feature must fire to be classed."""
     threshold: float = 0.0
     """Activation that a feature must exceed to count as firing in a sentence."""
@@ -56,10 +56,10 @@ class FeatureStudyConfig:
     def __post_init__(self):
         if min(self.sentences, self.versions, self.contexts, self.context_documents) < 1:
             raise ValueError("at least one sentence, version, context and document are needed")
-        if min(self.min_groups, self.min_fires) < 1 or self.threshold < 0:
+        if not 0 < self.share <= 1 or min(self.min_groups, self.min_fires) < 1 or self.threshold < 0:
             raise ValueError(
-                f"expected min_groups >= 1, min_fires >= 1 and threshold >= 0: got {self.min_groups}, "
-                f"{self.min_fires} and {self.threshold}"
+                f"expected a share in (0, 1], min_groups >= 1, min_fires >= 1 and threshold >= 0: got {self.share}, "
+                f"{self.min_groups}, {self.min_fires} and {self.threshold}"
             )
 
 

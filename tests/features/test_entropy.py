@@ -64,9 +64,6 @@ def test_what_lies_in_the_null_space_and_what_does_not():
     outside = torch.linalg.qr(torch.cat([directions, normal(32, 5)], dim=1))[0][:, 4:]
     share = space.share(torch.cat([3 * directions.T, outside.T]))
     torch.testing.assert_close(share, torch.tensor([1.0] * 4 + [0.0] * 5), atol=1e-5, rtol=0)
-    for bottom in (0.0, 1.0):
-        with pytest.raises(ValueError, match=f"between 0 and 1: got {bottom}"):
-            null_space(W_U, bottom=bottom)
 
 
 def test_chance_is_what_random_directions_have():
@@ -213,3 +210,6 @@ def test_settings_that_make_no_sense():
         functional_config(load_pair("tiny"), "smoke", candidates=0)
     with pytest.raises(ValueError, match=r"lie between 0 and 1: got 1\.5 and 0\.02"):
         FunctionalConfig(1, 1, 2, 1, 1, quantile=1.5)
+    for bottom in (0.0, 1.0):
+        with pytest.raises(ValueError, match=f"lie between 0 and 1: got 0.95 and {bottom}"):
+            FunctionalConfig(1, 1, 2, 1, 1, bottom=bottom)

@@ -195,8 +195,10 @@ def test_sizes():
     assert feature_study_config(pair, "smoke").sentences == 40
     assert feature_study_config(pair, "smoke", min_groups=None, min_fires=3).min_groups == 2
     assert feature_study_config(pair, "smoke", min_groups=4, threshold=0.5).min_groups == 4
-    for wrong in ({"min_groups": 0}, {"min_fires": 0}, {"threshold": -0.1}):
-        with pytest.raises(ValueError, match="expected min_groups >= 1, min_fires >= 1 and threshold >= 0"):
+    for wrong in ({"share": 0.0}, {"share": 1.1}, {"min_groups": 0}, {"min_fires": 0}, {"threshold": -0.1}):
+        with pytest.raises(
+            ValueError, match=r"a share in \(0, 1\], min_groups >= 1, min_fires >= 1 and threshold >= 0"
+        ):
             dataclasses.replace(CONFIG, **wrong)
     assert feature_study_config(load_pair("gpt2"), "smoke").sentences == 4
     with pytest.raises(ValueError, match="unknown scale 'huge'"):
