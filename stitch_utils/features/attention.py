@@ -38,6 +38,7 @@ from ..utils.progress import progress
 from ..utils.stats import DocumentSums, Estimate, from_draws, resampled_counts
 from .entropy import ActivationSummary, decoder_rows
 
+Text = Sequence[TokenBatch]
 QUERIES_AT_ONCE = 512  # bounds the keys that are gathered for them: 0.1 GB at 512 positions and 128 dimensions
 
 
@@ -197,11 +198,11 @@ def deactivation_search(
     layer: int,
     sae: SAE,
     summary: ActivationSummary,
-    batches: Sequence[TokenBatch],
+    batches: Text,
     *,
-    candidates: int = 128,
-    max_tokens: int = 400,
-    min_tokens: int = 20,
+    candidates: int,
+    max_tokens: int,
+    min_tokens: int,
 ) -> DeactivationSearch:
     """Score all features for all heads downstream, then ablate the paths of the highest and lowest, half of each.
 
@@ -234,14 +235,7 @@ class HeadRoles(NamedTuple):
 
 
 def head_roles(
-    model: LanguageModel,
-    layer: int,
-    sae: SAE,
-    feature: int,
-    search: Sequence[TokenBatch],
-    evaluation: Sequence[TokenBatch],
-    *,
-    max_tokens: int = 400,
+    model: LanguageModel, layer: int, sae: SAE, feature: int, search: Text, evaluation: Text, *, max_tokens: int
 ) -> HeadRoles:
     """Ablate a feature's paths to all heads downstream; choose heads on one text and measure them on another."""
     paths = [Path(feature, *place) for place in _heads_after(model, layer)]

@@ -41,6 +41,7 @@ from ..stitching.stitch import random_stitch
 from ..utils.progress import progress
 from ..utils.stats import RESAMPLES, Estimate, from_draws
 
+OfFeatures = Float[np.ndarray, " features"]
 SIDES = {"up": "ab", "down": "ba"}  # the model that an SAE comes from, and the one that it is carried to
 ENTRIES_AT_ONCE = 2**25  # bounds each float64 table of tokens x features to 0.25 GB
 CONSTANT = 1e-20  # a sum of squared deviations below this share of the sum of squares is rounding
@@ -65,15 +66,13 @@ def carried(stitched: StitchedPair, sae: SAE, *, to: str = "b", seed: int = 0) -
 
 
 class AttributionCorrelation(NamedTuple):
-    """Eq. 10 for every feature of an SAE and its twin; rates and maxima are over the tokens that count."""
+    """Eq. 10 for every feature of an SAE and its twin; rates are over the tokens that count."""
 
-    correlation: Float[np.ndarray, " features"]
+    correlation: OfFeatures
     """NaN where one of the two attributions does not vary: where a feature never fires, say."""
-    firing_rate: Float[np.ndarray, " features"]
-    """Share of the tokens on which the feature fires in the model that it comes from."""
-    twin_firing_rate: Float[np.ndarray, " features"]
-    max_activation: Float[np.ndarray, " features"]
-    twin_max_activation: Float[np.ndarray, " features"]
+    firing_rate: OfFeatures
+    """The share of the tokens on which the feature fires in the model that it comes from."""
+    twin_firing_rate: OfFeatures
     n_tokens: int
 
     def alive(self, min_fires: int = MIN_FIRES) -> Bool[np.ndarray, " features"]:
@@ -92,16 +91,15 @@ class _Sums(NamedTuple):
     products: Tensor
     """The sums of the products of deviations, (features,)."""
     fires: Tensor
-    largest: Tensor
 
     @classmethod
-    def of(cls, *sides: tuple[Tensor, Tensor, Tensor]) -> _Sums:
-        """Sum up both sides' attributions (n, features), with how often each feature fires and its maximum."""
-        values, fires, largest = zip(*sides)
+    def of(cls, *sides: tuple[Tensor, Tensor]) -> _Sums:
+        """Sum up both sides' attributions (n, features), with how often each feature fires."""
+        values, fires = zip(*sides)
         means = torch.stack([some.mean(0) for some in values])
         ours, theirs = (some - mean for some, mean in zip(values, means))
         squares = torch.stack([ours.square().sum(0), theirs.square().sum(0)])
-        return cls(len(ours), means, squares, (ours * theirs).sum(0), torch.stack(fires), torch.stack(largest))
+        return cls(len(ours), means, squares, (ours * theirs).sum(0), torch.stack(fires))
 
     def merged(self, other: _Sums) -> _Sums:
         count, step = self.tokens + other.tokens, other.means - self.means
@@ -112,7 +110,6 @@ class _Sums(NamedTuple):
             self.squares + other.squares + step.square() * weight,
             self.products + other.products + step[0] * step[1] * weight,
             self.fires + other.fires,
-            torch.maximum(self.largest, other.largest),
         )
 
     def correlation(self) -> Tensor:
@@ -122,15 +119,14 @@ class _Sums(NamedTuple):
         return torch.where(varies.all(0), found.clamp(-1, 1), torch.nan)
 
     def result(self) -> AttributionCorrelation:
-        columns = self.correlation(), *(self.fires / self.tokens), *self.largest
+        columns = self.correlation(), *(self.fires / self.tokens)
         return AttributionCorrelation(*(column.double().cpu().numpy() for column in columns), self.tokens)
 
 
-def _attributions(sae: SAE, rows: Tensor, stream: Tensor, columns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute f_i v_i,next for each token in float64, how often each feature fires, and its largest activation."""
+def _attributions(sae: SAE, rows: Tensor, stream: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute f_i v_i,next for each token in float64, and how often each feature fires."""
     latents = sae.encode(stream.to(sae.W_enc)).to(stream.device)
-    values = latents.double() * (columns @ rows.T)
-    return values, (latents > 0).sum(0), latents.amax(0).double()
+    return latents.double() * (columns @ rows.T), (latents > 0).sum(0)
 
 
 def attribution_correlations(
@@ -244,17 +240,16 @@ class CorrelationSummary(NamedTuple):
     above_half: Estimate
     """The share of features above 0.5."""
     below_zero: Estimate
-    features: int
 
 
-def summarise(correlations: Float[np.ndarray, " features"], *, seed: int = 0) -> CorrelationSummary:
+def summarise(correlations: OfFeatures, *, seed: int = 0) -> CorrelationSummary:
     """Summarise the correlations that are numbers; ValueError if there is none."""
     values = _numbers(correlations, "correlations")
 
     def statistics(chosen: np.ndarray) -> tuple[float, ...]:
         return chosen.mean(), np.median(chosen), chosen.std(), (chosen > 0.5).mean(), (chosen < 0).mean()
 
-    return CorrelationSummary._make([*over_features(statistics, values, seed=seed), len(values)])
+    return CorrelationSummary(*over_features(statistics, values, seed=seed))
 
 
 class AgainstRandom(NamedTuple):
@@ -266,9 +261,7 @@ class AgainstRandom(NamedTuple):
     """The share below their 5th percentile: features that were flipped."""
 
 
-def against_random(
-    correlations: Float[np.ndarray, " features"], random: Float[np.ndarray, " others"], *, seed: int = 0
-) -> AgainstRandom:
+def against_random(correlations: OfFeatures, random: Float[np.ndarray, " others"], *, seed: int = 0) -> AgainstRandom:
     """Compare the correlations that are numbers (App. G); ValueError if either side has none."""
     values, baseline = _numbers(correlations, "correlations"), _numbers(random, "random correlations")
 

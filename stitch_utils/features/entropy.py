@@ -41,6 +41,7 @@ from ..stitching.evaluation import splice
 from ..utils.progress import progress
 from ..utils.stats import DocumentSums, Estimate
 
+Directions = Float[Tensor, "n d_model"]
 BOTTOM = 0.02  # the share of the singular values that make the null space (section 5.2)
 COLUMNS_AT_ONCE = 16_384  # bounds float64 copies of an unembedding: 0.5 GB where a stream has 3584 dimensions
 
@@ -239,7 +240,7 @@ class EntropyEffects(NamedTuple):
 
 
 def entropy_effects(
-    model: LanguageModel, layer: int, directions: Float[Tensor, "n d_model"], batches: Iterable[TokenBatch]
+    model: LanguageModel, layer: int, directions: Directions, batches: Iterable[TokenBatch]
 ) -> EntropyEffects:
     """Add each direction to the residual stream before `layer`, at all ordinary tokens at once.
 
@@ -310,13 +311,7 @@ class EntropyTests(NamedTuple):
 
 
 def entropy_tests(
-    model: LanguageModel,
-    layer: int,
-    directions: Float[Tensor, "n d_model"],
-    batches: Iterable[TokenBatch],
-    *,
-    n_random: int = 20,
-    seed: int = 0,
+    model: LanguageModel, layer: int, directions: Directions, batches: Iterable[TokenBatch], *, n_random: int, seed: int
 ) -> EntropyTests:
     """Measure the effects of `directions`, and of random ones of the norm of each."""
     drawn = torch.randn(n_random, model.d_model, generator=torch.Generator().manual_seed(seed))

@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from sae_lens import SAE
 from scipy.stats import rankdata
 from torch import Tensor
@@ -37,8 +37,9 @@ from ..models.harvest import TOKENS_AT_ONCE, as_fits
 from ..models.language_model import LanguageModel
 from ..utils.progress import progress
 from ..utils.stats import Estimate
-from .attribution import over_features
+from .attribution import OfFeatures, over_features
 
+Presence = Bool[np.ndarray, "groups versions features"]
 CONTEXT = 128  # tokens of a sentence that are read, the beginning-of-text token included (App. H.1)
 BATCH_SIZE = 64
 SHARE = 0.5
@@ -48,7 +49,7 @@ BINS_A_DECADE = 5
 
 def feature_presence(
     model: LanguageModel, layer: int, sae: SAE, groups: Sequence[Sequence[str]], *, threshold: float = 0.0
-) -> Bool[np.ndarray, "groups versions features"]:
+) -> Presence:
     """Tell whether each feature exceeds `threshold` on an ordinary token of each sentence.
 
     ValueError for no groups, groups of different sizes, an SAE of another width than the model, and a sentence without
@@ -91,19 +92,15 @@ class FeatureClasses(NamedTuple):
 
     structural: Bool[np.ndarray, " features"]
     semantic: Bool[np.ndarray, " features"]
-    consistency: Float[np.ndarray, " features"]
+    consistency: OfFeatures
     """Of the groups in which it fires, the share where it does in all versions; NaN if it fires in none."""
-    groups: Int[np.ndarray, " features"]
-    """The number of groups in which it fires."""
 
     @property
     def dead(self) -> Bool[np.ndarray, " features"]:
         return ~(self.structural | self.semantic)
 
 
-def classify(
-    presence: Bool[np.ndarray, "groups versions features"], *, share: float = SHARE, min_groups: int = MIN_GROUPS
-) -> FeatureClasses:
+def classify(presence: Presence, *, share: float = SHARE, min_groups: int = MIN_GROUPS) -> FeatureClasses:
     """Class features by where they fire; ValueError for groups without a version beside the original."""
     if presence.shape[1] < 2:
         raise ValueError(f"groups of {presence.shape[1]} sentences: expected an original and at least one version")
@@ -111,12 +108,10 @@ def classify(
     consistency = np.divide(consistent, groups, out=np.full(len(groups), np.nan), where=groups > 0)
     enough = groups >= min_groups
     structural = enough & (consistency >= share)
-    return FeatureClasses(structural, enough & ~structural, consistency, groups)
+    return FeatureClasses(structural, enough & ~structural, consistency)
 
 
-def unrelated(
-    presence: Bool[np.ndarray, "groups versions features"], *, seed: int = 0
-) -> Bool[np.ndarray, "groups versions features"]:
+def unrelated(presence: Presence, *, seed: int = 0) -> Presence:
     """Deal each version to another group at random, so that the sentences of a group share no structure."""
     generator = np.random.default_rng(seed)
     return np.stack([column[generator.permutation(len(column))] for column in presence.swapaxes(0, 1)], axis=1)
@@ -142,13 +137,7 @@ class MatchedRates(NamedTuple):
     """Structural features weighted so that they fire as often as the semantic ones; None if their rates never meet."""
 
 
-def matched_rates(
-    correlation: Float[np.ndarray, " features"],
-    rate: Float[np.ndarray, " features"],
-    classes: FeatureClasses,
-    *,
-    seed: int = 0,
-) -> MatchedRates:
+def matched_rates(correlation: OfFeatures, rate: OfFeatures, classes: FeatureClasses, *, seed: int = 0) -> MatchedRates:
     """Compare the classes' correlations as they are, and bin by bin of the logarithm of the firing rate.
 
     In the matched comparison only bins with features of both classes count, and a structural feature weighs as much as
@@ -190,9 +179,7 @@ def matched_rates(
     return MatchedRates(as_they_are, ClassDifference(matched_mean, matched_spread, *counts))
 
 
-def density_ratios(
-    correlation: Float[np.ndarray, " features"], classes: FeatureClasses, *, seed: int = 0
-) -> tuple[Estimate, Estimate]:
+def density_ratios(correlation: OfFeatures, classes: FeatureClasses, *, seed: int = 0) -> tuple[Estimate, Estimate]:
     """Compute Fig. 4b's relative density, semantic over structural, in the lowest and highest tenth of correlations.
 
     Half a feature is added to each count, so that an empty end has a ratio. Features that have no correlation (NaN) are
@@ -215,12 +202,10 @@ def density_ratios(
 class KnownWords(NamedTuple):
     """What features fire on, where it is known which words are content words."""
 
-    share: Float[np.ndarray, " features"]
+    share: OfFeatures
     """The share of a feature's activation that falls on tokens of content words; NaN if it never fires."""
     fires: Int[np.ndarray, " features"]
     """The number of tokens on which it does."""
-    tokens: float
-    """The share of all tokens that belong to content words: what a feature that fires anywhere would have."""
 
 
 def known_words(model: LanguageModel, layer: int, sae: SAE, sentences: Sequence[MarkedSentence]) -> KnownWords:
@@ -232,14 +217,14 @@ def known_words(model: LanguageModel, layer: int, sae: SAE, sentences: Sequence[
         for position, span in enumerate(spans[: CONTEXT - 1], 1):  # the beginning-of-text token comes first
             row[position] = sentence.is_content(*span)
 
-    sums, n_inside, tokens = torch.zeros(3, sae.cfg.d_sae, dtype=torch.float64), 0, 0
+    mass, on_content, fires = torch.zeros(3, sae.cfg.d_sae, dtype=torch.float64)
     for owners, places, latents in _of_sentences(model, layer, sae, texts, "known words"):
-        latents, inside = latents.double().cpu(), content[owners, places]
-        sums += torch.stack([latents.sum(0), latents[inside].sum(0), (latents > 0).sum(0)])
-        n_inside, tokens = n_inside + int(inside.sum()), tokens + len(inside)
-    mass, on_content, fires = sums
+        latents = latents.double().cpu()
+        mass += latents.sum(0)
+        on_content += latents[content[owners, places]].sum(0)
+        fires += (latents > 0).sum(0)
     share = torch.where(mass > 0, on_content / mass, torch.nan)
-    return KnownWords(share.numpy(), fires.long().numpy(), n_inside / tokens)
+    return KnownWords(share.numpy(), fires.long().numpy())
 
 
 class Recovery(NamedTuple):
@@ -257,13 +242,7 @@ class Recovery(NamedTuple):
 
 
 def recovery(
-    presence: Bool[np.ndarray, "groups versions features"],
-    known: KnownWords,
-    *,
-    share: float = SHARE,
-    min_groups: int = MIN_GROUPS,
-    min_fires: int = 10,
-    seed: int = 0,
+    presence: Presence, known: KnownWords, *, share: float, min_groups: int, min_fires: int, seed: int
 ) -> list[Recovery]:
     """Compare the classes from 1, 2, ... versions (semantic: a content feature) with what is known.
 

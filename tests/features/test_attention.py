@@ -232,7 +232,7 @@ def test_the_search_finds_the_feature_that_closes_a_head(planted):
     rows = decoder_rows(sae) * summary.mean[:, None]
     torch.testing.assert_close(found.scores.scores, heuristic_scores(model, SAE_LAYER, rows, batches[0]).scores)
     with pytest.raises(ValueError, match=r"no feature fires on 100000 of \d+ tokens"):
-        deactivation_search(model, SAE_LAYER, sae, summary, batches, min_tokens=100_000)
+        deactivation_search(model, SAE_LAYER, sae, summary, batches, candidates=40, max_tokens=40, min_tokens=100_000)
 
 
 def test_a_twin_keeps_both_roles(planted):
@@ -242,7 +242,7 @@ def test_a_twin_keeps_both_roles(planted):
     back = Stitch(rotation.T.contiguous(), torch.zeros(32), rotation, torch.zeros(32))
     twin = transfer_sae(transfer_sae(sae, there), back)
     search, evaluation = (texts(model.tokenizer, 12, name=name) for name in ("planted", "elsewhere"))
-    roles = head_roles(model, SAE_LAYER, twin, FEATURE, search, evaluation)
+    roles = head_roles(model, SAE_LAYER, twin, FEATURE, search, evaluation, max_tokens=400)
     assert roles.closing.path == Path(FEATURE, LAYER, CLOSED) and roles.opening.path == Path(FEATURE, LAYER, OPENED)
     check_roles(roles.closing, roles.opening, evaluation)
     assert roles.closing.change().high < 0 < roles.opening.change().low
@@ -254,5 +254,5 @@ def test_a_feature_that_never_fires_changes_nothing(planted):
         silent = make_sae("relu", 32, dtype="float32", apply_b_dec_to_input=False)
         silent.b_enc.fill_(-1e6)
     batches = texts(model.tokenizer, 3)
-    roles = head_roles(model, SAE_LAYER, silent, 0, batches, batches)
+    roles = head_roles(model, SAE_LAYER, silent, 0, batches, batches, max_tokens=400)
     assert roles.closing.change() == roles.opening.change() == (0, 0, 0)

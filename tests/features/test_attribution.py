@@ -126,8 +126,6 @@ def test_one_pass_gives_what_numpy_gives_on_stored_activations(models, options):
             assert result.n_tokens == len(values) > 100
             np.testing.assert_allclose(result.firing_rate, (own > 0).mean(0), atol=1e-12)
             np.testing.assert_allclose(result.twin_firing_rate, (theirs > 0).mean(0), atol=1e-12)
-            np.testing.assert_allclose(result.max_activation, own.max(0), rtol=1e-4, atol=1e-5)
-            np.testing.assert_allclose(result.twin_max_activation, theirs.max(0), rtol=1e-4, atol=1e-5)
             for feature in range(LATENTS):
                 if values[:, feature].std() == 0 or twin[:, feature].std() == 0:
                     assert np.isnan(result.correlation[feature])
@@ -192,7 +190,7 @@ def test_a_large_mean_costs_no_digits_and_constants_have_no_correlation():
     values[:, 1], twin[:, 2] = 0.1, 1e-30
     fires = torch.zeros(3)
     parts = [slice(100), slice(100, 101), slice(101, 437), slice(437, None)]
-    first, *others = (_Sums.of((values[part], fires, fires), (twin[part], fires, fires)) for part in parts)
+    first, *others = (_Sums.of((values[part], fires), (twin[part], fires)) for part in parts)
     found = functools.reduce(_Sums.merged, others, first).correlation()
     expected = np.corrcoef(values[:, 0], twin[:, 0])[0, 1]
     assert found[0].item() == pytest.approx(expected, abs=1e-8) and abs(expected) > 1e-3
@@ -201,7 +199,7 @@ def test_a_large_mean_costs_no_digits_and_constants_have_no_correlation():
 
 def test_features_that_fire_in_both_models_are_alive():
     rate, twin = np.array([0.1, 0.01, 0.1, 0.1]), np.array([0.1, 0.1, 0.01, 0.1])
-    result = AttributionCorrelation(np.array([0.5, 0.5, 0.5, np.nan]), rate, twin, rate, twin, 300)
+    result = AttributionCorrelation(np.array([0.5, 0.5, 0.5, np.nan]), rate, twin, 300)
     assert result.alive(10).tolist() == [True, False, False, False]
     assert result.alive(3).tolist() == [True, True, True, False]
 
@@ -246,7 +244,7 @@ def test_summaries_count_features():
     found = summarise(values, seed=1)
     known = values[np.isfinite(values)]
     expected = (known.mean(), np.median(known), known.std(), 4 / 9, 2 / 9)
-    assert [part.value for part in found[:-1]] == pytest.approx(expected) and found.features == 9
+    assert [part.value for part in found] == pytest.approx(expected)
     draws = np.random.default_rng(1)
     resampled = np.array([draws.choice(known, 9).mean() for _ in range(1000)])
     assert (found.mean.low, found.mean.high) == pytest.approx(tuple(np.quantile(resampled, (0.025, 0.975))))

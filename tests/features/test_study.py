@@ -99,7 +99,7 @@ def test_words_are_recovered_from_all_groups_and_from_those_that_keep_the_struct
     assert 5 < sum(whole) < 40
     generator = np.random.default_rng(0)
     presence = {way: generator.random((40, 4, 64)) < generator.uniform(0.5, 1, 64) for way in ("up", "down")}
-    known, options = KnownWords(generator.random(64), np.full(64, 20), 0.5), {"share": 0.3, "min_groups": 2}
+    known, options = KnownWords(generator.random(64), np.full(64, 20)), {"share": 0.3, "min_groups": 2}
     stitched = StitchedPair(load_pair("tiny"), random_models, LAYERS, "smoke")
     of_model = dict(zip(random_models, presence.values()))
     monkeypatch.setattr(structure, "feature_presence", lambda model, *_, threshold: of_model[model])
@@ -116,7 +116,7 @@ def test_words_are_recovered_from_all_groups_and_from_those_that_keep_the_struct
     assert (numbers["recovery.mine.groups"], numbers["recovery.mine.kept_groups"]) == (40, sum(whole))
     for way, name in itertools.product(("up", "down"), ("k", "kept")):
         some = presence[way] if name == "k" else np.stack([one for one, good in zip(presence[way], whole) if good])
-        expected, start = recovery(some, known, seed=3, **options), f"recovery.mine.{way}"
+        expected, start = recovery(some, known, seed=3, min_fires=12, **options), f"recovery.mine.{way}"
         assert [one.k for one in expected] == [1, 2, 3]
         assert numbers[f"{start}.{'features' if name == 'k' else 'kept_features'}"] == 64
         for one, measure in itertools.product(expected, ("auc", "balanced", "accuracy")):
