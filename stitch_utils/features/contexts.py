@@ -38,8 +38,7 @@ class Context(NamedTuple):
 
     document: int
     tokens: tuple[tuple[str, float], ...]
-    """Each token as it is written, with the feature's activation there; tokens that share a character's bytes are one
-    piece, with their largest activation."""
+    """Each token's text and activation; tokens that share a character's bytes are one piece, with their largest."""
     peak: int
     """The place of the most active token."""
 
@@ -109,38 +108,31 @@ def _candidates(sae: SAE, stream: Tensor, batch: TokenBatch, threshold: np.ndarr
 
 
 def _contexts(table: pd.DataFrame, tokenizer) -> Iterator[tuple[int, Context]]:
-    def decode(ids: list[int]) -> str:
-        return tokenizer.decode(ids, clean_up_tokenization_spaces=False)
-
     @functools.cache
-    def written(token: int) -> str:
-        return decode([token])
+    def decode(*ids: int) -> str:
+        return tokenizer.decode(ids, clean_up_tokenization_spaces=False)
 
     for feature, document, _, tokens, activations in table.itertuples(index=False):
         shown = np.flatnonzero(tokens != NOTHING)
-        ids, values = tokens[shown].tolist(), activations[shown]
-        ends = _ends(ids, written, decode)
-        starts = [0, *ends[:-1]]
-        texts = [written(ids[a]) if b == a + 1 else decode(ids[a:b]) for a, b in zip(starts, ends)]
-        largest = [float(values[a:b].max()) for a, b in zip(starts, ends)]
-        peak = int(np.searchsorted(ends, np.searchsorted(shown, BEFORE), side="right"))
-        yield feature, Context(document, tuple(zip(texts, largest)), peak)
+        parts, texts = zip(*_pieces(tokens[shown].tolist(), decode))
+        largest = [float(activations[shown][part].max()) for part in parts]
+        peak = np.searchsorted([part.stop for part in parts], np.searchsorted(shown, BEFORE), side="right")
+        yield feature, Context(document, tuple(zip(texts, largest)), int(peak))
 
 
-def _ends(ids: list[int], written: Callable[[int], str], decode: Callable[[list[int]], str]) -> list[int]:
-    """Find where each piece ends: behind the token, or behind the last that its characters need to be whole.
+def _pieces(ids: list[int], decode: Callable[..., str]) -> Iterator[tuple[slice, str]]:
+    """Cut tokens into the shortest pieces of whole characters, each with its text.
 
-    A character of which the context holds only a part stays broken.
+    A character of which the context holds only a part stays broken, one token a piece.
     """
-    ends, start = [], 0
+    start = 0
     while start < len(ids):
         end = start + 1
-        if BROKEN in written(ids[start]):
+        if BROKEN in decode(ids[start]):
             longer = range(start + 2, min(len(ids), start + LONGEST) + 1)
-            end = next((end for end in longer if BROKEN not in decode(ids[start:end])), end)
-        ends.append(end)
+            end = next((end for end in longer if BROKEN not in decode(*ids[start:end])), end)
+        yield slice(start, end), decode(*ids[start:end])
         start = end
-    return ends
 
 
 def highlighted(context: Context, *, rgb: str = "226, 135, 40") -> str:

@@ -175,14 +175,8 @@ def _rewritten(pair: ModelPair, augmenter: AugmenterRef, k: int, seed: int, at_o
     load_config(augmenter.model, revision=augmenter.revision)  # from then on it is known which commit the Hub gives
     in_place_of_a = dataclasses.replace(pair, a=ModelRef(augmenter.model, layer=0, revision=augmenter.revision))
     known = of_activations(in_place_of_a, (0, 0), scale=next(iter(pair.scales)))
-    made_of = {
-        "model": known["models"][0],
-        "dtype": augmenter.dtype,
-        "text": known["texts"][1],
-        "k": k,
-        "seed": seed,
-        "at_once": at_once,
-    }
+    made_of = {"model": known["models"][0], "dtype": augmenter.dtype, "text": known["texts"][1]}
+    made_of |= {"k": k, "seed": seed, "at_once": at_once}
     path = artifact(pair.name, "augmented", made_of, sources=(augmented_groups,), suffix=".jsonl")
 
     def stream(start: int) -> Iterator[list[str]]:
@@ -220,9 +214,8 @@ def _answer(text: str) -> str:
 
 def show_augmentations(groups: Sequence[Sequence[str]], count: int = 2) -> pd.DataFrame:
     """Tabulate the first groups (Table 7), the original of each as version 1."""
-    rows = [
-        (which, number, sentence)
-        for which, group in enumerate(groups[:count], 1)
-        for number, sentence in enumerate(group, 1)
+    tables = [
+        pd.DataFrame({"group": number, "version": range(1, len(group) + 1), "sentence": group})
+        for number, group in enumerate(groups[:count], 1)
     ]
-    return pd.DataFrame(rows, columns=["group", "version", "sentence"])
+    return pd.concat(tables, ignore_index=True)

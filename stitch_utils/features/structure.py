@@ -14,8 +14,8 @@ it is known how much of a feature's activation falls on content words. A feature
 one of function words and punctuation structural. Where that fails, the feature follows a role that any word may fill
 (the noun of place, say), or fires too often or too seldom for the classes.
 
-Offers `feature_presence`, `classify`, `FeatureClasses`, `unrelated`, `matched_rates`, `MatchedRates`,
-`ClassDifference`, `density_ratios`, `known_words`, `KnownWords`, `recovery`, `Recovery`.
+Offers `feature_presence`, `classify`, `FeatureClasses`, `unrelated`, `matched_rates`, `ClassDifference`,
+`density_ratios`, `known_words`, `KnownWords`, `recovery`, `Recovery`.
 """
 
 from __future__ import annotations
@@ -129,20 +129,14 @@ class ClassDifference(NamedTuple):
     semantic: int
 
 
-class MatchedRates(NamedTuple):
-    """Whether structural features transfer better for what they are, or because they fire more often."""
+def matched_rates(
+    correlation: OfFeatures, rate: OfFeatures, classes: FeatureClasses, *, seed: int = 0
+) -> dict[str, ClassDifference]:
+    """Compare the classes' correlations, of `all` features and `matched` in bins of the logarithm of the firing rate.
 
-    all: ClassDifference
-    matched: ClassDifference | None
-    """Structural features weighted so that they fire as often as the semantic ones; None if their rates never meet."""
-
-
-def matched_rates(correlation: OfFeatures, rate: OfFeatures, classes: FeatureClasses, *, seed: int = 0) -> MatchedRates:
-    """Compare the classes' correlations as they are, and bin by bin of the logarithm of the firing rate.
-
-    In the matched comparison only bins with features of both classes count, and a structural feature weighs as much as
-    there are semantic ones for each structural one in its bin. Features that have no correlation (NaN) or never fire
-    are left out. ValueError if a class has no feature left.
+    In the matched comparison, which is missing if the rates never meet, only bins with features of both classes count,
+    and a structural feature weighs as much as there are semantic ones for each structural one in its bin. Features that
+    have no correlation (NaN) or never fire are left out. ValueError if a class has no feature left.
     """
     usable = np.isfinite(correlation) & (rate > 0)
     sides = {name: np.flatnonzero(getattr(classes, name) & usable) for name in ("structural", "semantic")}
@@ -171,12 +165,12 @@ def matched_rates(correlation: OfFeatures, rate: OfFeatures, classes: FeatureCla
         return [float(value) for value in found]
 
     mean, spread, matched_mean, matched_spread = over_features(differences, *sides.values(), seed=seed)
-    as_they_are = ClassDifference(mean, spread, *map(len, sides.values()))
+    found = {"all": ClassDifference(mean, spread, *map(len, sides.values()))}
     weights, met = matching(**sides)
-    if not met.any():
-        return MatchedRates(as_they_are, None)
-    counts = int((weights > 0).sum()), int(met.sum())
-    return MatchedRates(as_they_are, ClassDifference(matched_mean, matched_spread, *counts))
+    if met.any():
+        counts = int((weights > 0).sum()), int(met.sum())
+        found["matched"] = ClassDifference(matched_mean, matched_spread, *counts)
+    return found
 
 
 def density_ratios(correlation: OfFeatures, classes: FeatureClasses, *, seed: int = 0) -> tuple[Estimate, Estimate]:

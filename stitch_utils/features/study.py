@@ -170,10 +170,9 @@ class FeatureStudy:
             low, high = structure.density_ratios(living, classes, seed=seed)
             found |= low.numbers(f"{start}.lowest_tenth") | high.numbers(f"{start}.highest_tenth")
             compared = structure.matched_rates(living, result.firing_rate, classes, seed=seed)
-            for name, one in compared._asdict().items():
-                if one is not None:
-                    found |= _estimates(f"{start}.{name}", one, "mean", "spread")
-                    found |= {f"{start}.{name}.{kind}": getattr(one, kind) for kind in KINDS}
+            for name, one in compared.items():
+                found |= _estimates(f"{start}.{name}", one, "mean", "spread")
+                found |= {f"{start}.{name}.{kind}": getattr(one, kind) for kind in KINDS}
         return found
 
 
