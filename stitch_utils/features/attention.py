@@ -13,8 +13,8 @@ where i fires. Scores only propose; *path ablation* tests. It takes the contribu
 head reads at the current token t, so the token's query and own key are formed without it. The keys of other tokens,
 other heads and the stream stay. The head's attention from that token to the first falls for a deactivation feature.
 
-Offers `Path`, `PathEffect`, `path_ablation`, `heuristic_scores`, `HeadScores`, `deactivation_search`,
-`DeactivationSearch`, `head_roles`, `HeadRoles`.
+Offers `Path`, `PathEffect`, `path_ablation`, `heuristic_scores`, `deactivation_search`, `DeactivationSearch`,
+`head_roles`, `HeadRoles`.
 """
 
 from __future__ import annotations
@@ -153,21 +153,14 @@ def _to_first(head: Head, stream: Tensor, keys: Tensor, rows: Tensor, positions:
     return torch.cat(found).cpu().numpy()
 
 
-class HeadScores(NamedTuple):
-    """Heuristic scores of features for the heads downstream."""
-
-    heads: tuple[tuple[int, int], ...]
-    """(layer, head)"""
-    scores: Float[Tensor, "features heads"]
-
-
 @torch.no_grad()
 def heuristic_scores(
     model: LanguageModel, layer: int, rows: Float[Tensor, "features d_model"], sample: TokenBatch
-) -> HeadScores:
+) -> tuple[list[tuple[int, int]], Float[Tensor, "features heads"]]:
     """Compute s (see above) for contributions `rows` to the stream before `layer`, for all heads from there on.
 
-    `sample` says what the norms typically divide by (the mean over its ordinary tokens), and how far texts reach.
+    Return the heads, (layer, head), and the scores. `sample` says what the norms divide by (the mean over its ordinary
+    tokens), and how far texts reach.
     """
     layers = range(layer, model.n_layers)
     heads = _heads_after(model, layer)
@@ -179,14 +172,15 @@ def heuristic_scores(
         distances = [2**power for power in range(max(1, (furthest - 1).bit_length()))]
         divisor = head.norm.divisor(residuals[head.layer][keep]).mean()
         readers.append(head.reader(first[head.layer], distances) / divisor)
-    scores = rows.float() @ torch.stack(readers).to(rows.device).T
-    return HeadScores(tuple(heads), scores)
+    return list(heads), rows.float() @ torch.stack(readers).to(rows.device).T
 
 
 class DeactivationSearch(NamedTuple):
     """Features that move a head's attention to the first token."""
 
-    scores: HeadScores
+    heads: list[tuple[int, int]]
+    """The heads that were scored, (layer, head)."""
+    scores: Float[Tensor, "features heads"]
     tried: int
     """The number of paths that were ablated."""
     effects: tuple[PathEffect, ...]
@@ -213,16 +207,15 @@ def deactivation_search(
     if not len(usable):
         raise ValueError(f"no feature fires on {min_tokens} of {summary.tokens} tokens: give more text")
     rows = decoder_rows(sae).float() * summary.mean.to(sae.W_dec.device)[:, None]
-    found = heuristic_scores(model, layer, rows.to(model.device), batches[0])
-    flat = found.scores[usable.to(found.scores.device)].flatten().cpu()
+    heads, scores = heuristic_scores(model, layer, rows.to(model.device), batches[0])
+    flat = scores[usable.to(scores.device)].flatten().cpu()
     count = min(candidates, len(flat))
     ends = [*flat.topk(count - count // 2).indices.tolist(), *(-flat).topk(count // 2).indices.tolist()]
     chosen = sorted(dict.fromkeys(ends), key=lambda place: -abs(flat[place].item()))
-    n_heads = len(found.heads)
-    paths = [Path(int(usable[place // n_heads]), *found.heads[place % n_heads]) for place in chosen]
+    paths = [Path(int(usable[place // len(heads)]), *heads[place % len(heads)]) for place in chosen]
     effects = path_ablation(model, layer, sae, paths, batches, max_tokens=max_tokens)
     enough = [effect for effect in effects if len(effect.attended) >= min_tokens] or effects
-    return DeactivationSearch(found, len(paths), tuple(sorted(enough, key=lambda effect: effect.mean_change)))
+    return DeactivationSearch(heads, scores, len(paths), tuple(sorted(enough, key=lambda effect: effect.mean_change)))
 
 
 class HeadRoles(NamedTuple):

@@ -22,7 +22,6 @@ Offers `Twins`, `carried`, `attribution_correlations`, `AttributionCorrelation`,
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -123,10 +122,15 @@ class _Sums(NamedTuple):
         return AttributionCorrelation(*(column.double().cpu().numpy() for column in columns), self.tokens)
 
 
-def _attributions(sae: SAE, rows: Tensor, stream: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute f_i v_i,next for each token in float64, and how often each feature fires."""
-    latents = sae.encode(stream.to(sae.W_enc)).to(stream.device)
-    return latents.double() * (columns @ rows.T), (latents > 0).sum(0)
+def _reader(sae: SAE, readout: LogitWeights) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    rows = readout.fold(sae.W_dec.detach())  # (features, d_model)
+
+    def read(stream: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute f_i v_i,next for each token in float64, and how often each feature fires."""
+        latents = sae.encode(stream.to(sae.W_enc)).to(stream.device)
+        return latents.double() * (columns @ rows.T), (latents > 0).sum(0)
+
+    return read
 
 
 def attribution_correlations(
@@ -144,15 +148,11 @@ def attribution_correlations(
     """
     _check(stitched, directions)
     readouts = {side: LogitWeights(model) for side, model in zip("ab", stitched.models)}
-
-    def reader(sae: SAE, side: str) -> functools.partial:
-        return functools.partial(_attributions, sae, readouts[side].fold(sae.W_dec.detach()))
-
     readers = {}
     for direction, twins in directions.items():
-        source, target = SIDES[direction]
-        others = {name: reader(sae, target) for name, sae in twins.others.items()}
-        readers[direction] = reader(twins.sae, source), others
+        source, target = (readouts[side] for side in SIDES[direction])
+        others = {name: _reader(sae, target) for name, sae in twins.others.items()}
+        readers[direction] = _reader(twins.sae, source), others
     widest = max(twins.sae.cfg.d_sae for twins in directions.values())
     rows_at_once = min(TOKENS_AT_ONCE, max(1, ENTRIES_AT_ONCE // widest))
 

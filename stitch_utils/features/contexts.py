@@ -92,7 +92,7 @@ def _candidates(sae: SAE, stream: Tensor, batch: TokenBatch, threshold: np.ndarr
     columns = {"feature": feature, "document": documents[keep[row.cpu()]], "activation": latents[row, feature]}
     table = pd.DataFrame({name: column.cpu().numpy() for name, column in columns.items()})
     best = _best(table, n)
-    chosen = best.index.to_numpy()
+    chosen = best.index.to_numpy(copy=True)
     feature, peak = feature.cpu()[chosen], keep[row.cpu()[chosen]]
 
     apart = ~(mask[1:] & mask[:-1]) | (documents[1:] != documents[:-1])

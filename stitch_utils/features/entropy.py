@@ -174,9 +174,7 @@ class EntropyFeatures(NamedTuple):
     """How many features would reach both quantiles if size and share had nothing to do with each other."""
 
 
-def entropy_features(
-    sae: SAE, summary: ActivationSummary, space: NullSpace, *, quantile: float = 0.95
-) -> EntropyFeatures:
+def entropy_features(sae: SAE, summary: ActivationSummary, space: NullSpace, *, quantile: float) -> EntropyFeatures:
     """Find features that write much, and much of it where the unembedding hardly reads; none where none fires."""
     rows, alive = decoder_rows(sae), summary.fires > 0
     share = space.share(rows)
@@ -300,10 +298,6 @@ class EntropyTests(NamedTuple):
     def acting(self) -> Bool[Tensor, "*n"]:
         """Whether a feature exceeds at least 95% of them, and changes the entropy at all."""
         return (self.exceeded >= 0.95) & (self.features.entropy_size > 0)
-
-    @property
-    def documents(self) -> int:
-        return self.features.tokens.shape[-1]
 
     def resampled(self, counts: np.ndarray) -> EntropyTests:
         """Resample both with the same draws of documents; see `EntropyEffects.resampled`."""

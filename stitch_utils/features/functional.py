@@ -211,7 +211,7 @@ class EntropyStudy:
     def _of_group(self, group: str, measure: Callable[[entropy.EntropyTests], Tensor]) -> Estimate:
         """Average a measure over its last dimension and a group's SAEs, with an interval that resamples documents."""
         tests = [self.tests[key] for key in self.twins.groups[group]]
-        counts = resampled_counts(tests[0].documents, self.twins.config.seed)
+        counts = resampled_counts(tests[0].features.tokens.shape[-1], self.twins.config.seed)
         value = _mean([measure(test).float().mean() for test in tests])
         draws = [measure(test.resampled(counts)).float().mean(1).numpy() for test in tests]
         return from_draws(value, np.mean(draws, axis=0))

@@ -66,7 +66,6 @@ def feature_presence(
     return present.reshape(len(groups), -1, sae.cfg.d_sae)
 
 
-@torch.no_grad()
 def _of_sentences(
     model: LanguageModel, layer: int, sae: SAE, texts: Sequence[str], title: str
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -84,7 +83,9 @@ def _of_sentences(
     for batch, stream in progress(as_fits(batches, read), title):
         columns = batch.documents[batch.mask], batch.mask.nonzero()[:, 1], stream
         for owners, places, part in zip(*(column.split(TOKENS_AT_ONCE) for column in columns)):
-            yield owners, places, sae.encode(part.to(sae.W_enc))
+            with torch.no_grad():
+                latents = sae.encode(part.to(sae.W_enc))
+            yield owners, places, latents
 
 
 class FeatureClasses(NamedTuple):

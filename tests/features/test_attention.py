@@ -145,10 +145,10 @@ def test_the_interval_is_over_documents():
 def test_scores_are_those_of_every_feature_and_head_by_itself(random_models):
     model = random_models[0]
     sample, rows = texts(model.tokenizer, 3)[0], torch.randn(5, model.d_model)
-    found = heuristic_scores(model, 1, rows, sample)
-    assert found.heads == tuple((layer, head) for layer in (1, 2) for head in range(4))
+    heads, scores = heuristic_scores(model, 1, rows, sample)
+    assert heads == [(layer, head) for layer in (1, 2) for head in range(4)]
     first = first_streams(model, [1, 2])
-    for column, (layer, index) in enumerate(found.heads):
+    for column, (layer, index) in enumerate(heads):
         head = heads_of(model, layer)[index]
         stream = model.residuals(sample.tokens, [layer])[layer][sample.mask]
         divisor = torch.stack([y.std(correction=0) for y in stream]).mean()
@@ -156,7 +156,7 @@ def test_scores_are_those_of_every_feature_and_head_by_itself(random_models):
         distances = [step for step in (1, 2, 4, 8, 16) if step < reach]
         for feature, row in enumerate(rows):
             expected = (row @ head.reader(first[layer], distances) / divisor).item()
-            assert found.scores[feature, column].item() == pytest.approx(expected, rel=1e-3, abs=1e-5)
+            assert scores[feature, column].item() == pytest.approx(expected, rel=1e-3, abs=1e-5)
 
 
 FEATURE, LAYER, CLOSED, OPENED = 17, 2, 1, 2
@@ -225,12 +225,12 @@ def test_the_search_finds_the_feature_that_closes_a_head(planted):
     check_roles(found.effects[0], found.effects[-1], batches)
     changes = [effect.mean_change for effect in found.effects]
     assert changes == sorted(changes) and changes[0] < changes[1] - 0.1
-    place = found.scores.heads.index((LAYER, CLOSED))
+    place = found.heads.index((LAYER, CLOSED))
     usable = summary.fires >= 10
-    assert found.scores.scores[:, place].masked_fill(~usable, -1e9).argmax() == FEATURE
+    assert found.scores[:, place].masked_fill(~usable, -1e9).argmax() == FEATURE
     # The rows that it ranks are contributions: mean activation times decoder row.
     rows = decoder_rows(sae) * summary.mean[:, None]
-    torch.testing.assert_close(found.scores.scores, heuristic_scores(model, SAE_LAYER, rows, batches[0]).scores)
+    torch.testing.assert_close(found.scores, heuristic_scores(model, SAE_LAYER, rows, batches[0])[1])
     with pytest.raises(ValueError, match=r"no feature fires on 100000 of \d+ tokens"):
         deactivation_search(model, SAE_LAYER, sae, summary, batches, candidates=40, max_tokens=40, min_tokens=100_000)
 

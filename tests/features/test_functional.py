@@ -103,7 +103,7 @@ def test_numbers_of_entropy_features(twins):
 def test_intervals_of_entropy_effects_are_over_documents(twins):
     """Of two documents one is drawn twice or both are, and each of the three is likelier than 2.5%."""
     study = study_entropy(twins[0])
-    assert {test.documents for test in study.tests.values()} == {2}
+    assert {test.features.tokens.shape[-1] for test in study.tests.values()} == {2}
     numbers = study.numbers("mine")
     for group, keys in study.twins.groups.items():
         ends = {"entropy_change": [], "rank_change": [], "per_rank": [], "acting": []}

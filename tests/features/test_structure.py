@@ -52,7 +52,8 @@ def test_presence_is_that_of_a_loop_over_sentences(model, sae, monkeypatch):
     for at_once, batch_size in itertools.product((4096, 5), (2, 64)):
         monkeypatch.setattr(structure, "TOKENS_AT_ONCE", at_once)
         monkeypatch.setattr(structure, "BATCH_SIZE", batch_size)
-        assert np.array_equal(feature_presence(model, LAYER, sae, groups, threshold=threshold), expected)
+        found = feature_presence(model, LAYER, sae, groups, threshold=threshold)
+        assert np.array_equal(found, expected)
     assert 0.05 < expected.mean() < 0.95 and not found[..., 0].any() and found[..., 1].all()
     assert ((torch.stack(strongest) > 0) & (torch.stack(strongest) <= threshold)).any(), "the threshold must matter"
 
