@@ -10,8 +10,8 @@ layer l is what its mean contribution adds to the score of the first token,
 with k_1 the head's own key of the first token, c the scale of scores, N' the block's norm without its division, sigma_l
 the mean of what that norm divides by, R_t rotary embeddings at distances t = 1, 2, 4, ..., and f_i the mean activation
 where i fires. Scores only propose; *path ablation* tests. It takes the contribution f_i(x_t) d_i out of what this one
-head reads at the current token t, so the token's query and own key are formed without it. The keys of other tokens,
-other heads and the stream stay. The head's attention from that token to the first falls for a deactivation feature.
+head reads at the current token t: the token's query and own key change, and no other key, head or stream. The head's
+attention from that token to the first falls for a deactivation feature.
 
 Offers `Path`, `PathEffect`, `path_ablation`, `heuristic_scores`, `deactivation_search`, `DeactivationSearch`,
 `head_roles`, `HeadRoles`.
@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from sae_lens import SAE
 from torch import Tensor
 
@@ -56,8 +56,7 @@ class PathEffect(NamedTuple):
     path: Path
     attended: Float[np.ndarray, " n"]
     ablated: Float[np.ndarray, " n"]
-    documents: np.ndarray
-    """(n,): the document of each token."""
+    documents: Int[np.ndarray, " n"]
 
     @property
     def mean_change(self) -> float:
@@ -67,8 +66,7 @@ class PathEffect(NamedTuple):
     def change(self, *, seed: int = 0) -> Estimate:
         """Give `mean_change` a 95% interval by resampling documents.
 
-        A feature that fires nowhere changes nothing. A single document says nothing of others, so the interval is then
-        all that there is, -1 to 1.
+        A feature that fires nowhere changes nothing; a single document leaves all open, from -1 to 1.
         """
         values = np.stack([self.ablated - self.attended, np.ones(len(self.documents))], axis=1)
         sums = DocumentSums.of(torch.from_numpy(self.documents), torch.from_numpy(values))
@@ -85,8 +83,8 @@ def path_ablation(
 
     `sae` reads the stream before `layer`. Each token is ablated by itself, in its query and its own key. The effect is
     that on ordinary tokens where the feature fires and the head's window reaches the first token, at most `max_tokens`
-    of them; a batch that has too many gives some that are spread evenly over it. ValueError for a path to a head that
-    lies before the SAE or does not exist.
+    of them, spread evenly over the batch that has too many. ValueError for a path to a head that lies before the SAE or
+    does not exist.
     """
     heads, by_head = _heads_after(model, layer), defaultdict(list)
     for index, path in enumerate(paths):

@@ -9,12 +9,10 @@ the final norm's weight included. Its effective null space is spanned by V, the 
 is the share of its squared norm that lies there; chance gives about 2%. What lies there moves no logit against another,
 but it lengthens the stream. The final norm divides by that length, so all logits move together: the entropy of the
 prediction changes and the order of the tokens does not. So an entropy feature writes much (its largest activation times
-||d_i||) and with a large share there. A LayerNorm takes the direction of equal entries away first: rows are then
-centred, and that direction counts nowhere.
-
-A causal test follows, which Gurnee et al. 2024 made for neurons. A direction is added to the residual stream at all
-ordinary tokens, and the size of the entropy's change is divided by that of the change of the next token's rank (of its
-logarithm). Any large direction changes both, so random directions of the same norm are the yardstick.
+||d_i||) and with a large share there. A LayerNorm takes the direction of equal entries away first, so rows are then
+centred. A causal test follows, which Gurnee et al. 2024 made for neurons: a direction is added to the residual stream
+at all ordinary tokens, and the size of the entropy's change is divided by that of the change of the next token's rank
+(of its logarithm). Any large direction changes both, so random directions of the same norm are the yardstick.
 
 Offers `unembedding`, `null_space`, `NullSpace`, `decoder_rows`, `summarise_activations`, `ActivationSummary`,
 `entropy_features`, `EntropyFeatures`; `entropy_effects`, `EntropyEffects`, `entropy_tests`, `EntropyTests`.
@@ -49,8 +47,7 @@ COLUMNS_AT_ONCE = 16_384  # bounds float64 copies of an unembedding: 0.5 GB wher
 def unembedding(model: LanguageModel) -> tuple[Float[Tensor, "d_model vocab"], bool]:
     """Read what takes the last residual stream to logits, and whether the final norm subtracts the stream's mean.
 
-    The matrix holds the norm's scale but not its division; the mean over the vocabulary, which no probability sees, is
-    taken out. `LogitWeights` says what else is left out.
+    The mean over the vocabulary, which no probability sees, is taken out; `LogitWeights` says what else is left out.
     """
     readout = LogitWeights(model)
     columns = readout.columns(torch.arange(len(readout.weight)), centre=True)  # (vocab, d_model)

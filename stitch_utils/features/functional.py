@@ -90,16 +90,10 @@ def functional_texts(stitched: StitchedPair, config: FunctionalConfig) -> tuple[
 
     Each document has a row of its own, also where the pair packs them, so that a head has one token that begins a text.
     """
-    alone, tokenizer = dataclasses.replace(stitched.pair, rows="document"), stitched.tokenizer
-    some, few = (
-        dataclasses.replace(stitched.sizes, eval_documents=count)
-        for count in (config.evaluation_documents, config.entropy_documents)
-    )
-    texts = (
-        training_batches(alone, some, tokenizer, config.search_documents * alone.context),
-        evaluation_batches(alone, some, tokenizer),
-        evaluation_batches(alone, few, tokenizer),
-    )
+    alone, sizes, tokenizer = dataclasses.replace(stitched.pair, rows="document"), stitched.sizes, stitched.tokenizer
+    texts = [training_batches(alone, sizes, tokenizer, config.search_documents * alone.context)]
+    for count in (config.evaluation_documents, config.entropy_documents):
+        texts.append(evaluation_batches(alone, dataclasses.replace(sizes, eval_documents=count), tokenizer))
     return tuple([_trimmed(batch) for batch in text] for text in texts)
 
 
@@ -269,8 +263,7 @@ class DeactivationStudy:
 
     @property
     def exists(self) -> bool:
-        """Whether A has a deactivation feature: ablation lowers the attention on the other text, beyond chance and by
-        the config's `smallest` at least."""
+        """Whether ablation lowers A's attention on the other text, beyond chance and by the config's `smallest`."""
         change = self.changes["before", "closing"]
         return change.high < 0 and change.value <= -self.twins.config.smallest
 
