@@ -110,7 +110,7 @@ def _candidates(sae: SAE, stream: Tensor, batch: TokenBatch, threshold: np.ndarr
 def _contexts(table: pd.DataFrame, tokenizer) -> Iterator[tuple[int, Context]]:
     @functools.cache
     def decode(*ids: int) -> str:
-        return tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+        return tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)
 
     for feature, document, _, tokens, activations in table.itertuples(index=False):
         shown = np.flatnonzero(tokens != NOTHING)

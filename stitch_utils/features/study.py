@@ -161,16 +161,13 @@ class FeatureStudy:
             found[f"{begin}.by_chance"] = int(getattr(self.by_chance[direction], kind).sum())
             if len(some):
                 summary = attribution.summarise(result.correlation[some], seed=seed)
-                (rate,) = attribution.over_features(
-                    lambda rates: [np.median(rates)], result.firing_rate[some], seed=seed
-                )
+                (rate,) = attribution.over_features(lambda of: [np.median(of)], result.firing_rate[some], seed=seed)
                 found |= _estimates(begin, summary, "mean", "spread") | rate.numbers(f"{begin}.rate")
         if all(len(self.of_kind(direction, kind)) for kind in KINDS):
             living = np.where(self.alive(direction), result.correlation, np.nan)
             low, high = structure.density_ratios(living, classes, seed=seed)
             found |= low.numbers(f"{start}.lowest_tenth") | high.numbers(f"{start}.highest_tenth")
-            compared = structure.matched_rates(living, result.firing_rate, classes, seed=seed)
-            for name, one in compared.items():
+            for name, one in structure.matched_rates(living, result.firing_rate, classes, seed=seed).items():
                 found |= _estimates(f"{start}.{name}", one, "mean", "spread")
                 found |= {f"{start}.{name}.{kind}": getattr(one, kind) for kind in KINDS}
         return found
