@@ -119,7 +119,7 @@ class _Sums(NamedTuple):
 
     def result(self) -> AttributionCorrelation:
         columns = self.correlation(), *(self.fires / self.tokens)
-        return AttributionCorrelation(*(column.double().cpu().numpy() for column in columns), self.tokens)
+        return AttributionCorrelation._make([*(column.double().cpu().numpy() for column in columns), self.tokens])
 
 
 def _reader(sae: SAE, readout: LogitWeights) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:

@@ -261,5 +261,5 @@ def recovery(
             return np.concatenate(right).mean(), balanced, above / (len(content) * len(others))
 
         estimates = over_features(scores, *kinds, seed=seed)  # the same draws for all k
-        found.append(Recovery(k, *estimates, *map(len, kinds)))
+        found.append(Recovery._make([k, *estimates, *map(len, kinds)]))
     return found
