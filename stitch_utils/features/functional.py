@@ -174,8 +174,7 @@ class EntropyStudy:
 
     def marked(self, key: str) -> np.ndarray:
         """Mark, among the features that fire, those that are followed."""
-        alive = self.found[key].alive.numpy()
-        return np.isin(np.arange(len(alive)), self.followed)[alive]
+        return np.isin(np.flatnonzero(self.found[key].alive.numpy()), self.followed)
 
     def numbers(self, pair: str) -> dict[str, float]:
         """Return the entries of a results file under `figure5a.<pair>`: counts, and means over those followed."""
@@ -235,8 +234,7 @@ def study_entropy(twins: FunctionalTwins) -> EntropyStudy:
     """Find the entropy features of every SAE, and add what those of A that are followed write to the stream."""
     config, found, tests = twins.config, {}, {}
     for key, sae in twins.saes.items():
-        space, activity = twins.space(key), twins.activity[key]
-        found[key] = entropy.entropy_features(sae, activity, space, quantile=config.quantile)
+        found[key] = entropy.entropy_features(sae, twins.activity[key], twins.space(key), quantile=config.quantile)
     followed = list(found["before"].candidates[:SHOWN] or (found["before"].closest,))
     for key, sae in twins.saes.items():
         directions = twins.activity[key].mean[followed, None] * entropy.decoder_rows(sae).cpu()[followed]
@@ -263,7 +261,7 @@ class DeactivationStudy:
 
     @property
     def exists(self) -> bool:
-        """Whether ablation lowers A's attention on the other text, beyond chance and by the config's `smallest`."""
+        """Whether A's feature is one: ablation lowers the attention on the other text beyond chance, by `smallest`."""
         change = self.changes["before", "closing"]
         return change.high < 0 and change.value <= -self.twins.config.smallest
 
