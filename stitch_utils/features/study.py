@@ -76,7 +76,7 @@ def feature_study_config(pair: ModelPair, scale: str, *, seed: int = 0, **change
 
 @dataclass(frozen=True)
 class FeatureStudy:
-    """What was found. A direction is `up`, A's SAE carried to B, or `down`, the converse."""
+    """Results for both directions: `up`, A's SAE carried to B, and `down`, the converse."""
 
     config: FeatureStudyConfig
     correlations: Mapping[str, Mapping[str, AttributionCorrelation]]
@@ -184,9 +184,8 @@ def study_features(stitched: StitchedPair, saes: tuple[SAE, SAE], config: Featur
     twins = {way: attribution.carried(stitched, sae, to=target, seed=seed) for sae, (way, (_, target)) in sides}
     correlations = attribution.attribution_correlations(stitched, twins)
     groups = augmented_groups(stitched.pair, config.sentences, config.versions, seed=seed)
-    marked = ()
-    if groups.source == "world":
-        marked = marked_groups(world_stream(seed), len(groups.groups), config.versions)
+    size = len(groups.groups), config.versions
+    marked = marked_groups(world_stream(seed), *size) if groups.source == "world" else []
     options = {"share": config.share, "min_groups": config.min_groups}
 
     def contexts_of(side: str, sae: SAE) -> dict[int, list[Context]]:
