@@ -9,10 +9,9 @@ A feature that fires in every sentence is structural by this rule, whatever it i
 Frequent features may transfer better for that alone: `matched_rates` compares the classes where they fire equally
 often. And `unrelated` deals versions out among the groups: what is still consistent there is so for its density.
 
-The paper cannot check the classes. The embedded world's grammar marks every word that came from a slot for content, so
-it is known how much of a feature's activation falls on content words. A feature of content words should be semantic,
-one of function words and punctuation structural. Where that fails, the feature follows a role that any word may fill
-(the noun of place, say), or fires too often or too seldom for the classes.
+The paper cannot check the classes. The embedded world's grammar marks every word that came from a slot for content: a
+feature whose activation falls on such words should be semantic, any other structural. Where that fails, the feature
+follows a role that any word may fill (the noun of place, say), or fires too often or too seldom for the classes.
 
 Offers `feature_presence`, `classify`, `FeatureClasses`, `unrelated`, `matched_rates`, `ClassDifference`,
 `density_ratios`, `known_words`, `KnownWords`, `recovery`, `Recovery`.

@@ -88,7 +88,7 @@ class FeatureStudy:
     recovered: Mapping[str, list[structure.Recovery]]
     """For 1, 2, ... versions; empty where it is not known which words are content."""
     recovered_clean: Mapping[str, list[structure.Recovery]]
-    """From the groups of which no version breaks a rule alone."""
+    """From those groups alone of which no version breaks a rule."""
     contexts: Mapping[str, Mapping[str, Mapping[int, list[Context]]]]
     """By direction and model, `a` or `b`: the top contexts of each feature there."""
 
