@@ -1,32 +1,32 @@
 r"""Features that make a head look at the first token, where it finds nothing, or keep it from doing so.
 
 Section 5.2, Figs. 5b and 16, App. I, after Gurnee et al. 2024. A head that has nothing to do attends to the token that
-begins the text; a feature whose decoder row, read as a query, points along that token's key switches the head off
-("attention deactivation"), one that points the other way switches it on. The heuristic score of feature i for head h of
+begins the text. A feature whose decoder row, read as a query, points along that token's key switches the head off
+("attention deactivation"); one that points the other way switches it on. The heuristic score of feature i for head h of
 layer l is what its mean contribution adds to the score of the first token,
 
     s_ilh = mean_t [ R_t (N'(f_i d_i) W_Q) . k_1 ] c / sigma_l
 
-with k_1 the head's own key of the first token, c the scale of scores, N' the block's norm but for the division, sigma_l
-what that norm typically divides by, and R_t rotary embeddings at distances t = 1, 2, 4, ...; f_i is the mean activation
-where i fires. All of it is one product of matrices. Scores only propose: the test is *path ablation*. The contribution
-f_i(x_t) d_i is taken out of that one head's input at the current token t, and only there: the token's query and its own
-key are formed without it (its own value, too, which changes no attention). The keys of other tokens, other heads and
-the stream itself stay. What changes is the head's attention from that token to the first. It falls for a deactivation
-feature, and rises for an activation feature.
+with k_1 the head's own key of the first token, c the scale of scores, N' the block's norm without its division, sigma_l
+the mean of what that norm divides by, R_t rotary embeddings at distances t = 1, 2, 4, ..., and f_i the mean activation
+where i fires. Scores only propose; *path ablation* tests. It takes the contribution f_i(x_t) d_i out of what this one
+head reads at the current token t: the token's query and own key change, and no other key, head or stream. The head's
+attention from that token to the first falls for a deactivation feature.
 
-Offers `Path`, `PathEffect`, `path_ablation`, `heuristic_scores`, `HeadScores`, `deactivation_search`,
-`DeactivationSearch`, `head_roles`, `HeadRoles`.
+Offers `Path`, `PathEffect`, `path_ablation`, `heuristic_scores`, `deactivation_search`, `DeactivationSearch`,
+`head_roles`, `HeadRoles`.
 """
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from sae_lens import SAE
 from torch import Tensor
 
@@ -38,14 +38,14 @@ from ..utils.progress import progress
 from ..utils.stats import DocumentSums, Estimate, from_draws, resampled_counts
 from .entropy import ActivationSummary, decoder_rows
 
+Text = Sequence[TokenBatch]
 QUERIES_AT_ONCE = 512  # bounds the keys that are gathered for them: 0.1 GB at 512 positions and 128 dimensions
 
 
 class Path(NamedTuple):
-    """From a feature to the input of a head."""
+    """A path from a feature to the input of a head."""
 
-    feature: int | None
-    """None: the whole reconstruction, decoder bias included."""
+    feature: int
     layer: int
     head: int
 
@@ -56,19 +56,17 @@ class PathEffect(NamedTuple):
     path: Path
     attended: Float[np.ndarray, " n"]
     ablated: Float[np.ndarray, " n"]
-    documents: np.ndarray
-    """(n,): the document of each token."""
+    documents: Int[np.ndarray, " n"]
 
     @property
     def mean_change(self) -> float:
-        """Of the attention, by ablation: negative where the feature made the head look at the first token."""
+        """The change of the attention by ablation, negative where the feature made the head look at the first token."""
         return float((self.ablated - self.attended).mean()) if len(self.attended) else 0.0
 
     def change(self, *, seed: int = 0) -> Estimate:
         """Give `mean_change` a 95% interval by resampling documents.
 
-        A feature that fires nowhere changes nothing. From a single document nothing is known of others: the interval
-        is then all that there is, -1 to 1.
+        A feature that fires nowhere changes nothing; a single document leaves all open, from -1 to 1.
         """
         values = np.stack([self.ablated - self.attended, np.ones(len(self.documents))], axis=1)
         sums = DocumentSums.of(torch.from_numpy(self.documents), torch.from_numpy(values))
@@ -79,34 +77,26 @@ class PathEffect(NamedTuple):
 
 
 def path_ablation(
-    model: LanguageModel,
-    layer: int,
-    sae: SAE,
-    paths: Sequence[Path],
-    batches: Iterable[TokenBatch],
-    *,
-    max_tokens: int | None = None,
+    model: LanguageModel, layer: int, sae: SAE, paths: Sequence[Path], batches: Iterable[TokenBatch], *, max_tokens: int
 ) -> list[PathEffect]:
     """Measure each head's attention to the first token with and without the feature, in one pass.
 
-    `sae` reads the stream before `layer`. Each token is ablated by itself, in its query and its own key. Of a feature
-    those ordinary tokens count on which it fires, of the whole reconstruction all; only where the first token is in the
-    head's window, and no more than `max_tokens` of them, which in the batch that has too many are spread evenly.
-    ValueError for a path to a head that lies before the SAE or does not exist.
+    `sae` reads the stream before `layer`. Each token is ablated by itself, in its query and its own key. The effect is
+    that on ordinary tokens where the feature fires and the head's window reaches the first token, at most `max_tokens`
+    of them, spread evenly over the batch that has too many. ValueError for a path to a head that lies before the SAE or
+    does not exist.
     """
-    heads = _heads(model, layer, {path.layer for path in paths})
-    for path in paths:
-        if (path.layer, path.head) not in heads:
+    heads, by_head = _heads_after(model, layer), defaultdict(list)
+    for index, path in enumerate(paths):
+        by_head[path[1:]].append(index)
+        if path[1:] not in heads:
             raise ValueError(
                 f"no head {path.head} of layer {path.layer} can read the SAE before layer {layer} of {model.ref!r}: "
                 f"expected layers {layer}-{model.n_layers - 1} and heads 0-{len(heads_of(model, layer)) - 1}"
             )
-    features = sorted({path.feature for path in paths if path.feature is not None})
-    column = {feature: index for index, feature in enumerate(features)}
-    rows = decoder_rows(sae)
+    features, rows = sorted({path.feature for path in paths}), decoder_rows(sae)
     layers = sorted({layer, *(path.layer for path in paths)})
-    ordered = sorted(range(len(paths)), key=lambda index: paths[index][1:])  # the paths to one head together
-    room = [float("inf") if max_tokens is None else max_tokens] * len(paths)
+    room = [max_tokens] * len(paths)
 
     @torch.no_grad()
     def read(batch: TokenBatch) -> list[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
@@ -114,63 +104,41 @@ def path_ablation(
         keep = batch.mask.to(model.device)
         at_row, position = keep.nonzero(as_tuple=True)
         owners = batch.documents[batch.mask].numpy()
-        latents, whole = _encode(sae, residuals[layer][keep], features, any(path.feature is None for path in paths))
-        found, of_head = [], None
-        for index in ordered:
-            path = paths[index]
-            head = heads[path[1:]]
-            if of_head is None or of_head[0] is not head:
-                of_head = head, head.keys(residuals[path.layer]), residuals[path.layer][keep].float()
-            _, keys, stream = of_head
-            fires = torch.ones_like(position, dtype=torch.bool)
-            if path.feature is not None:
-                fires = latents[:, column[path.feature]] > 0
-            if head.window is not None:
-                fires = fires & (position < head.window)
-            chosen = fires.nonzero()[:, 0]
-            if len(chosen) > room[index]:  # spread over the rows
-                chosen = chosen[torch.linspace(0, len(chosen) - 1, int(room[index]), device=chosen.device).long()]
-            if not len(chosen):
-                continue
-            if path.feature is None:
-                assert whole is not None  # reconstructed, since a path asks for it
-                removed = whole[chosen]
-            else:
-                removed = latents[chosen, column[path.feature], None] * rows[path.feature].to(latents)
-            where = at_row[chosen], position[chosen]
-            attended = _to_first(head, stream[chosen], keys, *where)
-            ablated = _to_first(head, stream[chosen] - removed, keys, *where)
-            found.append((index, attended, ablated, owners[chosen.cpu().numpy()]))
+        parts = residuals[layer][keep].split(TOKENS_AT_ONCE)
+        latents = torch.cat([sae.encode(part.to(sae.W_enc))[:, features] for part in parts])
+        activations = dict(zip(features, latents.to(residuals[layer].device, torch.float32).T))
+        found = []
+        for place, indices in by_head.items():
+            head = heads[place]
+            keys, stream = head.keys(residuals[head.layer]), residuals[head.layer][keep].float()
+            for index in indices:
+                active = activations[paths[index].feature]
+                chosen = ((active > 0) & (position < (head.window or math.inf))).nonzero()[:, 0]
+                if len(chosen) > room[index]:
+                    chosen = chosen[torch.linspace(0, len(chosen) - 1, room[index], device=chosen.device).long()]
+                if not len(chosen):
+                    continue
+                removed = active[chosen, None] * rows[paths[index].feature].to(active)
+                where = at_row[chosen], position[chosen]
+                attended = _to_first(head, stream[chosen], keys, *where)
+                ablated = _to_first(head, stream[chosen] - removed, keys, *where)
+                found.append((index, attended, ablated, owners[chosen.cpu().numpy()]))
         return found
 
-    parts: list[list] = [[] for _ in paths]
+    nothing = (np.zeros(0, np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64))
+    columns = [[nothing] for _ in paths]
     for found in progress(as_fits(batches, read), "path ablation"):
         for index, *values in found:
-            parts[index].append(values)
+            columns[index].append(tuple(values))
             room[index] -= len(values[0])
         if not any(room):
             break
-    nothing = (np.zeros(0, np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64))
-    return [
-        PathEffect(path, *(map(np.concatenate, zip(*part)) if part else nothing)) for path, part in zip(paths, parts)
-    ]
+    return [PathEffect(path, *map(np.concatenate, zip(*parts))) for path, parts in zip(paths, columns)]
 
 
-def _heads(model: LanguageModel, layer: int, layers: Iterable[int]) -> dict[tuple[int, int], Head]:
-    """Collect the heads at or after `layer`, by layer and index."""
-    downstream = [l for l in sorted(layers) if layer <= l < model.n_layers]
-    return {(l, head.index): head for l in downstream for head in heads_of(model, l)}
-
-
-def _encode(sae: SAE, y: Tensor, features: Sequence[int], reconstruct: bool) -> tuple[Tensor, Tensor | None]:
-    """Encode some features, (n, features), and if asked for add up what all write with the bias, both float32."""
-    latents, whole, rows = [], [], decoder_rows(sae)
-    for part in y.split(TOKENS_AT_ONCE):
-        found = sae.encode(part.to(sae.W_enc))
-        latents.append(found[:, list(features)].to(y.device, torch.float32))
-        if reconstruct:
-            whole.append((found @ rows + sae.b_dec).to(y.device, torch.float32))
-    return torch.cat(latents), torch.cat(whole) if reconstruct else None
+def _heads_after(model: LanguageModel, layer: int) -> dict[tuple[int, int], Head]:
+    """Collect the heads of the blocks from `layer` on, by layer and index."""
+    return {(l, head.index): head for l in range(layer, model.n_layers) for head in heads_of(model, l)}
 
 
 def _to_first(head: Head, stream: Tensor, keys: Tensor, rows: Tensor, positions: Tensor) -> np.ndarray:
@@ -183,45 +151,38 @@ def _to_first(head: Head, stream: Tensor, keys: Tensor, rows: Tensor, positions:
     return torch.cat(found).cpu().numpy()
 
 
-class HeadScores(NamedTuple):
-    """Heuristic scores of features for the heads downstream."""
-
-    heads: tuple[tuple[int, int], ...]
-    """(layer, head)"""
-    scores: Float[Tensor, "features heads"]
-
-
 @torch.no_grad()
 def heuristic_scores(
     model: LanguageModel, layer: int, rows: Float[Tensor, "features d_model"], sample: TokenBatch
-) -> HeadScores:
+) -> tuple[list[tuple[int, int]], Float[Tensor, "features heads"]]:
     """Compute s (see above) for contributions `rows` to the stream before `layer`, for all heads from there on.
 
-    `sample` says what the norms typically divide by (the mean over its ordinary tokens), and how far texts reach.
+    Return the heads, (layer, head), and the scores. `sample` says what the norms divide by (the mean over its ordinary
+    tokens), and how far texts reach.
     """
     layers = range(layer, model.n_layers)
-    heads = list(_heads(model, layer, layers).values())
+    heads = _heads_after(model, layer)
     first, residuals = first_streams(model, layers), model.residuals(sample.tokens, list(layers))
-    keep = sample.mask.to(model.device)
-    reach = sample.tokens.shape[1]
+    keep, reach = sample.mask.to(model.device), sample.tokens.shape[1]
     readers = []
-    for head in heads:
+    for head in heads.values():
         furthest = min(reach, head.window or reach)
         distances = [2**power for power in range(max(1, (furthest - 1).bit_length()))]
         divisor = head.norm.divisor(residuals[head.layer][keep]).mean()
         readers.append(head.reader(first[head.layer], distances) / divisor)
-    scores = rows.float() @ torch.stack(readers).to(rows.device).T
-    return HeadScores(tuple((head.layer, head.index) for head in heads), scores)
+    return list(heads), rows.float() @ torch.stack(readers).to(rows.device).T
 
 
 class DeactivationSearch(NamedTuple):
-    """What was found of features that move a head's attention to the first token."""
+    """Features that move a head's attention to the first token."""
 
-    scores: HeadScores
+    heads: list[tuple[int, int]]
+    """The heads that were scored, (layer, head)."""
+    scores: Float[Tensor, "features heads"]
     tried: int
-    """Paths that were ablated."""
+    """The number of paths that were ablated."""
     effects: tuple[PathEffect, ...]
-    """Of them, the most negative change first; ties in the order of the scores' size."""
+    """Their effects, the most negative change first; ties in the order of the scores' size."""
 
 
 def deactivation_search(
@@ -229,54 +190,46 @@ def deactivation_search(
     layer: int,
     sae: SAE,
     summary: ActivationSummary,
-    batches: Sequence[TokenBatch],
+    batches: Text,
     *,
-    candidates: int = 128,
-    max_tokens: int | None = 400,
-    min_tokens: int = 20,
+    candidates: int,
+    max_tokens: int,
+    min_tokens: int,
 ) -> DeactivationSearch:
     """Score all features for all heads downstream, then ablate the paths of the highest and lowest, half of each.
 
-    `summary` is that of the same text; features that fire on fewer than `min_tokens` are passed over. What is chosen
-    here should be measured anew on another text. ValueError if no feature fires so often.
+    `summary` is that of the same text; features that fire on fewer than `min_tokens` are passed over. Measure what is
+    chosen here on another text. ValueError if no feature fires so often.
     """
     usable = (summary.fires >= min_tokens).nonzero()[:, 0]
     if not len(usable):
         raise ValueError(f"no feature fires on {min_tokens} of {summary.tokens} tokens: give more text")
     rows = decoder_rows(sae).float() * summary.mean.to(sae.W_dec.device)[:, None]
-    found = heuristic_scores(model, layer, rows.to(model.device), batches[0])
-    flat = found.scores[usable.to(found.scores.device)].flatten().cpu()
+    heads, scores = heuristic_scores(model, layer, rows.to(model.device), batches[0])
+    flat = scores[usable.to(scores.device)].flatten().cpu()
     count = min(candidates, len(flat))
-    highest = flat.topk(count - count // 2).indices.tolist()
-    lowest = (-flat).topk(count // 2).indices.tolist()
-    n_heads = len(found.heads)
-    chosen = sorted(dict.fromkeys(highest + lowest), key=lambda place: -abs(flat[place].item()))
-    paths = [Path(int(usable[place // n_heads]), *found.heads[place % n_heads]) for place in chosen]
+    ends = [*flat.topk(count - count // 2).indices.tolist(), *(-flat).topk(count // 2).indices.tolist()]
+    chosen = sorted(dict.fromkeys(ends), key=lambda place: -abs(flat[place].item()))
+    paths = [Path(int(usable[place // len(heads)]), *heads[place % len(heads)]) for place in chosen]
     effects = path_ablation(model, layer, sae, paths, batches, max_tokens=max_tokens)
     enough = [effect for effect in effects if len(effect.attended) >= min_tokens] or effects
-    return DeactivationSearch(found, len(paths), tuple(sorted(enough, key=lambda effect: effect.mean_change)))
+    return DeactivationSearch(heads, scores, len(paths), tuple(sorted(enough, key=lambda effect: effect.mean_change)))
 
 
 class HeadRoles(NamedTuple):
-    """The head that a feature most sends to the first token, and the one that it draws away most, or sends there least
-    if it draws none away; measured on other text."""
+    """The effects of a feature on the two heads that it moves most."""
 
     closing: PathEffect
+    """On the head that it most sends to the first token."""
     opening: PathEffect
+    """On the head that it draws away most, or sends there least if it draws none away."""
 
 
 def head_roles(
-    model: LanguageModel,
-    layer: int,
-    sae: SAE,
-    feature: int,
-    search: Sequence[TokenBatch],
-    evaluation: Sequence[TokenBatch],
-    *,
-    max_tokens: int | None = 400,
+    model: LanguageModel, layer: int, sae: SAE, feature: int, search: Text, evaluation: Text, *, max_tokens: int
 ) -> HeadRoles:
     """Ablate a feature's paths to all heads downstream; choose heads on one text and measure them on another."""
-    paths = [Path(feature, *place) for place in _heads(model, layer, range(layer, model.n_layers))]
+    paths = [Path(feature, *place) for place in _heads_after(model, layer)]
     changes = [effect.mean_change for effect in path_ablation(model, layer, sae, paths, search, max_tokens=max_tokens)]
     ends = [paths[int(np.argmin(changes))], paths[int(np.argmax(changes))]]
     return HeadRoles(*path_ablation(model, layer, sae, ends, evaluation, max_tokens=max_tokens))

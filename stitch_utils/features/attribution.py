@@ -6,25 +6,22 @@ for the token that in fact comes next, and features are compared by Pearson's co
     Corr_t ( f_i(h_A(t)) v_{i,t+1} ,  f'_i(h_B(t)) v'_{i,t+1} ),      v_i = n(W_d,i) W_U      (10)
 
 each side with its own model's unembedding; a transferred SAE keeps the order of its features, so twins share an index.
-A token counts where it and its successor are ordinary ones of the same row: no special token is read or predicted.
+A token counts where it and its successor are ordinary ones of the same row.
 
 The paper does not say what becomes of the final norm. Here n takes the mean off the decoder row where the norm does so
-(LayerNorm), multiplies it by the norm's learned scale, and leaves out the division by the size of the final residual
-stream. That divisor belongs to the token and not to the feature. A factor of each feature changes no correlation, but
-one of each token, which two models are likely to agree on, would correlate features that have nothing else in common;
-`divide` puts it back, to see what it does. A cap on the logits (Gemma) keeps their order and is left out too. No
-prediction depends on the mean of v_i over the vocabulary; Eq. 10 as printed keeps it, and `centre` takes it off.
+(LayerNorm), multiplies it by the norm's learned scale, and leaves out the division by the size of the final stream.
+That divisor belongs to the token and not to the feature, and two models are likely to agree on it, so it would
+correlate features that have nothing else in common. A cap on the logits (Gemma) is left out too.
+No prediction depends on the mean of v_i over the vocabulary; Eq. 10 as printed keeps it, and `centre` takes it off. One
+pass adds everything up, around running means (Chan, Golub & LeVeque 1983) and in float64.
 
-Everything is summed in one pass, around running means (Chan, Golub & LeVeque 1983) and in float64, so that memory
-grows with the number of features alone.
-
-Offers `Twins`, `carried`, `attribution_correlations`, `AttributionCorrelation`, `summarise`, `median`,
-`against_random`.
+Offers `Twins`, `carried`, `attribution_correlations`, `AttributionCorrelation`, `summarise`, `CorrelationSummary`,
+`against_random`, `AgainstRandom`, and `over_features`, which gives intervals over features.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -35,17 +32,16 @@ from torch import Tensor
 
 from ..data.text import TokenBatch
 from ..models.harvest import TOKENS_AT_ONCE, as_fits
-from ..models.language_model import LanguageModel
 from ..models.unembedding import LogitWeights
 from ..saes.transfer import transfer_sae
 from ..stitching.pair import StitchedPair
 from ..stitching.stitch import random_stitch
 from ..utils.progress import progress
-from ..utils.stats import Estimate
-from .resampling import over_features
+from ..utils.stats import RESAMPLES, Estimate, from_draws
 
-SIDES = {"up": (0, 1), "down": (1, 0)}  # of A and B, where an SAE comes from and where it is carried to
-ENTRIES_AT_ONCE = 2**25  # tokens x features: bounds each float64 table to 0.25 GB
+OfFeatures = Float[np.ndarray, " features"]
+SIDES = {"up": "ab", "down": "ba"}  # the model that an SAE comes from, and the one that it is carried to
+ENTRIES_AT_ONCE = 2**25  # bounds each float64 table of tokens x features to 0.25 GB
 CONSTANT = 1e-20  # a sum of squared deviations below this share of the sum of squares is rounding
 MIN_FIRES = 10
 
@@ -57,93 +53,83 @@ class Twins(NamedTuple):
     others: Mapping[str, SAE]
 
 
-def carried(stitched: StitchedPair, sae: SAE, *, direction: str = "up", seed: int = 0) -> Twins:
+def carried(stitched: StitchedPair, sae: SAE, *, to: str = "b", seed: int = 0) -> Twins:
     """Transfer an SAE across the stitch, `transferred`, and across a random one of the same norms, `random`.
 
     The random stitch, too, carries the mean residuals of A and B into each other.
     """
-    moments, to = stitched.moments, "ab"[SIDES[direction][1]]
-    random = random_stitch(stitched.stitch, seed, means=(moments.mean_x, moments.mean_y))
-    stitches = {"transferred": stitched.stitch, "random": random}
+    means = stitched.moments.mean_x, stitched.moments.mean_y
+    stitches = {"transferred": stitched.stitch, "random": random_stitch(stitched.stitch, seed, means=means)}
     return Twins(sae, {name: transfer_sae(sae, maps, to=to) for name, maps in stitches.items()})
 
 
 class AttributionCorrelation(NamedTuple):
-    """Eq. 10 for every feature of an SAE and its twin; rates and maxima are over the tokens that count."""
+    """Eq. 10 for every feature of an SAE and its twin; rates are over the tokens that count."""
 
-    correlation: Float[np.ndarray, " features"]
+    correlation: OfFeatures
     """NaN where one of the two attributions does not vary: where a feature never fires, say."""
-    firing_rate: Float[np.ndarray, " features"]
-    """Share of the tokens on which the feature fires in the model that it comes from."""
-    twin_firing_rate: Float[np.ndarray, " features"]
-    max_activation: Float[np.ndarray, " features"]
-    twin_max_activation: Float[np.ndarray, " features"]
+    firing_rate: OfFeatures
+    """The share of the tokens on which the feature fires in the model that it comes from."""
+    twin_firing_rate: OfFeatures
     n_tokens: int
 
     def alive(self, min_fires: int = MIN_FIRES) -> Bool[np.ndarray, " features"]:
-        """Features that fire on so many tokens at least, in both models, and have a correlation."""
+        """Mark features that fire on at least `min_fires` tokens in both models and have a correlation."""
         rate = np.minimum(self.firing_rate, self.twin_firing_rate)
         return (np.rint(rate * self.n_tokens) >= min_fires) & np.isfinite(self.correlation)
 
 
 class _Sums(NamedTuple):
-    """Of two attributions (n, features): count, means, and sums of squared deviations and of their products."""
+    """Sums over tokens for an SAE and its twin; each tensor but `products` is (2, features)."""
 
     tokens: int
-    mean: Tensor
-    twin_mean: Tensor
+    means: Tensor
     squares: Tensor
-    twin_squares: Tensor
+    """The sums of squared deviations."""
     products: Tensor
+    """The sums of the products of deviations, (features,)."""
+    fires: Tensor
 
     @classmethod
-    def of(cls, values: Tensor, twin: Tensor) -> _Sums:
-        mean, twin_mean = values.mean(0), twin.mean(0)
-        values, twin = values - mean, twin - twin_mean
-        return cls(len(values), mean, twin_mean, values.square().sum(0), twin.square().sum(0), (values * twin).sum(0))
+    def of(cls, *sides: tuple[Tensor, Tensor]) -> _Sums:
+        """Sum up both sides' attributions (n, features), with how often each feature fires."""
+        values, fires = zip(*sides)
+        means = torch.stack([some.mean(0) for some in values])
+        ours, theirs = (some - mean for some, mean in zip(values, means))
+        squares = torch.stack([ours.square().sum(0), theirs.square().sum(0)])
+        return cls(len(ours), means, squares, (ours * theirs).sum(0), torch.stack(fires))
 
     def merged(self, other: _Sums) -> _Sums:
-        count = self.tokens + other.tokens
-        step, twin_step = other.mean - self.mean, other.twin_mean - self.twin_mean
-        share, weight = other.tokens / count, self.tokens * other.tokens / count
+        count, step = self.tokens + other.tokens, other.means - self.means
+        weight = self.tokens * other.tokens / count
         return _Sums(
             count,
-            self.mean + step * share,
-            self.twin_mean + twin_step * share,
+            self.means + step * (other.tokens / count),
             self.squares + other.squares + step.square() * weight,
-            self.twin_squares + other.twin_squares + twin_step.square() * weight,
-            self.products + other.products + step * twin_step * weight,
+            self.products + other.products + step[0] * step[1] * weight,
+            self.fires + other.fires,
         )
 
     def correlation(self) -> Tensor:
-        varies = self.squares > CONSTANT * (self.squares + self.tokens * self.mean.square())
-        varies &= self.twin_squares > CONSTANT * (self.twin_squares + self.tokens * self.twin_mean.square())
-        found = self.products / (self.squares.sqrt() * self.twin_squares.sqrt())
-        return torch.where(varies, found.clamp(-1, 1), torch.nan)
+        varies = self.squares > CONSTANT * (self.squares + self.tokens * self.means.square())
+        roots = self.squares.sqrt()
+        found = self.products / (roots[0] * roots[1])
+        return torch.where(varies.all(0), found.clamp(-1, 1), torch.nan)
+
+    def result(self) -> AttributionCorrelation:
+        columns = self.correlation(), *(self.fires / self.tokens)
+        return AttributionCorrelation._make([*(column.double().cpu().numpy() for column in columns), self.tokens])
 
 
-class _Activity(NamedTuple):
-    """Tokens on which each feature fires, and the most that it does."""
+def _reader(sae: SAE, readout: LogitWeights) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    rows = readout.fold(sae.W_dec.detach())  # (features, d_model)
 
-    fires: Tensor
-    largest: Tensor
+    def read(stream: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute f_i v_i,next for each token in float64, and how often each feature fires."""
+        latents = sae.encode(stream.to(sae.W_enc)).to(stream.device)
+        return latents.double() * (columns @ rows.T), (latents > 0).sum(0)
 
-    def merged(self, other: _Activity) -> _Activity:
-        return _Activity(self.fires + other.fires, torch.maximum(self.largest, other.largest))
-
-
-class _Attributions:
-    """Reads attributions off residual streams: f_i v_i,next for each token, (n, features) in float64."""
-
-    def __init__(self, sae: SAE, readout: LogitWeights):
-        self.sae, self.rows = sae, readout.fold(sae.W_dec.detach())  # (features, d_model)
-
-    def __call__(self, stream: Tensor, columns: Tensor, divisors: Tensor | None) -> tuple[Tensor, _Activity]:
-        latents = self.sae.encode(stream.to(self.sae.W_enc)).to(stream.device)
-        values = latents.double() * (columns @ self.rows.T)
-        if divisors is not None:
-            values /= divisors[:, None]
-        return values, _Activity((latents > 0).sum(0), latents.amax(0).double())
+    return read
 
 
 def attribution_correlations(
@@ -152,76 +138,70 @@ def attribution_correlations(
     batches: Iterable[TokenBatch] | None = None,
     *,
     centre: bool = False,
-    divide: bool = False,
 ) -> dict[str, dict[str, AttributionCorrelation]]:
     """Compute Eq. 10, by direction and name of a twin, in one pass over the text and one run of each model.
 
     The text is by default the evaluation text of the pair. A direction is `up`, an SAE of A with twins that read B, or
-    `down`, the converse. `centre` and `divide` are variants (see above); the latter runs the models to their ends.
-    ValueError for another direction, an SAE of another width than its model, a twin of another number of features, and
-    batches without two ordinary tokens in a row.
+    `down`, the converse. `centre` takes the mean off the logit weights. ValueError for another direction, an SAE of
+    another width than its model, a twin of another number of features, and no two ordinary tokens in a row.
     """
-    models, layers = stitched.models, stitched.layers
-    _check(models, directions)
-    readouts = [LogitWeights(model) for model in models]
-    readers = {
-        direction: (
-            _Attributions(twins.sae, readouts[SIDES[direction][0]]),
-            {name: _Attributions(sae, readouts[SIDES[direction][1]]) for name, sae in twins.others.items()},
-        )
-        for direction, twins in directions.items()
-    }
+    _check(stitched, directions)
+    readouts = {side: LogitWeights(model) for side, model in zip("ab", stitched.models)}
+    readers = {}
+    for direction, twins in directions.items():
+        source, target = (readouts[side] for side in SIDES[direction])
+        others = {name: _reader(sae, target) for name, sae in twins.others.items()}
+        readers[direction] = _reader(twins.sae, source), others
     widest = max(twins.sae.cfg.d_sae for twins in directions.values())
     rows_at_once = min(TOKENS_AT_ONCE, max(1, ENTRIES_AT_ONCE // widest))
 
     @torch.no_grad()
-    def read(batch: TokenBatch) -> dict[tuple[str, str], tuple]:
+    def read(batch: TokenBatch) -> dict[tuple[str, str], _Sums]:
         counts = batch.mask[:, :-1] & batch.mask[:, 1:]
         following = batch.tokens[:, 1:][counts]  # (n,)
-        sides = [
-            _streams(model, layer, batch.tokens, counts, readout if divide else None)
-            for model, layer, readout in zip(models, layers, readouts)
-        ]
-        found: dict[tuple[str, str], tuple] = {}
+        counted, streams = torch.nn.functional.pad(counts, (0, 1)), {}
+        for side in readouts:
+            model, layer = stitched.side(side)
+            streams[side] = model.residuals(batch.tokens, [layer])[layer][counted.to(model.device)]
+        found: dict[tuple[str, str], _Sums] = {}
         for start in range(0, len(following), rows_at_once):
             part = slice(start, start + rows_at_once)
-            inputs = [
-                (
-                    stream[part],
-                    readout.columns(following[part], centre=centre),
-                    None if divisors is None else divisors[part],
-                )
-                for (stream, divisors), readout in zip(sides, readouts)
-            ]
+            inputs = {
+                side: (streams[side][part], readout.columns(following[part], centre=centre))
+                for side, readout in readouts.items()
+            }
             for direction, (own, others) in readers.items():
                 source, target = (inputs[side] for side in SIDES[direction])
-                values, activity = own(*source)
+                ours = own(*source)
                 for name, other in others.items():
-                    twin, twin_activity = other(*target)
-                    sums = _Sums.of(values, twin.to(values.device))
-                    _merge(found, (direction, name), (sums, activity, twin_activity))
+                    theirs = tuple(column.to(ours[0].device) for column in other(*target))
+                    _merge(found, (direction, name), _Sums.of(ours, theirs))
         return found
 
-    total: dict[tuple[str, str], tuple] = {}
+    total: dict[tuple[str, str], _Sums] = {}
     batches = stitched.evaluation_batches() if batches is None else batches
     for found in progress(as_fits(batches, read), "attributions"):
-        for key, parts in found.items():
-            _merge(total, key, parts)
+        for key, sums in found.items():
+            _merge(total, key, sums)
     if not total:
         raise ValueError("the batches hold no two ordinary tokens in a row: expected at least one pair")
     return {
-        direction: {name: _result(*total[direction, name]) for name in twins.others}
+        direction: {name: total[direction, name].result() for name in twins.others}
         for direction, twins in directions.items()
     }
 
 
-def _check(models: tuple[LanguageModel, LanguageModel], directions: Mapping[str, Twins]) -> None:
+def _merge(found: dict[tuple[str, str], _Sums], key: tuple[str, str], sums: _Sums) -> None:
+    found[key] = found[key].merged(sums) if key in found else sums
+
+
+def _check(stitched: StitchedPair, directions: Mapping[str, Twins]) -> None:
     if not directions or not all(twins.others for twins in directions.values()):
         raise ValueError("nothing to compare: expected at least one direction, each with at least one twin")
     for direction, twins in directions.items():
         if direction not in SIDES:
             raise ValueError(f"unknown direction {direction!r}: expected up or down")
-        own, other = (models[side] for side in SIDES[direction])
+        own, other = (stitched.side(side)[0] for side in SIDES[direction])
         for name, sae, model in [("sae", twins.sae, own), *((name, sae, other) for name, sae in twins.others.items())]:
             if sae.cfg.d_in != model.d_model:
                 raise ValueError(
@@ -235,35 +215,18 @@ def _check(models: tuple[LanguageModel, LanguageModel], directions: Mapping[str,
                 )
 
 
-def _streams(
-    model: LanguageModel, layer: int, tokens: Tensor, counts: Tensor, readout: LogitWeights | None
-) -> tuple[Tensor, Tensor | None]:
-    """The residual stream before `layer` at the tokens that count (n, d), and what the final norm divides by (n,)."""
-    counts = torch.nn.functional.pad(counts, (0, 1)).to(model.device)
-    if readout is None:
-        return model.residuals(tokens, [layer])[layer][counts], None
-    found: dict[str, Tensor] = {}
+def over_features(statistics: Callable[..., Sequence[float]], *groups: np.ndarray, seed: int) -> list[Estimate]:
+    """Estimate each of the `statistics`, which take groups of features, with intervals by resampling within each group.
 
-    def keeper(part: str):
-        def hook(value: Tensor, hook) -> None:
-            found[part] = value[counts]
-
-        return hook
-
-    places = {"stream": model.hook_name(layer), "final": "ln_final.hook_in"}
-    with model.bridge.hooks(fwd_hooks=[(name, keeper(part)) for part, name in places.items()]):
-        model.bridge(tokens.to(model.device), return_type=None)
-    return found["stream"], readout.divisors(found["final"]).double()
-
-
-def _merge(found: dict, key: tuple[str, str], parts: tuple) -> None:
-    found[key] = tuple(old.merged(new) for old, new in zip(found[key], parts)) if key in found else parts
-
-
-def _result(sums: _Sums, activity: _Activity, twin_activity: _Activity) -> AttributionCorrelation:
-    columns = [sums.correlation(), activity.fires / sums.tokens, twin_activity.fires / sums.tokens]
-    columns += [activity.largest, twin_activity.largest]
-    return AttributionCorrelation._make([*(column.double().cpu().numpy() for column in columns), sums.tokens])
+    Which features an SAE has is chance. Draws that give no number are left out; where the groups themselves give none,
+    the estimate is NaN.
+    """
+    generator = np.random.default_rng(seed)
+    draws = np.array([statistics(*(generator.choice(group, len(group)) for group in groups)) for _ in range(RESAMPLES)])
+    return [
+        from_draws(value, column[np.isfinite(column)]) if np.isfinite(value) else Estimate(np.nan, np.nan, np.nan)
+        for value, column in zip(statistics(*groups), draws.T)
+    ]
 
 
 class CorrelationSummary(NamedTuple):
@@ -272,41 +235,33 @@ class CorrelationSummary(NamedTuple):
     mean: Estimate
     median: Estimate
     spread: Estimate
-    """Standard deviation over features."""
+    """The standard deviation over features."""
     above_half: Estimate
-    """Share of features above 0.5."""
+    """The share of features above 0.5."""
     below_zero: Estimate
-    features: int
 
 
-def summarise(correlations: Float[np.ndarray, " features"], *, seed: int = 0) -> CorrelationSummary:
+def summarise(correlations: OfFeatures, *, seed: int = 0) -> CorrelationSummary:
     """Summarise the correlations that are numbers; ValueError if there is none."""
     values = _numbers(correlations, "correlations")
 
     def statistics(chosen: np.ndarray) -> tuple[float, ...]:
         return chosen.mean(), np.median(chosen), chosen.std(), (chosen > 0.5).mean(), (chosen < 0).mean()
 
-    return CorrelationSummary._make([*over_features(statistics, values, seed=seed), len(values)])
-
-
-def median(values: Float[np.ndarray, " features"], *, seed: int = 0) -> Estimate:
-    """Take the median over features; its interval resamples them. ValueError if none is a number."""
-    return over_features(lambda chosen: [np.median(chosen)], _numbers(values, "values"), seed=seed)[0]
+    return CorrelationSummary(*over_features(statistics, values, seed=seed))
 
 
 class AgainstRandom(NamedTuple):
     """Where the correlations lie beside those under a random stitch; intervals by resampling the features of both."""
 
     better: Estimate
-    """Share above the 95th percentile of the random ones."""
+    """The share above the 95th percentile of the random ones."""
     negative: Estimate
-    """Share below their 5th percentile: features that were flipped."""
+    """The share below their 5th percentile: features that were flipped."""
 
 
-def against_random(
-    correlations: Float[np.ndarray, " features"], random: Float[np.ndarray, " others"], *, seed: int = 0
-) -> AgainstRandom:
-    """App. G's comparison, over the correlations that are numbers; ValueError if either side has none."""
+def against_random(correlations: OfFeatures, random: Float[np.ndarray, " others"], *, seed: int = 0) -> AgainstRandom:
+    """Compare the correlations that are numbers (App. G); ValueError if either side has none."""
     values, baseline = _numbers(correlations, "correlations"), _numbers(random, "random correlations")
 
     def shares(values: np.ndarray, baseline: np.ndarray) -> tuple[float, float]:

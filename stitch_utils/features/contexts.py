@@ -1,9 +1,8 @@
-"""The texts in which a feature is most active, for many features in one pass.
+"""The texts in which a feature is most active, for all features in one pass.
 
 App. H.2, Table 8: a feature is described by the contexts in which it fires most, its activations shown token by token.
-A document gives a feature one context at most, or a text that repeats itself would fill the list. For each batch only
-what can still enter a list is kept, so that all features of an SAE are served while the text goes by once, and memory
-holds the lists and no activations.
+A document gives a feature at most one context, or a text that repeats itself would fill the list. Each batch keeps only
+what can still enter a list, so memory holds the lists and no activations.
 
 Offers `Context`, `top_contexts`, `highlighted`.
 """
@@ -12,10 +11,12 @@ from __future__ import annotations
 
 import functools
 import html
-from collections.abc import Callable, Iterable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from sae_lens import SAE
 from torch import Tensor
@@ -25,9 +26,10 @@ from ..models.harvest import TOKENS_AT_ONCE, as_fits
 from ..models.language_model import LanguageModel
 from ..utils.progress import progress
 
-ENTRIES_AT_ONCE = 2**26  # tokens x features: bounds their activations to 0.25 GB
-NOTHING = -1  # in the place of a token, beyond the ends of a context
-BROKEN = "\ufffd"  # what a decoder writes for bytes that are a part of a character only
+BEFORE, AFTER = 10, 5  # tokens of a context on either side of its peak, at most
+ENTRIES_AT_ONCE = 2**26  # bounds activations, tokens x features, to 0.25 GB
+NOTHING = -1  # stands for a token beyond the ends of a context
+BROKEN = "\ufffd"  # what a decoder writes for bytes that are only a part of a character
 LONGEST = 8  # tokens that are tried to make whole characters; one of four bytes has four at most
 
 
@@ -36,182 +38,105 @@ class Context(NamedTuple):
 
     document: int
     tokens: tuple[tuple[str, float], ...]
-    """Each token as it is written, with the feature's activation there; tokens that share a character's bytes are one
-    piece, with their largest activation."""
+    """Each token's text and activation; tokens that share a character's bytes are one piece, with their largest."""
     peak: int
-    """Which of them is the most active."""
-
-    @property
-    def text(self) -> str:
-        return "".join(token for token, _ in self.tokens)
+    """The place of the most active token."""
 
 
-class _Found(NamedTuple):
-    """Contexts as columns, one row each."""
-
-    feature: np.ndarray
-    document: np.ndarray
-    activation: np.ndarray
-    """At the peak."""
-    tokens: np.ndarray
-    """(contexts, width)"""
-    activations: np.ndarray
-    """(contexts, width)"""
-
-    def best(self, n: int) -> _Found:
-        """Of each feature the `n` most active contexts, of each document one; the most active first, of equals the
-        earlier document."""
-        first = np.lexsort((-self.activation, self.document, self.feature))
-        one = _Found(*(column[first] for column in self))
-        new = np.ones(len(first), dtype=bool)
-        new[1:] = (one.feature[1:] != one.feature[:-1]) | (one.document[1:] != one.document[:-1])
-        one = _Found(*(column[new] for column in one))
-        order = np.lexsort((one.document, -one.activation, one.feature))
-        ranked = _Found(*(column[order] for column in one))
-        starts = np.searchsorted(ranked.feature, ranked.feature)  # where each one's feature begins
-        return _Found(*(column[np.arange(len(order)) - starts < n] for column in ranked))
+def _best(table: pd.DataFrame, n: int) -> pd.DataFrame:
+    """Select each feature's `n` most active rows, one a document, the most active first; among equals the earlier."""
+    ordered = table.sort_values(["feature", "activation", "document"], ascending=[True, False, True])
+    return ordered.drop_duplicates(["feature", "document"]).groupby("feature").head(n)
 
 
 @torch.no_grad()
 def top_contexts(
-    model: LanguageModel,
-    layer: int,
-    sae: SAE,
-    features: Sequence[int] | None,
-    batches: Iterable[TokenBatch],
-    *,
-    n: int = 8,
-    before: int = 10,
-    after: int = 5,
+    model: LanguageModel, layer: int, sae: SAE, batches: Iterable[TokenBatch], *, n: int = 8
 ) -> dict[int, list[Context]]:
-    """{feature: at most `n` contexts of different documents, the most active first}; `features` None means all.
+    """Find {feature: at most `n` contexts of different documents, the most active first}.
 
-    A context is the most active token of a document with up to `before` tokens before it and `after` behind it; it ends
+    A context is the most active token of a document with up to `BEFORE` tokens before it and `AFTER` behind it; it ends
     with the document and at special tokens. A feature that never fires has an empty list. ValueError for an SAE of
-    another width than the model, a feature that it does not have, and sizes that make no context.
+    another width than the model.
     """
     if sae.cfg.d_in != model.d_model:
         raise ValueError(f"the SAE reads {sae.cfg.d_in} dimensions: expected {model.d_model}, those of {model.ref!r}")
-    if n < 1 or before < 0 or after < 0:
-        raise ValueError(f"n must be positive, before and after not negative: got {n}, {before} and {after}")
-    wanted = np.arange(sae.cfg.d_sae) if features is None else np.unique(np.array(features, dtype=np.int64))
-    if len(wanted) and not 0 <= wanted[0] <= wanted[-1] < sae.cfg.d_sae:
-        raise ValueError(f"no feature {wanted[0] if wanted[0] < 0 else wanted[-1]}: the SAE has {sae.cfg.d_sae}")
     at_once = min(TOKENS_AT_ONCE, max(1, ENTRIES_AT_ONCE // sae.cfg.d_sae))
-    reach = torch.arange(-before, after + 1)
     threshold = np.zeros(sae.cfg.d_sae)  # what an activation must exceed to enter a feature's list
 
-    def read(batch: TokenBatch) -> _Found:
+    def read(batch: TokenBatch) -> list[pd.DataFrame]:
         stream = model.residuals(batch.tokens, [layer])[layer]
         rows = max(1, at_once // batch.tokens.shape[1])
-        parts = [
-            _candidates(sae, part_stream, part, wanted, threshold, reach)
-            for part_stream, part in zip(stream.split(rows), batch.split(rows))
-        ]
-        return _joined(parts).best(n)
+        parts = (_candidates(sae, *part, threshold, n) for part in zip(stream.split(rows), batch.split(rows)))
+        return [part for part in parts if len(part)]
 
-    found = _nothing(len(reach))
+    found: list[pd.DataFrame] = []
     for new in progress(as_fits(batches, read), "contexts"):
-        found = _joined([found, new]).best(n)
-        full, place = np.unique(found.feature, return_index=True)
-        counts = np.diff([*place, len(found.feature)])
-        last = found.activation[place + counts - 1]
-        threshold[full[counts == n]] = last[counts == n]
-    return _contexts(found, wanted, model.tokenizer, before)
-
-
-def _candidates(
-    sae: SAE, stream: Tensor, batch: TokenBatch, wanted: np.ndarray, threshold: np.ndarray, reach: Tensor
-) -> _Found:
-    """The most active token of each document for each feature, if it is above the threshold, with its surroundings."""
-    keep = batch.mask.reshape(-1).nonzero()[:, 0]  # of ordinary tokens, in the rows laid end to end
-    if not len(keep):
-        return _nothing(len(reach))
-    latents = sae.encode(stream.reshape(-1, stream.shape[-1])[keep.to(stream.device)].to(sae.W_enc)).float()
-    if len(wanted) < latents.shape[1]:
-        latents = latents[:, torch.from_numpy(wanted).to(latents.device)]
-    limit = torch.from_numpy(threshold[wanted]).to(latents)
-    token, column = (latents > limit).nonzero().cpu().unbind(1)
-    activation = latents[token.to(latents.device), column.to(latents.device)].cpu().numpy()
-    document = batch.documents.reshape(-1)[keep[token]].numpy()
-    order = np.lexsort((token.numpy(), -activation, document, column.numpy()))
-    key = np.stack([column.numpy(), document])[:, order]
-    chosen = order[np.r_[True, (key[:, 1:] != key[:, :-1]).any(0)]] if len(order) else order
-
-    token, column = token[chosen], column[chosen]
-    peak, tokens, documents = keep[token], batch.tokens.reshape(-1), batch.documents.reshape(-1)
-    place = (peak[:, None] + reach).clamp(0, len(tokens) - 1)  # (contexts, reach)
-    width = batch.tokens.shape[1]
-    shown = (place == peak[:, None] + reach) & (place // width == peak[:, None] // width)
-    shown &= batch.mask.reshape(-1)[place] & (documents[place] == documents[peak][:, None])
-    middle = int((reach == 0).nonzero())
-    behind = shown[:, middle:].long().cumprod(1).bool()  # nothing is shown beyond what is not
-    ahead = shown[:, : middle + 1].flip(1).long().cumprod(1).flip(1).bool()
-    shown = torch.cat([ahead[:, :-1], behind], dim=1)
-    index = torch.zeros(len(tokens), dtype=torch.int64)
-    index[keep] = torch.arange(len(keep))
-    values = latents[index[place].to(latents.device), column[:, None].to(latents.device)].cpu()
-    return _Found(
-        wanted[column.numpy()],
-        document[chosen],
-        activation[chosen].astype(np.float64),
-        torch.where(shown, tokens[place], NOTHING).numpy(),
-        torch.where(shown, values, 0).numpy(),
-    )
-
-
-def _nothing(width: int) -> _Found:
-    whole = np.zeros(0, np.int64)
-    return _Found(whole, whole, np.zeros(0), np.zeros((0, width), np.int64), np.zeros((0, width), np.float32))
-
-
-def _joined(parts: Sequence[_Found]) -> _Found:
-    return _Found(*(np.concatenate(columns) for columns in zip(*parts)))
-
-
-def _contexts(found: _Found, wanted: np.ndarray, tokenizer, before: int) -> dict[int, list[Context]]:
-    def decode(ids: list[int]) -> str:
-        return tokenizer.decode(ids, clean_up_tokenization_spaces=False)
-
-    @functools.cache
-    def written(token: int) -> str:
-        return decode([token])
-
-    lists: dict[int, list[Context]] = {int(feature): [] for feature in wanted}
-    for feature, document, _, tokens, activations in zip(*found):
-        shown = np.flatnonzero(tokens != NOTHING)
-        ids, peak = tokens[shown].tolist(), int(np.flatnonzero(shown == before)[0])
-        ends = _ends(ids, written, decode)
-        starts = [0, *ends[:-1]]
-        pieces = tuple(
-            (
-                written(ids[start]) if end == start + 1 else decode(ids[start:end]),
-                float(activations[shown][start:end].max()),
-            )
-            for start, end in zip(starts, ends)
-        )
-        lists[int(feature)].append(Context(int(document), pieces, int(np.searchsorted(ends, peak, side="right"))))
+        if new:
+            found = [_best(pd.concat([*found, *new]), n)]
+            last = found[0].groupby("feature")["activation"].agg(["size", "min"]).query("size == @n")["min"]
+            threshold[last.index] = last
+    lists: dict[int, list[Context]] = {feature: [] for feature in range(sae.cfg.d_sae)}
+    for feature, context in itertools.chain(*(_contexts(table, model.tokenizer) for table in found)):
+        lists[feature].append(context)
     return lists
 
 
-def _ends(ids: list[int], written: Callable[[int], str], decode: Callable[[list[int]], str]) -> list[int]:
-    """Where each piece ends: behind the token, or behind the last that is needed to write it in whole characters.
+def _candidates(sae: SAE, stream: Tensor, batch: TokenBatch, threshold: np.ndarray, n: int) -> pd.DataFrame:
+    """Tabulate the `n` best tokens of each feature above its threshold, one a document, with their surroundings."""
+    width = batch.tokens.shape[1]
+    tokens, mask, documents = (part.reshape(-1) for part in batch)  # rows laid end to end
+    keep = mask.nonzero()[:, 0]
+    latents = sae.encode(stream.reshape(-1, stream.shape[-1])[keep.to(stream.device)].to(sae.W_enc)).float()
+    row, feature = (latents > torch.from_numpy(threshold).to(latents)).nonzero().unbind(1)
+    columns = {"feature": feature, "document": documents[keep[row.cpu()]], "activation": latents[row, feature]}
+    table = pd.DataFrame({name: column.cpu().numpy() for name, column in columns.items()})
+    best = _best(table, n)
+    chosen = best.index.to_numpy(copy=True)
+    feature, peak = feature.cpu()[chosen], keep[row.cpu()[chosen]]
 
-    A character of which the context holds a part stays broken, as its tokens are.
+    apart = ~(mask[1:] & mask[:-1]) | (documents[1:] != documents[:-1])
+    apart[width - 1 :: width] = True
+    stretch = torch.nn.functional.pad(apart.cumsum(0), (1, 0))  # one number for tokens that may stand in one context
+    wanted = peak[:, None] + torch.arange(-BEFORE, AFTER + 1)  # (contexts, width)
+    place = wanted.clamp(0, len(tokens) - 1)
+    shown = (place == wanted) & (stretch[place] == stretch[peak][:, None])
+    rows = (mask.cumsum(0) - 1)[place]  # of `latents`, for the tokens that are shown
+    values = latents[rows.to(latents.device), feature[:, None].to(latents.device)].cpu()
+    written = torch.where(shown, tokens[place], NOTHING)
+    return best.assign(tokens=list(written.numpy()), activations=list(values.numpy()))
+
+
+def _contexts(table: pd.DataFrame, tokenizer) -> Iterator[tuple[int, Context]]:
+    @functools.cache
+    def decode(*ids: int) -> str:
+        return tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)
+
+    for feature, document, _, tokens, activations in table.itertuples(index=False):
+        shown = np.flatnonzero(tokens != NOTHING)
+        parts, texts = zip(*_pieces(tokens[shown].tolist(), decode))
+        largest = [float(activations[shown][part].max()) for part in parts]
+        peak = np.searchsorted([part.stop for part in parts], np.searchsorted(shown, BEFORE), side="right")
+        yield feature, Context(document, tuple(zip(texts, largest)), int(peak))
+
+
+def _pieces(ids: list[int], decode: Callable[..., str]) -> Iterator[tuple[slice, str]]:
+    """Cut tokens into the shortest pieces of whole characters, each with its text.
+
+    A character of which the context holds only a part stays broken, one token a piece.
     """
-    ends, start = [], 0
+    start = 0
     while start < len(ids):
         end = start + 1
-        if BROKEN in written(ids[start]):
+        if BROKEN in decode(ids[start]):
             longer = range(start + 2, min(len(ids), start + LONGEST) + 1)
-            end = next((end for end in longer if BROKEN not in decode(ids[start:end])), end)
-        ends.append(end)
+            end = next((end for end in longer if BROKEN not in decode(*ids[start:end])), end)
+        yield slice(start, end), decode(*ids[start:end])
         start = end
-    return ends
 
 
 def highlighted(context: Context, *, rgb: str = "226, 135, 40") -> str:
-    """The context as HTML, each token on a ground as strong as its share of the activation at the peak."""
+    """Write the context as HTML; the colour behind a token is as strong as its share of the largest activation."""
     top = max(activation for _, activation in context.tokens)
     spans = []
     for token, activation in context.tokens:

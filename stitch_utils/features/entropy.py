@@ -1,161 +1,66 @@
 r"""Entropy features: SAE features that write where the unembedding hardly reads, and so change how sure a model is.
 
-Section 5.2, Fig. 5a, after Stolfo et al. 2024 and Gurnee et al. 2024. Let U be what takes the last residual stream to
-logits (the final norm's weight is part of it), and V the left singular directions of its smallest singular values, 2%
-of them: its effective null space. Of a decoder row d_i,
+Section 5.2, Fig. 5a, after Stolfo et al. 2024 and Gurnee et al. 2024. Let U take the last residual stream to logits,
+the final norm's weight included. Its effective null space is spanned by V, the left singular directions of its smallest
+2% of singular values. For a decoder row d_i,
 
     rho_i^2 = ||V^T d_i||^2 / ||d_i||^2
 
-is the share of its squared norm that lies there; by chance it is about 2%. What lies there moves no logit against
-another, but it lengthens the stream, and since the final norm divides by that length all logits move together: the
-entropy of the prediction changes and the order of the tokens does not. So an entropy feature is one that writes much
-(its largest activation times ||d_i||) and with a large share. Where the final norm is a LayerNorm, the direction of
-equal entries is taken away before the norm measures anything; rows are centred first, and that direction belongs
-neither to the null space nor to the rest.
+is the share of its squared norm that lies there; chance gives about 2%. What lies there moves no logit against another,
+but it lengthens the stream. The final norm divides by that length, so all logits move together: the entropy of the
+prediction changes and the order of the tokens does not. So an entropy feature writes much (its largest activation times
+||d_i||) and with a large share there. A LayerNorm takes the direction of equal entries away first, so rows are then
+centred. A causal test follows, which Gurnee et al. 2024 made for neurons: a direction is added to the residual stream
+at all ordinary tokens, and the size of the entropy's change is divided by that of the change of the next token's rank
+(of its logarithm). Any large direction changes both, so random directions of the same norm are the yardstick.
 
-Whether such a feature also does what the geometry suggests is another question, for `entropy_effects`.
-
-Offers `unembedding`, `Unembedding`, `null_space`, `NullSpace`, `null_directions`, `decoder_rows`,
-`summarise_activations`, `ActivationSummary`, `entropy_features`, `EntropyFeatures`, and what all of section 5.2 shares:
-`FunctionalConfig`, `functional_config`, `functional_texts`.
+Offers `unembedding`, `null_space`, `NullSpace`, `decoder_rows`, `summarise_activations`, `ActivationSummary`,
+`entropy_features`, `EntropyFeatures`; `entropy_effects`, `EntropyEffects`, `entropy_tests`, `EntropyTests`.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from sae_lens import SAE
 from scipy.stats import beta
 from torch import Tensor
 
-from ..data.pairs import ModelPair
 from ..data.text import TokenBatch
-from ..models.harvest import TOKENS_AT_ONCE, as_fits, evaluation_batches, training_batches
+from ..models.harvest import TOKENS_AT_ONCE, as_fits
 from ..models.language_model import LanguageModel
 from ..models.unembedding import LogitWeights
-from ..stitching.pair import StitchedPair
-from ..utils.stats import Estimate
+from ..stitching.evaluation import splice
+from ..utils.progress import progress
+from ..utils.stats import DocumentSums, Estimate
 
-BOTTOM = 0.02  # of the singular values (section 5.2)
-COLUMNS_AT_ONCE = 16_384  # of an unembedding in float64: 0.5 GB where a stream has 3584 dimensions
-
-
-@dataclass(frozen=True)
-class FunctionalConfig:
-    """How much text is read, and where lines are drawn; the paper gives none of these numbers but the 2%."""
-
-    search_documents: int
-    """Documents, of the training text, on which features and heads are chosen."""
-    evaluation_documents: int
-    """Documents, of the evaluation text, on which those chosen are measured."""
-    entropy_documents: int
-    """Documents, the first of the evaluation text, on which directions are added to the stream; two at least, for the
-    sake of an interval."""
-    candidates: int
-    """Paths from a feature to a head that are tried in the search, those of the largest and smallest scores."""
-    max_tokens: int
-    """Tokens on which a path is tried, at most."""
-    min_tokens: int = 20
-    """Tokens of the search on which a feature must fire."""
-    quantile: float = 0.95
-    """Of size and of share, above which a feature counts as an entropy feature."""
-    bottom: float = BOTTOM
-    """Share of the unembedding's singular values whose directions count as its null space."""
-    random_directions: int = 20
-    """Set beside each feature's own."""
-    smallest: float = 0.05
-    """Change of the attention to the first token from which on a feature counts as one that switches a head off."""
-    random_stitches: int = 5
-    """Through which A's SAE is carried to B as a yardstick; two at least, for the sake of an interval."""
-    seed: int = 0
-    """Of the random stitches and directions, and of the bootstrap."""
-
-    def __post_init__(self):
-        for entry in dataclasses.fields(self):
-            value = getattr(self, entry.name)
-            least = {"random_stitches": 2, "entropy_documents": 2, "seed": 0}.get(entry.name, 1)
-            if entry.type == "int" and value < least:
-                raise ValueError(f"{entry.name} must be {least} or more: got {value}")
-        if not (0 < self.quantile < 1 and 0 < self.bottom < 1):
-            raise ValueError(f"quantile and bottom lie between 0 and 1: got {self.quantile} and {self.bottom}")
+Directions = Float[Tensor, "n d_model"]
+BOTTOM = 0.02  # the share of the singular values that make the null space (section 5.2)
+COLUMNS_AT_ONCE = 16_384  # bounds float64 copies of an unembedding: 0.5 GB where a stream has 3584 dimensions
 
 
-def functional_config(pair: ModelPair, scale: str, **changes: Any) -> FunctionalConfig:
-    """Take the sizes of a scale, with `changes` to them."""
-    return FunctionalConfig(**pair.sizes_of("entropy", scale) | changes)
+def unembedding(model: LanguageModel) -> tuple[Float[Tensor, "d_model vocab"], bool]:
+    """Read what takes the last residual stream to logits, and whether the final norm subtracts the stream's mean.
 
-
-def functional_texts(stitched: StitchedPair, config: FunctionalConfig) -> tuple[list[TokenBatch], ...]:
-    """Read text to search in, to measure on, and to add directions to.
-
-    Each document has a row of its own, also where the pair packs them: a head should have but one token that begins a
-    text to look at. Columns in which all rows are filled up are cut off.
+    The mean over the vocabulary, which no probability sees, is taken out; `LogitWeights` says what else is left out.
     """
-    alone = dataclasses.replace(stitched.pair, rows="document")
-    sizes = dataclasses.replace(stitched.sizes, eval_documents=config.evaluation_documents)
-    few = dataclasses.replace(sizes, eval_documents=config.entropy_documents)
-    texts = (
-        training_batches(alone, sizes, stitched.tokenizer, config.search_documents * alone.context),
-        evaluation_batches(alone, sizes, stitched.tokenizer),
-        evaluation_batches(alone, few, stitched.tokenizer),
-    )
-    return tuple([_trimmed(batch) for batch in text] for text in texts)
-
-
-def _trimmed(batch: TokenBatch) -> TokenBatch:
-    width = max(int(batch.mask.any(0).nonzero().max()) + 1 if batch.mask.any() else 1, 2)
-    return TokenBatch(*(part[:, :width] for part in batch))
-
-
-class Unembedding(NamedTuple):
-    """What takes the last residual stream to logits, up to the length of the stream."""
-
-    matrix: Float[Tensor, "d_model vocab"]
-    """The final norm's scale written into it, the mean over the vocabulary, which no probability sees, taken out."""
-    centred: bool
-    """Whether the final norm subtracts the mean of a stream, so that the direction of equal entries reaches nothing."""
-
-
-def unembedding(model: LanguageModel) -> Unembedding:
-    """Read the whole unembedding of a model; `LogitWeights` says what is left out."""
     readout = LogitWeights(model)
     columns = readout.columns(torch.arange(len(readout.weight)), centre=True)  # (vocab, d_model)
-    return Unembedding((columns * readout.scale).T, readout.takes_mean)
-
-
-def null_directions(
-    W_U: Float[Tensor, "d_model vocab"], *, bottom: float = BOTTOM, centred: bool = False
-) -> Float[Tensor, "d_model n"]:
-    """Find orthonormal left singular directions of the smallest singular values, a share `bottom`, rounded up.
-
-    So of 64 there are 2, and always at least one. `centred` leaves the direction of equal entries out of account, so
-    that it is neither one of them nor counted. ValueError for a share that does not lie between 0 and 1.
-    """
-    if not 0 < bottom < 1:
-        raise ValueError(f"bottom is a share of the singular values, between 0 and 1: got {bottom}")
-    gram = torch.zeros(len(W_U), len(W_U), dtype=torch.float64, device=W_U.device)
-    for part in W_U.split(COLUMNS_AT_ONCE, dim=1):
-        part = part.double() - part.double().mean(0) * centred
-        gram += part @ part.T
-    if centred:  # lifted above all others
-        gram += gram.trace() / len(gram)
-    _, vectors = torch.linalg.eigh(gram)
-    return vectors[:, : math.ceil(bottom * (len(gram) - centred))]
+    return (columns * readout.scale).T, readout.takes_mean
 
 
 class NullSpace(NamedTuple):
     """Where an unembedding hardly reads."""
 
     directions: Float[Tensor, "d_model n"]
-    """Orthonormal columns."""
+    """Orthonormal columns, in float64."""
     centred: bool
-    """Whether rows are centred before they are measured (see `Unembedding`)."""
+    """Whether rows are centred before they are measured."""
 
     def share(self, rows: Float[Tensor, "rows d_model"]) -> Float[Tensor, " rows"]:
         """Compute rho^2, the share of each row's squared norm that lies within; 0 for a row of zeros."""
@@ -173,13 +78,23 @@ class NullSpace(NamedTuple):
         return Estimate(n / (n + others), float(low), float(high))
 
 
-def null_space(outward: Unembedding, *, bottom: float = BOTTOM) -> NullSpace:
-    """Find the null space of an unembedding, in float64; see `null_directions`."""
-    return NullSpace(null_directions(outward.matrix, bottom=bottom, centred=outward.centred), outward.centred)
+def null_space(W_U: Float[Tensor, "d_model vocab"], centred: bool = False, *, bottom: float = BOTTOM) -> NullSpace:
+    """Find the left singular directions of the smallest singular values, a share `bottom` of them, rounded up.
+
+    `centred` says that a norm takes the direction of equal entries away, so that it is neither found nor counted.
+    """
+    gram = torch.zeros(len(W_U), len(W_U), dtype=torch.float64, device=W_U.device)
+    for part in W_U.split(COLUMNS_AT_ONCE, dim=1):
+        part = part.double() - part.double().mean(0) * centred
+        gram += part @ part.T
+    if centred:  # lift that direction, whose singular value is 0, above all others
+        gram += gram.trace() / len(gram)
+    _, vectors = torch.linalg.eigh(gram)
+    return NullSpace(vectors[:, : math.ceil(bottom * (len(gram) - centred))], centred)
 
 
 def decoder_rows(sae: SAE) -> Float[Tensor, "d_sae d_model"]:
-    """Give what each latent writes for each unit of its activation."""
+    """Return what each latent writes for each unit of its activation."""
     rows = sae.W_dec.detach()
     if getattr(sae.cfg, "rescale_acts_by_decoder_norm", False):
         rows = rows / rows.norm(dim=1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
@@ -191,9 +106,9 @@ class ActivationSummary(NamedTuple):
 
     tokens: int
     fires: Int[Tensor, " d_sae"]
-    """On how many of them."""
+    """The number of tokens on which it fires."""
     mean: Float[Tensor, " d_sae"]
-    """Mean activation where it fires; 0 if it never does."""
+    """Its mean activation where it fires; 0 if it never does."""
     largest: Float[Tensor, " d_sae"]
 
 
@@ -210,17 +125,7 @@ def summarise_activations(
     @torch.no_grad()
     def read(batch: TokenBatch) -> tuple[int, dict[str, Tensor]]:
         y = model.residuals(batch.tokens, [layer])[layer][batch.mask.to(model.device)]
-        found = {}
-        for name, sae in saes.items():
-            parts = []
-            for part in y.split(TOKENS_AT_ONCE) if len(y) else ():
-                latents = sae.encode(part.to(sae.W_enc))
-                counts, totals = (latents > 0).sum(0).double(), latents.sum(0, dtype=torch.float64)
-                parts.append(torch.stack([counts, totals, latents.amax(0).double()]))
-            if parts:
-                parts = torch.stack(parts)
-                found[name] = torch.cat([parts[:, :2].sum(0), parts[:, 2:].amax(0)]).cpu()
-        return len(y), found
+        return len(y), {name: _activity(sae, y) for name, sae in saes.items() if len(y)}
 
     for n, found in as_fits(batches, read):
         tokens += n
@@ -236,15 +141,26 @@ def summarise_activations(
     }
 
 
+def _activity(sae: SAE, y: Tensor) -> Tensor:
+    """Find on how many tokens each latent fires, the sum and the maximum of its activations: (3, d_sae)."""
+    parts = []
+    for part in y.split(TOKENS_AT_ONCE):
+        latents = sae.encode(part.to(sae.W_enc))
+        counts, totals = (latents > 0).sum(0).double(), latents.sum(0, dtype=torch.float64)
+        parts.append(torch.stack([counts, totals, latents.amax(0).double()]))
+    found = torch.stack(parts)
+    return torch.cat([found[:, :2].sum(0), found[:, 2:].amax(0)]).cpu()
+
+
 class EntropyFeatures(NamedTuple):
     """Fig. 5a: size and share of every feature. Ranks are shares of the features that fire which have less, 0 to 1."""
 
     alive: Bool[Tensor, " d_sae"]
-    """Fires anywhere in the text."""
+    """Whether it fires anywhere in the text."""
     size: Float[Tensor, " d_sae"]
     """The largest norm that it writes: largest activation times the norm of its decoder row."""
     share: Float[Tensor, " d_sae"]
-    """Of its squared norm, in the unembedding's null space."""
+    """The share of its squared norm in the unembedding's null space."""
     size_rank: Float[Tensor, " d_sae"]
     share_rank: Float[Tensor, " d_sae"]
     candidates: tuple[int, ...]
@@ -255,9 +171,7 @@ class EntropyFeatures(NamedTuple):
     """How many features would reach both quantiles if size and share had nothing to do with each other."""
 
 
-def entropy_features(
-    sae: SAE, summary: ActivationSummary, space: NullSpace, *, quantile: float = 0.95
-) -> EntropyFeatures:
+def entropy_features(sae: SAE, summary: ActivationSummary, space: NullSpace, *, quantile: float) -> EntropyFeatures:
     """Find features that write much, and much of it where the unembedding hardly reads; none where none fires."""
     rows, alive = decoder_rows(sae), summary.fires > 0
     share = space.share(rows)
@@ -266,19 +180,136 @@ def entropy_features(
     lower = torch.minimum(share_rank, size_rank)
     order = lower.argsort(descending=True, stable=True)
     fits = (lower >= quantile) & (share > space.chance.high)
-    return EntropyFeatures(
-        alive,
-        size,
-        share,
-        size_rank,
-        share_rank,
-        tuple(order[fits[order]].tolist()),
-        int(order[0]),
-        int(alive.sum()) * (1 - quantile) ** 2,
-    )
+    candidates, by_chance = tuple(order[fits[order]].tolist()), int(alive.sum()) * (1 - quantile) ** 2
+    return EntropyFeatures(alive, size, share, size_rank, share_rank, candidates, int(order[0]), by_chance)
 
 
 def _ranks(values: Tensor, among: Tensor) -> Tensor:
     """Compute for each value the share of the others `among` these that are smaller; 0 where there are none."""
     ordered = values[among].sort().values
     return torch.searchsorted(ordered, values).float().div(max(len(ordered) - 1, 1)).clamp_max(1)
+
+
+class EntropyEffects(NamedTuple):
+    """What adding directions to the stream does to predictions; means over tokens, one entry a direction."""
+
+    sums: Float[Tensor, "*n documents 3"]
+    """The sums over the predictions of each document of `entropy`, `entropy_size`, `rank_size`."""
+    tokens: Float[Tensor, "*n documents"]
+    """The number of predictions of each document."""
+
+    @property
+    def entropy(self) -> Float[Tensor, "*n"]:
+        """The change of the entropy, nats."""
+        return self._mean(0)
+
+    @property
+    def entropy_size(self) -> Float[Tensor, "*n"]:
+        """The size of the change of the entropy, nats."""
+        return self._mean(1)
+
+    @property
+    def rank_size(self) -> Float[Tensor, "*n"]:
+        """The size of the change of the logarithm of the next token's rank among all tokens."""
+        return self._mean(2)
+
+    @property
+    def per_rank(self) -> Float[Tensor, "*n"]:
+        """The size of the entropy's change for each unit of change of the rank."""
+        return self.entropy_size / self.rank_size.clamp_min(1e-6)
+
+    def resampled(self, counts: np.ndarray) -> EntropyEffects:
+        """Take each document as often as `counts`, (draws, documents), says; means get a first dimension of draws.
+
+        ValueError for a single document, which says nothing of others.
+        """
+        if counts.shape[1] < 2:
+            raise ValueError(f"an interval over documents needs two at least: got {counts.shape[1]}")
+        weights = torch.from_numpy(counts).to(self.sums)
+        sums = torch.einsum("rd,...dk->r...k", weights, self.sums)
+        tokens = torch.einsum("rd,...d->r...", weights, self.tokens)
+        return EntropyEffects(sums[..., None, :], tokens[..., None])
+
+    def _mean(self, column: int) -> Tensor:
+        return self.sums[..., column].sum(-1) / self.tokens.sum(-1)
+
+
+def entropy_effects(
+    model: LanguageModel, layer: int, directions: Directions, batches: Iterable[TokenBatch]
+) -> EntropyEffects:
+    """Add each direction to the residual stream before `layer`, at all ordinary tokens at once.
+
+    Predictions count where both the token and the next are ordinary. ValueError if there are none.
+    """
+
+    @torch.no_grad()
+    def predictions(batch: TokenBatch, stream: Tensor, direction: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Compute entropies and log ranks of the next tokens: (n,), (n,)."""
+        counted = (batch.mask[:, :-1] & batch.mask[:, 1:]).to(model.device)
+
+        def edit(residual: Tensor) -> Tensor:
+            return residual if direction is None else splice(residual + direction.to(residual), batch.mask)(residual)
+
+        logits = model.logits(batch.tokens, layer=layer, edit=None if direction is None else edit, stream=stream)
+        logits = logits[:, :-1][counted].float()
+        following = batch.tokens[:, 1:].to(model.device)[counted]
+        logs = logits.log_softmax(-1)
+        above = (logits > logits.gather(1, following[:, None])).sum(-1)
+        return -(logs.exp() * logs).sum(-1).double(), (1 + above).double().log()
+
+    def read(batch: TokenBatch) -> DocumentSums:
+        """Sum by document, (n, 4): three changes for each direction, and the number of predictions."""
+        stream = model.residuals(batch.tokens, [layer])[layer]
+        entropy, rank = predictions(batch, stream)
+        values = torch.zeros(len(entropy), len(directions), 4, dtype=torch.float64)
+        for index, direction in enumerate(progress(directions, "directions")):
+            new_entropy, new_rank = predictions(batch, stream, direction)
+            change = new_entropy - entropy
+            columns = change, change.abs(), (new_rank - rank).abs(), torch.ones_like(change)
+            values[:, index] = torch.stack(columns, dim=1).cpu()
+        owners = batch.documents[:, 1:][batch.mask[:, :-1] & batch.mask[:, 1:]]
+        return DocumentSums.of(owners, values)
+
+    total = DocumentSums()
+    for part in as_fits(batches, read):
+        total.add(part)
+    if not len(total):
+        raise ValueError("the batches predict no ordinary token: expected at least one document of two tokens")
+    sums = torch.from_numpy(total.table())  # (documents, n, 4)
+    return EntropyEffects(sums[..., :3].transpose(0, 1), sums[..., 3].T)
+
+
+class EntropyTests(NamedTuple):
+    """The effects of features' directions beside those of random ones of the same norms."""
+
+    features: EntropyEffects
+    """(n,)"""
+    random: EntropyEffects
+    """(n, random directions)"""
+
+    @property
+    def exceeded(self) -> Float[Tensor, "*n"]:
+        """The share of the random directions that change the entropy less for each unit of change of the rank."""
+        return (self.random.per_rank < self.features.per_rank[..., None]).float().mean(-1)
+
+    @property
+    def acting(self) -> Bool[Tensor, "*n"]:
+        """Whether a feature exceeds at least 95% of them, and changes the entropy at all."""
+        return (self.exceeded >= 0.95) & (self.features.entropy_size > 0)
+
+    def resampled(self, counts: np.ndarray) -> EntropyTests:
+        """Resample both with the same draws of documents; see `EntropyEffects.resampled`."""
+        return EntropyTests(*(effects.resampled(counts) for effects in self))
+
+
+def entropy_tests(
+    model: LanguageModel, layer: int, directions: Directions, batches: Iterable[TokenBatch], *, n_random: int, seed: int
+) -> EntropyTests:
+    """Measure the effects of `directions`, and of random ones of the norm of each."""
+    drawn = torch.randn(n_random, model.d_model, generator=torch.Generator().manual_seed(seed))
+    drawn = drawn / drawn.norm(dim=1, keepdim=True)
+    own = directions.detach().cpu().float()
+    effects = entropy_effects(model, layer, torch.cat([own, *(drawn * norm for norm in own.norm(dim=1))]), batches)
+    features = EntropyEffects(*(values[: len(own)] for values in effects))
+    random = EntropyEffects(*(values[len(own) :].unflatten(0, (len(own), n_random)) for values in effects))
+    return EntropyTests(features, random)

@@ -2,15 +2,14 @@
 
 Section 5.1 and App. H.1 (Table 7). For each sentence of a text an instruction-tuned model writes k versions, at
 temperature 1, in which function words and punctuation stay and every content word comes from another field. Without a
-model the embedded world does the same by its grammar, where the form changes too if a phrase of place or time has other
+model the embedded world writes them by its grammar, where the form changes too if a phrase of place or time has other
 prepositions, articles or words, if a verb has a particle ("hung up"), or if it is spelt as a function word ("need").
-The paper keeps every answer and calls it noisy; here a filter says how many break the structure, in which way, and in
-which groups.
+The paper keeps every answer and calls it noisy; here a filter counts which versions break the structure, and how.
 
-A sentence's versions are written down as soon as there are any, so a run that was stopped goes on where it was. Sampled
-in batches that begin at fixed places, they are the same whether or not it was stopped.
+A model's versions are saved as soon as there are any, so a run that was stopped goes on where it was. Batches begin at
+fixed places, so it then samples what it would have sampled without the stop.
 
-Offers `augmented_groups`, `AugmentedGroups`, `RewritingConfig`, `broken_rules`, `show_augmentations`, `world_stream`.
+Offers `augmented_groups`, `AugmentedGroups`, `broken_rules`, `sentences`, `show_augmentations`, `world_stream`.
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ import random
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
 import pandas as pd
@@ -74,35 +72,11 @@ WORD_OR_MARK = re.compile(r"\w+(?:['’-]\w+)*|[^\w\s]")
 SENTENCE_END = re.compile(r"(?<=[.!?])[\"”’)]*\s+(?=[\"“‘(]?[A-Z])")
 WHOLE = re.compile(r"[\"“‘(]?[A-Z].*[.!?][\"”’)]?")
 RULES = ("empty", "punctuation", "function words", "length", "content words")
-
-
-@dataclass(frozen=True)
-class RewritingConfig:
-    """How sentences are chosen, rewritten by a model, and judged; the paper's choices where it names one."""
-
-    temperature: float = 1.0
-    seed: int = 0
-    shortest: int = 6
-    """Words of a sentence at least."""
-    longest: int = 30
-    """Words of a sentence at most."""
-    at_once: int = 8
-    """Sentences whose versions are sampled in one batch."""
-    tolerance: float = 0.1
-    """Share of the words by which the number of words may change."""
-    repeated: float = 0.25
-    """Share of the content words that may come back."""
-
-    def __post_init__(self):
-        if self.temperature <= 0:
-            raise ValueError(f"versions are sampled, so the temperature must be positive: got {self.temperature}")
-        if not 1 <= self.shortest <= self.longest or self.at_once < 1:
-            raise ValueError(
-                f"expected 1 <= shortest <= longest and at_once >= 1: got {self.shortest}, {self.longest} and "
-                f"{self.at_once}"
-            )
-        if not (self.tolerance >= 0 and 0 <= self.repeated <= 1):
-            raise ValueError(f"tolerance and repeated are shares: got {self.tolerance} and {self.repeated}")
+SHORTEST, LONGEST = 6, 30  # words of a sentence
+AT_ONCE = 8  # sentences whose versions are sampled in one batch
+TEMPERATURE = 1.0  # App. H.1
+TOLERANCE = 0.1  # share of the words by which the number of words may change
+REPEATED = 0.25  # share of the content words that may come back
 
 
 class AugmentedGroups(NamedTuple):
@@ -113,39 +87,36 @@ class AugmentedGroups(NamedTuple):
     source: str
     """`world`, or the model that wrote the versions."""
     versions: int
-    """Versions that were written and judged."""
+    """The number of versions that were written and judged."""
     whole: int
-    """Of them, those that break no rule."""
+    """Those of them that break no rule."""
     broken: Mapping[str, int]
     """{rule: versions that break it}; a version may break several."""
     clean: list[bool]
-    """Of each group, whether none of its versions breaks a rule."""
+    """Whether none of a group's versions breaks a rule."""
 
 
-def augmented_groups(
-    pair: ModelPair, count: int, k: int = 5, *, config: RewritingConfig | None = None
-) -> AugmentedGroups:
-    """At most `count` sentences with `k` versions each, by the pair's `augmenter` or, without one, from the world.
+def augmented_groups(pair: ModelPair, count: int, k: int = 5, *, seed: int = 0) -> AugmentedGroups:
+    """Find at most `count` sentences with `k` versions each, by the pair's `augmenter` or, without one, by the world.
 
     The sentences are drawn from different documents of the evaluation text. Versions that break a rule stay, as in the
-    paper; sentences of which one says nothing are left out. ValueError for numbers that are not positive, and if no
-    sentence is left.
+    paper; sentences with a version that says nothing are left out. ValueError for numbers that are not positive, and if
+    no sentence is left.
     """
-    config = config or RewritingConfig()
     if count < 1 or k < 1:
         raise ValueError(f"expected count >= 1 and k >= 1: got {count} and {k}")
     if pair.augmenter is None:
-        source, found = "world", augmented_sentences(world_stream(config.seed), count, k)
+        source, found = "world", augmented_sentences(world_stream(seed), count, k)
     else:
         with blaming(pair, "augmenter"):
-            written = _rewritten(pair, pair.augmenter, k, config)
+            written = _rewritten(pair, pair.augmenter, k, seed, min(AT_ONCE, count))
             source, found = pair.augmenter.model, list(itertools.islice(written, count))
     groups, clean, whole = [], [], 0
     broken: Counter[str] = Counter(dict.fromkeys(RULES, 0))
     for original, *versions in found:
-        rules = [broken_rules(original, version, config=config) for version in versions]
-        broken.update(rule for one in rules for rule in one)
-        whole += sum(not one for one in rules)
+        rules = [broken_rules(original, version) for version in versions]
+        broken.update(itertools.chain(*rules))
+        whole += rules.count(())
         if not any("empty" in one for one in rules):
             groups.append([original, *versions])
             clean.append(not any(rules))
@@ -155,17 +126,16 @@ def augmented_groups(
 
 
 def world_stream(seed: int) -> str:
-    """The name of the world's stream that `augmented_groups` takes, for `embedded.marked.marked_groups`."""
+    """Name the world's stream that `augmented_groups` takes, for `embedded.marked.marked_groups`."""
     return f"augmentation:{seed}"
 
 
-def broken_rules(original: str, version: str, *, config: RewritingConfig | None = None) -> tuple[str, ...]:
-    """Which of `RULES` a version of an English sentence breaks.
+def broken_rules(original: str, version: str) -> tuple[str, ...]:
+    """Find which of `RULES` a version of an English sentence breaks.
 
     It should have the same punctuation marks and the same function words in the same order, about as many words, and
     few of the original's content words.
     """
-    config = config or RewritingConfig()
     if not version.strip():
         return ("empty",)
     (marks, words), (new_marks, new_words) = _parts(original), _parts(version)
@@ -174,83 +144,68 @@ def broken_rules(original: str, version: str, *, config: RewritingConfig | None 
     broken = {
         "punctuation": marks != new_marks,
         "function words": grammar != new_grammar,
-        "length": abs(len(new_words) - len(words)) > config.tolerance * len(words),
-        "content words": len(content & set(new_words)) > config.repeated * len(content),
+        "length": abs(len(new_words) - len(words)) > TOLERANCE * len(words),
+        "content words": len(content & set(new_words)) > REPEATED * len(content),
     }
     return tuple(rule for rule, yes in broken.items() if yes)
 
 
 def _parts(sentence: str) -> tuple[list[str], list[str]]:
-    """Punctuation marks, and words in lower case."""
+    """Split a sentence into its punctuation marks and its words in lower case."""
     parts = WORD_OR_MARK.findall(sentence.replace("’", "'").replace("“", '"').replace("”", '"'))
     words = [part.lower() for part in parts if re.match(r"\w", part)]
     return [part for part in parts if not re.match(r"\w", part)], words
 
 
-def sentences(pair: ModelPair, config: RewritingConfig) -> Iterator[str]:
-    """One sentence of each document of the evaluation text that has a fitting one, drawn at random."""
+def sentences(pair: ModelPair, seed: int) -> Iterator[str]:
+    """Draw one sentence from each document of the evaluation text that has a whole one of fitting length."""
     for number, document in enumerate(read_documents(pair.evaluation)):
         fitting = [
             sentence
             for line in document.split("\n")
             for sentence in map(str.strip, SENTENCE_END.split(line))
-            if WHOLE.fullmatch(sentence) and config.shortest <= len(sentence.split()) <= config.longest
+            if WHOLE.fullmatch(sentence) and SHORTEST <= len(sentence.split()) <= LONGEST
         ]
         if fitting:
-            yield random.Random(f"{config.seed}:{number}").choice(fitting)
+            yield random.Random(f"{seed}:{number}").choice(fitting)
 
 
-def _rewritten(pair: ModelPair, augmenter: AugmenterRef, k: int, config: RewritingConfig) -> Iterator[list[str]]:
-    """Each sentence with its versions, from the file that remembers them or from the pair's augmenter."""
+def _rewritten(pair: ModelPair, augmenter: AugmenterRef, k: int, seed: int, at_once: int) -> Iterator[list[str]]:
+    """Give each sentence with its versions, from the file that remembers them or from the pair's augmenter."""
     load_config(augmenter.model, revision=augmenter.revision)  # from then on it is known which commit the Hub gives
     in_place_of_a = dataclasses.replace(pair, a=ModelRef(augmenter.model, layer=0, revision=augmenter.revision))
     known = of_activations(in_place_of_a, (0, 0), scale=next(iter(pair.scales)))
-    made_of = {
-        "model": known["models"][0],
-        "dtype": augmenter.dtype,
-        "text": known["texts"][1],
-        "k": k,
-        "config": {name: value for name, value in asdict(config).items() if name not in ("tolerance", "repeated")},
-    }
+    made_of = {"model": known["models"][0], "dtype": augmenter.dtype, "text": known["texts"][1]}
+    made_of |= {"k": k, "seed": seed, "at_once": at_once}
     path = artifact(pair.name, "augmented", made_of, sources=(augmented_groups,), suffix=".jsonl")
 
     def stream(start: int) -> Iterator[list[str]]:
-        first = start // config.at_once * config.at_once  # a batch that was cut is sampled again, as it was
-        todo = itertools.islice(sentences(pair, config), first, None)
+        first = start // at_once * at_once  # a batch that was cut is sampled again, as it was
+        todo = itertools.islice(sentences(pair, seed), first, None)
         model = None
-        while batch := list(itertools.islice(todo, config.at_once)):
-            if model is None:
-                model = load_model(augmenter.model, dtype=augmenter.dtype, revision=augmenter.revision)
-            versions = _versions(model, batch, k, config, seed=config.seed * 1_000_003 + first)
+        while batch := list(itertools.islice(todo, at_once)):
+            model = model or load_model(augmenter.model, dtype=augmenter.dtype, revision=augmenter.revision)
+            versions = _versions(model, batch, k, seed=seed * 1_000_003 + first)
             yield from versions[max(start - first, 0) :]
-            first += config.at_once
+            first += at_once
 
     return remembered(path, stream)
 
 
-def _versions(
-    model: LanguageModel, batch: Sequence[str], k: int, config: RewritingConfig, *, seed: int
-) -> list[list[str]]:
+def _versions(model: LanguageModel, batch: Sequence[str], k: int, *, seed: int) -> list[list[str]]:
     prompts = [INSTRUCTION.format(sentence=sentence) for sentence in batch for _ in range(k)]
     if model.tokenizer.chat_template is not None:
         prompts = chat(model, prompts)
     longest = max(len(ids) for ids in model.tokenizer(list(batch), add_special_tokens=False)["input_ids"])
-    responses = generate_texts(
-        model,
-        prompts,
-        max_new_tokens=longest + longest // 2 + 8,
-        batch_size=len(prompts),
-        temperature=config.temperature,
-        seed=seed,
-        losses=False,
-        title="versions",
-    )
+    sizes = {"max_new_tokens": longest + longest // 2 + 8, "batch_size": len(prompts)}
+    options = {"temperature": TEMPERATURE, "seed": seed, "losses": False, "title": "versions"}
+    responses = generate_texts(model, prompts, **sizes, **options)
     texts = [_answer(response.text) for response in responses]
     return [[sentence, *texts[k * place : k * (place + 1)]] for place, sentence in enumerate(batch)]
 
 
 def _answer(text: str) -> str:
-    """The first line that says something, without the label and the quotation marks that the prompt's example has."""
+    """Take the first line that says something, without the label and quotation marks of the prompt's example."""
     line = next((line.strip() for line in text.split("\n") if line.strip()), "")
     line = line.removeprefix("Output:").strip()
     quoted = re.fullmatch(r'["“]([^"“”]*)["”]', line)
@@ -258,10 +213,9 @@ def _answer(text: str) -> str:
 
 
 def show_augmentations(groups: Sequence[Sequence[str]], count: int = 2) -> pd.DataFrame:
-    """Table 7: the first groups, the original of each as version 1."""
-    rows = [
-        (which, number, sentence)
-        for which, group in enumerate(groups[:count], 1)
-        for number, sentence in enumerate(group, 1)
+    """Tabulate the first groups (Table 7), the original of each as version 1."""
+    tables = [
+        pd.DataFrame({"group": number, "version": range(1, len(group) + 1), "sentence": group})
+        for number, group in enumerate(groups[:count], 1)
     ]
-    return pd.DataFrame(rows, columns=["group", "version", "sentence"])
+    return pd.concat(tables, ignore_index=True)

@@ -1,118 +1,90 @@
 """Structural and semantic features: those that fire whatever a sentence speaks of, and those that do not.
 
 Section 5.1, Figs. 4 and 15. A sentence and its versions of the same structure (`rewriting`) are a group. In it a
-feature fires in all versions (on some ordinary token of each), in some or in none; it is *structural* if it fires in
-all versions of at least a share of the groups in which it fires in any, *semantic* if of fewer, and *dead* if it fires
-in too few groups to tell. The paper gives no share. Only the original SAE is looked at, never a stitch.
+feature of the original SAE fires in all versions (on some ordinary token of each), in some or in none. It is
+*structural* if it fires in all versions of at least a share of the groups in which it fires in any, *semantic* if of
+fewer, and *dead* if it fires in too few groups to tell. The paper gives no share.
 
 A feature that fires in every sentence is structural by this rule, whatever it is about, so two things stand beside it.
-Structural features fire more often, and frequent features may transfer better for that alone: `matched_rates` compares
-the classes where they fire equally often. And `unrelated` deals versions out among the groups, so that what is still
-consistent is so for its density.
+Frequent features may transfer better for that alone: `matched_rates` compares the classes where they fire equally
+often. And `unrelated` deals versions out among the groups: what is still consistent there is so for its density.
 
-Offers `feature_presence`, `classify`, `FeatureClasses`, `unrelated`, `matched_rates`, `MatchedRates`,
-`ClassDifference`, `density_ratios`, and `over_sentences` with `SentenceLatents`, for what reads more than presence.
+The paper cannot check the classes. The embedded world's grammar marks every word that came from a slot for content: a
+feature whose activation falls on such words should be semantic, any other structural. Where that fails, the feature
+follows a role that any word may fill (the noun of place, say), or fires too often or too seldom for the classes.
+
+Offers `feature_presence`, `classify`, `FeatureClasses`, `unrelated`, `matched_rates`, `ClassDifference`,
+`density_ratios`, `known_words`, `KnownWords`, `recovery`, `Recovery`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, TypeVar
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from sae_lens import SAE
+from scipy.stats import rankdata
 from torch import Tensor
 
+from ..data.embedded.marked import MarkedSentence
 from ..data.text import TokenBatch, text_rows
 from ..models.harvest import TOKENS_AT_ONCE, as_fits
 from ..models.language_model import LanguageModel
 from ..utils.progress import progress
 from ..utils.stats import Estimate
-from .resampling import over_features
+from .attribution import OfFeatures, over_features
 
-Found = TypeVar("Found")
-
-CONTEXT = 128  # App. H.1
+Presence = Bool[np.ndarray, "groups versions features"]
+CONTEXT = 128  # tokens of a sentence that are read, the beginning-of-text token included (App. H.1)
+BATCH_SIZE = 64
 SHARE = 0.5
 MIN_GROUPS = 5
 BINS_A_DECADE = 5
 
 
 def feature_presence(
-    model: LanguageModel,
-    layer: int,
-    sae: SAE,
-    groups: Sequence[Sequence[str]],
-    *,
-    batch_size: int = 64,
-    threshold: float = 0.0,
-    context: int = CONTEXT,
-) -> Bool[np.ndarray, "groups versions features"]:
-    """Tell whether each feature exceeds `threshold` on an ordinary token of each sentence; groups are of one size.
+    model: LanguageModel, layer: int, sae: SAE, groups: Sequence[Sequence[str]], *, threshold: float = 0.0
+) -> Presence:
+    """Tell whether each feature exceeds `threshold` on an ordinary token of each sentence.
 
-    Sentences are cut at `context` tokens, the beginning-of-text token included. ValueError for no groups, groups of
-    different sizes, an SAE of another width than the model, and a sentence without an ordinary token.
+    ValueError for no groups, groups of different sizes, an SAE of another width than the model, and a sentence without
+    an ordinary token.
     """
     sizes = {len(group) for group in groups}
     if len(sizes) != 1:
         raise ValueError(f"expected groups of one size: got {', '.join(map(str, sorted(sizes))) or 'no groups'}")
-    texts = [sentence for group in groups for sentence in group]
+    texts = list(itertools.chain(*groups))
     present = np.zeros((len(texts), sae.cfg.d_sae), dtype=bool)
-
-    def mark(parts: Iterator[SentenceLatents]) -> None:
-        for part in parts:
-            token, feature = (part.latents > threshold).nonzero().cpu().unbind(1)
-            present[part.owners[token].numpy(), feature.numpy()] = True
-
-    over_sentences(model, layer, sae, texts, mark, batch_size=batch_size, context=context, title="sentences")
+    for owners, _, latents in _of_sentences(model, layer, sae, texts, "sentences"):
+        token, feature = (latents > threshold).nonzero().cpu().unbind(1)
+        present[owners[token].numpy(), feature.numpy()] = True
     return present.reshape(len(groups), -1, sae.cfg.d_sae)
 
 
-class SentenceLatents(NamedTuple):
-    """Latents at ordinary tokens of sentences."""
-
-    owners: Int[Tensor, " n"]
-    """The sentence of each token."""
-    positions: Int[Tensor, " n"]
-    """Where it stands in its row, behind the beginning-of-text token."""
-    latents: Float[Tensor, "n features"]
-
-
-def over_sentences(
-    model: LanguageModel,
-    layer: int,
-    sae: SAE,
-    texts: Sequence[str],
-    reduce: Callable[[Iterator[SentenceLatents]], Found],
-    *,
-    batch_size: int,
-    context: int,
-    title: str,
-) -> list[Found]:
-    """Encode sentences in batches, and collect what `reduce` makes of the parts of each; a batch may be read twice.
-
-    ValueError for an SAE of another width than the model, and a sentence without an ordinary token.
-    """
+def _of_sentences(
+    model: LanguageModel, layer: int, sae: SAE, texts: Sequence[str], title: str
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Give, for some ordinary tokens at a time, their sentences, places in the row, and latents (n, features)."""
     if sae.cfg.d_in != model.d_model:
         raise ValueError(f"the SAE reads {sae.cfg.d_in} dimensions: expected {model.d_model}, those of {model.ref!r}")
 
-    def parts(batch: TokenBatch) -> Iterator[SentenceLatents]:
-        stream = model.residuals(batch.tokens, [layer])[layer][batch.mask.to(model.device)]
-        columns = stream, batch.documents[batch.mask], batch.mask.nonzero()[:, 1]
-        for part, owners, positions in zip(*(column.split(TOKENS_AT_ONCE) for column in columns)):
-            yield SentenceLatents(owners, positions, sae.encode(part.to(sae.W_enc)))
+    def read(batch: TokenBatch) -> tuple[TokenBatch, Tensor]:
+        empty = batch.documents[~batch.mask.any(1), 0]
+        if len(empty):
+            raise ValueError(f"the sentence {texts[int(empty[0])][:40]!r} has no ordinary token: expected at least one")
+        return batch, model.residuals(batch.tokens, [layer])[layer][batch.mask.to(model.device)]
 
-    @torch.no_grad()
-    def read(batch: TokenBatch) -> Found:
-        if not batch.mask.any(1).all():
-            text = texts[int(batch.documents[(~batch.mask.any(1)).nonzero()[0, 0], 0])]
-            raise ValueError(f"the sentence {text[:40]!r} has no ordinary token: expected at least one")
-        return reduce(parts(batch))
-
-    batches = text_rows(texts, model.tokenizer, context=context, batch_size=batch_size)
-    return list(progress(as_fits(batches, read), title))
+    batches = text_rows(texts, model.tokenizer, context=CONTEXT, batch_size=BATCH_SIZE)
+    for batch, stream in progress(as_fits(batches, read), title):
+        columns = batch.documents[batch.mask], batch.mask.nonzero()[:, 1], stream
+        for owners, places, part in zip(*(column.split(TOKENS_AT_ONCE) for column in columns)):
+            with torch.no_grad():
+                latents = sae.encode(part.to(sae.W_enc))
+            yield owners, places, latents
 
 
 class FeatureClasses(NamedTuple):
@@ -120,40 +92,26 @@ class FeatureClasses(NamedTuple):
 
     structural: Bool[np.ndarray, " features"]
     semantic: Bool[np.ndarray, " features"]
-    consistency: Float[np.ndarray, " features"]
-    """Share of the groups in which it fires where it does in all versions; NaN if it fires in none."""
-    groups: Int[np.ndarray, " features"]
-    """In which it fires."""
+    consistency: OfFeatures
+    """Of the groups in which it fires, the share where it does in all versions; NaN if it fires in none."""
 
     @property
     def dead(self) -> Bool[np.ndarray, " features"]:
         return ~(self.structural | self.semantic)
 
 
-def classify(
-    presence: Bool[np.ndarray, "groups versions features"],
-    *,
-    share: float = SHARE,
-    min_groups: int = MIN_GROUPS,
-) -> FeatureClasses:
-    """Class features by where they fire.
-
-    ValueError for groups without a version beside the original, a share that is none, and min_groups below 1.
-    """
+def classify(presence: Presence, *, share: float = SHARE, min_groups: int = MIN_GROUPS) -> FeatureClasses:
+    """Class features by where they fire; ValueError for groups without a version beside the original."""
     if presence.shape[1] < 2:
         raise ValueError(f"groups of {presence.shape[1]} sentences: expected an original and at least one version")
-    if not 0 < share <= 1 or min_groups < 1:
-        raise ValueError(f"expected a share in (0, 1] and min_groups >= 1: got {share} and {min_groups}")
     groups, consistent = presence.any(axis=1).sum(axis=0), presence.all(axis=1).sum(axis=0)
     consistency = np.divide(consistent, groups, out=np.full(len(groups), np.nan), where=groups > 0)
     enough = groups >= min_groups
     structural = enough & (consistency >= share)
-    return FeatureClasses(structural, enough & ~structural, consistency, groups)
+    return FeatureClasses(structural, enough & ~structural, consistency)
 
 
-def unrelated(
-    presence: Bool[np.ndarray, "groups versions features"], *, seed: int = 0
-) -> Bool[np.ndarray, "groups versions features"]:
+def unrelated(presence: Presence, *, seed: int = 0) -> Presence:
     """Deal each version to another group at random, so that the sentences of a group share no structure."""
     generator = np.random.default_rng(seed)
     return np.stack([column[generator.permutation(len(column))] for column in presence.swapaxes(0, 1)], axis=1)
@@ -163,54 +121,40 @@ class ClassDifference(NamedTuple):
     """Structural less semantic features; intervals by resampling the features of each class."""
 
     mean: Estimate
-    """Of their mean correlations."""
+    """The difference of their mean correlations."""
     spread: Estimate
-    """Of the standard deviations of their correlations."""
+    """The difference of the standard deviations of their correlations."""
     structural: int
-    """Features compared."""
+    """The number of structural features compared."""
     semantic: int
 
 
-class MatchedRates(NamedTuple):
-    """Whether structural features transfer better for what they are, or because they fire more often."""
-
-    all: ClassDifference
-    matched: ClassDifference | None
-    """Structural features weighted so that they fire as often as the semantic ones; None if their rates never meet."""
-
-
 def matched_rates(
-    correlation: Float[np.ndarray, " features"],
-    rate: Float[np.ndarray, " features"],
-    classes: FeatureClasses,
-    *,
-    alive: Bool[np.ndarray, " features"] | None = None,
-    bins_a_decade: int = BINS_A_DECADE,
-    seed: int = 0,
-) -> MatchedRates:
-    """Compare the classes' correlations as they are, and bin by bin of the logarithm of the firing rate.
+    correlation: OfFeatures, rate: OfFeatures, classes: FeatureClasses, *, seed: int = 0
+) -> dict[str, ClassDifference]:
+    """Compare the classes' correlations, of `all` features and `matched` in bins of the logarithm of the firing rate.
 
-    In the matched comparison only bins with features of both classes count, and a structural feature weighs as much as
-    there are semantic ones for each structural one in its bin. Features that are not `alive`, have no correlation or
-    never fire are left out. ValueError if a class has no feature left.
+    In the matched comparison, which is missing if the rates never meet, only bins with features of both classes count,
+    and a structural feature weighs as much as there are semantic ones for each structural one in its bin. Features that
+    have no correlation (NaN) or never fire are left out. ValueError if a class has no feature left.
     """
-    usable = np.isfinite(correlation) & (rate > 0) & (True if alive is None else alive)
+    usable = np.isfinite(correlation) & (rate > 0)
     sides = {name: np.flatnonzero(getattr(classes, name) & usable) for name in ("structural", "semantic")}
     for name, chosen in sides.items():
         if not len(chosen):
             raise ValueError(f"no {name} feature has a correlation and a firing rate: expected at least one")
     bins = np.full(len(rate), -1)
-    logs = np.floor(bins_a_decade * np.log10(rate[usable])).astype(int)
+    logs = np.floor(BINS_A_DECADE * np.log10(rate[usable])).astype(int)
     bins[usable] = logs - logs.min()
     n_bins = bins.max() + 1
 
     def matching(structural: np.ndarray, semantic: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """What each structural feature weighs, and which semantic ones count."""
+        """Weigh each structural feature, and mark the semantic ones that count."""
         counts, others = (np.bincount(bins[some], minlength=n_bins) for some in (structural, semantic))
         return (others / np.maximum(counts, 1))[bins[structural]], counts[bins[semantic]] > 0
 
     def differences(structural: np.ndarray, semantic: np.ndarray) -> list[float]:
-        """Of mean and spread, as they are and where matched."""
+        """Subtract mean and spread as they are, and where matched."""
         ours, theirs = correlation[structural], correlation[semantic]
         weights, met = matching(structural, semantic)
         found = [ours.mean() - theirs.mean(), ours.std() - theirs.std(), np.nan, np.nan]
@@ -220,38 +164,101 @@ def matched_rates(
             found[2:] = mean - theirs[met].mean(), spread - theirs[met].std()
         return [float(value) for value in found]
 
-    estimates = over_features(differences, *sides.values(), seed=seed)
-    as_they_are = ClassDifference(estimates[0], estimates[1], len(sides["structural"]), len(sides["semantic"]))
-    if np.isnan(estimates[2].value):
-        return MatchedRates(as_they_are, None)
+    mean, spread, matched_mean, matched_spread = over_features(differences, *sides.values(), seed=seed)
+    found = {"all": ClassDifference(mean, spread, *map(len, sides.values()))}
     weights, met = matching(**sides)
-    matched = ClassDifference(estimates[2], estimates[3], int((weights > 0).sum()), int(met.sum()))
-    return MatchedRates(as_they_are, matched)
+    if met.any():
+        counts = int((weights > 0).sum()), int(met.sum())
+        found["matched"] = ClassDifference(matched_mean, matched_spread, *counts)
+    return found
 
 
-def density_ratios(
-    correlation: Float[np.ndarray, " features"],
-    classes: FeatureClasses,
-    *,
-    alive: Bool[np.ndarray, " features"] | None = None,
-    seed: int = 0,
-) -> tuple[Estimate, Estimate]:
+def density_ratios(correlation: OfFeatures, classes: FeatureClasses, *, seed: int = 0) -> tuple[Estimate, Estimate]:
     """Compute Fig. 4b's relative density, semantic over structural, in the lowest and highest tenth of correlations.
 
-    Half a feature is added to each count, so that an empty end has a ratio. ValueError if a class has no feature left.
+    Half a feature is added to each count, so that an empty end has a ratio. Features that have no correlation (NaN) are
+    left out. ValueError if a class has no feature left.
     """
-    usable = np.isfinite(correlation) & (True if alive is None else alive)
-    sides = [correlation[kind & usable] for kind in (classes.semantic, classes.structural)]
-    if not all(len(side) for side in sides):
+    sides = [correlation[kind & np.isfinite(correlation)] for kind in (classes.semantic, classes.structural)]
+    if not all(map(len, sides)):
         raise ValueError(f"{len(sides[0])} semantic and {len(sides[1])} structural features: expected some of each")
 
-    def ratios(semantic: np.ndarray, structural: np.ndarray) -> tuple[float, float]:
-        low, high = np.quantile(np.concatenate([semantic, structural]), (0.1, 0.9))
-        shares = [
-            [((side <= low).sum() + 0.5) / (len(side) + 1), ((side >= high).sum() + 0.5) / (len(side) + 1)]
-            for side in (semantic, structural)
-        ]
-        return shares[0][0] / shares[1][0], shares[0][1] / shares[1][1]
+    def ratios(*sides: np.ndarray) -> tuple[float, float]:
+        low, high = np.quantile(np.concatenate(sides), (0.1, 0.9))
+        lowest = [((side <= low).sum() + 0.5) / (len(side) + 1) for side in sides]
+        highest = [((side >= high).sum() + 0.5) / (len(side) + 1) for side in sides]
+        return lowest[0] / lowest[1], highest[0] / highest[1]
 
     low, high = over_features(ratios, *sides, seed=seed)
     return low, high
+
+
+class KnownWords(NamedTuple):
+    """What features fire on, where it is known which words are content words."""
+
+    share: OfFeatures
+    """The share of a feature's activation that falls on tokens of content words; NaN if it never fires."""
+    fires: Int[np.ndarray, " features"]
+    """The number of tokens on which it does."""
+
+
+def known_words(model: LanguageModel, layer: int, sae: SAE, sentences: Sequence[MarkedSentence]) -> KnownWords:
+    """Measure where each feature's activation falls in sentences with marked content words; needs a fast tokenizer."""
+    texts = [sentence.text for sentence in sentences]
+    encoded = model.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    content = torch.zeros(len(texts), CONTEXT, dtype=torch.bool)
+    for row, sentence, spans in zip(content, sentences, encoded):
+        for position, span in enumerate(spans[: CONTEXT - 1], 1):  # the beginning-of-text token comes first
+            row[position] = sentence.is_content(*span)
+
+    mass, on_content, fires = torch.zeros(3, sae.cfg.d_sae, dtype=torch.float64)
+    for owners, places, latents in _of_sentences(model, layer, sae, texts, "known words"):
+        latents = latents.double().cpu()
+        mass += latents.sum(0)
+        on_content += latents[content[owners, places]].sum(0)
+        fires += (latents > 0).sum(0)
+    share = torch.where(mass > 0, on_content / mass, torch.nan)
+    return KnownWords(share.numpy(), fires.long().numpy())
+
+
+class Recovery(NamedTuple):
+    """How well the classes from `k` versions tell content features from others; intervals by resampling features."""
+
+    k: int
+    accuracy: Estimate
+    balanced: Estimate
+    """The mean of the accuracies for both kinds."""
+    auc: Estimate
+    """The probability that a content feature is less consistent than another one, without any threshold."""
+    content: int
+    """The number of features more than half of whose activation falls on content words."""
+    others: int
+
+
+def recovery(
+    presence: Presence, known: KnownWords, *, share: float, min_groups: int, min_fires: int, seed: int
+) -> list[Recovery]:
+    """Compare the classes from 1, 2, ... versions (semantic: a content feature) with what is known.
+
+    The same features count for every k: those that are not dead by their originals and first versions, and fire on
+    `min_fires` known tokens. The list is empty if they are all of one kind, as in small runs.
+    """
+    usable = ~classify(presence[:, :2], share=share, min_groups=min_groups).dead & (known.fires >= min_fires)
+    content = known.share > 0.5
+    kinds = [np.flatnonzero(usable & content), np.flatnonzero(usable & ~content)]
+    if not all(map(len, kinds)):
+        return []
+    found = []
+    for k in range(1, presence.shape[1]):
+        classes = classify(presence[:, : k + 1], share=share, min_groups=min_groups)
+
+        def scores(content: np.ndarray, others: np.ndarray, classes: FeatureClasses = classes) -> tuple[float, ...]:
+            right = classes.semantic[content], classes.structural[others]
+            ranks = rankdata(-classes.consistency[np.concatenate([content, others])])[: len(content)]
+            above = ranks.sum() - len(content) * (len(content) + 1) / 2
+            balanced = (right[0].mean() + right[1].mean()) / 2
+            return np.concatenate(right).mean(), balanced, above / (len(content) * len(others))
+
+        estimates = over_features(scores, *kinds, seed=seed)  # the same draws for all k
+        found.append(Recovery._make([k, *estimates, *map(len, kinds)]))
+    return found

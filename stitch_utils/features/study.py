@@ -1,15 +1,16 @@
-"""The experiment of sections 5 and 5.1: which features keep their effect under the stitch, and of which kind they are.
+"""The study of sections 5 and 5.1: which features keep their effect under the stitch, and of which kind they are.
 
 Figs. 4b, 14 and 15, Tables 7 and 8. In each direction every feature of one model's SAE is compared with its twins in
 the other model, across the fitted stitch and across a random one (Eq. 10), and classed by the sentences and versions in
-which it fires. What the paper suspects, that structural features transfer better because they fire more often, is
-tested at matched firing rates; and where the truth about words is known, so is how often the classes are right.
+which it fires. The paper suspects that structural features transfer better because they fire more often; a comparison
+at matched firing rates tests that. Where the truth about words is known, so is how often the classes are right.
 
-Offers `FeatureStudyConfig`, `feature_study_config`, `study_features`, `FeatureStudy`.
+Offers `FeatureStudyConfig`, `feature_study_config`, `study_features`, `FeatureStudy`, `KINDS`, `TWINS`.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,21 +21,10 @@ from sae_lens import SAE
 from ..data.embedded.marked import marked_groups
 from ..data.pairs import ModelPair
 from ..stitching.pair import StitchedPair
-from .attribution import (
-    MIN_FIRES,
-    SIDES,
-    AttributionCorrelation,
-    Twins,
-    against_random,
-    attribution_correlations,
-    carried,
-    median,
-    summarise,
-)
+from . import attribution, structure
+from .attribution import SIDES, AttributionCorrelation
 from .contexts import Context, top_contexts
-from .known_words import OneKindError, Recovery, known_words, recovery
-from .rewriting import AugmentedGroups, RewritingConfig, augmented_groups, world_stream
-from .structure import FeatureClasses, classify, density_ratios, feature_presence, matched_rates, unrelated
+from .rewriting import AugmentedGroups, augmented_groups, world_stream
 
 KINDS = ("structural", "semantic")
 TWINS = ("transferred", "random")
@@ -42,34 +32,34 @@ TWINS = ("transferred", "random")
 
 @dataclass(frozen=True)
 class FeatureStudyConfig:
-    """What is run."""
+    """Sizes and thresholds of the study."""
 
     sentences: int
-    """That are drawn, each with its versions."""
+    """Sentences that are drawn, each with its versions."""
     versions: int = 5
-    """Of a sentence, beside the original (App. H.1)."""
-    share: float = 0.5
-    """Of the groups in which a feature fires at all, those in which it must fire in all versions to be structural."""
-    min_groups: int = 5
+    """Versions of a sentence, beside the original (App. H.1)."""
+    share: float = structure.SHARE
+    """Share of the groups in which a feature fires at all where a structural one fires in all versions."""
+    min_groups: int = structure.MIN_GROUPS
     """Groups in which a feature must fire to be classed."""
     threshold: float = 0.0
-    """That an activation must exceed for a feature to count as firing in a sentence."""
-    min_fires: int = MIN_FIRES
+    """Activation that a feature must exceed to count as firing in a sentence."""
+    min_fires: int = attribution.MIN_FIRES
     """Tokens on which a feature must fire, in both models, to be compared."""
     contexts: int = 3
     """Texts that are kept of each feature and model."""
     context_documents: int = 200
     """Documents of the evaluation text in which these are looked for."""
     seed: int = 0
-    """Of the random stitch, of the sentences and of the bootstrap."""
+    """Seed of the random stitch, of the sentences and of the bootstrap."""
 
     def __post_init__(self):
         if min(self.sentences, self.versions, self.contexts, self.context_documents) < 1:
             raise ValueError("at least one sentence, version, context and document are needed")
-        if min(self.min_groups, self.min_fires) < 1 or self.threshold < 0:
+        if not 0 < self.share <= 1 or min(self.min_groups, self.min_fires) < 1 or self.threshold < 0:
             raise ValueError(
-                f"expected min_groups >= 1, min_fires >= 1 and threshold >= 0: got {self.min_groups}, "
-                f"{self.min_fires} and {self.threshold}"
+                f"expected a share in (0, 1], min_groups >= 1, min_fires >= 1 and threshold >= 0: got {self.share}, "
+                f"{self.min_groups}, {self.min_fires} and {self.threshold}"
             )
 
 
@@ -86,47 +76,47 @@ def feature_study_config(pair: ModelPair, scale: str, *, seed: int = 0, **change
 
 @dataclass(frozen=True)
 class FeatureStudy:
-    """What was found. A direction is `up`, A's SAE carried to B, or `down`, the converse."""
+    """Results for both directions: `up`, A's SAE carried to B, and `down`, the converse."""
 
     config: FeatureStudyConfig
     correlations: Mapping[str, Mapping[str, AttributionCorrelation]]
     """By direction and twin, `transferred` or `random`."""
     groups: AugmentedGroups
-    classes: Mapping[str, FeatureClasses]
-    by_chance: Mapping[str, FeatureClasses]
+    classes: Mapping[str, structure.FeatureClasses]
+    by_chance: Mapping[str, structure.FeatureClasses]
     """The classes from sentences that have nothing to do with each other."""
-    recovered: Mapping[str, list[Recovery]]
+    recovered: Mapping[str, list[structure.Recovery]]
     """For 1, 2, ... versions; empty where it is not known which words are content."""
-    recovered_clean: Mapping[str, list[Recovery]]
-    """The same from the groups of which no version breaks a rule."""
+    recovered_clean: Mapping[str, list[structure.Recovery]]
+    """From those groups alone of which no version breaks a rule."""
     contexts: Mapping[str, Mapping[str, Mapping[int, list[Context]]]]
     """By direction and model, `a` or `b`: the top contexts of each feature there."""
 
     def fires_enough(self, direction: str) -> np.ndarray:
-        """Features that can be compared with their twins across the fitted stitch."""
+        """Mark the features that can be compared with their twins across the fitted stitch."""
         return self.correlations[direction]["transferred"].alive(self.config.min_fires)
 
     def alive(self, direction: str) -> np.ndarray:
-        """Features that fire often enough in both models, whose classes are known."""
+        """Mark the features that fire often enough in both models and have a class."""
         return self.fires_enough(direction) & ~self.classes[direction].dead
 
     def of_kind(self, direction: str, kind: str) -> np.ndarray:
-        """Numbers of the living features of a class."""
+        """List the numbers of the living features of a class."""
         return np.flatnonzero(self.alive(direction) & getattr(self.classes[direction], kind))
 
     def correlation(self, direction: str, twin: str = "transferred") -> np.ndarray:
-        """Of all features that are alive across the fitted stitch, and across this one."""
+        """Select the correlations of features that are alive across the fitted stitch, and across this one."""
         found = self.correlations[direction][twin].correlation
         return found[self.fires_enough(direction) & np.isfinite(found)]
 
     def random_band(self, direction: str) -> tuple[float, float]:
-        """Between which nine tenths of the correlations across the random stitch lie; NaN where no twin fires."""
+        """Find the middle nine tenths of the correlations across the random stitch; NaN where no twin fires."""
         found = self.correlation(direction, "random")
         low, high = np.quantile(found, (0.05, 0.95)) if len(found) else (np.nan, np.nan)
         return float(low), float(high)
 
     def numbers(self, pair: str) -> dict[str, float]:
-        """Everything that goes into a results file, under the ids of Figs. 14 and 4b and of Table 7."""
+        """Return the entries of a results file, under the ids of Figs. 14 and 4b and of Table 7."""
         found: dict[str, float] = {}
         for direction in self.correlations:
             found |= self._figure14(f"figure14.{pair}.{direction}", direction)
@@ -145,109 +135,74 @@ class FeatureStudy:
         found: dict[str, float] = {}
         for name, features, of in (("k", "features", self.recovered), ("kept", "kept_features", self.recovered_clean)):
             for one in of.get(direction, ()):
-                for measure in ("accuracy", "balanced", "auc"):
-                    found |= getattr(one, measure).numbers(f"{start}.{name}_{one.k}.{measure}")
+                found |= _estimates(f"{start}.{name}_{one.k}", one, "accuracy", "balanced", "auc")
                 found[f"{start}.{features}"] = one.content + one.others  # the same for every k
         return found
 
     def _figure14(self, start: str, direction: str) -> dict[str, float]:
-        found: dict[str, float] = {}
+        enough, seed = self.fires_enough(direction), self.config.seed
+        found: dict[str, float] = {f"{start}.features": int(enough.sum()), f"{start}.left_out": int((~enough).sum())}
         values = {twin: self.correlation(direction, twin) for twin in TWINS}
         for twin, some in values.items():
-            if not len(some):  # across a random stitch a JumpReLU SAE may fire nowhere
-                continue
-            summary = summarise(some, seed=self.config.seed)
-            for measure in ("mean", "median", "above_half", "below_zero"):
-                found |= getattr(summary, measure).numbers(f"{start}.{twin}.{measure}")
+            if len(some):  # across a random stitch a JumpReLU SAE may fire nowhere
+                summary = attribution.summarise(some, seed=seed)
+                found |= _estimates(f"{start}.{twin}", summary, "mean", "median", "above_half", "below_zero")
         if all(map(len, values.values())):
-            beside = against_random(values["transferred"], values["random"], seed=self.config.seed)
-            found |= beside.better.numbers(f"{start}.better") | beside.negative.numbers(f"{start}.negative")
-        enough = self.fires_enough(direction)
-        found[f"{start}.features"], found[f"{start}.left_out"] = int(enough.sum()), int((~enough).sum())
+            beside = attribution.against_random(values["transferred"], values["random"], seed=seed)
+            found |= _estimates(start, beside, "better", "negative")
         return found
 
     def _figure4b(self, start: str, direction: str) -> dict[str, float]:
-        result, classes = self.correlations[direction]["transferred"], self.classes[direction]
+        result, classes, seed = self.correlations[direction]["transferred"], self.classes[direction], self.config.seed
         found: dict[str, float] = {}
         for kind in KINDS:
-            some = self.of_kind(direction, kind)
-            found[f"{start}.{kind}.features"] = len(some)
-            found[f"{start}.{kind}.by_chance"] = int(getattr(self.by_chance[direction], kind).sum())
+            some, begin = self.of_kind(direction, kind), f"{start}.{kind}"
+            found[f"{begin}.features"] = len(some)
+            found[f"{begin}.by_chance"] = int(getattr(self.by_chance[direction], kind).sum())
             if len(some):
-                summary = summarise(result.correlation[some], seed=self.config.seed)
-                found |= summary.mean.numbers(f"{start}.{kind}.mean") | summary.spread.numbers(f"{start}.{kind}.spread")
-                found |= median(result.firing_rate[some], seed=self.config.seed).numbers(f"{start}.{kind}.rate")
+                summary = attribution.summarise(result.correlation[some], seed=seed)
+                (rate,) = attribution.over_features(lambda of: [np.median(of)], result.firing_rate[some], seed=seed)
+                found |= _estimates(begin, summary, "mean", "spread") | rate.numbers(f"{begin}.rate")
         if all(len(self.of_kind(direction, kind)) for kind in KINDS):
-            options = {"alive": self.alive(direction), "seed": self.config.seed}
-            low, high = density_ratios(result.correlation, classes, **options)
+            living = np.where(self.alive(direction), result.correlation, np.nan)
+            low, high = structure.density_ratios(living, classes, seed=seed)
             found |= low.numbers(f"{start}.lowest_tenth") | high.numbers(f"{start}.highest_tenth")
-            compared = matched_rates(result.correlation, result.firing_rate, classes, **options)
-            for name, one in (("all", compared.all), ("matched", compared.matched)):
-                if one is not None:
-                    found |= one.mean.numbers(f"{start}.{name}.mean") | one.spread.numbers(f"{start}.{name}.spread")
-                    found |= {f"{start}.{name}.{kind}": getattr(one, kind) for kind in KINDS}
+            for name, one in structure.matched_rates(living, result.firing_rate, classes, seed=seed).items():
+                found |= _estimates(f"{start}.{name}", one, "mean", "spread")
+                found |= {f"{start}.{name}.{kind}": getattr(one, kind) for kind in KINDS}
         return found
 
 
+def _estimates(start: str, of: object, *names: str) -> dict[str, float]:
+    """Collect the entries of some estimates of a result under their names."""
+    return {id: value for name in names for id, value in getattr(of, name).numbers(f"{start}.{name}").items()}
+
+
 def study_features(stitched: StitchedPair, saes: tuple[SAE, SAE], config: FeatureStudyConfig) -> FeatureStudy:
-    """Run all of it; `saes` are A's and B's."""
-    twins = {
-        direction: carried(stitched, saes[source], direction=direction, seed=config.seed)
-        for direction, (source, _) in SIDES.items()
-    }
-    correlations = attribution_correlations(stitched, twins)
-    rewriting = RewritingConfig(seed=config.seed, at_once=min(RewritingConfig.at_once, config.sentences))
-    groups = augmented_groups(stitched.pair, config.sentences, config.versions, config=rewriting)
-    presence = {
-        direction: feature_presence(
-            *stitched.side("ab"[source]), saes[source], groups.groups, threshold=config.threshold
-        )
-        for direction, (source, _) in SIDES.items()
-    }
+    """Compare and class all features of `saes`, A's and B's, and find their contexts."""
+    seed, sides = config.seed, list(zip(saes, SIDES.items()))
+    twins = {way: attribution.carried(stitched, sae, to=target, seed=seed) for sae, (way, (_, target)) in sides}
+    correlations = attribution.attribution_correlations(stitched, twins)
+    groups = augmented_groups(stitched.pair, config.sentences, config.versions, seed=seed)
+    size = len(groups.groups), config.versions
+    marked = marked_groups(world_stream(seed), *size) if groups.source == "world" else []
     options = {"share": config.share, "min_groups": config.min_groups}
-    return FeatureStudy(
-        config,
-        correlations,
-        groups,
-        {direction: classify(found, **options) for direction, found in presence.items()},
-        {direction: classify(unrelated(found, seed=config.seed), **options) for direction, found in presence.items()},
-        *_recovered(stitched, saes, presence, groups, config),
-        {direction: _contexts(stitched, direction, some, config) for direction, some in twins.items()},
-    )
 
+    def contexts_of(side: str, sae: SAE) -> dict[int, list[Context]]:
+        batches = stitched.evaluation_batches()
+        some = itertools.takewhile(lambda batch: int(batch.documents.min()) < config.context_documents, batches)
+        return top_contexts(*stitched.side(side), sae, some, n=config.contexts)
 
-def _contexts(
-    stitched: StitchedPair, direction: str, twins: Twins, config: FeatureStudyConfig
-) -> dict[str, dict[int, list[Context]]]:
-    """Find the top contexts of an SAE and of its transferred twin, by the model that each reads."""
-    found = {}
-    for side, sae in zip(SIDES[direction], (twins.sae, twins.others["transferred"])):
-        batches = itertools.takewhile(
-            lambda batch: int(batch.documents.min()) < config.context_documents, stitched.evaluation_batches()
-        )
-        found["ab"[side]] = top_contexts(*stitched.side("ab"[side]), sae, None, batches, n=config.contexts)
-    return found
-
-
-def _recovered(
-    stitched: StitchedPair,
-    saes: tuple[SAE, SAE],
-    presence: Mapping[str, np.ndarray],
-    groups: AugmentedGroups,
-    config: FeatureStudyConfig,
-) -> tuple[dict[str, list[Recovery]], dict[str, list[Recovery]]]:
-    """Compare classes with known words in all groups, and in those of which no version breaks a rule."""
-    if groups.source != "world":
-        return {}, {}
-    options = {name: getattr(config, name) for name in ("share", "min_groups", "min_fires", "seed")}
-    marked = marked_groups(world_stream(config.seed), len(groups.groups), config.versions)
-    sentences = [sentence for group in marked for sentence in group]
-    everywhere, clean = {}, {}
-    for direction, (source, _) in SIDES.items():
-        known = known_words(*stitched.side("ab"[source]), saes[source], sentences)
-        for found, some in ((everywhere, presence[direction]), (clean, presence[direction][groups.clean])):
-            try:
-                found[direction] = recovery(some, known, **options)
-            except OneKindError:  # all features are of one kind, which happens in small runs: nothing to tell apart
-                found[direction] = []
-    return everywhere, clean
+    classes, by_chance, recovered, clean, contexts = {}, {}, {}, {}, {}
+    for sae, (direction, (source, target)) in sides:
+        model, layer = stitched.side(source)
+        found = structure.feature_presence(model, layer, sae, groups.groups, threshold=config.threshold)
+        classes[direction] = structure.classify(found, **options)
+        by_chance[direction] = structure.classify(structure.unrelated(found, seed=seed), **options)
+        if marked:
+            known = structure.known_words(model, layer, sae, list(itertools.chain(*marked)))
+            judge = functools.partial(structure.recovery, known=known, min_fires=config.min_fires, seed=seed, **options)
+            recovered[direction], clean[direction] = judge(found), judge(found[groups.clean])
+        twin = twins[direction].others["transferred"]
+        contexts[direction] = {source: contexts_of(source, sae), target: contexts_of(target, twin)}
+    return FeatureStudy(config, correlations, groups, classes, by_chance, recovered, clean, contexts)

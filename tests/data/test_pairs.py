@@ -9,7 +9,7 @@ import yaml
 from stitch_utils.data.hub import HubBusy, HubError
 from stitch_utils.data.pairs import PAIRS_FOLDER, SCALES, AugmenterRef, blaming, load_pair
 from stitch_utils.data.text import read_documents
-from stitch_utils.features.entropy import FunctionalConfig
+from stitch_utils.features.functional import FunctionalConfig
 from stitch_utils.models.language_model import check_pair, load_models
 from stitch_utils.steering.choices import ChoiceConfig
 from stitch_utils.steering.free_tasks import FreeConfig

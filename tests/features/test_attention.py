@@ -23,7 +23,7 @@ from stitch_utils.models.language_model import load_model
 from stitch_utils.saes.transfer import transfer_sae
 from stitch_utils.stitching.stitch import Stitch
 
-SAE_LAYER = 1
+SAE_LAYER, EVERY = 1, 10**6
 KINDS = dict(zip(IDS, ("topk", "rescaled topk", "jumprelu")))
 
 
@@ -70,13 +70,13 @@ def by_hooks(model, tokens, path, removed):
 
 @pytest.mark.parametrize("id", KINDS)
 def test_ablation_is_the_models_own_with_another_input_at_one_token(id, hub_root):
-    """Of one feature, and of all with the bias: what removing the SAE's reconstruction from that head's input gives."""
+    """What removing a feature's part of the SAE's reconstruction from that head's input gives."""
     model = shaken(hub_root, id)
     sae = make_sae(KINDS[id], model.d_model, dtype="float32")
     batches = texts(model.tokenizer, 4)
     one, two = often(model, sae, batches)
-    paths = [Path(one, 1, 0), Path(one, 2, 3), Path(two, 2, 1), Path(None, 1, 2), Path(None, 4, 1)]
-    found = path_ablation(model, SAE_LAYER, sae, paths, batches)
+    paths = [Path(one, 1, 0), Path(one, 2, 3), Path(two, 2, 1), Path(two, 4, 2)]
+    found = path_ablation(model, SAE_LAYER, sae, paths, batches, max_tokens=EVERY)
     assert [effect.path for effect in found] == paths
     with torch.no_grad():
         window = {layer: heads_of(model, layer)[0].window for layer in (1, 2, 4)}
@@ -85,13 +85,10 @@ def test_ablation_is_the_models_own_with_another_input_at_one_token(id, hub_root
             for batch in batches:
                 stream = model.residuals(batch.tokens, [SAE_LAYER])[SAE_LAYER]
                 latents = sae.encode(stream)
-                if path.feature is None:
-                    removed, fires = sae(stream), batch.mask.clone()
-                else:
-                    alone = torch.zeros_like(latents)
-                    alone[..., path.feature] = latents[..., path.feature]
-                    removed = sae.decode(alone) - sae.decode(torch.zeros_like(latents))
-                    fires = batch.mask & (latents[..., path.feature] > 0)
+                alone = torch.zeros_like(latents)
+                alone[..., path.feature] = latents[..., path.feature]
+                removed = sae.decode(alone) - sae.decode(torch.zeros_like(latents))
+                fires = batch.mask & (latents[..., path.feature] > 0)
                 fires[:, window[path.layer] or 99 :] = False
                 attended.append(to_first(model, batch.tokens, path, lambda value, hook: value)[fires])
                 ablated.append(by_hooks(model, batch.tokens, path, removed)[fires])
@@ -105,9 +102,10 @@ def test_ablation_is_the_models_own_with_another_input_at_one_token(id, hub_root
 def test_tokens_are_limited_and_batches_do_not_matter(random_models):
     model = random_models[0]
     sae = make_sae("topk", model.d_model, dtype="float32")
-    paths = [Path(None, 2, 0), Path(often(model, sae, texts(model.tokenizer, 6))[0], 1, 3)]
-    whole = path_ablation(model, 1, sae, paths, texts(model.tokenizer, 6))
-    alone = path_ablation(model, 1, sae, paths, texts(model.tokenizer, 6, batch_size=1))
+    one, two = often(model, sae, texts(model.tokenizer, 6))
+    paths = [Path(one, 2, 0), Path(two, 1, 3)]
+    whole = path_ablation(model, 1, sae, paths, texts(model.tokenizer, 6), max_tokens=EVERY)
+    alone = path_ablation(model, 1, sae, paths, texts(model.tokenizer, 6, batch_size=1), max_tokens=EVERY)
     first = int((whole[0].documents < 2).sum())  # tokens of the first batch of two
     few = path_ablation(model, 1, sae, paths, texts(model.tokenizer, 6, batch_size=2), max_tokens=first + 7)
     for effect, other in zip(whole, alone):
@@ -125,7 +123,7 @@ def test_tokens_are_limited_and_batches_do_not_matter(random_models):
 def test_heads_that_cannot_read_the_sae(path, random_models):
     sae = make_sae("topk", random_models[0].d_model, dtype="float32")
     with pytest.raises(ValueError, match=r"expected layers 1-2 and heads 0-3"):
-        path_ablation(random_models[0], 1, sae, [path], [])
+        path_ablation(random_models[0], 1, sae, [path], [], max_tokens=EVERY)
 
 
 def test_the_interval_is_over_documents():
@@ -147,10 +145,10 @@ def test_the_interval_is_over_documents():
 def test_scores_are_those_of_every_feature_and_head_by_itself(random_models):
     model = random_models[0]
     sample, rows = texts(model.tokenizer, 3)[0], torch.randn(5, model.d_model)
-    found = heuristic_scores(model, 1, rows, sample)
-    assert found.heads == tuple((layer, head) for layer in (1, 2) for head in range(4))
+    heads, scores = heuristic_scores(model, 1, rows, sample)
+    assert heads == [(layer, head) for layer in (1, 2) for head in range(4)]
     first = first_streams(model, [1, 2])
-    for column, (layer, index) in enumerate(found.heads):
+    for column, (layer, index) in enumerate(heads):
         head = heads_of(model, layer)[index]
         stream = model.residuals(sample.tokens, [layer])[layer][sample.mask]
         divisor = torch.stack([y.std(correction=0) for y in stream]).mean()
@@ -158,7 +156,7 @@ def test_scores_are_those_of_every_feature_and_head_by_itself(random_models):
         distances = [step for step in (1, 2, 4, 8, 16) if step < reach]
         for feature, row in enumerate(rows):
             expected = (row @ head.reader(first[layer], distances) / divisor).item()
-            assert found.scores[feature, column].item() == pytest.approx(expected, rel=1e-3, abs=1e-5)
+            assert scores[feature, column].item() == pytest.approx(expected, rel=1e-3, abs=1e-5)
 
 
 FEATURE, LAYER, CLOSED, OPENED = 17, 2, 1, 2
@@ -220,21 +218,21 @@ def test_the_search_finds_the_feature_that_closes_a_head(planted):
     model, sae = planted
     batches = texts(model.tokenizer, 12, name="planted")
     summary = summarise_activations(model, SAE_LAYER, {"sae": sae}, batches)["sae"]
-    found = deactivation_search(model, SAE_LAYER, sae, summary, batches, candidates=40, max_tokens=None, min_tokens=10)
+    found = deactivation_search(model, SAE_LAYER, sae, summary, batches, candidates=40, max_tokens=EVERY, min_tokens=10)
     assert found.tried == 40
     assert found.effects[0].path == Path(FEATURE, LAYER, CLOSED)
     assert found.effects[-1].path == Path(FEATURE, LAYER, OPENED)
     check_roles(found.effects[0], found.effects[-1], batches)
     changes = [effect.mean_change for effect in found.effects]
     assert changes == sorted(changes) and changes[0] < changes[1] - 0.1
-    place = found.scores.heads.index((LAYER, CLOSED))
+    place = found.heads.index((LAYER, CLOSED))
     usable = summary.fires >= 10
-    assert found.scores.scores[:, place].masked_fill(~usable, -1e9).argmax() == FEATURE
+    assert found.scores[:, place].masked_fill(~usable, -1e9).argmax() == FEATURE
     # The rows that it ranks are contributions: mean activation times decoder row.
     rows = decoder_rows(sae) * summary.mean[:, None]
-    torch.testing.assert_close(found.scores.scores, heuristic_scores(model, SAE_LAYER, rows, batches[0]).scores)
+    torch.testing.assert_close(found.scores, heuristic_scores(model, SAE_LAYER, rows, batches[0])[1])
     with pytest.raises(ValueError, match=r"no feature fires on 100000 of \d+ tokens"):
-        deactivation_search(model, SAE_LAYER, sae, summary, batches, min_tokens=100_000)
+        deactivation_search(model, SAE_LAYER, sae, summary, batches, candidates=40, max_tokens=40, min_tokens=100_000)
 
 
 def test_a_twin_keeps_both_roles(planted):
@@ -244,7 +242,7 @@ def test_a_twin_keeps_both_roles(planted):
     back = Stitch(rotation.T.contiguous(), torch.zeros(32), rotation, torch.zeros(32))
     twin = transfer_sae(transfer_sae(sae, there), back)
     search, evaluation = (texts(model.tokenizer, 12, name=name) for name in ("planted", "elsewhere"))
-    roles = head_roles(model, SAE_LAYER, twin, FEATURE, search, evaluation)
+    roles = head_roles(model, SAE_LAYER, twin, FEATURE, search, evaluation, max_tokens=400)
     assert roles.closing.path == Path(FEATURE, LAYER, CLOSED) and roles.opening.path == Path(FEATURE, LAYER, OPENED)
     check_roles(roles.closing, roles.opening, evaluation)
     assert roles.closing.change().high < 0 < roles.opening.change().low
@@ -256,5 +254,5 @@ def test_a_feature_that_never_fires_changes_nothing(planted):
         silent = make_sae("relu", 32, dtype="float32", apply_b_dec_to_input=False)
         silent.b_enc.fill_(-1e6)
     batches = texts(model.tokenizer, 3)
-    roles = head_roles(model, SAE_LAYER, silent, 0, batches, batches)
+    roles = head_roles(model, SAE_LAYER, silent, 0, batches, batches, max_tokens=400)
     assert roles.closing.change() == roles.opening.change() == (0, 0, 0)

@@ -3,6 +3,7 @@
 import itertools
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from toy_saes import LATENTS, make_sae
@@ -108,24 +109,26 @@ def test_the_contexts_of_one_pass_are_those_of_a_full_search(model, sae, rows, m
     assert (
         lengths.count(3) > 20 and 0 in lengths and {len(one[1]) for some in expected.values() for one in some} > {3, 7}
     )
-    same(top_contexts(model, LAYER, sae, None, batches_of(model, 64, rows), n=3, before=4, after=2), expected)
+    monkeypatch.setattr(contexts, "BEFORE", 4)
+    monkeypatch.setattr(contexts, "AFTER", 2)
+    same(top_contexts(model, LAYER, sae, batches_of(model, 64, rows), n=3), expected)
     monkeypatch.setattr(contexts, "TOKENS_AT_ONCE", 50)
-    few = [30, 6, 5, 6]
-    some = top_contexts(model, LAYER, sae, few, batches_of(model, 3, rows), n=3, before=4, after=2)
-    same(some, {feature: expected[feature] for feature in sorted(set(few))})
-    assert some[5] == []
+    found = top_contexts(model, LAYER, sae, batches_of(model, 3, rows), n=3)
+    same(found, expected)
+    assert found[5] == []
 
 
-def test_a_context_is_of_the_tokens_as_they_are_written(model, sae):
-    found = top_contexts(model, LAYER, sae, [10], batches_of(model, 4, "document"), n=2, before=30, after=0)
+def test_a_context_is_of_the_tokens_as_they_are_written(model, sae, monkeypatch):
+    monkeypatch.setattr(contexts, "BEFORE", 30)
+    monkeypatch.setattr(contexts, "AFTER", 0)
+    found = top_contexts(model, LAYER, sae, batches_of(model, 4, "document"), n=2)
     assert len(found[10]) == 2 and found[10][0].tokens[-1][1] >= found[10][1].tokens[-1][1] > 0
     for context in found[10]:
         assert context.peak == len(context.tokens) - 1
-        assert context.text == "".join(token for token, _ in context.tokens)
         assert context.tokens[context.peak][1] == max(value for _, value in context.tokens)
 
 
-def test_the_bytes_of_a_character_are_one_piece(model):
+def test_the_bytes_of_a_character_are_one_piece(model, monkeypatch):
     """Whole and cut at either end, alone and beside others; the peak may be any of its tokens."""
     tokenizer = model.tokenizer
     ids = tokenizer("a TÜLMÜ €€ 東京 é", add_special_tokens=False)["input_ids"]
@@ -140,13 +143,14 @@ def test_the_bytes_of_a_character_are_one_piece(model):
         tokens, values = np.full((1, width), contexts.NOTHING), np.zeros((1, width), np.float32)
         where = slice(before - place, before - place + len(some))
         tokens[0, where], values[0, where] = some, activations
-        found = contexts._Found(np.array([7]), np.array([3]), np.array([2.0]), tokens, values)
-        (context,) = contexts._contexts(found, np.array([7]), tokenizer, before)[7]
+        monkeypatch.setattr(contexts, "BEFORE", before)
+        row = {"feature": 7, "document": 3, "activation": 2.0, "tokens": tokens[0], "activations": values[0]}
+        ((_, context),) = contexts._contexts(pd.DataFrame([row]), tokenizer)
         texts, largest, at = in_characters(tokenizer, some, activations.tolist(), place)
         assert [text for text, _ in context.tokens] == texts and context.peak == at
         assert [value for _, value in context.tokens] == largest and context.tokens[at][1] == 2
-        assert ("\ufffd" in context.text) == (start > 0)
-        assert start or context.text == tokenizer.decode(ids)
+        assert ("\ufffd" in "".join(texts)) == (start > 0)
+        assert start or "".join(texts) == tokenizer.decode(ids)
 
 
 def test_highlights_are_as_strong_as_activations():
@@ -158,12 +162,6 @@ def test_highlights_are_as_strong_as_activations():
 def test_what_has_no_contexts(model, sae, random_models):
     batches = list(batches_of(model, 8))
     with pytest.raises(ValueError, match="the SAE reads 48 dimensions: expected 32"):
-        top_contexts(random_models[0], 1, sae, None, batches)
-    with pytest.raises(ValueError, match="no feature 64: the SAE has 64"):
-        top_contexts(model, LAYER, sae, [3, 64], batches)
-    with pytest.raises(ValueError, match="no feature -1: the SAE has 64"):
-        top_contexts(model, LAYER, sae, [-1, 3], batches)
-    with pytest.raises(ValueError, match="n must be positive, before and after not negative: got 0, 10 and 5"):
-        top_contexts(model, LAYER, sae, None, batches, n=0)
+        top_contexts(random_models[0], 1, sae, batches)
     nothing = [batch._replace(mask=torch.zeros_like(batch.mask)) for batch in batches]
-    assert top_contexts(model, LAYER, sae, [1, 2], nothing) == {1: [], 2: []}
+    assert top_contexts(model, LAYER, sae, nothing) == {feature: [] for feature in range(LATENTS)}

@@ -12,17 +12,13 @@ from stitch_utils.data.pairs import TextRef, load_pair
 from stitch_utils.data.text import token_batches
 from stitch_utils.features.entropy import (
     ActivationSummary,
-    FunctionalConfig,
-    Unembedding,
     decoder_rows,
     entropy_features,
-    functional_config,
-    functional_texts,
-    null_directions,
     null_space,
     summarise_activations,
     unembedding,
 )
+from stitch_utils.features.functional import FunctionalConfig, functional_config, functional_texts
 from stitch_utils.stitching.pair import StitchedPair
 
 
@@ -41,7 +37,7 @@ def test_shares_are_those_of_numpys_singular_vectors(centred, monkeypatch):
     monkeypatch.setattr("stitch_utils.features.entropy.COLUMNS_AT_ONCE", 70)
     W_U, rows = spread(24, 300), normal(50, 24, seed=1)
     rows[3] = 0
-    share = null_space(Unembedding(W_U, centred), bottom=0.2).share(rows)
+    share = null_space(W_U, centred, bottom=0.2).share(rows)
     matrix, inner = W_U.double().numpy(), rows.double().numpy()
     if centred:
         matrix, inner = matrix - matrix.mean(0), inner - inner.mean(1, keepdims=True)
@@ -57,24 +53,22 @@ def test_shares_are_those_of_numpys_singular_vectors(centred, monkeypatch):
 
 @pytest.mark.parametrize(("d", "n"), [(8, 1), (50, 1), (64, 2), (768, 16), (1024, 21)])
 def test_two_percent_are_rounded_up(d, n):
-    assert null_directions(normal(d, 30 if d > 64 else 200)).shape == (d, n)
+    assert null_space(normal(d, 30 if d > 64 else 200)).directions.shape == (d, n)
 
 
 def test_what_lies_in_the_null_space_and_what_does_not():
     W_U = spread(32, 200)
-    directions = null_directions(W_U, bottom=0.1).float()
+    space = null_space(W_U, bottom=0.1)
+    directions = space.directions.float()
     assert directions.shape[1] == 4
     outside = torch.linalg.qr(torch.cat([directions, normal(32, 5)], dim=1))[0][:, 4:]
-    share = null_space(Unembedding(W_U, False), bottom=0.1).share(torch.cat([3 * directions.T, outside.T]))
+    share = space.share(torch.cat([3 * directions.T, outside.T]))
     torch.testing.assert_close(share, torch.tensor([1.0] * 4 + [0.0] * 5), atol=1e-5, rtol=0)
-    for bottom in (0.0, 1.0):
-        with pytest.raises(ValueError, match=f"between 0 and 1: got {bottom}"):
-            null_directions(W_U, bottom=bottom)
 
 
 def test_chance_is_what_random_directions_have():
     for centred, n in ((False, 40), (True, 39)):
-        space = null_space(Unembedding(spread(40, 100), centred), bottom=3 / 40)
+        space = null_space(spread(40, 100), centred, bottom=3 / 40)
         value, low, high = space.chance
         drawn = space.share(normal(20_000, 40)).numpy()
         assert value == pytest.approx(3 / n) and drawn.mean() == pytest.approx(value, rel=0.02)
@@ -148,17 +142,17 @@ def test_the_unembedding_gives_the_models_own_logits_up_to_a_factor(id, hub_root
     assert cosine.min() > 1 - 1e-4
 
 
-def features_of(sae, outward, largest, *, quantile=0.95):
+def features_of(sae, space, largest, *, quantile=0.95):
     fires = (largest > 0).long()
     summary = ActivationSummary(100, fires, largest / 2, largest)
-    return entropy_features(sae, summary, null_space(outward, bottom=0.1), quantile=quantile)
+    return entropy_features(sae, summary, space, quantile=quantile)
 
 
 @pytest.mark.parametrize("centred", [False, True])
 def test_a_large_feature_in_the_null_space_is_found_and_others_are_not(centred):
     sae, matrix = make_sae("relu", 32, dtype="float32"), spread(32, 200)
-    outward = Unembedding(matrix, centred)
-    inside = null_directions(matrix, bottom=0.1, centred=centred)[:, 0].float()
+    space = null_space(matrix, centred, bottom=0.1)
+    inside = space.directions[:, 0].float()
     largest = torch.rand(64, generator=torch.Generator().manual_seed(0)) + 0.5
     largest[[5, 9]] = torch.tensor([20.0, 0.0])
     with torch.no_grad():
@@ -168,7 +162,7 @@ def test_a_large_feature_in_the_null_space_is_found_and_others_are_not(centred):
         sae.W_dec[6] *= 20
         if centred:  # what the norm takes away changes nothing
             sae.W_dec[5] += 3
-    found = features_of(sae, outward, largest)
+    found = features_of(sae, space, largest)
     assert found.candidates == (5,) and found.closest == 5
     assert found.share[5] == pytest.approx(1, abs=1e-4) and not found.alive[9]
     assert found.by_chance == pytest.approx(63 * 0.0025)
@@ -179,18 +173,18 @@ def test_a_large_feature_in_the_null_space_is_found_and_others_are_not(centred):
             others = [values[j] for j in range(64) if j not in (9, index)]
             if index != 9:
                 assert ranks[index] == pytest.approx(sum(v.item() < values[index].item() for v in others) / 62)
-    assert features_of(sae, outward, largest, quantile=0.999).candidates == ()
-    silent = features_of(sae, outward, torch.zeros(64))
+    assert features_of(sae, space, largest, quantile=0.999).candidates == ()
+    silent = features_of(sae, space, torch.zeros(64))
     assert silent.candidates == () and not silent.alive.any() and silent.size_rank.max() == 0 == silent.by_chance
 
 
 def test_a_share_that_chance_gives_makes_no_candidate():
     """Of 64 features some reach both quantiles in any case; they must also lie above most random directions."""
-    sae, matrix = make_sae("relu", 32, dtype="float32"), spread(32, 200)
-    outside = torch.linalg.qr(torch.cat([null_directions(matrix, bottom=0.1).float(), normal(32, 28)], dim=1))[0][:, 4:]
+    sae, space = make_sae("relu", 32, dtype="float32"), null_space(spread(32, 200), bottom=0.1)
+    outside = torch.linalg.qr(torch.cat([space.directions.float(), normal(32, 28)], dim=1))[0][:, 4:]
     with torch.no_grad():
         sae.W_dec.copy_(normal(64, 28) @ outside.T)
-    found = features_of(sae, Unembedding(matrix, False), found_sizes := torch.ones(64), quantile=0.001)
+    found = features_of(sae, space, found_sizes := torch.ones(64), quantile=0.001)
     assert len(found_sizes) == 64 and found.candidates == () and 0 <= found.closest < 64
 
 
@@ -216,3 +210,6 @@ def test_settings_that_make_no_sense():
         functional_config(load_pair("tiny"), "smoke", candidates=0)
     with pytest.raises(ValueError, match=r"lie between 0 and 1: got 1\.5 and 0\.02"):
         FunctionalConfig(1, 1, 2, 1, 1, quantile=1.5)
+    for bottom in (0.0, 1.0):
+        with pytest.raises(ValueError, match=f"lie between 0 and 1: got 0.95 and {bottom}"):
+            FunctionalConfig(1, 1, 2, 1, 1, bottom=bottom)

@@ -7,7 +7,7 @@ from transformers import GPTNeoXForCausalLM
 
 from stitch_utils.data.pairs import TextRef
 from stitch_utils.data.text import token_batches
-from stitch_utils.features.entropy_effects import entropy_effects, entropy_tests
+from stitch_utils.features.entropy import entropy_effects, entropy_tests
 from stitch_utils.models.language_model import load_model
 
 

@@ -12,10 +12,10 @@ from sklearn.metrics import roc_auc_score
 from toy_saes import LATENTS, make_sae
 
 from stitch_utils.data.embedded.marked import marked_groups
-from stitch_utils.features import structure as augmentation
-from stitch_utils.features.known_words import KnownWords, OneKindError, known_words, recovery
-from stitch_utils.features.structure import classify, feature_presence
+from stitch_utils.features import structure
+from stitch_utils.features.structure import KnownWords, classify, feature_presence, known_words, recovery
 
+OPTIONS = {"share": 0.5, "min_groups": 5, "min_fires": 10, "seed": 0}
 GRAMMAR = re.findall(
     r"\w+", "the and who so because that says do does did not will am is are was were be i we she he in at on"
 )
@@ -32,8 +32,8 @@ def groups():
 
 
 def naive(model, layer, sae, sentences):
-    """Shares, fires, share of tokens: each token's characters found by writing out what comes before it."""
-    mass, content, fires, tokens, inside = np.zeros(sae.cfg.d_sae), np.zeros(sae.cfg.d_sae), 0, 0, 0
+    """Shares and fires: each token's characters found by writing out what comes before it."""
+    mass, content, fires = np.zeros(sae.cfg.d_sae), np.zeros(sae.cfg.d_sae), 0
     for sentence in sentences:
         ids = model.tokenizer(sentence.text, add_special_tokens=False)["input_ids"]
         stream = model.residuals(torch.tensor([[model.tokenizer.bos_token_id, *ids]]), [layer])[layer][0]
@@ -44,8 +44,8 @@ def naive(model, layer, sae, sentences):
             is_content = any(a < end and start < b for a, b in sentence.content)
             mass += activations
             content += activations * is_content
-            fires, tokens, inside = fires + (activations > 0), tokens + 1, inside + is_content
-    return np.where(mass > 0, content / np.where(mass > 0, mass, 1), np.nan), fires, inside / tokens
+            fires = fires + (activations > 0)
+    return np.where(mass > 0, content / np.where(mass > 0, mass, 1), np.nan), fires
 
 
 def test_shares_are_those_of_a_loop_over_tokens(model, groups, monkeypatch):
@@ -55,11 +55,12 @@ def test_shares_are_those_of_a_loop_over_tokens(model, groups, monkeypatch):
     sentences = [sentence for group in groups[:6] for sentence in group]
     expected = naive(model, 1, sae, sentences)
     for batch_size, at_once in ((4, 4096), (64, 5)):
-        monkeypatch.setattr(augmentation, "TOKENS_AT_ONCE", at_once)
-        found = known_words(model, 1, sae, sentences, batch_size=batch_size)
+        monkeypatch.setattr(structure, "TOKENS_AT_ONCE", at_once)
+        monkeypatch.setattr(structure, "BATCH_SIZE", batch_size)
+        found = known_words(model, 1, sae, sentences)
         np.testing.assert_allclose(found.share, expected[0], rtol=1e-5)
-        assert np.array_equal(found.fires, expected[1]) and found.tokens == expected[2]
-    assert np.isnan(found.share[3]) and found.fires[3] == 0 and 0.3 < found.tokens < 0.9
+        assert np.array_equal(found.fires, expected[1])
+    assert np.isnan(found.share[3]) and found.fires[3] == 0
 
 
 def detector(model, tokens):
@@ -91,7 +92,7 @@ def test_features_of_single_tokens_are_told_apart(model, groups):
     np.testing.assert_allclose(found.share, [1] * len(content) + [0] * len(grammar), atol=0.1)  # a few are alike
     presence = feature_presence(model, 0, sae, [[sentence.text for sentence in group] for group in groups])
     assert classify(presence).structural.tolist() == [False] * len(content) + [True] * len(grammar)
-    results = recovery(presence, found, min_fires=1)
+    results = recovery(presence, found, **{**OPTIONS, "min_fires": 1})
     assert [result.k for result in results] == [1, 2, 3, 4, 5]
     enough = ~classify(presence[:, :2]).dead
     assert 4 < enough[:-2].sum() < len(content)
@@ -113,7 +114,7 @@ def test_scores_are_scikit_learns(monkeypatch):
     presence[..., 5] = False
     used = np.arange(LATENTS) >= 6
     truth = share[used] > 0.5
-    found = recovery(presence, KnownWords(share, fires, 0.5), share=0.6)
+    found = recovery(presence, KnownWords(share, fires), **{**OPTIONS, "share": 0.6})
     assert [result.k for result in found] == [1, 2, 3]
     for result in found:
         classes = classify(presence[:, : result.k + 1], share=0.6)
@@ -125,5 +126,4 @@ def test_scores_are_scikit_learns(monkeypatch):
         assert (result.content, result.others) == (truth.sum(), (~truth).sum())
         for estimate in (result.accuracy, result.balanced, result.auc):
             assert estimate.low < estimate.value < estimate.high
-    with pytest.raises(OneKindError, match="0 content features and 58 others"):
-        recovery(presence, KnownWords(np.zeros(LATENTS), fires, 0.5))
+    assert recovery(presence, KnownWords(np.zeros(LATENTS), fires), **OPTIONS) == [], "all features are of one kind"

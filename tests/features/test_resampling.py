@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from stitch_utils.features.resampling import over_features
+from stitch_utils.features.attribution import over_features
 
 
 def test_groups_are_drawn_anew_one_after_the_other():

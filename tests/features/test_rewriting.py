@@ -12,7 +12,6 @@ from stitch_utils.data.pairs import load_pair
 from stitch_utils.data.text import read_documents
 from stitch_utils.features import rewriting as augmented_text
 from stitch_utils.features.rewriting import (
-    RewritingConfig,
     _answer,
     augmented_groups,
     broken_rules,
@@ -40,12 +39,15 @@ def test_rules_that_a_version_breaks(version, rules):
     assert broken_rules(ORIGINAL, version) == rules
 
 
-def test_how_much_may_change_is_a_choice():
+def test_how_much_may_change(monkeypatch):
     longer = "When the vote had failed, two old bald lawyers mailed the contract back to the bank."
-    assert broken_rules(ORIGINAL, longer, config=RewritingConfig(tolerance=0.2)) == ()
+    monkeypatch.setattr(augmented_text, "TOLERANCE", 0.2)
+    assert broken_rules(ORIGINAL, longer) == ()
     same = "When the vote had failed, two lawyers mailed the ladder back to the bank."
     assert broken_rules(ORIGINAL, same) == ("content words",)
-    assert broken_rules(ORIGINAL, same, config=RewritingConfig(repeated=0.4)) == ()
+    monkeypatch.setattr(augmented_text, "REPEATED", 0.4)
+    assert broken_rules(ORIGINAL, same) == ()
+    monkeypatch.undo()
     # Curly marks are straight ones, and what stands within a word is a part of it.
     assert broken_rules("“I don’t see it,” he said.", '"I don\'t hear it," he claimed.') == ()
     assert broken_rules("The so-called bus stops here.", "The well-known pen writes here.") == ()
@@ -76,7 +78,7 @@ def test_the_world_has_versions_of_its_own():
     assert found.broken["empty"] == 0
 
     assert found.clean == [rules[i : i + 3] == [()] * 3 for i in range(0, 120, 3)] and 0 < sum(found.clean) < 40
-    other = augmented_groups(pair, 40, 3, config=RewritingConfig(seed=1))
+    other = augmented_groups(pair, 40, 3, seed=1)
     assert other.groups != found.groups
 
     table = show_augmentations(found.groups)
@@ -117,28 +119,27 @@ class Writer:
 def writer(monkeypatch):
     writer = Writer()
     monkeypatch.setattr(augmented_text, "generate_texts", writer)
+    monkeypatch.setattr(augmented_text, "AT_ONCE", 3)
     return writer
 
 
-CONFIG = RewritingConfig(at_once=3)
-
-
-def test_sentences_are_whole_and_of_different_documents(pair):
-    config = RewritingConfig(shortest=5, longest=8)
-    found = [sentence for sentence, _ in zip(sentences(pair, config), range(60))]
+def test_sentences_are_whole_and_of_different_documents(pair, monkeypatch):
+    monkeypatch.setattr(augmented_text, "SHORTEST", 5)
+    monkeypatch.setattr(augmented_text, "LONGEST", 8)
+    found = [sentence for sentence, _ in zip(sentences(pair, 0), range(60))]
     documents = [text for text, _ in zip(read_documents(pair.evaluation), range(400))]
     places = [next(index for index, text in enumerate(documents) if sentence in text) for sentence in found]
     assert len(set(places)) > 50
     assert all(5 <= len(sentence.split()) <= 8 and sentence[-1] in '.!?"' for sentence in found)
     assert all(sentence[0].isupper() or sentence[0] == '"' for sentence in found)
     assert not any("\n" in sentence or ". " in sentence for sentence in found)
-    again = [sentence for sentence, _ in zip(sentences(pair, dataclasses.replace(config, seed=1)), range(60))]
+    again = [sentence for sentence, _ in zip(sentences(pair, 1), range(60))]
     assert again != found
 
 
 def test_a_model_writes_versions_of_each_sentence(pair, writer):
-    found = augmented_groups(pair, 7, 2, config=CONFIG)
-    originals = [sentence for sentence, _ in zip(sentences(pair, CONFIG), range(7))]
+    found = augmented_groups(pair, 7, 2)
+    originals = [sentence for sentence, _ in zip(sentences(pair, 0), range(7))]
     assert [group[0] for group in found.groups] == originals and found.source == pair.augmenter.model
     assert {len(group) for group in found.groups} == {3} and (found.versions, found.whole) == (14, 0)
     assert all(version.startswith(group[0]) for group in found.groups for version in group[1:])
@@ -146,23 +147,23 @@ def test_a_model_writes_versions_of_each_sentence(pair, writer):
 
 
 def test_a_run_that_was_stopped_goes_on_where_it_was(pair, writer, tmp_path):
-    expected = augmented_groups(pair, 8, 2, config=CONFIG)
+    expected = augmented_groups(pair, 8, 2)
     (path,) = (tmp_path / "artifacts" / "mine").glob("augmented-*.jsonl")
     assert [json.loads(line.split(" ", 1)[1]) for line in path.read_text().splitlines()] == expected.groups
     asked = writer.asked.copy()
-    assert augmented_groups(pair, 8, 2, config=CONFIG) == expected and writer.asked == asked, "nothing is written twice"
-    assert augmented_groups(pair, 5, 2, config=CONFIG).groups == expected.groups[:5] and writer.asked == asked
+    assert augmented_groups(pair, 8, 2) == expected and writer.asked == asked, "nothing is written twice"
+    assert augmented_groups(pair, 5, 2).groups == expected.groups[:5] and writer.asked == asked
 
     path.unlink()
     writer.asked.clear()
     writer.stop_after = 1
     with pytest.raises(KeyboardInterrupt):
-        augmented_groups(pair, 8, 2, config=CONFIG)
+        augmented_groups(pair, 8, 2)
     lines = path.read_text().splitlines(keepends=True)
     assert len(lines) == 3
     path.write_text("".join(lines[:2]) + lines[2][:10])  # killed in the middle of a line
     writer.stop_after = None
-    assert augmented_groups(pair, 8, 2, config=CONFIG) == expected
+    assert augmented_groups(pair, 8, 2) == expected
     assert writer.asked == [asked[0], *asked], "the batch that was cut is sampled again, as it was"
 
 
@@ -170,25 +171,26 @@ def test_what_makes_versions_names_their_file(pair, writer, tmp_path):
     def files():
         return set((tmp_path / "artifacts" / "mine").glob("augmented-*.jsonl"))
 
-    augmented_groups(pair, 2, 2, config=CONFIG)
+    augmented_groups(pair, 3, 2)
     first = files()
-    judged = dataclasses.replace(CONFIG, tolerance=0.5, repeated=0.9)
-    augmented_groups(pair, 2, 2, config=judged)
-    assert files() == first, "how versions are judged does not change them"
-    for change in ({"seed": 1}, {"longest": 20}, {"temperature": 1.0, "at_once": 4}):
-        augmented_groups(pair, 2, 2, config=dataclasses.replace(CONFIG, **change))
-    augmented_groups(pair, 2, 3, config=CONFIG)
-    augmented_groups(by(pair, pair.b.model), 2, 2, config=CONFIG)
-    assert len(files()) == 6
+    augmented_groups(pair, 4, 2)
+    assert files() == first, "more sentences go into the file of the first"
+    augmented_groups(pair, 2, 2)  # in smaller batches
+    augmented_groups(pair, 3, 2, seed=1)
+    augmented_groups(pair, 3, 3)
+    augmented_groups(by(pair, pair.b.model), 3, 2)
+    assert len(files()) == 5
 
 
 def test_sentences_without_enough_versions_are_left_out(pair, monkeypatch):
+    monkeypatch.setattr(augmented_text, "AT_ONCE", 3)
+
     def write(model, prompts, **options):
         texts = [prompt.rsplit('Input: "', 1)[1].split('"\nOutput:')[0] for prompt in prompts]
         return [Response("" if place == 0 else text, 0.0, 0.0, 1) for place, text in enumerate(texts)]
 
     monkeypatch.setattr(augmented_text, "generate_texts", write)
-    found = augmented_groups(pair, 6, 2, config=CONFIG)
+    found = augmented_groups(pair, 6, 2)
     assert len(found.groups) == 4 and found.broken["empty"] == 2 and found.broken["content words"] == 10
     assert not any(found.clean)
 
@@ -215,10 +217,11 @@ def test_the_prompt_says_every_rule():
     assert asked.count('Input: "') == 2 and asked.endswith('Input: "It {is} so."\nOutput:')
 
 
-def test_a_model_without_a_chat_template_goes_on_with_the_text(pair, hub_root):
+def test_a_model_without_a_chat_template_goes_on_with_the_text(pair, hub_root, monkeypatch):
     """Random weights write nonsense."""
-    config = RewritingConfig(at_once=1, shortest=4, longest=6)
-    found = augmented_groups(by(pair, hub_root / "models" / "openai-community/gpt2"), 1, 2, config=config)
+    monkeypatch.setattr(augmented_text, "SHORTEST", 4)
+    monkeypatch.setattr(augmented_text, "LONGEST", 6)
+    found = augmented_groups(by(pair, hub_root / "models" / "openai-community/gpt2"), 1, 2)
     assert found.source.endswith("gpt2") and found.versions == 2
     ((original, first, second),) = found.groups
     assert len({original, first, second}) == 3
@@ -232,7 +235,7 @@ def test_a_chat_template_is_used_where_there_is_one(pair, hub_root, monkeypatch)
         return [Response("Some words.", 0.0, 0.0, 1) for _ in prompts]
 
     monkeypatch.setattr(augmented_text, "generate_texts", write)
-    found = augmented_groups(by(pair, hub_root / "models" / "google/gemma-2-2b-it"), 1, 1, config=CONFIG)
+    found = augmented_groups(by(pair, hub_root / "models" / "google/gemma-2-2b-it"), 1, 1)
     assert asked[0].startswith("<bos><start_of_turn>user\nRewrite a sentence")
     assert f'Input: "{found.groups[0][0]}"\nOutput:<end_of_turn>\n<start_of_turn>model' in asked[0]
 
@@ -275,9 +278,3 @@ def test_numbers_that_make_no_sense(pair):
     for count, k in ((0, 2), (2, 0)):
         with pytest.raises(ValueError, match=f"expected count >= 1 and k >= 1: got {count} and {k}"):
             augmented_groups(pair, count, k)
-    with pytest.raises(ValueError, match="the temperature must be positive: got 0"):
-        RewritingConfig(temperature=0)
-    with pytest.raises(ValueError, match="expected 1 <= shortest <= longest"):
-        RewritingConfig(shortest=9, longest=8)
-    with pytest.raises(ValueError, match="tolerance and repeated are shares"):
-        RewritingConfig(repeated=1.5)

@@ -14,10 +14,10 @@ from toy_saes import make_sae
 from stitch_utils.book.figures import features as feature_plots
 from stitch_utils.data.embedded.world import augmented_sentences
 from stitch_utils.data.pairs import load_pair
+from stitch_utils.features import attribution, structure
 from stitch_utils.features import study as feature_study
-from stitch_utils.features.known_words import KnownWords, recovery
-from stitch_utils.features.rewriting import RewritingConfig, augmented_groups, broken_rules
-from stitch_utils.features.structure import classify, feature_presence
+from stitch_utils.features.rewriting import augmented_groups, broken_rules
+from stitch_utils.features.structure import KnownWords, classify, feature_presence, recovery
 from stitch_utils.features.study import FeatureStudy, FeatureStudyConfig, feature_study_config, study_features
 from stitch_utils.models.harvest import evaluation_batches
 from stitch_utils.models.language_model import load_models
@@ -94,26 +94,29 @@ def test_the_numbers_are_those_of_the_classes(run):
 
 
 def test_words_are_recovered_from_all_groups_and_from_those_that_keep_the_structure(random_models, monkeypatch):
-    groups = augmented_groups(load_pair("tiny"), 40, 3, config=RewritingConfig(seed=3))
+    groups = augmented_groups(load_pair("tiny"), 40, 3, seed=3)
     whole = [not any(broken_rules(group[0], version) for version in group[1:]) for group in groups.groups]
     assert 5 < sum(whole) < 40
     generator = np.random.default_rng(0)
     presence = {way: generator.random((40, 4, 64)) < generator.uniform(0.5, 1, 64) for way in ("up", "down")}
-    known = KnownWords(generator.random(64), np.full(64, 20), 0.5)
-    monkeypatch.setattr(feature_study, "known_words", lambda model, layer, sae, sentences: known)
-    options, saes = {"share": 0.3, "min_groups": 2}, (make_sae("topk"),) * 2
+    known, options = KnownWords(generator.random(64), np.full(64, 20)), {"share": 0.3, "min_groups": 2}
     stitched = StitchedPair(load_pair("tiny"), random_models, LAYERS, "smoke")
-    few = dataclasses.replace(CONFIG, min_fires=21)  # than any word is known to make a feature fire
-    assert feature_study._recovered(stitched, saes, presence, groups, few)[0] == {"up": [], "down": []}
-    found = feature_study._recovered(stitched, saes, presence, groups, CONFIG)
+    of_model = dict(zip(random_models, presence.values()))
+    monkeypatch.setattr(structure, "feature_presence", lambda model, *_, threshold: of_model[model])
+    monkeypatch.setattr(structure, "known_words", lambda *_: known)
+    monkeypatch.setattr(attribution, "carried", lambda _, sae, **__: attribution.Twins(sae, {"transferred": sae}))
+    monkeypatch.setattr(attribution, "attribution_correlations", lambda _, twins: dict.fromkeys(twins))
+    monkeypatch.setattr(feature_study, "top_contexts", lambda *_, **__: {})
     monkeypatch.setattr(FeatureStudy, "_figure14", lambda *_: {})
     monkeypatch.setattr(FeatureStudy, "_figure4b", lambda *_: {})
-    nothing = {direction: {} for direction in presence}
-    numbers = FeatureStudy(CONFIG, nothing, groups, {}, {}, *found, {}).numbers("mine")
+    saes = (make_sae("topk"),) * 2
+    few = dataclasses.replace(CONFIG, min_fires=21)  # than any word is known to make a feature fire
+    assert study_features(stitched, saes, few).recovered == {"up": [], "down": []}
+    numbers = study_features(stitched, saes, CONFIG).numbers("mine")
     assert (numbers["recovery.mine.groups"], numbers["recovery.mine.kept_groups"]) == (40, sum(whole))
     for way, name in itertools.product(("up", "down"), ("k", "kept")):
         some = presence[way] if name == "k" else np.stack([one for one, good in zip(presence[way], whole) if good])
-        expected, start = recovery(some, known, seed=3, **options), f"recovery.mine.{way}"
+        expected, start = recovery(some, known, seed=3, min_fires=12, **options), f"recovery.mine.{way}"
         assert [one.k for one in expected] == [1, 2, 3]
         assert numbers[f"{start}.{'features' if name == 'k' else 'kept_features'}"] == 64
         for one, measure in itertools.product(expected, ("auc", "balanced", "accuracy")):
@@ -192,8 +195,10 @@ def test_sizes():
     assert feature_study_config(pair, "smoke").sentences == 40
     assert feature_study_config(pair, "smoke", min_groups=None, min_fires=3).min_groups == 2
     assert feature_study_config(pair, "smoke", min_groups=4, threshold=0.5).min_groups == 4
-    for wrong in ({"min_groups": 0}, {"min_fires": 0}, {"threshold": -0.1}):
-        with pytest.raises(ValueError, match="expected min_groups >= 1, min_fires >= 1 and threshold >= 0"):
+    for wrong in ({"share": 0.0}, {"share": 1.1}, {"min_groups": 0}, {"min_fires": 0}, {"threshold": -0.1}):
+        with pytest.raises(
+            ValueError, match=r"a share in \(0, 1\], min_groups >= 1, min_fires >= 1 and threshold >= 0"
+        ):
             dataclasses.replace(CONFIG, **wrong)
     assert feature_study_config(load_pair("gpt2"), "smoke").sentences == 4
     with pytest.raises(ValueError, match="unknown scale 'huge'"):

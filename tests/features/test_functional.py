@@ -11,9 +11,14 @@ from toy_saes import make_sae
 
 from stitch_utils.data.pairs import load_pair
 from stitch_utils.features.attention import Path, path_ablation
-from stitch_utils.features.entropy import FunctionalConfig, decoder_rows, functional_config, null_space, unembedding
-from stitch_utils.features.entropy_effects import entropy_effects
-from stitch_utils.features.twins import functional_twins, study_deactivation, study_entropy
+from stitch_utils.features.entropy import decoder_rows, entropy_effects, null_space, unembedding
+from stitch_utils.features.functional import (
+    FunctionalConfig,
+    functional_config,
+    functional_twins,
+    study_deactivation,
+    study_entropy,
+)
 from stitch_utils.saes.transfer import transfer_sae
 from stitch_utils.stitching.fit import fit_exact
 from stitch_utils.stitching.pair import StitchedPair
@@ -34,7 +39,7 @@ def twins(pair, models):
     sae = make_sae("topk", models[0].d_model, dtype="float32")
     with torch.no_grad():
         sae.b_enc.copy_(-moments.mean_x.float() @ sae.W_enc)  # centred, so that many features fire
-        sae.W_dec[:8] = 9 * null_space(unembedding(models[0])).directions[:, 0].float()  # some are entropy features
+        sae.W_dec[:8] = 9 * null_space(*unembedding(models[0])).directions[:, 0].float()  # some are entropy features
     return functional_twins(stitched, sae, CONFIG), moments
 
 
@@ -98,7 +103,7 @@ def test_numbers_of_entropy_features(twins):
 def test_intervals_of_entropy_effects_are_over_documents(twins):
     """Of two documents one is drawn twice or both are, and each of the three is likelier than 2.5%."""
     study = study_entropy(twins[0])
-    assert {test.documents for test in study.tests.values()} == {2}
+    assert {test.features.tokens.shape[-1] for test in study.tests.values()} == {2}
     numbers = study.numbers("mine")
     for group, keys in study.twins.groups.items():
         ends = {"entropy_change": [], "rank_change": [], "per_rank": [], "acting": []}

@@ -1,0 +1,314 @@
+"""The study of section 5.2: features with a role in A, their twins on B, and random twins beside them.
+
+Feature i of A's SAE and feature i of the transferred SAE are twins. Entropy features (Fig. 5a) are found by geometry
+and put to a causal test. Attention deactivation (Figs. 5b and 16) is searched for in A, and the feature that moves a
+head most is followed to B. What chosen features and heads do is measured on another text; the sizes and ranks by which
+entropy features are chosen are of the text that is searched. A's SAE through random stitches stands beside everything.
+
+Offers `FunctionalConfig`, `functional_config`, `functional_texts`, `functional_twins`, `FunctionalTwins`,
+`study_entropy`, `EntropyStudy`, `study_deactivation`, `DeactivationStudy`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from sae_lens import SAE
+from torch import Tensor
+
+from ..data.pairs import ModelPair
+from ..data.text import TokenBatch
+from ..models.harvest import evaluation_batches, training_batches
+from ..models.language_model import LanguageModel
+from ..saes.transfer import transfer_sae
+from ..stitching.pair import StitchedPair
+from ..stitching.stitch import random_stitch
+from ..utils.stats import Estimate, from_draws, over_seeds, resampled_counts
+from . import entropy
+from .attention import DeactivationSearch, HeadRoles, deactivation_search, head_roles
+
+SHOWN = 8  # bounds the entropy features that are followed
+ENDS = ("closing", "opening")
+MEASURES = {
+    "entropy_change": lambda test: test.features.entropy_size,
+    "rank_change": lambda test: test.features.rank_size,
+    "per_rank": lambda test: test.features.per_rank,
+    "per_rank_of_random_directions": lambda test: test.random.per_rank.mean(-1),
+}
+
+
+@dataclass(frozen=True)
+class FunctionalConfig:
+    """How much text is read, and where lines are drawn; the paper gives none of these numbers but the 2%."""
+
+    search_documents: int
+    """Documents of the training text on which features and heads are chosen."""
+    evaluation_documents: int
+    """Documents of the evaluation text on which those chosen are measured."""
+    entropy_documents: int
+    """Documents, the first of the evaluation text, on which directions are added; an interval needs two."""
+    candidates: int
+    """Paths from a feature to a head that the search tries, those of the largest and smallest scores."""
+    max_tokens: int
+    """Tokens on which a path is tried, at most."""
+    min_tokens: int = 20
+    """Tokens of the search on which a feature must fire."""
+    quantile: float = 0.95
+    """Quantile of size and of share that an entropy feature exceeds."""
+    bottom: float = entropy.BOTTOM
+    """Share of the unembedding's singular values whose directions count as its null space."""
+    random_directions: int = 20
+    """Random directions that are set beside each feature's own."""
+    smallest: float = 0.05
+    """Change of the attention to the first token from which on a feature counts as one that switches a head off."""
+    random_stitches: int = 5
+    """Random stitches that carry A's SAE to B as a yardstick; an interval needs two."""
+    seed: int = 0
+    """Seed of the random stitches and directions, and of the bootstrap."""
+
+    def __post_init__(self):
+        for entry in dataclasses.fields(self):
+            value = getattr(self, entry.name)
+            least = {"random_stitches": 2, "entropy_documents": 2, "seed": 0}.get(entry.name, 1)
+            if entry.type == "int" and value < least:
+                raise ValueError(f"{entry.name} must be {least} or more: got {value}")
+        if not (0 < self.quantile < 1 and 0 < self.bottom < 1):
+            raise ValueError(f"quantile and bottom lie between 0 and 1: got {self.quantile} and {self.bottom}")
+
+
+def functional_config(pair: ModelPair, scale: str, **changes: Any) -> FunctionalConfig:
+    """Take the sizes of a scale, with `changes` to them."""
+    return FunctionalConfig(**pair.sizes_of("entropy", scale) | changes)
+
+
+def functional_texts(stitched: StitchedPair, config: FunctionalConfig) -> tuple[list[TokenBatch], ...]:
+    """Read text to search in, to measure on, and to add directions to, without columns that are filled up in all rows.
+
+    Each document has a row of its own, also where the pair packs them, so that a head has one token that begins a text.
+    """
+    alone, sizes, tokenizer = dataclasses.replace(stitched.pair, rows="document"), stitched.sizes, stitched.tokenizer
+    texts = [training_batches(alone, sizes, tokenizer, config.search_documents * alone.context)]
+    for count in (config.evaluation_documents, config.entropy_documents):
+        texts.append(evaluation_batches(alone, dataclasses.replace(sizes, eval_documents=count), tokenizer))
+    return tuple([_trimmed(batch) for batch in text] for text in texts)
+
+
+def _trimmed(batch: TokenBatch) -> TokenBatch:
+    width = 1 + max([1, *batch.mask.any(0).nonzero()[:, 0].tolist()])
+    return TokenBatch(*(part[:, :width] for part in batch))
+
+
+@dataclass(frozen=True)
+class FunctionalTwins:
+    """A's SAE, `before`; on B the transferred one, `after`, and those through random stitches, `random 0` and on."""
+
+    config: FunctionalConfig
+    stitched: StitchedPair
+    saes: Mapping[str, SAE]
+    activity: Mapping[str, entropy.ActivationSummary]
+    """The activity of each SAE on the text that is searched."""
+    spaces: tuple[entropy.NullSpace, entropy.NullSpace]
+    """Where A's and B's unembeddings hardly read."""
+    search: Sequence[TokenBatch]
+    evaluation: Sequence[TokenBatch]
+    few: Sequence[TokenBatch]
+    """The text to which directions are added."""
+
+    @property
+    def groups(self) -> dict[str, list[str]]:
+        """`before`, `after` and `random`, with the SAEs of each."""
+        return {"before": ["before"], "after": ["after"], "random": [key for key in self.saes if key.startswith("r")]}
+
+    def at(self, key: str) -> tuple[LanguageModel, int]:
+        """Look up the model that an SAE reads, and the block before which it does."""
+        return self.stitched.side("a" if key == "before" else "b")
+
+    def space(self, key: str) -> entropy.NullSpace:
+        """Look up the null space of the model that an SAE reads."""
+        return self.spaces[key != "before"]
+
+
+def functional_twins(stitched: StitchedPair, original: SAE, config: FunctionalConfig) -> FunctionalTwins:
+    """Transfer A's SAE `original` to B, and read all texts; ValueError for text without an ordinary token."""
+    stitch, means = stitched.stitch, (stitched.moments.mean_x, stitched.moments.mean_y)
+    twins = {"after": transfer_sae(original, stitch)}
+    for number in range(config.random_stitches):
+        twins[f"random {number}"] = transfer_sae(original, random_stitch(stitch, config.seed + number, means=means))
+    saes = {"before": original, **twins}
+    search, evaluation, few = functional_texts(stitched, config)
+    activity = entropy.summarise_activations(*stitched.side("a"), {"before": original}, search)
+    activity |= entropy.summarise_activations(*stitched.side("b"), twins, search)
+    a, b = (entropy.null_space(*entropy.unembedding(model), bottom=config.bottom) for model in stitched.models)
+    return FunctionalTwins(config, stitched, saes, activity, (a, b), search, evaluation, few)
+
+
+@dataclass(frozen=True)
+class EntropyStudy:
+    """Fig. 5a: entropy features of A, what becomes of them on B, and whether they act on the entropy."""
+
+    twins: FunctionalTwins
+    found: Mapping[str, entropy.EntropyFeatures]
+    """By SAE."""
+    followed: list[int]
+    """The first entropy features of A's SAE; without any, the feature that comes closest."""
+    tests: Mapping[str, entropy.EntropyTests]
+    """By SAE, of the features that are followed."""
+
+    @property
+    def candidates(self) -> tuple[int, ...]:
+        """The entropy features of A's SAE."""
+        return self.found["before"].candidates
+
+    @property
+    def kept(self) -> list[int]:
+        """Those of A's entropy features whose twins are entropy features of the transferred SAE."""
+        return [feature for feature in self.candidates if feature in self.found["after"].candidates]
+
+    def random_count(self) -> float:
+        """Average the numbers of entropy features of the SAEs through random stitches."""
+        return _mean([len(self.found[key].candidates) for key in self.twins.groups["random"]])
+
+    def marked(self, key: str) -> np.ndarray:
+        """Mark, among the features that fire, those that are followed."""
+        return np.isin(np.flatnonzero(self.found[key].alive.numpy()), self.followed)
+
+    def numbers(self, pair: str) -> dict[str, float]:
+        """Return the entries of a results file under `figure5a.<pair>`: counts, and means over those followed."""
+        start, followed = f"figure5a.{pair}", self.followed
+        numbers: dict[str, float] = {
+            f"{start}.count": len(self.candidates),
+            f"{start}.followed": len(followed) if self.candidates else 0,
+            f"{start}.kept": len(self.kept),
+            f"{start}.by_chance": self.found["before"].by_chance,
+            f"{start}.after.count": len(self.found["after"].candidates),
+            f"{start}.random.count": self.random_count(),
+        }
+        for group, keys in self.twins.groups.items():
+            some, begin = [self.found[key] for key in keys], f"{start}.{group}"
+            numbers |= {
+                f"{begin}.null_rank": _mean([one.share_rank[followed].min() for one in some]),
+                f"{begin}.norm_rank": _mean([one.size_rank[followed].min() for one in some]),
+                f"{begin}.null_share": _mean([one.share[followed].sqrt().mean() for one in some]),
+                f"{begin}.chance": self.twins.space(keys[0]).chance.value ** 0.5,
+            }
+            for quantity, measure in MEASURES.items():
+                numbers |= self._of_group(group, measure).numbers(f"{begin}.{quantity}")
+            acting = self._of_group(group, lambda test: test.acting.sum(-1, keepdim=True))
+            numbers |= (acting if self.candidates else Estimate(0.0, 0.0, 0.0)).numbers(f"{begin}.acting")
+        return numbers
+
+    def _of_group(self, group: str, measure: Callable[[entropy.EntropyTests], Tensor]) -> Estimate:
+        """Average a measure over its last dimension and a group's SAEs, with an interval that resamples documents."""
+        tests = [self.tests[key] for key in self.twins.groups[group]]
+        counts = resampled_counts(tests[0].features.tokens.shape[-1], self.twins.config.seed)
+        value = _mean([measure(test).float().mean() for test in tests])
+        draws = [measure(test.resampled(counts)).float().mean(1).numpy() for test in tests]
+        return from_draws(value, np.mean(draws, axis=0))
+
+    def of_feature(self, feature: int, group: str) -> dict[str, float]:
+        """Average over a group's SAEs what is known of a feature that is followed.
+
+        Its share of the norm and its rank by size; what adding it changes: the entropy, with its sign and without, the
+        rank, and their ratio; the median ratio of random directions, and the share of them that it exceeds.
+        """
+        place, keys = self.followed.index(feature), self.twins.groups[group]
+        found, tests = [self.found[key] for key in keys], [self.tests[key] for key in keys]
+        of_saes = {
+            "share": [one.share[feature].sqrt() for one in found],
+            "size rank": [one.size_rank[feature] for one in found],
+            "entropy": [test.features.entropy[place] for test in tests],
+            "its size": [test.features.entropy_size[place] for test in tests],
+            "rank": [test.features.rank_size[place] for test in tests],
+            "ratio": [test.features.per_rank[place] for test in tests],
+            "random": [test.random.per_rank[place].median() for test in tests],
+            "above": [test.exceeded[place] for test in tests],
+        }
+        return {name: _mean(values) for name, values in of_saes.items()}
+
+
+def study_entropy(twins: FunctionalTwins) -> EntropyStudy:
+    """Find the entropy features of every SAE, and add what those of A that are followed write to the stream."""
+    config, found, tests = twins.config, {}, {}
+    for key, sae in twins.saes.items():
+        found[key] = entropy.entropy_features(sae, twins.activity[key], twins.space(key), quantile=config.quantile)
+    followed = list(found["before"].candidates[:SHOWN] or (found["before"].closest,))
+    for key, sae in twins.saes.items():
+        directions = twins.activity[key].mean[followed, None] * entropy.decoder_rows(sae).cpu()[followed]
+        options = {"n_random": config.random_directions, "seed": config.seed}
+        tests[key] = entropy.entropy_tests(*twins.at(key), directions, twins.few, **options)
+    return EntropyStudy(twins, found, followed, tests)
+
+
+def _mean(values: Sequence) -> float:
+    return float(np.mean(values))
+
+
+@dataclass(frozen=True)
+class DeactivationStudy:
+    """Figs. 5b and 16: the feature of A that most sends a head to the first token, and its twins."""
+
+    twins: FunctionalTwins
+    search: DeactivationSearch
+    feature: int
+    roles: Mapping[str, HeadRoles]
+    """By SAE: the effects on the heads that the feature moves most."""
+    changes: Mapping[tuple[str, str], Estimate]
+    """By SAE and end: change of the attention to the first token when the path to that head is ablated."""
+
+    @property
+    def exists(self) -> bool:
+        """Whether A's feature is one: ablation lowers the attention on the other text beyond chance, by `smallest`."""
+        change = self.changes["before", "closing"]
+        return change.high < 0 and change.value <= -self.twins.config.smallest
+
+    def share(self, key: str) -> float:
+        """Compute the share of the feature's squared norm in the null space of the unembedding."""
+        return self.twins.space(key).share(entropy.decoder_rows(self.twins.saes[key])[self.feature, None]).item()
+
+    def numbers(self, pair: str) -> dict[str, float]:
+        """Return the entries of a results file under `figure5b.<pair>` and `figure16.<pair>`."""
+        start, other, numbers = f"figure5b.{pair}", f"figure16.{pair}", {}
+        for key in ("before", "after"):
+            effect, share = self.roles[key].closing, self.share(key)
+            numbers |= self.changes[key, "closing"].numbers(f"{start}.{key}.change")
+            numbers |= {
+                f"{start}.{key}.attended": float(effect.attended.mean()) if len(effect.attended) else 0.0,
+                f"{start}.{key}.tokens": len(effect.attended),
+                f"{start}.{key}.null_share": share**0.5,
+                f"{start}.{key}.null_share_squared": share,
+                f"{start}.{key}.chance": self.twins.space(key).chance.value ** 0.5,
+            }
+        strangers = self.twins.groups["random"]
+        closing, opening = ([self.changes[key, end].value for key in strangers] for end in ENDS)
+        numbers |= over_seeds(closing).numbers(f"{start}.random.change")
+        numbers |= {
+            f"{start}.random.null_share": _mean([self.share(key) ** 0.5 for key in strangers]),
+            f"{start}.random.lowest_change": min(closing),
+            f"{start}.found": int(self.exists),
+            f"{other}.random.highest_change": max(opening),
+        }
+        numbers |= self.changes["after", "opening"].numbers(f"{other}.change")
+        numbers |= self.changes["before", "opening"].numbers(f"{other}.before.change")
+        return numbers | over_seeds(opening).numbers(f"{other}.random.change")
+
+
+def study_deactivation(twins: FunctionalTwins) -> DeactivationStudy:
+    """Search A for the path whose ablation lowers the attention to the first token most, and follow its feature.
+
+    ValueError if no feature fires often enough.
+    """
+    config, sizes = twins.config, {"max_tokens": twins.config.max_tokens}
+    limits = sizes | {"candidates": config.candidates, "min_tokens": config.min_tokens}
+    original = twins.saes["before"], twins.activity["before"]
+    search = deactivation_search(*twins.at("before"), *original, twins.search, **limits)
+    feature = search.effects[0].path.feature
+    roles = {
+        key: head_roles(*twins.at(key), sae, feature, twins.search, twins.evaluation, **sizes)
+        for key, sae in twins.saes.items()
+    }
+    changes = {(key, end): getattr(role, end).change(seed=config.seed) for key, role in roles.items() for end in ENDS}
+    return DeactivationStudy(twins, search, feature, roles, changes)
