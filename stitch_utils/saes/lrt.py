@@ -37,7 +37,7 @@ from sae_lens import SAE
 from torch import Tensor
 
 from ..stitching.fit import fit_exact
-from ..stitching.maps import Prediction, fit_unsquared_adam, moments_of
+from ..stitching.lrt_maps import Prediction, fit_unsquared_adam, moments_of
 from ..stitching.stitch import Stitch, stitch_loss
 from ..utils.progress import progress
 from ..utils.stats import Estimate, from_draws

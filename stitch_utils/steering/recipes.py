@@ -4,7 +4,7 @@ The main paper (arXiv 2506.06609) minimises Eq. 3, with inversion terms, between
 vector over without the bias. The sister paper (arXiv 2506.00653) minimises the unsquared error by AdamW, between layers
 of the same number, and adds the bias. To see what each choice does, one at a time is changed from the main paper's, on
 the same text and the same questions; the last recipe has all of the sister paper's. Text and sizes are the same for all
-(`stitching.map_text`), but for the recipe that is about them.
+(`stitching.lrt_text`), but for the recipe that is about them.
 
 Offers `Recipe`, `RECIPES`, `fit_recipes`, `FittedRecipes`, `recipe_errors`, `steer_by_recipes`, `recipe_numbers`.
 """
@@ -18,8 +18,7 @@ from typing import NamedTuple
 
 from ..models.harvest import ActivationStream
 from ..stitching.fit import fit_exact
-from ..stitching.map_text import MapConfig, map_batches, map_stream, same_layers
-from ..stitching.maps import (
+from ..stitching.lrt_maps import (
     MapErrors,
     MapFit,
     Prediction,
@@ -28,6 +27,7 @@ from ..stitching.maps import (
     map_errors,
     moments_of,
 )
+from ..stitching.lrt_text import MapConfig, map_batches, map_stream, same_layers
 from ..stitching.moments import PairMoments
 from ..stitching.pair import StitchedPair
 from ..stitching.stitch import Stitch

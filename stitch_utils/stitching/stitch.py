@@ -36,7 +36,7 @@ class FitReport(NamedTuple):
     """How a stitch was fitted."""
 
     method: str
-    """`exact` or `adam`; `unsquared` or `unsquared adam` for the maps of `maps`."""
+    """`exact` or `adam`; `unsquared` or `unsquared adam` for those of `lrt_maps`."""
     alpha: float
     """Weight of the inversion terms."""
     loss: float

@@ -10,8 +10,8 @@ from stitch_utils.steering.choices import ChoiceConfig, contrast_vectors, spread
 from stitch_utils.steering.recipes import RECIPES, fit_recipes, recipe_errors, recipe_numbers, steer_by_recipes
 from stitch_utils.steering.vectors import transfer_vector
 from stitch_utils.stitching.fit import fit_exact
-from stitch_utils.stitching.map_text import MapConfig, map_batches, map_stream
-from stitch_utils.stitching.maps import fit_unsquared, fit_unsquared_adam, moments_of
+from stitch_utils.stitching.lrt_maps import fit_unsquared, fit_unsquared_adam, moments_of
+from stitch_utils.stitching.lrt_text import MapConfig, map_batches, map_stream
 from stitch_utils.stitching.pair import StitchedPair
 
 STITCHED = (1, 2)
