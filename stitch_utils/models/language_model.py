@@ -1,19 +1,18 @@
 """One small interface to a language model's residual stream: read it, replace it, edit it while generating.
 
-Section 2 ("activations are taken before the layer's computation") and Table 1. Layer l is the residual stream *before*
-block l, transformer_lens' `blocks.{l}.hook_resid_pre`. Everything goes through TransformerBridge, which keeps the raw
-numerics of Hugging Face (no folded norms, no centred weights), so these are the streams that the paper stitches.
+Section 2 and Table 1. Layer l is the residual stream *before* block l, `blocks.{l}.hook_resid_pre`. TransformerBridge
+keeps the raw numerics of Hugging Face (no folded norms, no centred weights), so these are the paper's streams.
 
-Offers `LanguageModel` and `Edit`; `load_model`, `load_tokenizer` and `load_config` for one model reference; for a pair
-`load_models`, `forget_models`, `set_threads`, `check_pair`, which loads no weights, and `are_stand_ins`.
+Offers `LanguageModel` and `Edit`; `load_model`, `load_tokenizer` and `load_config` for one model reference;
+`count_parameters`; for a pair `load_models`, `forget_models`, `set_threads`, and `check_pair`, which loads no weights.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterable, Sequence
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +27,9 @@ from transformers.utils import logging as transformers_logging
 from ..data.hub import fetched, model_is_there, resolve
 from ..data.pairs import DTYPES, ModelPair, blaming
 
-# Takes and returns the residual stream at one layer, (batch, pos, d_model).
-Edit = Callable[[Tensor], Tensor]
+Tokens = Int[Tensor, "batch pos"]
+Mask = Bool[Tensor, "batch pos"]
+Edit = Callable[[Tensor], Tensor]  # of the residual stream at one layer, (batch, pos, d_model)
 
 
 class _Enough(Exception):
@@ -47,7 +47,7 @@ class LanguageModel:
 
     @classmethod
     def from_bridge(cls, bridge: TransformerBridge, tokenizer) -> LanguageModel:
-        """Wrap a model that is loaded already; it is called what its configuration calls it.
+        """Wrap a model that is loaded already, by the name in its configuration.
 
         Load it with eager attention and without folded norms, as `load_model` does, or its streams are others.
         """
@@ -56,10 +56,8 @@ class LanguageModel:
 
     @cached_property
     def n_parameters(self) -> int:
-        """The number of parameters, from the configuration: the bridge holds copies of some."""
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(copy.deepcopy(self.config))
-        return sum(parameter.numel() for parameter in model.parameters())
+        """The number of parameters, without the copies that the bridge holds of some."""
+        return count_parameters(self.config)
 
     @property
     def device(self) -> torch.device:
@@ -71,23 +69,18 @@ class LanguageModel:
         return f"blocks.{layer}.hook_resid_pre"
 
     @torch.no_grad()
-    def residuals(
-        self, tokens: Int[Tensor, "batch pos"], layers: Sequence[int]
-    ) -> dict[int, Float[Tensor, "batch pos d_model"]]:
+    def residuals(self, tokens: Tokens, layers: Sequence[int]) -> dict[int, Float[Tensor, "batch pos d_model"]]:
         """Read the residual stream before each of `layers` in one forward pass, which ends at the last of them."""
         if not layers:
             raise ValueError("no layers given: expected at least one")
         found: dict[int, Tensor] = {}
 
-        def reader(layer: int, last: bool):
-            def hook(residual: Tensor, hook) -> None:
-                found[layer] = residual
-                if last:
-                    raise _Enough
+        def read(residual: Tensor, hook, layer: int) -> None:
+            found[layer] = residual
+            if layer == max(layers):
+                raise _Enough
 
-            return self.hook_name(layer), hook
-
-        hooks = [reader(layer, layer == max(layers)) for layer in sorted(set(layers))]
+        hooks = [(self.hook_name(layer), partial(read, layer=layer)) for layer in sorted(set(layers))]
         # run_with_cache(stop_at_layer=l) stops before it has read layer l, so it would run one block too many.
         with self.bridge.hooks(fwd_hooks=hooks), contextlib.suppress(_Enough):
             self.bridge(tokens.to(self.device), return_type=None)
@@ -99,11 +92,11 @@ class LanguageModel:
             return contextlib.nullcontext()
 
         def hook(residual: Tensor, hook) -> Tensor:
-            edited = edit(residual)
-            if edited.shape != residual.shape:
+            edited, expected = edit(residual), tuple(residual.shape)
+            if edited.shape != expected:
+                shape = tuple(edited.shape)
                 raise ValueError(
-                    f"the edit at layer {layer} of {self.ref!r} returned shape {tuple(edited.shape)}: "
-                    f"expected {tuple(residual.shape)}"
+                    f"the edit at layer {layer} of {self.ref!r} returned shape {shape}: expected {expected}"
                 )
             return edited.to(residual.dtype)
 
@@ -111,12 +104,7 @@ class LanguageModel:
 
     @torch.no_grad()
     def logits(
-        self,
-        tokens: Int[Tensor, "batch pos"],
-        *,
-        mask: Bool[Tensor, "batch pos"] | None = None,
-        layer: int | None = None,
-        edit: Edit | None = None,
+        self, tokens: Tokens, *, mask: Mask | None = None, layer: int | None = None, edit: Edit | None = None
     ) -> Float[Tensor, "batch pos vocab"]:
         """Compute next-token logits, with `edit` applied to the residual stream before `layer` if both are given.
 
@@ -128,12 +116,7 @@ class LanguageModel:
 
     @torch.no_grad()
     def cross_entropy(
-        self,
-        tokens: Int[Tensor, "batch pos"],
-        *,
-        mask: Bool[Tensor, "batch pos"] | None = None,
-        layer: int | None = None,
-        edit: Edit | None = None,
+        self, tokens: Tokens, *, mask: Mask | None = None, layer: int | None = None, edit: Edit | None = None
     ) -> Float[Tensor, "batch pos-1"]:
         """Compute the loss in nats of each token from the second on; the arguments are those of `logits`."""
         tokens = tokens.to(self.device)
@@ -150,10 +133,10 @@ class LanguageModel:
     @torch.no_grad()
     def generate(
         self,
-        tokens: Int[Tensor, "batch pos"],
+        tokens: Tokens,
         max_new_tokens: int,
         *,
-        mask: Bool[Tensor, "batch pos"] | None = None,
+        mask: Mask | None = None,
         layer: int | None = None,
         edit: Edit | None = None,
         temperature: float = 0.0,
@@ -161,20 +144,15 @@ class LanguageModel:
     ) -> Int[Tensor, "batch new"]:
         """Generate new tokens after prompts, greedily at temperature 0; fill rows with end-of-text after a stop token.
 
-        Pad prompts of different lengths on the left, where `mask` is False. `edit` is applied at every position that is
-        computed: with the key-value cache at those of the prompt once, then at one new position at a time.
+        Prompts are padded on the left, where `mask` is False. `edit` is applied to each position once.
         """
         tokens, end = tokens.to(self.device), self.tokenizer.eos_token_id
         mask = torch.ones_like(tokens) if mask is None else mask.to(self.device, torch.long)
-        choice = {"temperature": temperature, "top_k": 0} if temperature > 0 else {}
-        settings = GenerationConfig(
-            max_new_tokens=max_new_tokens,
-            eos_token_id=self.stop_tokens,
-            pad_token_id=end,
-            use_cache=True,
-            do_sample=temperature > 0,
-            **choice,
+        choice = (
+            {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature > 0 else {"do_sample": False}
         )
+        ends = {"eos_token_id": self.stop_tokens, "pad_token_id": end}
+        settings = GenerationConfig(max_new_tokens=max_new_tokens, use_cache=True, **ends, **choice)
         devices = [self.device.index or 0] if self.device.type == "cuda" else []
         # The bridge's own `generate` knows no padding. Its hooks are in the modules that this one runs, too.
         with self._edited(layer, edit), torch.random.fork_rng(devices=devices):
@@ -190,10 +168,7 @@ def _check_layer(ref: str, layer: int, n_layers: int) -> None:
 
 
 def _from_anywhere(load, ref: str, revision: str | None, **options):
-    """Load something of a model by transformers, from a folder or the Hub.
-
-    HubError where the Hub does not give it; ValueError for weights in a folder that are damaged or no safetensors.
-    """
+    """Load a part of a model by transformers; HubError from the Hub, ValueError for bad weights in a folder."""
     path = resolve(ref)
     if not Path(path).is_dir():
         model_is_there(path, revision)
@@ -206,6 +181,13 @@ def _from_anywhere(load, ref: str, revision: str | None, **options):
         if "model.safetensors" in str(error):
             raise ValueError(f"{path!r} has no model.safetensors: pickled weights are not loaded") from error
         raise
+
+
+def count_parameters(config) -> int:
+    """Count the parameters of the model that a Hugging Face configuration describes; tied matrices count once."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(copy.deepcopy(config))
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def load_config(ref: str, *, revision: str | None = None):
@@ -221,35 +203,27 @@ def load_tokenizer(ref: str, *, revision: str | None = None):
 def load_model(
     ref: str, device: str | None = None, *, dtype: str = "float32", revision: str | None = None
 ) -> LanguageModel:
-    """Load a model from a Hub id, a local folder, or `embedded:NAME`.
+    """Load a model from a Hub id, a local folder, or `embedded:NAME`; by default on the GPU if there is one.
 
-    `device` is `cuda` where there is one, else `cpu`. Raises ValueError for a dtype other than float32, bfloat16,
-    float16, and HubError (a ValueError) for what the Hub does not give.
+    ValueError for an unknown dtype; HubError (a ValueError) for what the Hub does not give.
     """
     if dtype not in DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = load_tokenizer(ref, revision=revision)
-    # Eager attention, as the bridge uses, so that its hooks see patterns.
+    # The bridge's hooks see the patterns of eager attention.
     options = {"dtype": getattr(torch, dtype), "attn_implementation": "eager", "use_safetensors": True}
-    with _without_progress_bar(Path(resolve(ref)).is_dir()):
+    if Path(resolve(ref)).is_dir():  # is read in no time
+        transformers_logging.disable_progress_bar()
+    try:
         hf_model: Any = _from_anywhere(AutoModelForCausalLM.from_pretrained, ref, revision, **options)
         hf_model = hf_model.to(device)
+    finally:
+        transformers_logging.enable_progress_bar()
     bridge = TransformerBridge.boot_transformers(
         resolve(ref), hf_model=hf_model.eval(), tokenizer=tokenizer, device=device, dtype=options["dtype"]
     )
     return LanguageModel(bridge.eval(), tokenizer, ref)
-
-
-@contextlib.contextmanager
-def _without_progress_bar(local: bool):
-    """Switch off the progress bar for weights that are read from a local folder, since that takes no time."""
-    if local:
-        transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.enable_progress_bar()
 
 
 def check_pair(pair: ModelPair) -> None:
@@ -269,46 +243,31 @@ def check_pair(pair: ModelPair) -> None:
     with blaming(pair, "models"):
         if vocabularies[0] != vocabularies[1]:
             sizes = " and ".join(f"{len(vocabulary):,}" for vocabulary in vocabularies)
-            raise ValueError(
-                f"the tokenizers of {pair.a.model!r} and {pair.b.model!r} differ ({sizes} tokens): both models must "
-                "read the same tokens. Choose two models of one family."
-            )
+            differ = f"the tokenizers of {pair.a.model!r} and {pair.b.model!r} differ ({sizes} tokens)"
+            raise ValueError(f"{differ}: both models must read the same tokens. Choose two models of one family.")
 
 
-MODELS_IN_MEMORY = 4
-_in_memory: dict[tuple[str | None, ...], LanguageModel] = {}  # the one used last comes last
+_load_once = lru_cache(maxsize=4)(load_model)
 
 
 def load_models(pair: ModelPair, device: str | None = None) -> tuple[LanguageModel, LanguageModel]:
     """Load models A and B of a pair, after `check_pair`.
 
-    The last four models that this function gave stay in memory, so that a page can ask for its pair again at no cost;
-    `forget_models` drops them.
+    The four models that were asked for last stay in memory until `forget_models` drops them, so that a page can ask
+    for its pair again at no cost.
     """
     check_pair(pair)
-    found = []
     with blaming(pair, "models"):
-        for ref in (pair.a, pair.b):
-            key = (ref.model, device, pair.dtype, ref.revision)
-            model = _in_memory.pop(key, None) or load_model(ref.model, device, dtype=pair.dtype, revision=ref.revision)
-            _in_memory[key] = model
-            found.append(model)
-    for key in list(_in_memory)[:-MODELS_IN_MEMORY]:
-        del _in_memory[key]
-    return found[0], found[1]
+        a, b = (_load_once(ref.model, device, dtype=pair.dtype, revision=ref.revision) for ref in (pair.a, pair.b))
+    return a, b
 
 
 def forget_models() -> None:
     """Drop the models that `load_models` keeps in memory."""
-    _in_memory.clear()
+    _load_once.cache_clear()
 
 
 def set_threads(pair: ModelPair) -> None:
     """Give this process the CPU threads that the pair's file fixes, if it does: their number decides how sums round."""
     if pair.threads:
         torch.set_num_threads(pair.threads)
-
-
-def are_stand_ins(models: Iterable[LanguageModel]) -> bool:
-    """Tell whether any of these models has random weights under the name of a real one, as in the tests."""
-    return any(getattr(model.config, "stand_in", False) for model in models)

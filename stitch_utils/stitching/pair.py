@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from ..data.pairs import ModelPair, Scale, load_pair
 from ..data.text import TokenBatch
 from ..models.harvest import evaluation_batches, of_activations, training_batches
-from ..models.language_model import LanguageModel, are_stand_ins, check_pair, load_models, load_tokenizer, set_threads
+from ..models.language_model import LanguageModel, check_pair, load_models, load_tokenizer, set_threads
 from ..utils.cache import artifact, kept
 from ..utils.files import project_root
 from .fit import fit_exact
@@ -92,7 +92,7 @@ class StitchedPair:
     @property
     def is_stand_in(self) -> bool:
         """Whether a model has random weights under the name of a real one, as the tests' Hub serves them."""
-        return are_stand_ins(self.models)
+        return any(getattr(model.config, "stand_in", False) for model in self.models)
 
     def side(self, name: str) -> tuple[LanguageModel, int]:
         """Give the model and the stitched layer of side `a` or `b`; ValueError for another."""
