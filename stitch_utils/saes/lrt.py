@@ -101,7 +101,7 @@ def fit_code_map(
     else:
         widths = {"d_a": sae.cfg.d_sae, "d_b": next(iter(batches))[1].shape[1]}
         options = {"lr": lr, "epochs": epochs, "seed": seed, "device": sae.W_enc.device}
-        decoder = fit_unsquared_adam(coded, **widths, directions="up", **options).maps["up"]
+        decoder = fit_unsquared_adam(coded, **widths, up_alone=True, **options).maps["up"]
     return CodeMap(sae, decoder.P.to(sae.W_enc), decoder.b.to(sae.W_enc), method, ridge)
 
 

@@ -5,12 +5,13 @@ activations. The best biases make all residuals centred. With one map fixed, the
 Sylvester equation, A Q + B Q C = E, by two symmetric eigendecompositions; the two are solved in turn, and L-BFGS in
 whitened coordinates ends the descent. `fit_adam` is the paper's fitter, for comparison.
 
-Offers `fit_exact`; `best_given_other`, its step; `fit_adam`; `trace_adam` and `AdamTrace`; and `linear_maps` and
-`affine`, which other fitters by gradient descent share.
+Offers `fit_exact`; `best_given_other`, its step; `fit_adam`; `trace_adam` and `AdamTrace`; and `linear_maps`, `affine`
+and `last_tenth`, which other fitters by gradient descent share.
 """
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -47,9 +48,7 @@ def best_given_other(p: Tensor, cxx: Tensor, cxy: Tensor, cyy: Tensor, alpha: fl
 def _centred_loss(up: Tensor, down: Tensor, cxx: Tensor, cxy: Tensor, cyy: Tensor, alpha: float) -> Tensor:
     """Compute Eq. 3 with the best biases."""
     d_a, d_b = cxy.shape
-    gap_a, gap_b = up @ down, down @ up
-    gap_a = gap_a - torch.eye(d_a).to(gap_a)
-    gap_b = gap_b - torch.eye(d_b).to(gap_b)
+    gap_a, gap_b = up @ down - torch.eye(d_a).to(up), down @ up - torch.eye(d_b).to(up)
     terms_a = (down * (cyy @ down - 2 * cxy.T)).sum() + cxx.trace() + alpha * (gap_a * (cxx @ gap_a)).sum()
     terms_b = (up * (cxx @ up - 2 * cxy)).sum() + cyy.trace() + alpha * (gap_b * (cyy @ gap_b)).sum()
     return terms_a / d_a + terms_b / d_b
@@ -70,14 +69,14 @@ def _polish(up, down, covariances, alpha, tolerance, max_evaluations):
     )
     evaluations = 0
 
-    def loss_now() -> Tensor:
-        return _centred_loss(x_inverse @ parameters[0], y_inverse @ parameters[1], *covariances, alpha=alpha)
+    def maps() -> tuple[Tensor, Tensor]:
+        return x_inverse @ parameters[0], y_inverse @ parameters[1]
 
     def closure() -> Tensor:
         nonlocal evaluations
         evaluations += 1
         optimizer.zero_grad()
-        loss = loss_now()
+        loss = _centred_loss(*maps(), *covariances, alpha=alpha)
         loss.backward()
         return loss
 
@@ -85,12 +84,13 @@ def _polish(up, down, covariances, alpha, tolerance, max_evaluations):
     while evaluations < max_evaluations and not converged:
         optimizer.step(closure)
         with torch.no_grad():
-            loss = loss_now().item()
-            converged = 0 <= best - loss < tolerance * abs(loss)
-            if loss < best:
-                best, best_maps = loss, (x_inverse @ parameters[0], y_inverse @ parameters[1])
-            elif not converged:  # the line search went astray: keep what was found before
-                break
+            found = maps()
+            loss = _centred_loss(*found, *covariances, alpha=alpha).item()
+        converged = 0 <= best - loss < tolerance * abs(loss)
+        if loss < best:
+            best, best_maps = loss, found
+        elif not converged:  # the line search went astray: keep what was found before
+            break
     return *best_maps, evaluations, converged
 
 
@@ -190,8 +190,7 @@ def fit_adam(
         losses.append(loss.detach())
         if on_step is not None:
             on_step(step, Stitch.of(affine(up), affine(down)))
-    final = torch.stack(losses[-max(1, n_steps // 10) :]).mean().item()
-    report = FitReport("adam", alpha, final, False, 0, n_steps, 0.0, time.perf_counter() - began)
+    report = FitReport("adam", alpha, last_tenth(losses), False, 0, n_steps, 0.0, time.perf_counter() - began)
     return Stitch.of(affine(up).copy(), affine(down).copy(), report=report)
 
 
@@ -199,10 +198,9 @@ def linear_maps(
     d_a: int, d_b: int, *, seed: int, device: torch.device | str
 ) -> tuple[torch.nn.Linear, torch.nn.Linear]:
     """Start a map up and a map down as torch's Linear does, from `seed`; leave the global generator alone."""
-    generator_state = torch.random.get_rng_state()
-    torch.manual_seed(seed)
-    up, down = torch.nn.Linear(d_a, d_b), torch.nn.Linear(d_b, d_a)
-    torch.random.set_rng_state(generator_state)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        up, down = torch.nn.Linear(d_a, d_b), torch.nn.Linear(d_b, d_a)
     return up.to(device), down.to(device)
 
 
@@ -211,33 +209,34 @@ def affine(layer: torch.nn.Linear) -> AffineMap:
     return AffineMap(layer.weight.T.detach(), layer.bias.detach())
 
 
+def last_tenth(losses: list[Tensor]) -> float:
+    """Average the losses of the last tenth of the steps."""
+    return torch.stack(losses[-max(1, len(losses) // 10) :]).mean().item()
+
+
 def _repeat(batches: Iterable, n_steps: int):
     """Give `n_steps` items, starting again when the batches end."""
     taken = 0
     while taken < n_steps:
         at_start = taken
-        for batch in batches:
-            yield batch
+        for batch in itertools.islice(batches, n_steps - at_start):
             taken += 1
-            if taken == n_steps:
-                return
+            yield batch
         if taken == at_start:
             raise ValueError(f"batches ended after {taken} of {n_steps} steps and cannot be iterated again")
 
 
 class AdamTrace(NamedTuple):
-    """How the loss of a run of `fit_adam` came down."""
+    """How the loss of a run of `fit_adam` came down, from the first step to the last."""
 
     stitch: Stitch
     """The maps after the last step."""
-    steps: list[int]
-    """The steps at which the loss was computed, from the first to the last."""
     tokens: list[int]
-    """The number of activations seen by then, repeats counted."""
+    """The number of activations seen at each point, repeats counted."""
     seconds: list[float]
     """The time since the start."""
     losses: list[float]
-    """Eq. 3 at these steps, on the moments given."""
+    """Eq. 3 on the moments given."""
 
 
 def trace_adam(
@@ -252,23 +251,20 @@ def trace_adam(
     """Run `fit_adam` with `options`, and compute Eq. 3 on `moments` at `points` steps, evenly spaced on a log scale."""
     wanted = {round(n_steps ** (i / (points - 1))) for i in range(points)} | {n_steps}
     kept: list[tuple[int, float, Stitch]] = []
-    began = time.perf_counter()
+    seen, began = 0, time.perf_counter()
+
+    def counted():
+        nonlocal seen
+        for x, y in _repeat(batches, n_steps):
+            seen += len(x)
+            yield x, y
 
     def keep(step: int, stitch: Stitch) -> None:
         if step in wanted:
             now = time.perf_counter() - began
-            kept.append((step, now, Stitch.of(stitch.up.copy(), stitch.down.copy())))
+            kept.append((seen, now, Stitch.of(stitch.up.copy(), stitch.down.copy())))
 
-    sizes = []
-
-    def counted():
-        for x, y in _repeat(batches, n_steps):
-            sizes.append(len(x))
-            yield x, y
-
-    stitch = fit_adam(
-        counted(), d_a=moments.d_a, d_b=moments.d_b, alpha=alpha, n_steps=n_steps, on_step=keep, **options
-    )
-    steps = [step for step, _, _ in kept]
-    losses = [stitch_loss(at, moments, alpha=alpha).total for _, _, at in kept]
-    return AdamTrace(stitch, steps, [sum(sizes[:step]) for step in steps], [now for _, now, _ in kept], losses)
+    widths = {"d_a": moments.d_a, "d_b": moments.d_b}
+    stitch = fit_adam(counted(), **widths, alpha=alpha, n_steps=n_steps, on_step=keep, **options)
+    tokens, seconds, stitches = map(list, zip(*kept))
+    return AdamTrace(stitch, tokens, seconds, [stitch_loss(at, moments, alpha=alpha).total for at in stitches])

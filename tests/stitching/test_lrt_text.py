@@ -16,36 +16,42 @@ from stitch_utils.stitching.lrt_text import (
     map_stream,
     same_layers,
 )
+from stitch_utils.stitching.pair import StitchedPair
 
 CONFIG = MapConfig(tokens=2000, step_tokens=100, lr=1e-3)
+
+
+@pytest.fixture
+def stitched(pair, models):
+    return StitchedPair(pair, models, (1, 2), "smoke")
 
 
 def rows_of(batches):
     return [tuple(row.tolist()) for batch in batches for row in batch.tokens]
 
 
-def test_a_tenth_of_the_rows_is_kept_for_validation(pair, models):
-    fitted = rows_of(map_batches(pair, models, CONFIG, scale="smoke", held_out=False))
-    validated = rows_of(map_batches(pair, models, CONFIG, scale="smoke", held_out=True))
-    everything = rows_of(lrt_text._all_batches(pair, models, CONFIG, "smoke", CONFIG.tokens))
+def test_a_tenth_of_the_rows_is_kept_for_validation(stitched, pair, models):
+    fitted = rows_of(map_batches(stitched, CONFIG, held_out=False))
+    validated = rows_of(map_batches(stitched, CONFIG, held_out=True))
+    everything = rows_of(lrt_text._all_batches(stitched, CONFIG))
     assert len(everything) == CONFIG.tokens // pair.context
     assert validated == everything[VALIDATION - 1 :: VALIDATION] and len(fitted) + len(validated) == len(everything)
     assert fitted == [row for number, row in enumerate(everything, 1) if number % VALIDATION]
-    less = rows_of(map_batches(pair, models, CONFIG, scale="smoke", held_out=False, tokens=400))
+    less = rows_of(map_batches(stitched, dataclasses.replace(CONFIG, tokens=400), held_out=False))
     assert less == fitted[: len(less)] and len(less) == 18
-    stream = map_stream(pair, models, (1, 2), CONFIG, scale="smoke")
+    stream = map_stream(stitched, (1, 2), CONFIG)
     shapes = {(len(x), x.shape[1], y.shape[1]) for x, y in stream}
     assert shapes == {(CONFIG.step_tokens, models[0].d_model, models[1].d_model)} and stream.keep
 
 
-def test_rows_of_another_length_as_long_as_both_models_read(pair, models):
+def test_rows_of_another_length_as_long_as_both_models_read(stitched):
     for context, expected in ((30, 30), (512, 48)):
         config = dataclasses.replace(CONFIG, context=context)
-        batch = next(map_batches(pair, models, config, scale="smoke", held_out=False))
+        batch = next(map_batches(stitched, config, held_out=False))
         assert batch.tokens.shape[1] == expected
 
 
-def test_a_third_of_chats_where_the_pair_names_some(pair, models, monkeypatch):
+def test_a_third_of_chats_where_the_pair_names_some(stitched, pair, models, monkeypatch):
     conversations = [
         [{"role": "user", "content": f"Say {i}."}, {"role": "assistant", "content": f"It is {i}."}] for i in range(900)
     ]
@@ -57,8 +63,8 @@ def test_a_third_of_chats_where_the_pair_names_some(pair, models, monkeypatch):
     monkeypatch.setattr(lrt_text, "dataset_rows", dataset_rows)
     tokenizer = models[0].tokenizer  # some templates write the beginning of the text, which every row has anyway
     monkeypatch.setattr(tokenizer, "chat_template", "{{ bos_token }}" + tokenizer.chat_template)
-    talking = dataclasses.replace(pair, datasets={"map_chats": DatasetRef("talk")})
-    batches = list(lrt_text._all_batches(talking, models, CONFIG, "smoke", CONFIG.tokens))
+    talking = dataclasses.replace(stitched, pair=dataclasses.replace(pair, datasets={"map_chats": DatasetRef("talk")}))
+    batches = list(lrt_text._all_batches(talking, CONFIG))
     spoken = [batch for batch in batches if (batch.documents < 0).any()]
     assert [batch is spoken[0] for batch in batches].index(True) == CHATS - 1
     share = sum(batch.tokens.numel() for batch in spoken) / sum(batch.tokens.numel() for batch in batches)
@@ -68,10 +74,9 @@ def test_a_third_of_chats_where_the_pair_names_some(pair, models, monkeypatch):
     assert tokenizer.bos_token_id == spoken[0].tokens[0, 0] != spoken[0].tokens[0, 1]
     owners = torch.cat([batch.documents[:, 0] for batch in spoken])
     assert len(owners.unique()) == len(owners)
-    wrong = dataclasses.replace(pair, datasets={"map_chats": DatasetRef("talk")})
     monkeypatch.setattr(lrt_text, "dataset_rows", lambda name, pick, **options: iter([pick({"text": "x"})]))
     with pytest.raises(ValueError, match=r"pair 'mine' .*map_chats: dataset 'talk' has no column 'conversation'"):
-        list(lrt_text._all_batches(wrong, models, CONFIG, "smoke", CONFIG.tokens))
+        list(lrt_text._all_batches(talking, CONFIG))
 
 
 def test_sizes_and_layers(pair, models):
