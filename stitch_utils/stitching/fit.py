@@ -19,18 +19,23 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import Linear
 
 from ..utils.progress import progress
 from .moments import PairMoments
 from .stitch import AffineMap, FitReport, Stitch, stitch_loss
 
+SWEEPS, EVALUATIONS = 20, 500  # of alternating solutions and of L-BFGS, at most
+TOLERANCE = 1e-4  # share of the loss that the last steps may still gain
+POINTS = 24  # at which `trace_adam` computes the loss
+Pairs = Iterable[tuple[Tensor, Tensor]]  # activations x (n, d_a) and y (n, d_b) of the same tokens
+
 
 def best_given_other(p: Tensor, cxx: Tensor, cxy: Tensor, cyy: Tensor, alpha: float) -> Tensor:
     """Find the P_down that minimises Eq. 3 for centred data when P_up = `p`; swap x and y for the converse.
 
-    Setting the derivative to zero gives A Q + B Q C = E with B = Cyy, A = (Cyy + alpha p' Cxx p) / d_a, C = alpha p
-    p' / d_b. With C = V diag(c) V' and W from the pencil (A, B), W'AW = I and W'BW = diag(beta), the columns of QV
-    decouple.
+    A zero derivative is A Q + B Q C = E with B = Cyy, A = (Cyy + alpha p' Cxx p) / d_a, C = alpha p p' / d_b. With
+    C = V diag(c) V' and W from the pencil (A, B), W'AW = I and W'BW = diag(beta), the columns of QV decouple.
     """
     d_a, d_b = p.shape
     left = (cyy + alpha * p.T @ cxx @ p) / d_a
@@ -54,7 +59,7 @@ def _centred_loss(up: Tensor, down: Tensor, cxx: Tensor, cxy: Tensor, cyy: Tenso
     return terms_a / d_a + terms_b / d_b
 
 
-def _polish(up, down, covariances, alpha, tolerance, max_evaluations):
+def _polish(up: Tensor, down: Tensor, covariances: tuple[Tensor, Tensor, Tensor], alpha: float):
     """Improve both maps by L-BFGS, in coordinates in which x and y are white (Liu & Nocedal 1989)."""
     cxx, _, cyy = covariances
     unwhiten = []
@@ -81,12 +86,12 @@ def _polish(up, down, covariances, alpha, tolerance, max_evaluations):
         return loss
 
     best, best_maps, converged = float("inf"), (up, down), False
-    while evaluations < max_evaluations and not converged:
+    while evaluations < EVALUATIONS and not converged:
         optimizer.step(closure)
         with torch.no_grad():
             found = maps()
             loss = _centred_loss(*found, *covariances, alpha=alpha).item()
-        converged = 0 <= best - loss < tolerance * abs(loss)
+        converged = 0 <= best - loss < TOLERANCE * abs(loss)
         if loss < best:
             best, best_maps = loss, found
         elif not converged:  # the line search went astray: keep what was found before
@@ -95,22 +100,13 @@ def _polish(up, down, covariances, alpha, tolerance, max_evaluations):
 
 
 def fit_exact(
-    moments: PairMoments,
-    *,
-    alpha: float = 1.0,
-    ridge: float = 1e-8,
-    tolerance: float = 1e-4,
-    max_sweeps: int = 20,
-    max_evaluations: int = 500,
-    dtype: torch.dtype = torch.float32,
+    moments: PairMoments, *, alpha: float = 1.0, ridge: float = 1e-8, dtype: torch.dtype = torch.float32
 ) -> Stitch:
     """Minimise Eq. 3 from moments alone: exactly for alpha = 0, else to the best stationary point found.
 
     `ridge` times the mean eigenvalue is added to the diagonals of Cxx and Cyy, so that dead or repeated dimensions do
-    no harm; at its default it moves the loss by about one part in 1e8. For alpha = 0 there are two least-squares
-    problems. For alpha > 0 the problem is not convex: L-BFGS follows the alternating solutions, until 25 steps lower
-    the loss by less than `tolerance` (relative). `Stitch.report` says how it ended.
-
+    no harm. For alpha = 0 the problem is two least squares. For alpha > 0 it is not convex: L-BFGS follows the
+    alternating solutions, until 25 steps lower the loss by less than `TOLERANCE`. `Stitch.report` says how it ended.
     ValueError for a negative alpha or ridge, too few tokens, or activations that do not vary at all.
     """
     began = time.perf_counter()
@@ -128,14 +124,14 @@ def fit_exact(
     sweeps, evaluations, converged = 0, 0, True
     loss = _centred_loss(up, down, *covariances, alpha=alpha).item()
     if alpha > 0:
-        for sweeps in range(1, max_sweeps + 1):  # noqa: B007
+        for sweeps in range(1, SWEEPS + 1):  # noqa: B007
             before = loss
             down = best_given_other(up, cxx, cxy, cyy, alpha)
             up = best_given_other(down, cyy, cxy.T, cxx, alpha)
             loss = _centred_loss(up, down, *covariances, alpha=alpha).item()
-            if before - loss < 10 * tolerance * loss:
+            if before - loss < 10 * TOLERANCE * loss:
                 break
-        up, down, evaluations, converged = _polish(up, down, covariances, alpha, tolerance, max_evaluations)
+        up, down, evaluations, converged = _polish(up, down, covariances, alpha)
     mean_x, mean_y = moments.mean_x, moments.mean_y
     stitch = Stitch(up, mean_y - mean_x @ up, down, mean_x - mean_y @ down)
     loss = stitch_loss(stitch, moments, alpha=alpha).total  # without the ridge
@@ -145,30 +141,27 @@ def fit_exact(
 
 
 def fit_adam(
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Pairs,
     *,
     d_a: int,
     d_b: int,
     alpha: float = 1.0,
     lr: float = 1e-4,
-    max_grad_norm: float = 1.0,
     n_steps: int,
     seed: int = 0,
     device: torch.device | str = "cpu",
     on_step: Callable[[int, Stitch], None] | None = None,
 ) -> Stitch:
-    """Fit by the paper's recipe (App. A): Adam at `lr` with cosine annealing to zero, and the gradient's norm clipped.
+    """Fit by the paper's recipe (App. A): Adam at `lr` with cosine annealing to zero, the gradient's norm clipped at 1.
 
-    `batches` gives (x, y) of shapes (n, d_a), (n, d_b), one pair a step, and is iterated again when it ends. Weights
-    start as torch's Linear does, from `seed`, biases from zero; Adam's betas, which the paper does not give, are
-    torch's. `on_step(step, stitch)` is called after each step with views of the maps: copy what you keep.
-
-    ValueError if `batches` ends before `n_steps` and cannot be iterated again.
+    `batches` gives a pair a step, and is iterated again when it ends. Weights start as torch's Linear does, from
+    `seed`, biases from zero; Adam's betas, which the paper does not give, are torch's. `on_step(step, stitch)` gets
+    views of the maps after each step. ValueError if `batches` ends early and cannot be iterated again.
     """
     began = time.perf_counter()
     if n_steps < 1:
         raise ValueError(f"n_steps must be positive: got {n_steps}")
-    up, down = linear_maps(d_a, d_b, seed=seed, device=device)
+    up, down = linear_maps(d_a, d_b, seed, device)
     for layer in (up, down):
         torch.nn.init.zeros_(layer.bias)
     parameters = [*up.parameters(), *down.parameters()]
@@ -184,7 +177,7 @@ def fit_adam(
             loss = loss + alpha * (mse(down(up_x), x) + mse(up(down_y), y))
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+        torch.nn.utils.clip_grad_norm_(parameters, max_norm=1.0)
         optimizer.step()
         schedule.step()
         losses.append(loss.detach())
@@ -194,17 +187,15 @@ def fit_adam(
     return Stitch.of(affine(up).copy(), affine(down).copy(), report=report)
 
 
-def linear_maps(
-    d_a: int, d_b: int, *, seed: int, device: torch.device | str
-) -> tuple[torch.nn.Linear, torch.nn.Linear]:
+def linear_maps(d_a: int, d_b: int, seed: int, device: torch.device | str) -> tuple[Linear, Linear]:
     """Start a map up and a map down as torch's Linear does, from `seed`; leave the global generator alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        up, down = torch.nn.Linear(d_a, d_b), torch.nn.Linear(d_b, d_a)
+        up, down = Linear(d_a, d_b), Linear(d_b, d_a)
     return up.to(device), down.to(device)
 
 
-def affine(layer: torch.nn.Linear) -> AffineMap:
+def affine(layer: Linear) -> AffineMap:
     """View a layer as a map, which changes as the layer is trained."""
     return AffineMap(layer.weight.T.detach(), layer.bias.detach())
 
@@ -227,29 +218,19 @@ def _repeat(batches: Iterable, n_steps: int):
 
 
 class AdamTrace(NamedTuple):
-    """How the loss of a run of `fit_adam` came down, from the first step to the last."""
+    """How the loss of a run of `fit_adam` came down, at points from the first step to the last."""
 
     stitch: Stitch
-    """The maps after the last step."""
     tokens: list[int]
-    """The number of activations seen at each point, repeats counted."""
+    """Activations seen by then, repeats counted."""
     seconds: list[float]
-    """The time since the start."""
     losses: list[float]
     """Eq. 3 on the moments given."""
 
 
-def trace_adam(
-    batches: Iterable[tuple[Tensor, Tensor]],
-    moments: PairMoments,
-    *,
-    points: int = 24,
-    alpha: float = 1.0,
-    n_steps: int,
-    **options,
-) -> AdamTrace:
-    """Run `fit_adam` with `options`, and compute Eq. 3 on `moments` at `points` steps, evenly spaced on a log scale."""
-    wanted = {round(n_steps ** (i / (points - 1))) for i in range(points)} | {n_steps}
+def trace_adam(batches: Pairs, moments: PairMoments, *, alpha: float = 1.0, n_steps: int, **options) -> AdamTrace:
+    """Run `fit_adam` with `options`, and compute Eq. 3 on `moments` at steps evenly spaced on a log scale."""
+    wanted = {round(n_steps ** (i / (POINTS - 1))) for i in range(POINTS)} | {n_steps}
     kept: list[tuple[int, float, Stitch]] = []
     seen, began = 0, time.perf_counter()
 

@@ -20,6 +20,7 @@ Offers `fit_unsquared`, `fit_unsquared_adam`, `MapFit`, `moments_of`; `map_error
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import NamedTuple, TypeVar
@@ -33,10 +34,11 @@ from ..models.harvest import as_fits
 from ..models.language_model import LanguageModel
 from ..utils.progress import progress
 from ..utils.stats import DocumentSums, Estimate, from_draws, resampled_counts
-from .fit import affine, fit_exact, last_tenth, linear_maps
+from .fit import Pairs, affine, fit_exact, last_tenth, linear_maps
 from .moments import PairMoments
 from .stitch import AffineMap, FitReport, Stitch
 
+RIDGE = 1e-8
 SMALLEST = 1e-3  # share of the mean error below which an error counts as if it were so long
 
 
@@ -55,23 +57,18 @@ class MapFit(NamedTuple):
 
 
 def fit_unsquared(
-    batches: Iterable[tuple[Tensor, Tensor]],
-    *,
-    ridge: float = 1e-8,
-    tolerance: float = 1e-5,
-    max_passes: int = 20,
-    dtype: torch.dtype = torch.float32,
+    batches: Pairs, *, tolerance: float = 1e-5, max_passes: int = 20, dtype: torch.dtype = torch.float32
 ) -> MapFit:
     """Find the maps with the smallest mean length of the error, by reweighted moments.
 
-    `batches` gives (x, y) of shapes (n, d_a), (n, d_b), and the same again each time it is iterated, as
-    `harvest.ActivationStream` does: once for the least squares that the fit starts from, then once for each of at most
+    `batches` is iterated once for the least squares that the fit starts from, then once for each of at most
     `max_passes` reweightings, until one lowers no loss by more than `tolerance` of it. ValueError for no batches, and
     for batches that can be iterated only once.
     """
     began = time.perf_counter()
     moments = moments_of(batches)
-    squares = fit_exact(moments, alpha=0, ridge=ridge, dtype=torch.float64)
+    solve = functools.partial(fit_exact, alpha=0, ridge=RIDGE, dtype=torch.float64)
+    squares = solve(moments)
     maps = {"up": squares.up, "down": squares.down}
     losses: dict[str, list[float]] = {name: [] for name in maps}
     at = dict.fromkeys(maps, 0.0)  # the present mean length, which makes the weights about 1
@@ -94,17 +91,14 @@ def fit_unsquared(
         converged = all(len(found) > 1 and found[-2] - found[-1] <= tolerance * found[-2] for found in losses.values())
         if converged:
             break
-        maps = {
-            name: getattr(fit_exact(each, alpha=0, ridge=ridge, dtype=torch.float64), name)
-            for name, each in gathered.items()
-        }
+        maps = {"up": solve(gathered["up"]).up, "down": solve(gathered["down"]).down}
     seconds = time.perf_counter() - began
-    report = FitReport("unsquared", 0.0, sum(at.values()), converged, len(losses["up"]), 0, ridge, seconds)
+    report = FitReport("unsquared", 0.0, sum(at.values()), converged, len(losses["up"]), 0, RIDGE, seconds)
     lengths = {name: tuple(found) for name, found in losses.items()}
     return MapFit({name: one.to(dtype) for name, one in maps.items()}, report, lengths)
 
 
-def moments_of(batches: Iterable[tuple[Tensor, Tensor]]) -> PairMoments:
+def moments_of(batches: Pairs) -> PairMoments:
     """Gather the moments of all pairs (x, y); ValueError for none."""
     moments = None
     for x, y in progress(batches, "moments"):
@@ -116,7 +110,7 @@ def moments_of(batches: Iterable[tuple[Tensor, Tensor]]) -> PairMoments:
 
 
 def fit_unsquared_adam(
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Pairs,
     *,
     d_a: int,
     d_b: int,
@@ -129,14 +123,14 @@ def fit_unsquared_adam(
 ) -> MapFit:
     """Fit by the sister paper's recipe: AdamW at a constant `lr` on the mean length of each batch's errors, in order.
 
-    `batches` gives (x, y), one pair a step, and is iterated `epochs` times. Weights start as torch's Linear does, from
-    `seed`; betas and weight decay, which that paper does not give, are torch's. ValueError for no epochs, no batches,
-    and batches that can be iterated only once.
+    `batches` gives a pair a step, and is iterated `epochs` times. Weights start as torch's Linear does, from `seed`;
+    betas and weight decay, which that paper does not give, are torch's. ValueError for no epochs, no batches, and
+    batches that can be iterated only once.
     """
     began = time.perf_counter()
     if epochs < 1:
         raise ValueError(f"epochs must be positive: got {epochs}")
-    layers = dict(zip(("up",) if up_alone else ("up", "down"), linear_maps(d_a, d_b, seed=seed, device=device)))
+    layers = dict(zip(("up",) if up_alone else ("up", "down"), linear_maps(d_a, d_b, seed, device)))
     parameters = [p for layer in layers.values() for p in layer.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
     losses: list[Tensor] = []

@@ -1,8 +1,8 @@
 """Everything that Eq. 3 needs to know of two residual streams: counts, means and second moments.
 
-Section 2, Eq. 3. Each term of the stitching loss is a mean squared error between affine maps of x and y, so the loss
-depends on the data through the means and the second moments of (x, y) alone. One pass over the text gathers them, in
-memory that grows with the square of the width and not with the number of tokens. The moments of two shards add up.
+Section 2, Eq. 3. Each term of the loss is a mean squared error between affine maps of x and y, so the loss depends on
+the means and the second moments of (x, y) alone. One pass over the text gathers them, in memory that does not grow with
+the number of tokens. The moments of two shards add up.
 
 Offers `PairMoments`, `harvest_moments`.
 """
@@ -34,10 +34,7 @@ class PairMoments:
     """
 
     def __init__(self, d_a: int, d_b: int):
-        if d_a < 1 or d_b < 1:
-            raise ValueError(f"widths must be positive: got d_a={d_a}, d_b={d_b}")
-        self.d_a, self.d_b = d_a, d_b
-        self.count = 0
+        self.d_a, self.d_b, self.count = d_a, d_b, 0
         self.mean = torch.zeros(d_a + d_b, dtype=torch.float64)
         self.scatter = torch.zeros(d_a + d_b, d_a + d_b, dtype=torch.float64)
 
@@ -49,10 +46,8 @@ class PairMoments:
         ValueError for shapes that do not fit, values that are not finite, and weights that are not positive.
         """
         if x.dim() != 2 or x.shape[1] != self.d_a or y.shape != (len(x), self.d_b):
-            raise ValueError(
-                f"expected x of shape (n, {self.d_a}) and y of shape (n, {self.d_b}): "
-                f"got {tuple(x.shape)} and {tuple(y.shape)}"
-            )
+            expected = f"expected x of shape (n, {self.d_a}) and y of shape (n, {self.d_b})"
+            raise ValueError(f"{expected}: got {tuple(x.shape)} and {tuple(y.shape)}")
         if not (x.is_floating_point() and y.is_floating_point()):
             raise ValueError(f"expected floating-point activations: got {x.dtype} and {y.dtype}")
         if not len(x):

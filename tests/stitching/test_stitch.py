@@ -106,7 +106,7 @@ def test_maps_answer_on_the_device_of_their_argument(small):
 def test_the_map_towards_a_model(small):
     for to, expected in (("b", small.up), ("a", small.down)):
         assert small.towards(to).P is expected.P and small.towards(to).b is expected.b
-    assert (small.towards("b").d_in, small.towards("b").d_out) == (3, 5)
+    assert (small.towards("b").d_in, small.towards("a").d_in) == (3, 5)
     for other in ("up", "down", "A", "", "ab"):
         with pytest.raises(ValueError, match=rf"to='{other}': expected 'a' or 'b'"):
             small.towards(other)
