@@ -98,14 +98,10 @@ def _ordinary(model: LanguageModel, batch: TokenBatch, layers: Sequence[int]) ->
 
 
 def sample_residuals(
-    model_a: LanguageModel,
-    model_b: LanguageModel,
-    batches: Iterable[TokenBatch],
-    *,
-    layers_a: Sequence[int] | None = None,
+    model_a: LanguageModel, model_b: LanguageModel, batches: Iterable[TokenBatch], *, layers_a: Sequence[int] = ()
 ) -> tuple[Residuals, Residuals]:
     """Read a small sample to the CPU, at all layers of B and at all (or `layers_a`) of A; ValueError if it is empty."""
-    layers_a = range(model_a.n_layers) if layers_a is None else layers_a
+    layers_a = layers_a or range(model_a.n_layers)
     streams = paired_residuals(model_a, model_b, batches, layers_a, range(model_b.n_layers))
     parts = [[{layer: values.cpu() for layer, values in side.items()} for side in sides] for sides in streams]
     if not parts:

@@ -112,7 +112,6 @@ def fit_exact(
     began = time.perf_counter()
     if alpha < 0 or ridge < 0:
         raise ValueError(f"alpha and ridge must not be negative: got alpha={alpha}, ridge={ridge}")
-    moments._require(2)
     covariances = cxx, cxy, cyy = moments.cxx.clone(), moments.cxy.clone(), moments.cyy.clone()
     for name, matrix in (("x", cxx), ("y", cyy)):
         level = matrix.trace() / len(matrix)

@@ -157,7 +157,7 @@ Key = TypeVar("Key", bound=Hashable)
 
 
 class Prediction(NamedTuple):
-    """Something that predicts the stream of one of two models."""
+    """What predicts the stream of one of two models."""
 
     target: str
     """The side whose stream is predicted: `a` or `b`."""

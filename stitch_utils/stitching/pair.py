@@ -57,7 +57,7 @@ class StitchedPair:
         """Load the models of a pair (a name, a pair file, or a `ModelPair`) and find its layers.
 
         The threads that the pair's file fixes are set for the whole process; the models stay in memory for the next
-        call. `variance` is that of `svcca`, which chooses B's layer where the pair names none. ValueError for an
+        call. `variance` is that of `svcca_table`, which chooses B's layer where the pair names none. ValueError for an
         unknown pair or scale, and for a mistake in the pair's file.
         """
         pair = pair if isinstance(pair, ModelPair) else load_pair(pair)

@@ -1,8 +1,8 @@
 """Stitches on the Hugging Face Hub: a repository of one safetensors file and a model card.
 
-No section of the paper, which publishes none. Whoever finds a stitch must know what it maps onto what, what it was
-fitted on, how large its error is on held-out text, and the licences of the models and the text. The stitch file holds
-all but the licences, which the Hub is asked for when a stitch is published. Local paths are cut down to names.
+No section of the paper, which publishes none. A card says what a stitch maps onto what, what it was fitted on, its
+error on held-out text, and the licences of the models and the text, for which the Hub is asked. Local paths are cut
+down to names.
 
 Offers `load_stitch`, `push_stitch`, `write_repository` and `model_card`.
 """
@@ -34,15 +34,13 @@ def load_stitch(ref: str | Path, *, revision: str | None = None) -> Stitch:
 
     HubError (a ValueError) for what the Hub does not give; ValueError for a file that is no stitch, and another name.
     """
-    if Path(ref).expanduser().is_file():
-        return Stitch.load(Path(ref).expanduser())
+    if (file := Path(ref).expanduser()).is_file():
+        return Stitch.load(file)
     name, _, pinned = str(ref).partition("@")
     if not re.fullmatch(REPOSITORY, name) or name.endswith(".safetensors"):
         raise ValueError(f"{str(ref)!r} is no file, and no repository of the Hub, such as owner/name")
-    revision = revision or pinned or None
-    return Stitch.load(
-        fetched("model", name, lambda: hf_hub_download(name, WEIGHTS, revision=revision), revision=revision)
-    )
+    at = {"revision": revision or pinned or None}
+    return Stitch.load(fetched("model", name, lambda: hf_hub_download(name, WEIGHTS, **at), **at))
 
 
 def push_stitch(stitch: Stitch, repository: str, *, licence: str | None = None, private: bool = False) -> str:
