@@ -14,7 +14,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import KW_ONLY, asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -110,26 +110,22 @@ def sample_residuals(
     return xs, ys
 
 
+@dataclass(eq=False)
 class ActivationStream:
     """Pairs (x, y) in steps of a fixed number of tokens, for fitters that need the activations themselves (float32).
 
     Each iteration runs the models over `batches()`, unless `keep` holds the first. An incomplete last step is dropped.
     """
 
-    def __init__(
-        self,
-        model_a: LanguageModel,
-        model_b: LanguageModel,
-        layer_a: int,
-        layer_b: int,
-        batches: Callable[[], Iterable[TokenBatch]],
-        *,
-        step_tokens: int = 5120,
-        keep: bool = False,
-    ):
-        self.models, self.layers = (model_a, model_b), (layer_a, layer_b)
-        self.batches, self.step_tokens, self.keep = batches, step_tokens, keep
-        self._kept: list[tuple[Tensor, Tensor]] | None = None
+    model_a: LanguageModel
+    model_b: LanguageModel
+    layer_a: int
+    layer_b: int
+    batches: Callable[[], Iterable[TokenBatch]]
+    _: KW_ONLY
+    step_tokens: int = 5120
+    keep: bool = False
+    _kept: list[tuple[Tensor, Tensor]] = field(default_factory=list, init=False)
 
     def __iter__(self) -> Iterator[tuple[Float[Tensor, "step d_a"], Float[Tensor, "step d_b"]]]:
         if self.keep and not self._kept:
@@ -137,10 +133,10 @@ class ActivationStream:
         return iter(self._kept) if self._kept else self._steps()
 
     def _steps(self):
-        layer_a, layer_b = self.layers
         waiting: list[tuple[Tensor, Tensor]] = []
-        for xs, ys in paired_residuals(*self.models, self.batches(), [layer_a], [layer_b]):
-            waiting.append((xs[layer_a].float(), ys[layer_b].float()))
+        streams = paired_residuals(self.model_a, self.model_b, self.batches(), [self.layer_a], [self.layer_b])
+        for xs, ys in streams:
+            waiting.append((xs[self.layer_a].float(), ys[self.layer_b].float()))
             held = sum(len(x) for x, _ in waiting)
             if held >= self.step_tokens:
                 x, y = map(torch.cat, zip(*waiting))
@@ -149,17 +145,19 @@ class ActivationStream:
                 waiting = [(x[whole:], y[whole:])]
 
 
+@dataclass(eq=False)
 class ModelStream:
     """The activations of one model at one layer, batch by batch of tokens, in float32.
 
     Each iteration runs the model over `batches()`; with `keep` it reads a batch only when it is first wanted.
     """
 
-    def __init__(
-        self, model: LanguageModel, layer: int, batches: Callable[[], Iterable[TokenBatch]], *, keep: bool = False
-    ):
-        self.model, self.layer, self.batches, self.keep = model, layer, batches, keep
-        self._kept: dict[int, Tensor] = {}
+    model: LanguageModel
+    layer: int
+    batches: Callable[[], Iterable[TokenBatch]]
+    _: KW_ONLY
+    keep: bool = False
+    _kept: dict[int, Tensor] = field(default_factory=dict, init=False)
 
     def count(self) -> int:
         """Count the activations of one pass, without the model."""
@@ -170,12 +168,9 @@ class ModelStream:
 
     def after(self, skip: int) -> Iterator[Float[Tensor, "_ _"]]:
         """Give the activations but for the first `skip`; the model reads no batch that holds only those."""
-
         wanted: list[TokenBatch] = []
-        # One for all batches, so that it keeps the size that fits.
-        parts = as_fits(
-            iter(wanted.pop, None), lambda batch: _ordinary(self.model, batch, [self.layer])[self.layer].float()
-        )
+        read = functools.partial(_ordinary, self.model, layers=[self.layer])
+        parts = as_fits(iter(wanted.pop, None), read)  # one for all batches, so that it keeps the size that fits
         for number, batch in enumerate(self.batches()):
             rows = int(batch.mask.sum())
             passed = min(skip, rows)
@@ -184,9 +179,9 @@ class ModelStream:
                 continue
             if (found := self._kept.get(number)) is None:
                 wanted.append(batch)
-                found = next(parts)
+                found = next(parts)[self.layer].float()
                 while len(found) < rows:
-                    found = torch.cat([found, next(parts)])
+                    found = torch.cat([found, next(parts)[self.layer].float()])
                 if self.keep:
                     self._kept[number] = found
             yield found[passed:]
@@ -194,17 +189,13 @@ class ModelStream:
 
 def of_activations(pair: ModelPair, layers: tuple[int, int], *, scale: str) -> dict[str, Any]:
     """Return the ingredients of the key of whatever is made from the activations of a pair's two texts at `layers`."""
-    sizes = pair.scale(scale)
-    return {
+    sizes, alike = pair.scale(scale), ("dtype", "context", "rows", "threads")
+    return {name: getattr(pair, name) for name in alike} | {
         "models": [weights_digest(ref) for ref in (pair.a, pair.b)],
         "layers": layers,
-        "dtype": pair.dtype,
         "texts": [_text_key(text) for text in (pair.train, pair.evaluation)],
-        "context": pair.context,
-        "rows": pair.rows,
         "tokens": sizes.train_tokens,
         "documents": sizes.eval_documents,
-        "threads": pair.threads,
     }
 
 

@@ -99,8 +99,8 @@ class Head:
     def reader(self, first: Float[Tensor, " d_model"], distances: Sequence[int]) -> Float[Tensor, " d_model"]:
         """Find v such that a direction d at a later position adds d . v / N's divisor to the score of the first one.
 
-        `first` is the residual stream at the first position. The mean is over positions that lie `distances` after it,
-        which matter with rotary embeddings alone. The cap is left out.
+        `first` is the stream at the first position; the mean is over positions `distances` after it, which matter with
+        rotary embeddings alone. The cap is left out.
         """
         steps = torch.tensor(list(distances), device=first.device)
         key = self.norm(first) @ self.W_K + self.b_K  # position 0 is not rotated; (R_t q) . k = q . (R_-t k)
@@ -156,9 +156,6 @@ def heads_of(model: LanguageModel, layer: int) -> list[Head]:
 
 
 def first_streams(model: LanguageModel, layers: Sequence[int]) -> dict[int, Float[Tensor, " d_model"]]:
-    """Read the residual stream of the token that begins every row, before each of these layers.
-
-    Nothing stands before it, so it is the same in every text.
-    """
+    """Read the stream of the token that begins every row, the same in every text, before each of these layers."""
     token = torch.tensor([[begin_and_end(model.tokenizer)[0]]])
     return {layer: stream[0, 0].float() for layer, stream in model.residuals(token, layers).items()}

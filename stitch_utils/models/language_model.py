@@ -64,7 +64,7 @@ class LanguageModel:
         return next(self.bridge.original_model.parameters()).device
 
     def hook_name(self, layer: int) -> str:
-        """Name the hook point before block `layer`; ValueError if the model has no such block."""
+        """Name the hook point before block `layer`; ValueError if there is no such block."""
         _check_layer(self.ref, layer, self.n_layers)
         return f"blocks.{layer}.hook_resid_pre"
 
@@ -92,12 +92,10 @@ class LanguageModel:
             return contextlib.nullcontext()
 
         def hook(residual: Tensor, hook) -> Tensor:
-            edited, expected = edit(residual), tuple(residual.shape)
-            if edited.shape != expected:
-                shape = tuple(edited.shape)
-                raise ValueError(
-                    f"the edit at layer {layer} of {self.ref!r} returned shape {shape}: expected {expected}"
-                )
+            edited = edit(residual)
+            given, wanted = tuple(edited.shape), tuple(residual.shape)
+            if given != wanted:
+                raise ValueError(f"the edit at layer {layer} of {self.ref!r} returned shape {given}: expected {wanted}")
             return edited.to(residual.dtype)
 
         return self.bridge.hooks(fwd_hooks=[(self.hook_name(layer), hook)])
@@ -108,7 +106,7 @@ class LanguageModel:
     ) -> Float[Tensor, "batch pos vocab"]:
         """Compute next-token logits, with `edit` applied to the residual stream before `layer` if both are given.
 
-        `mask` is False at padding, on either side: no token attends to it, and positions are counted without it.
+        `mask` is False at padding, on either side, to which no token attends; positions are counted without it.
         """
         shown = {} if mask is None else {"attention_mask": mask.to(self.device, torch.long)}
         with self._edited(layer, edit):
@@ -148,11 +146,9 @@ class LanguageModel:
         """
         tokens, end = tokens.to(self.device), self.tokenizer.eos_token_id
         mask = torch.ones_like(tokens) if mask is None else mask.to(self.device, torch.long)
-        choice = (
-            {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature > 0 else {"do_sample": False}
-        )
-        ends = {"eos_token_id": self.stop_tokens, "pad_token_id": end}
-        settings = GenerationConfig(max_new_tokens=max_new_tokens, use_cache=True, **ends, **choice)
+        choice = {"temperature": temperature, "top_k": 0} if temperature > 0 else {}
+        choice |= {"do_sample": temperature > 0, "eos_token_id": self.stop_tokens, "pad_token_id": end}
+        settings = GenerationConfig(max_new_tokens=max_new_tokens, use_cache=True, **choice)
         devices = [self.device.index or 0] if self.device.type == "cuda" else []
         # The bridge's own `generate` knows no padding. Its hooks are in the modules that this one runs, too.
         with self._edited(layer, edit), torch.random.fork_rng(devices=devices):

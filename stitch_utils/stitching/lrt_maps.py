@@ -86,8 +86,7 @@ def fit_unsquared(
         if count != moments.count:
             raise ValueError(f"batches gave {moments.count} tokens, then {count}: expected the same each time")
         at = {name: total / count for name, total in totals.items()}
-        for name, loss in at.items():
-            losses[name].append(loss)
+        losses = {name: [*found, at[name]] for name, found in losses.items()}
         converged = all(len(found) > 1 and found[-2] - found[-1] <= tolerance * found[-2] for found in losses.values())
         if converged:
             break
@@ -147,9 +146,8 @@ def fit_unsquared_adam(
             losses.append(loss.detach())
         if len(losses) == before:
             raise ValueError(f"batches gave nothing in epoch {epoch + 1}: expected some, the same in each")
-    report = FitReport(
-        "unsquared adam", 0.0, last_tenth(losses), False, 0, len(losses), 0.0, time.perf_counter() - began
-    )
+    final, seconds = last_tenth(losses), time.perf_counter() - began
+    report = FitReport("unsquared adam", 0.0, final, False, 0, len(losses), 0.0, seconds)
     return MapFit({name: affine(layer).copy() for name, layer in layers.items()}, report)
 
 
