@@ -32,7 +32,7 @@ from .language_model import count_parameters, load_config
 
 
 def power_of_ten(ratio: float) -> float:
-    """Round to the nearest power of ten, and 0 to 0: a page shows what differs from run to run so."""
+    """Round to the nearest power of ten, and 0 to 0, as pages show times and rounding errors."""
     return 10.0 ** round(math.log10(ratio)) if ratio else 0.0
 
 
@@ -47,8 +47,8 @@ class _Family(NamedTuple):
     masks: int
     """Tensors (batch, 1, pos, pos) made once for all blocks: Gemma-2 has one more, for its sliding window."""
     joint_qkv: bool
-    """The bridge splits one matrix into three. It then holds each block's attention pattern until the next pass, and
-    computes the softmax in the model's dtype."""
+    """The bridge splits one matrix into three, holds each block's attention pattern until the next pass, and computes
+    the softmax in the model's dtype."""
     copies_qkv: bool
     """The split weights are copies."""
 
@@ -140,9 +140,8 @@ def activation_bytes(a: Architecture, n_layers: int, *, batch_size: int, context
     """Count the bytes that `LanguageModel.residuals` holds while it runs the first `n_layers` blocks on a batch.
 
     Returns those at the worst point, with what the pass before has left, and those that stay from pass to pass. Keys
-    and values of all blocks stay until the pass ends, since the cache is on; attention patterns of all blocks stay
-    where `_Family.joint_qkv` says so. The worst point is in the last block, at the softmax or after it, or in the MLP.
-    The norms need less than the MLP if d_mlp >= 3 d_model.
+    and values of all blocks stay until the pass ends. The worst point is in the last block, at the softmax or after it,
+    or in the MLP. The norms need less than the MLP if d_mlp >= 3 d_model.
     """
     size, learned_positions = getattr(torch, dtype).itemsize, a.family.learned_positions
     a_token = size * batch_size * context
@@ -198,8 +197,7 @@ def harvest_cost(
 ) -> HarvestCost:
     """Compute the cost of one pass over `tokens` positions, with both models on one device.
 
-    Padding and special tokens count like all others, though the moments leave them out. The bytes assume what
-    `Architecture.weight_bytes` and `activation_bytes` say.
+    Padding and special tokens count like all others, though the moments leave them out.
     """
     width, size, at_once = a.d_model + b.d_model, getattr(torch, dtype).itemsize, batch_size * context
     flops = forward_flops(a, context, layer_a) + forward_flops(b, context, layer_b) + 2 * width**2

@@ -1,8 +1,7 @@
 """Responses to prompts of any length, and what they cost in fluency.
 
-Sections 4 and F generate under steering and judge the text. A steered response can be in the language asked for and
-still be word salad, so each comes with its own model's loss on it, once after its prompt and once by itself: a change
-of language between prompt and response raises the first alone, and is not the response's fault.
+Sections 4 and F generate under steering and judge the text. A steered response can be word salad, so each comes with
+its own model's loss on it, after its prompt and by itself: a change of language after the prompt raises only the first.
 
 Offers `generate_texts` and `Response`; `encoded`, the tokens of a prompt, and `chat`, prompts in the chat template.
 """
@@ -101,10 +100,7 @@ def _responses(model: LanguageModel, tokens: Tensor, mask: Tensor, new: Tensor, 
 
 
 def chat(model: LanguageModel, prompts: Sequence[str]) -> list[str]:
-    """Write each prompt as a user's turn, and begin the model's, by the tokenizer's chat template.
-
-    ValueError, naming the model, for a tokenizer without one.
-    """
+    """Write each prompt as a user's turn in the chat template, and begin the model's; ValueError without a template."""
     if not getattr(model.tokenizer, "chat_template", None):
         raise ValueError(f"the tokenizer of {model.ref!r} has no chat template: expected an instruction-tuned model")
     turns = ([{"role": "user", "content": prompt}] for prompt in prompts)

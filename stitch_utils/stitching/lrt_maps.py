@@ -11,9 +11,8 @@ and s > 0, r <= (r^2 / s + s) / 2, with equality at r = s. So least squares in w
 of its present error can only lower the mean length; where it changes nothing is the minimum (Weiszfeld's algorithm).
 Each pass gathers moments with those weights and solves as `fit_exact` does for alpha = 0.
 
-Each direction is fitted by itself: no term ties them together, as alpha ties them in Eq. 3. `map_errors` measures
-whatever predicts one model's stream, in the units of both papers: the mean length of the error, and the fraction of
-unexplained variance.
+Each direction is fitted by itself: no term ties them, as alpha does in Eq. 3. `map_errors` measures whatever predicts
+one model's stream in the units of both papers, the mean length of the error and the unexplained variance.
 
 Offers `fit_unsquared`, `fit_unsquared_adam`, `MapFit`, `moments_of`; `map_errors`, `MapErrors`, `Prediction`.
 """

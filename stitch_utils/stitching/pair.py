@@ -128,15 +128,10 @@ class StitchedPair:
         return fit_exact(self.moments, alpha=self.alpha, ridge=self.ridge)
 
     def artifact(
-        self,
-        kind: str,
-        ingredients: Mapping[str, object] | None = None,
-        *,
-        sources: Iterable[ModuleType | Callable],
-        suffix: str,
+        self, kind: str, ingredients: Mapping = {}, *, sources: Iterable[ModuleType | Callable], suffix: str
     ) -> Path:
         """Name the file of what is made from this pair's activations and `ingredients` (see `utils.cache.artifact`)."""
-        made_of = of_activations(self.pair, self.layers, scale=self.scale) | dict(ingredients or {})
+        made_of = of_activations(self.pair, self.layers, scale=self.scale) | dict(ingredients)
         return artifact(self.name, kind, made_of, sources=sources, suffix=suffix)
 
 
