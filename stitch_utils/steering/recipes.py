@@ -92,8 +92,8 @@ def fit_recipes(stitched: StitchedPair, config: MapConfig) -> FittedRecipes:
     if layers[True] == layers[False]:
         streams[True] = streams[False]
     moments = {same: moments_of(stream) for same, stream in streams.items()}
-    less = dataclasses.replace(config, tokens=max(config.tokens // LESS, config.step_tokens * 2))
-    little = map_stream(stitched, stitched.layers, less)
+    tenth = dataclasses.replace(config, tokens=max(config.tokens // LESS, config.step_tokens * 2))
+    little = map_stream(stitched, stitched.layers, tenth)
     reweighted: dict[bool, MapFit] = {}
 
     @functools.cache
