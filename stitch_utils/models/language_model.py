@@ -223,9 +223,9 @@ def load_model(
 
 
 def check_pair(pair: ModelPair) -> None:
-    """Check that both models exist, have the layers asked for, hold the context, and read the same tokens.
+    """Check, without weights, that both models exist, have these layers, hold the context, and read the same tokens.
 
-    Fetches configurations and tokenizers, but no weights. ValueError names the pair, its file and what to do.
+    ValueError names the pair, its file and what to do.
     """
     vocabularies = []
     for side, ref in (("a", pair.a), ("b", pair.b)):
@@ -247,11 +247,7 @@ _load_once = lru_cache(maxsize=4)(load_model)
 
 
 def load_models(pair: ModelPair, device: str | None = None) -> tuple[LanguageModel, LanguageModel]:
-    """Load models A and B of a pair, after `check_pair`.
-
-    The four models that were asked for last stay in memory until `forget_models` drops them, so that a page can ask
-    for its pair again at no cost.
-    """
+    """Load models A and B of a pair, after `check_pair`. The four used last stay in memory until `forget_models`."""
     check_pair(pair)
     with blaming(pair, "models"):
         a, b = (_load_once(ref.model, device, dtype=pair.dtype, revision=ref.revision) for ref in (pair.a, pair.b))

@@ -96,10 +96,9 @@ def measure_fidelity(
             found["own", f"{host}_without_layer"] = own(host, mean.to(stream).expand_as(stream))
         for name, stitch in stitches.items():
             up_x, down_y = stitch.up(x.to(y.device)), stitch.down(y)
-            found[name, "a_to_b"] = own("b", up_x)
-            found[name, "b_to_a"] = own("a", down_y)
-            found[name, "a_to_b_to_a"] = own("a", stitch.down(up_x))
-            found[name, "b_to_a_to_b"] = own("b", stitch.up(down_y))
+            spliced = up_x, down_y, stitch.down(up_x), stitch.up(down_y)
+            for (condition, host), stream in zip(CONDITIONS.items(), spliced):
+                found[name, condition] = own(host, stream)
         conditions[:] = found
         columns = [torch.ones(int(scored.sum())), *found.values()]
         return DocumentSums.of(batch.documents[:, 1:][scored], torch.stack(columns, dim=1).double())

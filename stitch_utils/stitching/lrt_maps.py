@@ -217,10 +217,7 @@ def map_errors(
     ends = np.cumsum([1, 1, 1, 2 * len(predictions), models[0].d_model])
     count, squares_a, squares_b, errors, sums_a, sums_b = np.split(totals, ends, axis=1)
     count = count[:, 0]
-    variation = {
-        side: squares[:, 0] - (sums**2).sum(1) / count
-        for side, squares, sums in (("a", squares_a, sums_a), ("b", squares_b, sums_b))
-    }
+    variation = {"a": squares_a[:, 0] - (sums_a**2).sum(1) / count, "b": squares_b[:, 0] - (sums_b**2).sum(1) / count}
 
     def estimate(values: np.ndarray) -> Estimate:
         return from_draws(values[0], values[1:])
