@@ -172,15 +172,15 @@ def fit_pair(
     """Fit the exact stitch of a pair (Eq. 3) at one of its scales; ValueError for a mistake in the pair's file."""
     opened = StitchedPair.open(pair, scale, alpha=alpha, ridge=ridge)
     pair, layers, moments, held_out = opened.pair, opened.layers, opened.moments, opened.held_out_moments
-    losses = [stitch_loss(opened.stitch, part, alpha=alpha) for part in (moments, held_out)]
+    fitted, unseen = (stitch_loss(opened.stitch, part, alpha=alpha) for part in (moments, held_out))
     variance_a, variance_b = (covariance.diagonal().mean().item() for covariance in (held_out.cxx, held_out.cyy))
-    unexplained = losses[1].up / variance_b, losses[1].down / variance_a
+    unexplained = unseen.up / variance_b, unseen.down / variance_a
     # What the stitch file says of itself, for whoever is handed it.
     about = {"pair": pair.name, "a": pair.a.model, "layer_a": layers[0], "b": pair.b.model, "layer_b": layers[1]}
     about |= {"text": pair.train.name, "text_source": pair.train.source, "held_out_text": pair.evaluation.name}
-    about |= {"tokens": moments.count, "loss_fitted": losses[0]._asdict(), "loss_held_out": losses[1]._asdict()}
+    about |= {"tokens": moments.count, "loss_fitted": fitted._asdict(), "loss_held_out": unseen._asdict()}
     about |= {"unexplained": unexplained, "is_stand_in": opened.is_stand_in}
     revisions = {"revision_a": pair.a.revision, "revision_b": pair.b.revision, "text_revision": pair.train.revision}
     about |= {name: revision for name, revision in revisions.items() if revision}
     stitch = replace(opened.stitch, about=about)
-    return FittedPair(stitch, layers, int(moments.count), *losses, unexplained, opened.is_stand_in)
+    return FittedPair(stitch, layers, int(moments.count), fitted, unseen, unexplained, opened.is_stand_in)

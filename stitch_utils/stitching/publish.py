@@ -39,8 +39,8 @@ def load_stitch(ref: str | Path, *, revision: str | None = None) -> Stitch:
     name, _, pinned = str(ref).partition("@")
     if not re.fullmatch(REPOSITORY, name) or name.endswith(".safetensors"):
         raise ValueError(f"{str(ref)!r} is no file, and no repository of the Hub, such as owner/name")
-    at = {"revision": revision or pinned or None}
-    return Stitch.load(fetched("model", name, lambda: hf_hub_download(name, WEIGHTS, **at), **at))
+    at = revision or pinned or None
+    return Stitch.load(fetched("model", name, lambda: hf_hub_download(name, WEIGHTS, revision=at), revision=at))
 
 
 def push_stitch(stitch: Stitch, repository: str, *, licence: str | None = None, private: bool = False) -> str:
