@@ -87,7 +87,7 @@ def fit_recipes(stitched: StitchedPair, config: MapConfig) -> FittedRecipes:
     ValueError, naming the pair, for text that cannot be had.
     """
     models = stitched.models
-    layers = {False: stitched.layers, True: same_layers(models, stitched.layers)}
+    layers = {False: stitched.layers, True: same_layers(stitched)}
     streams = {same: map_stream(stitched, at, config) for same, at in layers.items()}
     if layers[True] == layers[False]:
         streams[True] = streams[False]

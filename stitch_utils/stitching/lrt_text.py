@@ -22,7 +22,6 @@ from ..data.hub import dataset_rows
 from ..data.pairs import DatasetRef, ModelPair, TextRef, blaming
 from ..data.text import TokenBatch, text_rows, token_batches
 from ..models.harvest import ActivationStream
-from ..models.language_model import LanguageModel
 from .pair import StitchedPair
 
 VALIDATION = 10  # one row in ten is for validation
@@ -57,9 +56,9 @@ def map_config(pair: ModelPair, scale: str, *, lr: float = 0.0, seed: int = 0) -
     return replace(config, lr=lr) if lr else config
 
 
-def same_layers(models: tuple[LanguageModel, LanguageModel], stitched: tuple[int, int]) -> tuple[int, int]:
+def same_layers(stitched: StitchedPair) -> tuple[int, int]:
     """Give the sister paper's layers: before the block of the same number in both models (20 and 20 for Gemma 2)."""
-    return stitched[0], min(stitched[0], models[1].n_layers - 1)
+    return stitched.layers[0], min(stitched.layers[0], stitched.models[1].n_layers - 1)
 
 
 def map_batches(stitched: StitchedPair, config: MapConfig, *, held_out: bool) -> Iterator[TokenBatch]:

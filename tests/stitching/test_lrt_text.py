@@ -79,7 +79,7 @@ def test_a_third_of_chats_where_the_pair_names_some(stitched, pair, models, monk
         list(lrt_text._all_batches(talking, CONFIG))
 
 
-def test_sizes_and_layers(pair, models):
+def test_sizes_and_layers(stitched, pair):
     paper = map_config(load_pair("gemma"), "paper")
     assert (paper.tokens, paper.step_tokens, paper.epochs, paper.lr) == (10_000_000, 16_384, 4, 1e-4)
     assert map_config(load_pair("gemma-it"), "paper", lr=1e-3, seed=4) == dataclasses.replace(paper, lr=1e-3, seed=4)
@@ -88,5 +88,5 @@ def test_sizes_and_layers(pair, models):
         map_config(pair, "huge")
     with pytest.raises(ValueError, match="must be positive"):
         dataclasses.replace(CONFIG, lr=0.0)
-    assert same_layers(models, (1, 2)) == (1, 1)
-    assert same_layers((models[1], models[0]), (3, 0)) == (3, 2)
+    assert same_layers(stitched) == (1, 1)
+    assert same_layers(StitchedPair(pair, stitched.models[::-1], (3, 0), "smoke")) == (3, 2)
