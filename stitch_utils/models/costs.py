@@ -1,15 +1,14 @@
 """What a harvest costs, in FLOPs and in bytes, before anything is loaded.
 
-App. D, Table 3, counts FLOPs "with caching activations": it leaves out the passes through the two models and takes the
-activations of all tokens to be stored. We store none: both models read each batch, truncated before the stitched layer,
-and only second moments stay. So the cost is little more than that of the two passes, and the device must hold the
-weights, the activations of one batch, and a matrix of (d_a + d_b)^2. All of it follows from the configurations.
+App. D, Table 3, leaves out the passes through the two models and takes the activations of all tokens to be stored. We
+store none: both models read each batch, truncated before the stitched layer, and only second moments stay. So the
+device must hold the weights, the activations of one batch, and a matrix of (d_a + d_b)^2.
 
 FLOPs are two for each multiply-add of a matrix product and none for anything else, as torch's FlopCounterMode has it.
 Bytes are those of live tensors; a GPU needs some more, for its context, its workspaces and the gaps between blocks.
 
-Offers `Architecture`, `architecture_of`, `forward_flops`, `activation_bytes`, `ActivationBytes`, `harvest_cost`,
-`HarvestCost`, `stitch_adam_flops`; `measure` and `Measured`, what a run really took; and `power_of_ten`.
+Offers `Architecture`, `architecture_of`, `forward_flops`, `activation_bytes`, `harvest_cost`, `HarvestCost`,
+`stitch_adam_flops`; `measure` and `Measured`, what a run really took; and `power_of_ten`.
 """
 
 from __future__ import annotations
@@ -27,52 +26,47 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig
 
-from ..data.pairs import DTYPES, ModelRef
+from ..data.pairs import ModelRef
 from .harvest import ROWS_AT_ONCE
-from .language_model import load_config
+from .language_model import count_parameters, load_config
 
 
 def power_of_ten(ratio: float) -> float:
-    """Round to the nearest power of ten on a logarithmic scale, and 0 to 0.
-
-    A page shows times and rounding errors so, since they are others in every run or on every machine.
-    """
+    """Round to the nearest power of ten, and 0 to 0, as pages show times and rounding errors."""
     return 10.0 ** round(math.log10(ratio)) if ratio else 0.0
 
 
 class _Family(NamedTuple):
-    """What models of one model_type share; the last four as TransformerBridge runs the published models."""
+    """What models of one model_type share; all but the first two as TransformerBridge runs the published models."""
 
     gated_mlp: bool
-    norms: int
-    """Norms in a block."""
-    norm_biases: bool
-    """LayerNorm has biases, RMSNorm has none."""
+    learned_positions: bool
+    """Whether embeddings of the positions are added; if not, queries and keys are rotated."""
     mlp_tensors: int
     """Tensors (batch, pos, d_mlp) alive at once: GPT-2 computes its activation function in several steps."""
     masks: int
     """Tensors (batch, 1, pos, pos) made once for all blocks: Gemma-2 has one more, for its sliding window."""
     joint_qkv: bool
-    """The bridge splits one matrix into three. It then holds each block's attention pattern until the next pass, and
-    computes the softmax in the model's dtype."""
+    """The bridge splits one matrix into three, holds each block's attention pattern until the next pass, and computes
+    the softmax in the model's dtype."""
     copies_qkv: bool
     """The split weights are copies."""
 
 
 _FAMILIES = {
-    "gpt_neox": _Family(False, 2, True, mlp_tensors=2, masks=1, joint_qkv=True, copies_qkv=True),
-    "gpt2": _Family(False, 2, True, mlp_tensors=4, masks=1, joint_qkv=True, copies_qkv=False),
-    "gemma2": _Family(True, 4, False, mlp_tensors=3, masks=2, joint_qkv=False, copies_qkv=False),
-    "llama": _Family(True, 2, False, mlp_tensors=3, masks=1, joint_qkv=False, copies_qkv=False),
+    "gpt_neox": _Family(False, False, mlp_tensors=2, masks=1, joint_qkv=True, copies_qkv=True),
+    "gpt2": _Family(False, True, mlp_tensors=4, masks=1, joint_qkv=True, copies_qkv=False),
+    "gemma2": _Family(True, False, mlp_tensors=3, masks=2, joint_qkv=False, copies_qkv=False),
+    "llama": _Family(True, False, mlp_tensors=3, masks=1, joint_qkv=False, copies_qkv=False),
 }
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """The sizes of a language model, from which its parameters, FLOPs and memory follow."""
+    """The sizes of a language model, from which its FLOPs and memory follow."""
 
     model_type: str
-    """gpt_neox, gpt2, gemma2 or llama, as in its config.json."""
+    """gpt_neox, gpt2, gemma2 or llama."""
     n_layers: int
     d_model: int
     d_mlp: int
@@ -82,33 +76,25 @@ class Architecture:
     d_head: int
     vocab: int
     """Rows of the embedding, padding included."""
-    tied: bool
-    """Whether the unembedding is the embedding."""
-    attention_biases: bool
-    mlp_biases: bool
-    positions: int
-    """Number of learned position embeddings; 0 with rotary ones."""
+    n_parameters: int
+    """The number of parameters; tied matrices count once."""
 
     @classmethod
     def of(cls, config) -> Architecture:
         """Read the sizes off a Hugging Face config; ValueError for a model_type other than the four known ones."""
         if config.model_type not in _FAMILIES:
             raise ValueError(f"unknown model_type {config.model_type!r}: known are {', '.join(_FAMILIES)}")
-        gpt2 = config.model_type == "gpt2"
         d_model, n_heads = config.hidden_size, config.num_attention_heads
         return cls(
             config.model_type,
             config.num_hidden_layers,
             d_model,
-            d_mlp=(config.n_inner or 4 * d_model) if gpt2 else config.intermediate_size,
+            d_mlp=(config.n_inner or 4 * d_model) if config.model_type == "gpt2" else config.intermediate_size,
             n_heads=n_heads,
             n_kv_heads=getattr(config, "num_key_value_heads", None) or n_heads,
             d_head=getattr(config, "head_dim", None) or d_model // n_heads,
             vocab=config.vocab_size,
-            tied=config.tie_word_embeddings,
-            attention_biases=getattr(config, "attention_bias", True),
-            mlp_biases=getattr(config, "mlp_bias", not _FAMILIES[config.model_type].gated_mlp),
-            positions=config.n_positions if gpt2 else 0,
+            n_parameters=count_parameters(config),
         )
 
     @property
@@ -121,37 +107,19 @@ class Architecture:
         attention = 2 * self.d_model * self.d_head * (self.n_heads + self.n_kv_heads)
         return attention + self.d_model * self.d_mlp * (3 if self.family.gated_mlp else 2)
 
-    @property
-    def n_parameters(self) -> int:
-        """The exact number of parameters, with tied matrices counted once."""
-        norm = self.d_model * (2 if self.family.norm_biases else 1)
-        block = self.block_weights + self.family.norms * norm
-        if self.attention_biases:
-            block += self.d_head * (self.n_heads + 2 * self.n_kv_heads) + self.d_model
-        if self.mlp_biases:
-            block += self.d_mlp * (2 if self.family.gated_mlp else 1) + self.d_model
-        embeddings = self.vocab * (1 if self.tied else 2) + self.positions
-        return self.n_layers * block + embeddings * self.d_model + norm
-
     def weight_bytes(self, dtype: str) -> int:
         """Count the bytes of the whole model as `load_model` holds it, also of layers that no truncated pass reaches.
 
         TransformerBridge adds a bias to the unembedding and, to GPT-NeoX, copies of the weights that it splits.
         """
         copies = 3 * self.d_model * (self.d_model + 1) * self.n_layers if self.family.copies_qkv else 0
-        return (self.n_parameters + copies + self.vocab) * _itemsize(dtype)
+        return (self.n_parameters + copies + self.vocab) * getattr(torch, dtype).itemsize
 
 
 def architecture_of(ref: ModelRef) -> Architecture:
     """Find the architecture of one side of a pair: in the pair's file, or else in the model's configuration."""
     stated = AutoConfig.for_model(**ref.config) if ref.config else None
     return Architecture.of(stated or load_config(ref.model, revision=ref.revision))
-
-
-def _itemsize(dtype: str) -> int:
-    if dtype not in DTYPES:
-        raise ValueError(f"unknown dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
-    return getattr(torch, dtype).itemsize
 
 
 def forward_flops(architecture: Architecture, context: int, n_layers: int | None = None) -> int:
@@ -168,30 +136,22 @@ def forward_flops(architecture: Architecture, context: int, n_layers: int | None
     return n_layers * block
 
 
-class ActivationBytes(NamedTuple):
-    """What one pass over a batch holds."""
-
-    peak: int
-    """Bytes at the worst point, with those that the pass before has left."""
-    kept: int
-    """Bytes that stay from one pass to the next."""
-
-
-def activation_bytes(a: Architecture, n_layers: int, *, batch_size: int, context: int, dtype: str) -> ActivationBytes:
+def activation_bytes(a: Architecture, n_layers: int, *, batch_size: int, context: int, dtype: str) -> tuple[int, int]:
     """Count the bytes that `LanguageModel.residuals` holds while it runs the first `n_layers` blocks on a batch.
 
-    Keys and values of all blocks stay until the pass ends, since the cache is on; attention patterns of all blocks stay
-    where `_Family.joint_qkv` says so. The worst point is in the last block, at the softmax or after it, or in the MLP.
-    The norms need less than the MLP if d_mlp >= 3 d_model.
+    Returns those at the worst point, with what the pass before has left, and those that stay from pass to pass. Keys
+    and values of all blocks stay until the pass ends. The worst point is in the last block, at the softmax or after it,
+    or in the MLP. The norms need less than the MLP if d_mlp >= 3 d_model.
     """
-    size, tokens = _itemsize(dtype), batch_size * context
-    residual = size * tokens * a.d_model
-    query = size * tokens * a.n_heads * a.d_head
-    key_value = 2 * size * tokens * a.n_kv_heads * a.d_head
-    scores = size * tokens * context * a.n_heads
-    masks = size * tokens * context * a.family.masks
+    size, learned_positions = getattr(torch, dtype).itemsize, a.family.learned_positions
+    a_token = size * batch_size * context
+    residual = a_token * a.d_model
+    query = a_token * a.n_heads * a.d_head
+    key_value = 2 * a_token * a.n_kv_heads * a.d_head
+    scores = a_token * context * a.n_heads
+    masks = a_token * context * a.family.masks
     if not n_layers:
-        return ActivationBytes((2 if a.positions else 1) * residual + masks, 0)
+        return (2 if learned_positions else 1) * residual + masks, 0
 
     kept = n_layers * scores if a.family.joint_qkv else 0
     if a.family.joint_qkv:  # queries as projected, rotated, as output and transposed; keys and values as projected
@@ -200,21 +160,18 @@ def activation_bytes(a: Architecture, n_layers: int, *, batch_size: int, context
         repeated = 2 * query if a.n_kv_heads < a.n_heads else 0
         softmax = scores + 2 * scores * 4 // size if size < 4 else 0
         attention = max(softmax, 2 * scores + 2 * query) + query + repeated
-    mlp = a.family.mlp_tensors * size * tokens * a.d_mlp + (2 if a.positions else 1) * residual  # output of attention
+    mlp = a.family.mlp_tensors * a_token * a.d_mlp + (2 if learned_positions else 1) * residual  # output of attention
     mlp += 0 if kept else scores  # a pattern lives as long as its block at least
     # The embedded tokens, which in the first block are the stream unless positions were added; the stream; its norm.
-    always = kept + n_layers * key_value + masks + (3 if n_layers > 1 or a.positions else 2) * residual
-    return ActivationBytes(always + max(attention, mlp), kept)
+    always = kept + n_layers * key_value + masks + (3 if n_layers > 1 or learned_positions else 2) * residual
+    return always + max(attention, mlp), kept
 
 
 class HarvestCost(NamedTuple):
     """What `harvest_moments` takes for one pair of layers: FLOPs of all tokens, bytes on the device."""
 
-    flops_a: int
-    flops_b: int
-    flops_moments: int
     flops: int
-    """The sum of these three."""
+    """FLOPs of both models' passes and of the moments."""
     weights_a: int
     weights_b: int
     activations: int
@@ -240,30 +197,23 @@ def harvest_cost(
 ) -> HarvestCost:
     """Compute the cost of one pass over `tokens` positions, with both models on one device.
 
-    Padding and special tokens count like all others, though the moments leave them out. The bytes assume what
-    `Architecture.weight_bytes` and `activation_bytes` say. ValueError for a layer that does not exist.
+    Padding and special tokens count like all others, though the moments leave them out.
     """
-    for side, model, layer in (("A", a, layer_a), ("B", b, layer_b)):
-        if not 0 <= layer < model.n_layers:
-            raise ValueError(f"layer {layer} of {side} does not exist: it has {model.n_layers} layers")
-    width = a.d_model + b.d_model
-    per_token = forward_flops(a, context, layer_a), forward_flops(b, context, layer_b), 2 * width**2
-    flops = tuple(tokens * each for each in per_token)
+    width, size, at_once = a.d_model + b.d_model, getattr(torch, dtype).itemsize, batch_size * context
+    flops = forward_flops(a, context, layer_a) + forward_flops(b, context, layer_b) + 2 * width**2
     batch = {"batch_size": batch_size, "context": context, "dtype": dtype}
-    pass_a, pass_b = activation_bytes(a, layer_a, **batch), activation_bytes(b, layer_b, **batch)
-    x, y = (batch_size * context * model.d_model * _itemsize(dtype) for model in (a, b))
+    (peak_a, kept_a), (peak_b, kept_b) = activation_bytes(a, layer_a, **batch), activation_bytes(b, layer_b, **batch)
+    x, y = (at_once * model.d_model * size for model in (a, b))
     # The streams of the batch before are there until those of this one are; while B runs, A's of this one are too.
-    activations = x + y + max(pass_a.peak + pass_b.kept, pass_b.peak + pass_a.kept + x)
+    activations = x + y + max(peak_a + kept_b, peak_b + kept_a + x)
     matrix = 8 * width**2
-    rows = 8 * min(batch_size * context, ROWS_AT_ONCE) * width
-    before = rows if batch_size * context > ROWS_AT_ONCE else 0
+    rows = 8 * min(at_once, ROWS_AT_ONCE) * width
+    before = rows if at_once > ROWS_AT_ONCE else 0
     # Either the rows in float64, apart and side by side; or the sums so far, those of the rows, and their merger.
     moments = max(matrix + 2 * rows + before, 5 * matrix + rows)
     weights_a, weights_b = a.weight_bytes(dtype), b.weight_bytes(dtype)
-    peak = weights_a + weights_b + max(matrix + activations, pass_a.kept + pass_b.kept + x + y + moments)
-    store = tokens * width * _itemsize(dtype)
-    flops = (flops[0], flops[1], flops[2], sum(flops))
-    return HarvestCost(*flops, weights_a, weights_b, activations, moments, peak, store)
+    peak = weights_a + weights_b + max(matrix + activations, kept_a + kept_b + x + y + moments)
+    return HarvestCost(tokens * flops, weights_a, weights_b, activations, moments, peak, tokens * width * size)
 
 
 def stitch_adam_flops(d_a: int, d_b: int, tokens: int) -> int:
@@ -292,16 +242,14 @@ class _LiveBytes(TorchDispatchMode):
         self.now = self.peak = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        given = {leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        given = {storage._cdata for storage in _storages((args, kwargs))}
         result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                storage = leaf.untyped_storage()
-                key = storage._cdata
-                if key not in given and key not in self.sizes:  # views and results in place are no news
-                    self.sizes[key] = storage.nbytes()
-                    self.now += storage.nbytes()
-                    weakref.finalize(storage, self._freed, key)
+        for storage in _storages(result):
+            key = storage._cdata
+            if key not in given and key not in self.sizes:  # views and results in place are no news
+                self.sizes[key] = storage.nbytes()
+                self.now += storage.nbytes()
+                weakref.finalize(storage, self._freed, key)
         self.peak = max(self.peak, self.now)
         return result
 
@@ -309,10 +257,14 @@ class _LiveBytes(TorchDispatchMode):
         self.now -= self.sizes.pop(key)
 
 
+def _storages(tree) -> list[torch.UntypedStorage]:
+    return [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
 def measure(run: Callable[[], object], device: torch.device | str = "cpu") -> Measured:
     """Measure the FLOPs of `run()` by torch's FlopCounterMode, and its bytes: live on a CPU, allocated on a GPU."""
-    device, counter, live = torch.device(device), FlopCounterMode(display=False), _LiveBytes()
-    if device.type == "cuda":
+    counter, live = FlopCounterMode(display=False), _LiveBytes()
+    if torch.device(device).type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         with counter:

@@ -1,8 +1,7 @@
 """Responses to prompts of any length, and what they cost in fluency.
 
-Sections 4 and F generate under steering and judge the text. A steered response can be in the language asked for and
-still be word salad, so each comes with its own model's loss on it, once after its prompt and once by itself: a change
-of language between prompt and response raises the first alone, and is not the response's fault.
+Sections 4 and F generate under steering and judge the text. A steered response can be word salad, so each comes with
+its own model's loss on it, after its prompt and by itself: a change of language after the prompt raises only the first.
 
 Offers `generate_texts` and `Response`; `encoded`, the tokens of a prompt, and `chat`, prompts in the chat template.
 """
@@ -13,6 +12,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from ..data.text import begin_and_end
 from ..utils.progress import progress
@@ -45,29 +45,26 @@ def generate_texts(
     losses: bool = True,
     title: str = "responses",
 ) -> list[Response]:
-    """Generate responses to `prompts`, in their order; special tokens that stand in a prompt are read as such.
+    """Generate responses to `prompts`, in their order; special tokens in a prompt are read as such.
 
-    `edit` is applied to the residual stream before block `layer` at every position of prompt and response. Prompts are
-    sorted by length into batches, so that little is padded. The losses take two more passes; they are NaN if `losses`
-    is False. ValueError for no prompts, or one that leaves no room for a response.
+    `edit` is applied before block `layer` at every position of prompt and response. Prompts of similar length share a
+    batch. The losses take two more passes, and are NaN if `losses` is False. ValueError for no prompts, or one that
+    leaves no room for a response.
     """
     if not prompts:
         raise ValueError("no prompts given: expected at least one")
     ids = [encoded(model, prompt, max_new_tokens) for prompt in prompts]
     order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
-    found: dict[int, Response] = {}
+    found: list[Response] = []
     for start in progress(range(0, len(order), batch_size), title):
-        chosen = order[start : start + batch_size]
-        length, end = max(len(ids[index]) for index in chosen), model.tokenizer.eos_token_id
-        padding = [length - len(ids[index]) for index in chosen]  # on the left, as generation needs it
-        tokens = torch.tensor([[end] * pad + ids[index] for pad, index in zip(padding, chosen)])
-        mask = torch.tensor([[False] * pad + [True] * (length - pad) for pad in padding])
-        new = model.generate(
-            tokens, max_new_tokens, mask=mask, layer=layer, edit=edit, temperature=temperature, seed=seed + start
-        ).cpu()
-        for index, response in zip(chosen, _responses(model, tokens, mask, new, losses)):
-            found[index] = response
-    return [found[index] for index in range(len(ids))]
+        rows, end = [ids[index] for index in order[start : start + batch_size]], model.tokenizer.eos_token_id
+        length = max(map(len, rows))  # padded on the left, as generation needs it
+        tokens = torch.tensor([[end] * (length - len(row)) + row for row in rows])
+        mask = torch.tensor([[False] * (length - len(row)) + [True] * len(row) for row in rows])
+        options = {"layer": layer, "edit": edit, "temperature": temperature, "seed": seed + start}
+        new = model.generate(tokens, max_new_tokens, mask=mask, **options).cpu()
+        found += _responses(model, tokens, mask, new, losses)
+    return [response for _, response in sorted(zip(order, found), key=lambda pair: pair[0])]
 
 
 def encoded(model: LanguageModel, prompt: str, max_new_tokens: int) -> list[int]:
@@ -78,41 +75,32 @@ def encoded(model: LanguageModel, prompt: str, max_new_tokens: int) -> list[int]
     ids = ids if ids[:1] == [begin] else [begin, *ids]  # some chat templates write it themselves
     longest = getattr(model.config, "max_position_embeddings", None)
     if longest is not None and len(ids) + max_new_tokens > longest:
-        raise ValueError(
-            f"a prompt of {len(ids)} tokens ({prompt[:40]!r}...) and {max_new_tokens} new ones: {model.ref!r} reads "
-            f"{longest} at most"
-        )
+        given = f"a prompt of {len(ids)} tokens ({prompt[:40]!r}...) and {max_new_tokens} new ones"
+        raise ValueError(f"{given}: {model.ref!r} reads {longest} at most")
     return ids
 
 
-def _responses(
-    model: LanguageModel, tokens: torch.Tensor, mask: torch.Tensor, new: torch.Tensor, losses: bool
-) -> list[Response]:
+def _responses(model: LanguageModel, tokens: Tensor, mask: Tensor, new: Tensor, losses: bool) -> list[Response]:
     """Cut new tokens after the first that ends a response, and compute their losses under the unsteered model."""
     stops = torch.isin(new, torch.tensor(model.stop_tokens))
     ended = stops.cumsum(1)
     own = (ended == 0) | ((ended == 1) & stops)
     lengths = own.sum(1)
-    begin = torch.full((len(new), 1), begin_and_end(model.tokenizer)[0])
+
+    def mean_losses(before: Tensor, shown: Tensor) -> Tensor:
+        found = model.cross_entropy(torch.cat([before, new], 1), mask=torch.cat([shown, own], 1))
+        return (found.cpu()[:, -own.shape[1] :] * own).sum(1) / lengths
+
     after = alone = torch.full((len(new),), torch.nan)
     if losses:
-        after = _mean_losses(model, torch.cat([tokens, new], 1), torch.cat([mask, own], 1), own)
-        alone = _mean_losses(model, torch.cat([begin, new], 1), torch.cat([begin == begin, own], 1), own)
+        begin = torch.full((len(new), 1), begin_and_end(model.tokenizer)[0])
+        after, alone = mean_losses(tokens, mask), mean_losses(begin, begin == begin)
     texts = [model.tokenizer.decode(row[keep], skip_special_tokens=True).strip() for row, keep in zip(new, own)]
     return [Response(*row) for row in zip(texts, after.tolist(), alone.tolist(), lengths.tolist())]
 
 
-def _mean_losses(model: LanguageModel, tokens: torch.Tensor, mask: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
-    """Average the loss over those of the last tokens of each row that are `counted`."""
-    losses = model.cross_entropy(tokens, mask=mask).cpu()[:, -counted.shape[1] :]
-    return (losses * counted).sum(1) / counted.sum(1)
-
-
 def chat(model: LanguageModel, prompts: Sequence[str]) -> list[str]:
-    """Write each prompt as a user's turn, and begin the model's, by the tokenizer's chat template.
-
-    ValueError, naming the model, for a tokenizer without one.
-    """
+    """Write each prompt as a user's turn in the chat template, and begin the model's; ValueError without a template."""
     if not getattr(model.tokenizer, "chat_template", None):
         raise ValueError(f"the tokenizer of {model.ref!r} has no chat template: expected an instruction-tuned model")
     turns = ([{"role": "user", "content": prompt}] for prompt in prompts)

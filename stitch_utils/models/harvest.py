@@ -1,8 +1,7 @@
 """The residual streams of two models on the same tokens, read batch by batch and never stored.
 
-App. A: "we collect activations at the desired layers in both models", special tokens masked out. Each batch of tokens
-passes once through both models, truncated at the deepest layer asked for. Moments, a small sample or a step of Adam are
-taken from its activations before the next batch is read.
+App. A masks out special tokens. Each batch passes once through both models, truncated at the deepest layer asked for.
+Moments, a small sample or a step of Adam are taken from its activations before the next batch is read.
 
 Offers `training_batches`, `evaluation_batches`, `as_fits`, `paired_residuals`, `sample_residuals`, `Residuals`,
 `ActivationStream`, `ModelStream`, the sizes `TOKENS_AT_ONCE` and `ROWS_AT_ONCE`; `of_activations`, the key of whatever
@@ -15,7 +14,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import KW_ONLY, asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -58,19 +57,17 @@ def _batches(pair: ModelPair, text: TextRef, scale: Scale, tokenizer, **limits) 
 def as_fits(batches: Iterable[TokenBatch], work: Callable[[TokenBatch], T]) -> Iterator[T]:
     """Give `work(batch)` for each batch; halve a batch that does not fit into the accelerator's memory until it does.
 
-    The size that fitted holds for the batches after it. `work` may be called again for rows that it has seen, so it
-    must leave nothing behind when it fails. ValueError if a single row does not fit.
+    The size that fitted holds for the batches after it. `work` may read a row again, so it must leave nothing behind
+    when it fails. ValueError if a single row does not fit.
     """
     limit: int | None = None
     for batch in batches:
-        waiting = [batch]
+        waiting = [batch] if limit is None else [*batch.split(limit)]
         while waiting:
             part = waiting.pop(0)
-            if limit is not None and len(part.tokens) > limit:
-                waiting[:0] = part.split(limit)
-                continue
             try:
-                result = work(part)
+                yield work(part)
+                continue
             except torch.OutOfMemoryError as error:
                 if len(part.tokens) == 1:
                     raise ValueError(
@@ -78,10 +75,7 @@ def as_fits(batches: Iterable[TokenBatch], work: Callable[[TokenBatch], T]) -> I
                         f"bfloat16, or a larger accelerator ({error})"
                     ) from error
                 limit = len(part.tokens) // 2
-                waiting.insert(0, part)
-            else:
-                yield result
-                continue
+                waiting = [half for each in (part, *waiting) for half in each.split(limit)]
             torch.cuda.empty_cache()  # out of the handler, whose traceback held the tensors
 
 
@@ -94,90 +88,76 @@ def paired_residuals(
 ) -> Iterator[tuple[Residuals, Residuals]]:
     """Give both streams of the ordinary tokens of each batch (or part, see `as_fits`), by layer: (n, d_model)."""
 
-    def read(batch: TokenBatch) -> tuple[Residuals, Residuals]:
-        streams = []
-        for model, layers in ((model_a, layers_a), (model_b, layers_b)):
-            keep = batch.mask.to(model.device)
-            streams.append({layer: residual[keep] for layer, residual in model.residuals(batch.tokens, layers).items()})
-        return streams[0], streams[1]
+    return as_fits(batches, lambda batch: (_ordinary(model_a, batch, layers_a), _ordinary(model_b, batch, layers_b)))
 
-    return as_fits(batches, read)
+
+def _ordinary(model: LanguageModel, batch: TokenBatch, layers: Sequence[int]) -> Residuals:
+    """Read the residual streams of a batch's ordinary tokens."""
+    keep = batch.mask.to(model.device)
+    return {layer: residual[keep] for layer, residual in model.residuals(batch.tokens, layers).items()}
 
 
 def sample_residuals(
-    model_a: LanguageModel,
-    model_b: LanguageModel,
-    batches: Iterable[TokenBatch],
-    *,
-    layers_a: Sequence[int] | None = None,
+    model_a: LanguageModel, model_b: LanguageModel, batches: Iterable[TokenBatch], *, layers_a: Sequence[int] = ()
 ) -> tuple[Residuals, Residuals]:
     """Read a small sample to the CPU, at all layers of B and at all (or `layers_a`) of A; ValueError if it is empty."""
-    layers_a = range(model_a.n_layers) if layers_a is None else layers_a
-    parts: tuple[list, list] = ([], [])
-    for streams in paired_residuals(model_a, model_b, batches, layers_a, range(model_b.n_layers)):
-        for part, stream in zip(parts, streams):
-            part.append({layer: values.cpu() for layer, values in stream.items()})
-    if not parts[0]:
+    layers_a = layers_a or range(model_a.n_layers)
+    streams = paired_residuals(model_a, model_b, batches, layers_a, range(model_b.n_layers))
+    parts = [[{layer: values.cpu() for layer, values in side.items()} for side in sides] for sides in streams]
+    if not parts:
         raise ValueError("no batches given: expected at least one")
-    xs, ys = ({layer: torch.cat([chunk[layer] for chunk in part]) for layer in part[0]} for part in parts)
+    xs, ys = ({layer: torch.cat([chunk[layer] for chunk in chunks]) for layer in chunks[0]} for chunks in zip(*parts))
     return xs, ys
 
 
+@dataclass(eq=False)
 class ActivationStream:
-    """Pairs (x, y) in steps of a fixed number of tokens, for fitters that need the activations themselves.
+    """Pairs (x, y) in steps of a fixed number of tokens, for fitters that need the activations themselves (float32).
 
-    Each iteration runs the models over `batches()`; with `keep=True` only the first does, and is held in memory
-    (float32). An incomplete last step is dropped.
+    Each iteration runs the models over `batches()`, unless `keep` holds the first. An incomplete last step is dropped.
     """
 
-    def __init__(
-        self,
-        model_a: LanguageModel,
-        model_b: LanguageModel,
-        layer_a: int,
-        layer_b: int,
-        batches: Callable[[], Iterable[TokenBatch]],
-        *,
-        step_tokens: int = 5120,
-        keep: bool = False,
-    ):
-        self.models, self.layers = (model_a, model_b), (layer_a, layer_b)
-        self.batches, self.step_tokens, self.keep = batches, step_tokens, keep
-        self._kept: list[tuple[Tensor, Tensor]] | None = None
+    model_a: LanguageModel
+    model_b: LanguageModel
+    layer_a: int
+    layer_b: int
+    batches: Callable[[], Iterable[TokenBatch]]
+    _: KW_ONLY
+    step_tokens: int = 5120
+    keep: bool = False
+    _kept: list[tuple[Tensor, Tensor]] = field(default_factory=list, init=False)
 
     def __iter__(self) -> Iterator[tuple[Float[Tensor, "step d_a"], Float[Tensor, "step d_b"]]]:
-        if not self.keep:
-            return self._steps()
-        self._kept = self._kept or list(self._steps())
-        return iter(self._kept)
+        if self.keep and not self._kept:
+            self._kept = list(self._steps())
+        return iter(self._kept) if self._kept else self._steps()
 
     def _steps(self):
-        layer_a, layer_b = self.layers
-        waiting_x, waiting_y, held = [], [], 0
-        for xs, ys in paired_residuals(*self.models, self.batches(), [layer_a], [layer_b]):
-            waiting_x.append(xs[layer_a].float())
-            waiting_y.append(ys[layer_b].float())
-            held += len(waiting_x[-1])
-            if held < self.step_tokens:
-                continue
-            x, y = torch.cat(waiting_x), torch.cat(waiting_y)
-            whole = held // self.step_tokens * self.step_tokens
-            yield from zip(x[:whole].split(self.step_tokens), y[:whole].split(self.step_tokens))
-            waiting_x, waiting_y, held = [x[whole:]], [y[whole:]], held - whole
+        waiting: list[tuple[Tensor, Tensor]] = []
+        streams = paired_residuals(self.model_a, self.model_b, self.batches(), [self.layer_a], [self.layer_b])
+        for xs, ys in streams:
+            waiting.append((xs[self.layer_a].float(), ys[self.layer_b].float()))
+            held = sum(len(x) for x, _ in waiting)
+            if held >= self.step_tokens:
+                x, y = map(torch.cat, zip(*waiting))
+                whole = held // self.step_tokens * self.step_tokens
+                yield from zip(x[:whole].split(self.step_tokens), y[:whole].split(self.step_tokens))
+                waiting = [(x[whole:], y[whole:])]
 
 
+@dataclass(eq=False)
 class ModelStream:
-    """The activations of one model at one layer, batch by batch of tokens, without a pass through the other model.
+    """The activations of one model at one layer, batch by batch of tokens, in float32.
 
-    Iterating runs the model over `batches()`; with `keep=True` it reads each batch once, when it is first wanted, and
-    its activations stay in memory (float32).
+    Each iteration runs the model over `batches()`; with `keep` it reads a batch only when it is first wanted.
     """
 
-    def __init__(
-        self, model: LanguageModel, layer: int, batches: Callable[[], Iterable[TokenBatch]], *, keep: bool = False
-    ):
-        self.model, self.layer, self.batches, self.keep = model, layer, batches, keep
-        self._kept: dict[int, Tensor] = {}
+    model: LanguageModel
+    layer: int
+    batches: Callable[[], Iterable[TokenBatch]]
+    _: KW_ONLY
+    keep: bool = False
+    _kept: dict[int, Tensor] = field(default_factory=dict, init=False)
 
     def count(self) -> int:
         """Count the activations of one pass, without the model."""
@@ -187,13 +167,9 @@ class ModelStream:
         return self.after(0)
 
     def after(self, skip: int) -> Iterator[Float[Tensor, "_ _"]]:
-        """Give the activations of one pass but for the first `skip`; the model reads no batch that holds only those."""
-
-        def read(batch: TokenBatch) -> Tensor:
-            keep = batch.mask.to(self.model.device)
-            return self.model.residuals(batch.tokens, [self.layer])[self.layer][keep].float()
-
+        """Give the activations but for the first `skip`; the model reads no batch that holds only those."""
         wanted: list[TokenBatch] = []
+        read = functools.partial(_ordinary, self.model, layers=[self.layer])
         parts = as_fits(iter(wanted.pop, None), read)  # one for all batches, so that it keeps the size that fits
         for number, batch in enumerate(self.batches()):
             rows = int(batch.mask.sum())
@@ -201,12 +177,11 @@ class ModelStream:
             skip -= passed
             if passed == rows:
                 continue
-            found = self._kept.get(number)
-            if found is None:
+            if (found := self._kept.get(number)) is None:
                 wanted.append(batch)
-                found = next(parts)
+                found = next(parts)[self.layer].float()
                 while len(found) < rows:
-                    found = torch.cat([found, next(parts)])
+                    found = torch.cat([found, next(parts)[self.layer].float()])
                 if self.keep:
                     self._kept[number] = found
             yield found[passed:]
@@ -214,25 +189,18 @@ class ModelStream:
 
 def of_activations(pair: ModelPair, layers: tuple[int, int], *, scale: str) -> dict[str, Any]:
     """Return the ingredients of the key of whatever is made from the activations of a pair's two texts at `layers`."""
-    sizes = pair.scale(scale)
-    return {
+    sizes, alike = pair.scale(scale), ("dtype", "context", "rows", "threads")
+    return {name: getattr(pair, name) for name in alike} | {
         "models": [weights_digest(ref) for ref in (pair.a, pair.b)],
         "layers": layers,
-        "dtype": pair.dtype,
         "texts": [_text_key(text) for text in (pair.train, pair.evaluation)],
-        "context": pair.context,
-        "rows": pair.rows,
         "tokens": sizes.train_tokens,
         "documents": sizes.eval_documents,
-        "threads": pair.threads,
     }
 
 
 def weights_digest(ref: ModelRef) -> str:
-    """Digest the files of a model in a folder; of a model on the Hub give its id and commit, since a branch may move.
-
-    A file is read once a process, as long as its size and time of change stay the same.
-    """
+    """Digest the files of a model in a folder; give id and commit of one on the Hub, since a branch may move."""
     folder = Path(resolve(ref.model))
     if not folder.is_dir():
         config = try_to_load_from_cache(ref.model, "config.json", revision=ref.revision)
@@ -243,7 +211,7 @@ def weights_digest(ref: ModelRef) -> str:
     return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 
 
-@functools.cache
+@functools.cache  # as long as time and size stay the same
 def _digest_once(file: Path, changed: int, size: int) -> str | None:
     return digest(file)
 

@@ -1,9 +1,8 @@
 r"""What an attention head looks at, worked out by hand from the residual stream before its block.
 
-Section 5.2 asks what one head would look at if one SAE feature did not reach it at one token, all else staying as it
-is. A hook says that at the price of a run for every token, so the one head is computed anew. With x_t the residual
-stream before block l, N the block's first norm, R_t the rotation of position t (none in GPT-2), the head's attention
-from t to s <= t is
+Section 5.2 asks what one head would look at if one SAE feature did not reach it at one token. Hooks would need a run
+for every token, so the one head is computed anew. With x_t the residual stream before block l, N the block's first
+norm, R_t the rotation of position t (none in GPT-2), the head's attention from t to s <= t is
 
     q_t = R_t (N(x_t) W_Q + b_Q)      k_s = R_s (N(x_s) W_K + b_K)      a_ts = softmax_s cap(c q_t . k_s)
 
@@ -55,7 +54,7 @@ class Norm(NamedTuple):
 
 @dataclass(frozen=True)
 class Head:
-    """One attention head; positions count from the first of a row."""
+    """One attention head. Positions count from the first of a row."""
 
     layer: int
     index: int
@@ -100,12 +99,11 @@ class Head:
     def reader(self, first: Float[Tensor, " d_model"], distances: Sequence[int]) -> Float[Tensor, " d_model"]:
         """Find v such that a direction d at a later position adds d . v / N's divisor to the score of the first one.
 
-        `first` is the residual stream at the first position. The mean is over positions that lie `distances` after it,
-        which matter with rotary embeddings alone. The cap is left out.
+        `first` is the stream at the first position; the mean is over positions `distances` after it, which matter with
+        rotary embeddings alone. The cap is left out.
         """
         steps = torch.tensor(list(distances), device=first.device)
-        key = self.norm(first) @ self.W_K + self.b_K  # position 0 is not rotated
-        # (R_t q) . k = q . (R_-t k)
+        key = self.norm(first) @ self.W_K + self.b_K  # position 0 is not rotated; (R_t q) . k = q . (R_-t k)
         turned = self._rotate(key.expand(len(steps), -1), steps, back=True).mean(0)
         return self.norm.centre(self.W_Q @ turned * self.scale * self.norm.weight)
 
@@ -125,9 +123,8 @@ def heads_of(model: LanguageModel, layer: int) -> list[Head]:
     model.hook_name(layer)  # checks the layer
     kind = getattr(model.config, "model_type", None)
     if kind not in ARCHITECTURES:
-        raise ValueError(
-            f"cannot read the heads of {model.ref!r}, which is of type {kind!r}: expected {', '.join(ARCHITECTURES)}"
-        )
+        known = ", ".join(ARCHITECTURES)
+        raise ValueError(f"cannot read the heads of {model.ref!r}, which is of type {kind!r}: expected {known}")
     centred, offset = ARCHITECTURES[kind]
     block = model.bridge.blocks[layer]
     attention, norm = block.attn.original_component, block.ln1.original_component
@@ -140,10 +137,8 @@ def heads_of(model: LanguageModel, layer: int) -> list[Head]:
             return torch.zeros(n_heads, d_head, device=model.device)
         return found.detach().float().repeat_interleave(n_heads // len(found), dim=0)
 
-    bias = getattr(norm, "bias", None)
-    before = Norm(
-        norm.weight.detach().float() + offset, None if bias is None else bias.detach().float(), norm.eps, centred
-    )
+    bias = norm.bias.detach().float() if getattr(norm, "bias", None) is not None else None
+    before = Norm(norm.weight.detach().float() + offset, bias, norm.eps, centred)
     rotary: Any = getattr(model.bridge, "rotary_emb", None)
 
     def angles(positions: Tensor) -> tuple[Tensor, Tensor]:
@@ -161,9 +156,6 @@ def heads_of(model: LanguageModel, layer: int) -> list[Head]:
 
 
 def first_streams(model: LanguageModel, layers: Sequence[int]) -> dict[int, Float[Tensor, " d_model"]]:
-    """Read the residual stream of the token that begins every row, before each of these layers.
-
-    Nothing stands before it, so it is the same in every text.
-    """
+    """Read the stream of the token that begins every row, the same in every text, before each of these layers."""
     token = torch.tensor([[begin_and_end(model.tokenizer)[0]]])
     return {layer: stream[0, 0].float() for layer, stream in model.residuals(token, layers).items()}

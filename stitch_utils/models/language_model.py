@@ -1,20 +1,19 @@
 """One small interface to a language model's residual stream: read it, replace it, edit it while generating.
 
-Section 2 ("activations are taken before the layer's computation") and Table 1. Layer l is the residual stream *before*
-block l, transformer_lens' `blocks.{l}.hook_resid_pre`. Streams and losses come from the modules of Hugging Face (no
-folded norms, no centred weights), so these are the streams that the paper stitches. What lies within a block is read
-through `LanguageModel.bridge`, transformer_lens' view of the same model.
+Section 2 and Table 1. Layer l is the residual stream *before* block l, `blocks.{l}.hook_resid_pre`. It comes from the
+modules of Hugging Face (no folded norms, no centred weights), as the paper's streams do. What lies within a block is
+read through `LanguageModel.bridge`, transformer_lens' view of the same model.
 
-Offers `LanguageModel` and `Edit`; `load_model`, `load_tokenizer` and `load_config` for one model reference; for a pair
-`load_models`, `forget_models`, `set_threads`, `check_pair`, which loads no weights, and `are_stand_ins`.
+Offers `LanguageModel` and `Edit`; `load_model`, `load_tokenizer` and `load_config` for one model reference;
+`count_parameters`; for a pair `load_models`, `forget_models`, `set_threads`, and `check_pair`, which loads no weights.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterable, Sequence
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -30,8 +29,9 @@ from transformers.utils import logging as transformers_logging
 from ..data.hub import fetched, model_is_there, resolve
 from ..data.pairs import DTYPES, ModelPair, blaming
 
-# Takes and returns the residual stream at one layer, (batch, pos, d_model).
-Edit = Callable[[Tensor], Tensor]
+Tokens = Int[Tensor, "batch pos"]
+Mask = Bool[Tensor, "batch pos"]
+Edit = Callable[[Tensor], Tensor]  # of the residual stream at one layer, (batch, pos, d_model)
 
 
 class _Enough(Exception):
@@ -87,17 +87,15 @@ class LanguageModel:
 
     @cached_property
     def n_parameters(self) -> int:
-        """The number of parameters, from the configuration: the bridge holds copies of some."""
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(copy.deepcopy(self.config))
-        return sum(parameter.numel() for parameter in model.parameters())
+        """The number of parameters, without the copies that the bridge holds of some."""
+        return count_parameters(self.config)
 
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
     def hook_name(self, layer: int) -> str:
-        """Name the hook point before block `layer`; ValueError if the model has no such block."""
+        """Name the hook point before block `layer`; ValueError if there is no such block."""
         _check_layer(self.ref, layer, self.n_layers)
         return f"blocks.{layer}.hook_resid_pre"
 
@@ -119,9 +117,7 @@ class LanguageModel:
             handle.remove()
 
     @torch.no_grad()
-    def residuals(
-        self, tokens: Int[Tensor, "batch pos"], layers: Sequence[int]
-    ) -> dict[int, Float[Tensor, "batch pos d_model"]]:
+    def residuals(self, tokens: Tokens, layers: Sequence[int]) -> dict[int, Float[Tensor, "batch pos d_model"]]:
         """Read the residual stream before each of `layers` in one forward pass, which ends at the last of them."""
         if not layers:
             raise ValueError("no layers given: expected at least one")
@@ -149,11 +145,9 @@ class LanguageModel:
 
         def see(residual: Tensor) -> Tensor:
             edited = edit(residual)
-            if edited.shape != residual.shape:
-                raise ValueError(
-                    f"the edit at layer {layer} of {self.ref!r} returned shape {tuple(edited.shape)}: "
-                    f"expected {tuple(residual.shape)}"
-                )
+            given, wanted = tuple(edited.shape), tuple(residual.shape)
+            if given != wanted:
+                raise ValueError(f"the edit at layer {layer} of {self.ref!r} returned shape {given}: expected {wanted}")
             return edited.to(residual.dtype)
 
         return self._before(layer, see)
@@ -190,9 +184,9 @@ class LanguageModel:
     @torch.no_grad()
     def logits(
         self,
-        tokens: Int[Tensor, "batch pos"],
+        tokens: Tokens,
         *,
-        mask: Bool[Tensor, "batch pos"] | None = None,
+        mask: Mask | None = None,
         layer: int | None = None,
         edit: Edit | None = None,
         stream: Float[Tensor, "batch pos d_model"] | None = None,
@@ -209,9 +203,9 @@ class LanguageModel:
     @torch.no_grad()
     def cross_entropy(
         self,
-        tokens: Int[Tensor, "batch pos"],
+        tokens: Tokens,
         *,
-        mask: Bool[Tensor, "batch pos"] | None = None,
+        mask: Mask | None = None,
         layer: int | None = None,
         edit: Edit | None = None,
         stream: Float[Tensor, "batch pos d_model"] | None = None,
@@ -234,10 +228,10 @@ class LanguageModel:
     @torch.no_grad()
     def generate(
         self,
-        tokens: Int[Tensor, "batch pos"],
+        tokens: Tokens,
         max_new_tokens: int,
         *,
-        mask: Bool[Tensor, "batch pos"] | None = None,
+        mask: Mask | None = None,
         layer: int | None = None,
         edit: Edit | None = None,
         temperature: float = 0.0,
@@ -245,20 +239,13 @@ class LanguageModel:
     ) -> Int[Tensor, "batch new"]:
         """Generate new tokens after prompts, greedily at temperature 0; fill rows with end-of-text after a stop token.
 
-        Pad prompts of different lengths on the left, where `mask` is False. `edit` is applied at every position that is
-        computed: with the key-value cache at those of the prompt once, then at one new position at a time.
+        Prompts are padded on the left, where `mask` is False. `edit` is applied to each position once.
         """
         tokens, end = tokens.to(self.device), self.tokenizer.eos_token_id
         mask = torch.ones_like(tokens) if mask is None else mask.to(self.device, torch.long)
         choice = {"temperature": temperature, "top_k": 0} if temperature > 0 else {}
-        settings = GenerationConfig(
-            max_new_tokens=max_new_tokens,
-            eos_token_id=self.stop_tokens,
-            pad_token_id=end,
-            use_cache=True,
-            do_sample=temperature > 0,
-            **choice,
-        )
+        choice |= {"do_sample": temperature > 0, "eos_token_id": self.stop_tokens, "pad_token_id": end}
+        settings = GenerationConfig(max_new_tokens=max_new_tokens, use_cache=True, **choice)
         devices = [self.device.index or 0] if self.device.type == "cuda" else []
         with self._edited(layer, edit), torch.random.fork_rng(devices=devices):
             torch.manual_seed(seed)
@@ -272,10 +259,7 @@ def _check_layer(ref: str, layer: int, n_layers: int) -> None:
 
 
 def _from_anywhere(load, ref: str, revision: str | None, **options):
-    """Load something of a model by transformers, from a folder or the Hub.
-
-    HubError where the Hub does not give it; ValueError for weights in a folder that are damaged or no safetensors.
-    """
+    """Load a part of a model by transformers; HubError from the Hub, ValueError for bad weights in a folder."""
     path = resolve(ref)
     if not Path(path).is_dir():
         model_is_there(path, revision)
@@ -288,6 +272,13 @@ def _from_anywhere(load, ref: str, revision: str | None, **options):
         if "model.safetensors" in str(error):
             raise ValueError(f"{path!r} has no model.safetensors: pickled weights are not loaded") from error
         raise
+
+
+def count_parameters(config) -> int:
+    """Count the parameters of the model that a Hugging Face configuration describes; tied matrices count once."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(copy.deepcopy(config))
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def load_config(ref: str, *, revision: str | None = None):
@@ -303,10 +294,9 @@ def load_tokenizer(ref: str, *, revision: str | None = None):
 def load_model(
     ref: str, device: str | None = None, *, dtype: str = "float32", revision: str | None = None
 ) -> LanguageModel:
-    """Load a model from a Hub id, a local folder, or `embedded:NAME`.
+    """Load a model from a Hub id, a local folder, or `embedded:NAME`; by default on the GPU if there is one.
 
-    `device` is `cuda` where there is one, else `cpu`. Raises ValueError for a dtype other than float32, bfloat16,
-    float16, and HubError (a ValueError) for what the Hub does not give.
+    ValueError for an unknown dtype; HubError (a ValueError) for what the Hub does not give.
     """
     if dtype not in DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
@@ -314,26 +304,19 @@ def load_model(
     tokenizer = load_tokenizer(ref, revision=revision)
     # Eager attention, as the bridge computes it.
     options = {"dtype": getattr(torch, dtype), "attn_implementation": "eager", "use_safetensors": True}
-    with _without_progress_bar(Path(resolve(ref)).is_dir()):
+    if Path(resolve(ref)).is_dir():  # is read in no time
+        transformers_logging.disable_progress_bar()
+    try:
         model: Any = _from_anywhere(AutoModelForCausalLM.from_pretrained, ref, revision, **options)
+    finally:
+        transformers_logging.enable_progress_bar()
     return LanguageModel(model.to(device).eval(), tokenizer, ref)
 
 
-@contextlib.contextmanager
-def _without_progress_bar(local: bool):
-    """Switch off the progress bar for weights that are read from a local folder, since that takes no time."""
-    if local:
-        transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.enable_progress_bar()
-
-
 def check_pair(pair: ModelPair) -> None:
-    """Check that both models exist, have the layers asked for, hold the context, and read the same tokens.
+    """Check, without weights, that both models exist, have these layers, hold the context, and read the same tokens.
 
-    Fetches configurations and tokenizers, but no weights. ValueError names the pair, its file and what to do.
+    ValueError names the pair, its file and what to do.
     """
     vocabularies = []
     for side, ref in (("a", pair.a), ("b", pair.b)):
@@ -347,46 +330,27 @@ def check_pair(pair: ModelPair) -> None:
     with blaming(pair, "models"):
         if vocabularies[0] != vocabularies[1]:
             sizes = " and ".join(f"{len(vocabulary):,}" for vocabulary in vocabularies)
-            raise ValueError(
-                f"the tokenizers of {pair.a.model!r} and {pair.b.model!r} differ ({sizes} tokens): both models must "
-                "read the same tokens. Choose two models of one family."
-            )
+            differ = f"the tokenizers of {pair.a.model!r} and {pair.b.model!r} differ ({sizes} tokens)"
+            raise ValueError(f"{differ}: both models must read the same tokens. Choose two models of one family.")
 
 
-MODELS_IN_MEMORY = 4
-_in_memory: dict[tuple[str | None, ...], LanguageModel] = {}  # the one used last comes last
+_load_once = lru_cache(maxsize=4)(load_model)
 
 
 def load_models(pair: ModelPair, device: str | None = None) -> tuple[LanguageModel, LanguageModel]:
-    """Load models A and B of a pair, after `check_pair`.
-
-    The last four models that this function gave stay in memory, so that a page can ask for its pair again at no cost;
-    `forget_models` drops them.
-    """
+    """Load models A and B of a pair, after `check_pair`. The four used last stay in memory until `forget_models`."""
     check_pair(pair)
-    found = []
     with blaming(pair, "models"):
-        for ref in (pair.a, pair.b):
-            key = (ref.model, device, pair.dtype, ref.revision)
-            model = _in_memory.pop(key, None) or load_model(ref.model, device, dtype=pair.dtype, revision=ref.revision)
-            _in_memory[key] = model
-            found.append(model)
-    for key in list(_in_memory)[:-MODELS_IN_MEMORY]:
-        del _in_memory[key]
-    return found[0], found[1]
+        a, b = (_load_once(ref.model, device, dtype=pair.dtype, revision=ref.revision) for ref in (pair.a, pair.b))
+    return a, b
 
 
 def forget_models() -> None:
     """Drop the models that `load_models` keeps in memory."""
-    _in_memory.clear()
+    _load_once.cache_clear()
 
 
 def set_threads(pair: ModelPair) -> None:
     """Give this process the CPU threads that the pair's file fixes, if it does: their number decides how sums round."""
     if pair.threads:
         torch.set_num_threads(pair.threads)
-
-
-def are_stand_ins(models: Iterable[LanguageModel]) -> bool:
-    """Tell whether any of these models has random weights under the name of a real one, as in the tests."""
-    return any(getattr(model.config, "stand_in", False) for model in models)

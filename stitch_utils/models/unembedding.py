@@ -1,9 +1,8 @@
 """What a direction of the residual stream says about the next token, as far as that is linear.
 
 Section 5 calls it the logit weights of a feature: its decoder row through the model's own unembedding. Between the two
-stands the final norm, which multiplies by a learned scale and, if it is a LayerNorm, subtracts the mean; its division
-by the size of the stream is not linear, and left to the caller. Architectures store the scale differently (Gemma's is
-1 + w), so it is measured by applying the norm, which works for any model.
+stands the final norm, which multiplies by a learned scale and, if it is a LayerNorm, subtracts the mean; the caller
+divides by the size of the stream, which is not linear. Applying the norm measures its scale, however it is stored.
 
 Offers `LogitWeights`.
 """

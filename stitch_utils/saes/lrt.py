@@ -37,7 +37,7 @@ from sae_lens import SAE
 from torch import Tensor
 
 from ..stitching.fit import fit_exact
-from ..stitching.maps import Prediction, fit_unsquared_adam, moments_of
+from ..stitching.lrt_maps import Prediction, fit_unsquared_adam, moments_of
 from ..stitching.stitch import Stitch, stitch_loss
 from ..utils.progress import progress
 from ..utils.stats import Estimate, from_draws
@@ -101,7 +101,7 @@ def fit_code_map(
     else:
         widths = {"d_a": sae.cfg.d_sae, "d_b": next(iter(batches))[1].shape[1]}
         options = {"lr": lr, "epochs": epochs, "seed": seed, "device": sae.W_enc.device}
-        decoder = fit_unsquared_adam(coded, **widths, directions="up", **options).maps["up"]
+        decoder = fit_unsquared_adam(coded, **widths, up_alone=True, **options).maps["up"]
     return CodeMap(sae, decoder.P.to(sae.W_enc), decoder.b.to(sae.W_enc), method, ridge)
 
 

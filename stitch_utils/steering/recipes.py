@@ -4,13 +4,14 @@ The main paper (arXiv 2506.06609) minimises Eq. 3, with inversion terms, between
 vector over without the bias. The sister paper (arXiv 2506.00653) minimises the unsquared error by AdamW, between layers
 of the same number, and adds the bias. To see what each choice does, one at a time is changed from the main paper's, on
 the same text and the same questions; the last recipe has all of the sister paper's. Text and sizes are the same for all
-(`stitching.map_text`), but for the recipe that is about them.
+(`stitching.lrt_text`), but for the recipe that is about them.
 
 Offers `Recipe`, `RECIPES`, `fit_recipes`, `FittedRecipes`, `recipe_errors`, `steer_by_recipes`, `recipe_numbers`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,8 +19,7 @@ from typing import NamedTuple
 
 from ..models.harvest import ActivationStream
 from ..stitching.fit import fit_exact
-from ..stitching.map_text import MapConfig, map_batches, map_stream, same_layers
-from ..stitching.maps import (
+from ..stitching.lrt_maps import (
     MapErrors,
     MapFit,
     Prediction,
@@ -28,6 +28,7 @@ from ..stitching.maps import (
     map_errors,
     moments_of,
 )
+from ..stitching.lrt_text import MapConfig, map_batches, map_stream, same_layers
 from ..stitching.moments import PairMoments
 from ..stitching.pair import StitchedPair
 from ..stitching.stitch import Stitch
@@ -85,15 +86,14 @@ def fit_recipes(stitched: StitchedPair, config: MapConfig) -> FittedRecipes:
 
     ValueError, naming the pair, for text that cannot be had.
     """
-    pair, models = stitched.pair, stitched.models
-    layers = {False: stitched.layers, True: same_layers(models, stitched.layers)}
-    options = {"config": config, "scale": stitched.scale}
-    streams = {same: map_stream(pair, models, at, **options) for same, at in layers.items()}
+    models = stitched.models
+    layers = {False: stitched.layers, True: same_layers(stitched)}
+    streams = {same: map_stream(stitched, at, config) for same, at in layers.items()}
     if layers[True] == layers[False]:
         streams[True] = streams[False]
     moments = {same: moments_of(stream) for same, stream in streams.items()}
-    less_tokens = max(config.tokens // LESS, config.step_tokens * 2)
-    little = map_stream(pair, models, stitched.layers, tokens=less_tokens, **options)
+    tenth = dataclasses.replace(config, tokens=max(config.tokens // LESS, config.step_tokens * 2))
+    little = map_stream(stitched, stitched.layers, tenth)
     reweighted: dict[bool, MapFit] = {}
 
     @functools.cache
@@ -126,7 +126,6 @@ def recipe_errors(stitched: StitchedPair, fitted: FittedRecipes, *, seed: int = 
 
     `mean` and `same_layers_mean` are the errors of the mean, which any map should beat.
     """
-    pair, models = stitched.pair, stitched.models
     found: dict[tuple[str, str], MapErrors] = {}
     for same, layers in fitted.layers.items():
         names = [name for name, one in RECIPES.items() if one.same_layers == same]
@@ -137,8 +136,8 @@ def recipe_errors(stitched: StitchedPair, fitted: FittedRecipes, *, seed: int = 
         name = "same_layers_mean" if same else "mean"
         for side, mean in (("b", fitted.moments[same].mean_y.float()), ("a", fitted.moments[same].mean_x.float())):
             predictions[name, side] = Prediction(side, lambda x, y, mean=mean: mean.to(x).expand(len(x), -1))
-        batches = map_batches(pair, models, fitted.config, scale=stitched.scale, held_out=True)
-        found |= map_errors(models, layers, batches, predictions, seed=seed)
+        batches = map_batches(stitched, fitted.config, held_out=True)
+        found |= map_errors(stitched.models, layers, batches, predictions, seed=seed)
     return found
 
 

@@ -2,11 +2,8 @@
 
 Section 2, "Downstream Performance": Table 1 and Fig. 7. In A->B the residual stream of B before its stitched layer is
 replaced by up(x), and B finishes the computation; in A->B->A that of A is replaced by down(up(x)), and so on. The
-host's own residual stays at special tokens, which no stitch has seen (App. A masks them). Where documents share a
-row, the end-of-text token between two of them has read the first, so a little of the host's own reading stays.
-
-The paper compares stitched losses with the models' own alone. What counts of tokens, or of pairs of tokens, already
-predict is the other end of the scale.
+host's own residual stays at special tokens, which no stitch has seen (App. A masks them). Beside the models' own
+losses stands what counts of tokens, or of pairs of tokens, already predict.
 
 Offers `measure_fidelity`, `Fidelity`, `CONDITIONS`, `splice`, and `ngram_cross_entropy`.
 """
@@ -45,20 +42,17 @@ class Fidelity:
     resamples: int = RESAMPLES
     """The number of draws of the bootstrap."""
 
-    def _draws(self) -> np.ndarray:
-        """Draw documents, the same for every condition: how often each is drawn, (resamples, documents)."""
-        return resampled_counts(len(self.tokens), self.seed, self.resamples)
-
     def cross_entropy(self, stitch: str, condition: str) -> Estimate:
         """Average over tokens, in nats, with a bootstrap interval over documents."""
-        total, draws = self.sums[stitch, condition], self._draws()
-        return from_draws(total.sum() / self.tokens.sum(), draws @ total / (draws @ self.tokens))
+        return self._ratio(self.sums[stitch, condition], self.tokens)
 
     def increase(self, stitch: str, condition: str) -> Estimate:
         """Compare with the own loss of the model that comes last: 0.11 is a loss 11% higher."""
-        total, own = self.sums[stitch, condition], self.sums["own", CONDITIONS.get(condition, condition[0])]
-        draws = self._draws()
-        return from_draws(total.sum() / own.sum() - 1, draws @ total / (draws @ own) - 1)
+        return self._ratio(self.sums[stitch, condition], self.sums["own", CONDITIONS[condition]], less=1)
+
+    def _ratio(self, above: np.ndarray, below: np.ndarray, less: int = 0) -> Estimate:
+        draws = resampled_counts(len(self.tokens), self.seed, self.resamples)  # the same for every condition
+        return from_draws(above.sum() / below.sum() - less, draws @ above / (draws @ below) - less)
 
 
 def splice(replacement: Float[Tensor, "batch pos d_model"], mask: Bool[Tensor, "batch pos"]) -> Edit:
@@ -80,9 +74,8 @@ def measure_fidelity(
 ) -> Fidelity:
     """Measure the cross-entropy of both models and of the four conditions of several stitches, in one pass.
 
-    `means` are the mean residuals (d_a,), (d_b,): with them ("own", "a_without_layer") and ("own", "b_without_layer")
-    are the losses with the stream replaced by its mean, which any stitch should beat. ValueError if the batches
-    predict no ordinary token.
+    With `means`, (d_a,) and (d_b,), ("own", "a_without_layer") and ("own", "b_without_layer") are the losses with the
+    stream replaced by its mean. ValueError if the batches predict no ordinary token.
     """
     models, layers = {"a": model_a, "b": model_b}, {"a": layer_a, "b": layer_b}
     stitches = {name: stitch.to(model_b.device) for name, stitch in stitches.items()}
@@ -102,15 +95,13 @@ def measure_fidelity(
             return losses.cpu()[scored]
 
         found = {("own", host): own(host) for host in models}
-        if means is not None:
-            for host, stream, mean in (("a", x, means[0]), ("b", y, means[1])):
-                found["own", f"{host}_without_layer"] = own(host, mean.to(stream).expand_as(stream))
+        for host, stream, mean in zip("ab", (x, y), means or ()):
+            found["own", f"{host}_without_layer"] = own(host, mean.to(stream).expand_as(stream))
         for name, stitch in stitches.items():
             up_x, down_y = stitch.up(x.to(y.device)), stitch.down(y)
-            found[name, "a_to_b"] = own("b", up_x)
-            found[name, "b_to_a"] = own("a", down_y)
-            found[name, "a_to_b_to_a"] = own("a", stitch.down(up_x))
-            found[name, "b_to_a_to_b"] = own("b", stitch.up(down_y))
+            spliced = up_x, down_y, stitch.down(up_x), stitch.up(down_y)
+            for (condition, host), stream in zip(CONDITIONS.items(), spliced):
+                found[name, condition] = own(host, stream)
         conditions[:] = found
         columns = [torch.ones(int(scored.sum())), *found.values()]
         return DocumentSums.of(batch.documents[:, 1:][scored], torch.stack(columns, dim=1).double())
@@ -127,11 +118,11 @@ def measure_fidelity(
 def ngram_cross_entropy(
     training: Iterable[TokenBatch], evaluation: Iterable[TokenBatch], vocabulary: int
 ) -> dict[str, float]:
-    """Measure what counts predict of the ordinary tokens of `evaluation`, in nats: {"unigram": ..., "bigram": ...}.
+    """Measure what counts of `training` predict of `evaluation`'s ordinary tokens, in nats: "unigram" and "bigram".
 
-    Counts come from `training`. The unigram model adds one to each of the `vocabulary` counts; the bigram model is
-    smoothed towards it by Witten and Bell's rule: weight c / (c + k) to the pair counts of a context seen c times
-    with k different successors. ValueError if either text has no ordinary token after another.
+    The unigram model adds one to each of the `vocabulary` counts; the bigram model is smoothed towards it by Witten and
+    Bell's rule: weight c / (c + k) to the pair counts of a context seen c times with k different successors. ValueError
+    if either text has no ordinary token after another.
     """
     successors, contexts = _targets_and_contexts(training)
     counts = torch.bincount(successors, minlength=vocabulary).double()

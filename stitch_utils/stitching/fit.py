@@ -5,12 +5,13 @@ activations. The best biases make all residuals centred. With one map fixed, the
 Sylvester equation, A Q + B Q C = E, by two symmetric eigendecompositions; the two are solved in turn, and L-BFGS in
 whitened coordinates ends the descent. `fit_adam` is the paper's fitter, for comparison.
 
-Offers `fit_exact`; `best_given_other`, its step; `fit_adam`; `trace_adam` and `AdamTrace`; and `linear_maps` and
-`affine`, which other fitters by gradient descent share.
+Offers `fit_exact`; `best_given_other`, its step; `fit_adam`; `trace_adam` and `AdamTrace`; and `linear_maps`, `affine`
+and `last_tenth`, which other fitters by gradient descent share.
 """
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -18,18 +19,23 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import Linear
 
 from ..utils.progress import progress
 from .moments import PairMoments
 from .stitch import AffineMap, FitReport, Stitch, stitch_loss
 
+SWEEPS, EVALUATIONS = 20, 500  # of alternating solutions and of L-BFGS, at most
+TOLERANCE = 1e-4  # share of the loss that the last steps may still gain
+POINTS = 24  # at which `trace_adam` computes the loss
+Pairs = Iterable[tuple[Tensor, Tensor]]  # activations x (n, d_a) and y (n, d_b) of the same tokens
+
 
 def best_given_other(p: Tensor, cxx: Tensor, cxy: Tensor, cyy: Tensor, alpha: float) -> Tensor:
     """Find the P_down that minimises Eq. 3 for centred data when P_up = `p`; swap x and y for the converse.
 
-    Setting the derivative to zero gives A Q + B Q C = E with B = Cyy, A = (Cyy + alpha p' Cxx p) / d_a, C = alpha p
-    p' / d_b. With C = V diag(c) V' and W from the pencil (A, B), W'AW = I and W'BW = diag(beta), the columns of QV
-    decouple.
+    A zero derivative is A Q + B Q C = E with B = Cyy, A = (Cyy + alpha p' Cxx p) / d_a, C = alpha p p' / d_b. With
+    C = V diag(c) V' and W from the pencil (A, B), W'AW = I and W'BW = diag(beta), the columns of QV decouple.
     """
     d_a, d_b = p.shape
     left = (cyy + alpha * p.T @ cxx @ p) / d_a
@@ -47,15 +53,13 @@ def best_given_other(p: Tensor, cxx: Tensor, cxy: Tensor, cyy: Tensor, alpha: fl
 def _centred_loss(up: Tensor, down: Tensor, cxx: Tensor, cxy: Tensor, cyy: Tensor, alpha: float) -> Tensor:
     """Compute Eq. 3 with the best biases."""
     d_a, d_b = cxy.shape
-    gap_a, gap_b = up @ down, down @ up
-    gap_a = gap_a - torch.eye(d_a).to(gap_a)
-    gap_b = gap_b - torch.eye(d_b).to(gap_b)
+    gap_a, gap_b = up @ down - torch.eye(d_a).to(up), down @ up - torch.eye(d_b).to(up)
     terms_a = (down * (cyy @ down - 2 * cxy.T)).sum() + cxx.trace() + alpha * (gap_a * (cxx @ gap_a)).sum()
     terms_b = (up * (cxx @ up - 2 * cxy)).sum() + cyy.trace() + alpha * (gap_b * (cyy @ gap_b)).sum()
     return terms_a / d_a + terms_b / d_b
 
 
-def _polish(up, down, covariances, alpha, tolerance, max_evaluations):
+def _polish(up: Tensor, down: Tensor, covariances: tuple[Tensor, Tensor, Tensor], alpha: float):
     """Improve both maps by L-BFGS, in coordinates in which x and y are white (Liu & Nocedal 1989)."""
     cxx, _, cyy = covariances
     unwhiten = []
@@ -70,53 +74,44 @@ def _polish(up, down, covariances, alpha, tolerance, max_evaluations):
     )
     evaluations = 0
 
-    def loss_now() -> Tensor:
-        return _centred_loss(x_inverse @ parameters[0], y_inverse @ parameters[1], *covariances, alpha=alpha)
+    def maps() -> tuple[Tensor, Tensor]:
+        return x_inverse @ parameters[0], y_inverse @ parameters[1]
 
     def closure() -> Tensor:
         nonlocal evaluations
         evaluations += 1
         optimizer.zero_grad()
-        loss = loss_now()
+        loss = _centred_loss(*maps(), *covariances, alpha=alpha)
         loss.backward()
         return loss
 
     best, best_maps, converged = float("inf"), (up, down), False
-    while evaluations < max_evaluations and not converged:
+    while evaluations < EVALUATIONS and not converged:
         optimizer.step(closure)
         with torch.no_grad():
-            loss = loss_now().item()
-            converged = 0 <= best - loss < tolerance * abs(loss)
-            if loss < best:
-                best, best_maps = loss, (x_inverse @ parameters[0], y_inverse @ parameters[1])
-            elif not converged:  # the line search went astray: keep what was found before
-                break
+            found = maps()
+            loss = _centred_loss(*found, *covariances, alpha=alpha).item()
+        converged = 0 <= best - loss < TOLERANCE * abs(loss)
+        if loss < best:
+            best, best_maps = loss, found
+        elif not converged:  # the line search went astray: keep what was found before
+            break
     return *best_maps, evaluations, converged
 
 
 def fit_exact(
-    moments: PairMoments,
-    *,
-    alpha: float = 1.0,
-    ridge: float = 1e-8,
-    tolerance: float = 1e-4,
-    max_sweeps: int = 20,
-    max_evaluations: int = 500,
-    dtype: torch.dtype = torch.float32,
+    moments: PairMoments, *, alpha: float = 1.0, ridge: float = 1e-8, dtype: torch.dtype = torch.float32
 ) -> Stitch:
     """Minimise Eq. 3 from moments alone: exactly for alpha = 0, else to the best stationary point found.
 
     `ridge` times the mean eigenvalue is added to the diagonals of Cxx and Cyy, so that dead or repeated dimensions do
-    no harm; at its default it moves the loss by about one part in 1e8. For alpha = 0 there are two least-squares
-    problems. For alpha > 0 the problem is not convex: L-BFGS follows the alternating solutions, until 25 steps lower
-    the loss by less than `tolerance` (relative). `Stitch.report` says how it ended.
-
+    no harm. For alpha = 0 the problem is two least squares. For alpha > 0 it is not convex: L-BFGS follows the
+    alternating solutions, until 25 steps lower the loss by less than `TOLERANCE`. `Stitch.report` says how it ended.
     ValueError for a negative alpha or ridge, too few tokens, or activations that do not vary at all.
     """
     began = time.perf_counter()
     if alpha < 0 or ridge < 0:
         raise ValueError(f"alpha and ridge must not be negative: got alpha={alpha}, ridge={ridge}")
-    moments._require(2)
     covariances = cxx, cxy, cyy = moments.cxx.clone(), moments.cxy.clone(), moments.cyy.clone()
     for name, matrix in (("x", cxx), ("y", cyy)):
         level = matrix.trace() / len(matrix)
@@ -128,14 +123,14 @@ def fit_exact(
     sweeps, evaluations, converged = 0, 0, True
     loss = _centred_loss(up, down, *covariances, alpha=alpha).item()
     if alpha > 0:
-        for sweeps in range(1, max_sweeps + 1):  # noqa: B007
+        for sweeps in range(1, SWEEPS + 1):  # noqa: B007
             before = loss
             down = best_given_other(up, cxx, cxy, cyy, alpha)
             up = best_given_other(down, cyy, cxy.T, cxx, alpha)
             loss = _centred_loss(up, down, *covariances, alpha=alpha).item()
-            if before - loss < 10 * tolerance * loss:
+            if before - loss < 10 * TOLERANCE * loss:
                 break
-        up, down, evaluations, converged = _polish(up, down, covariances, alpha, tolerance, max_evaluations)
+        up, down, evaluations, converged = _polish(up, down, covariances, alpha)
     mean_x, mean_y = moments.mean_x, moments.mean_y
     stitch = Stitch(up, mean_y - mean_x @ up, down, mean_x - mean_y @ down)
     loss = stitch_loss(stitch, moments, alpha=alpha).total  # without the ridge
@@ -145,30 +140,27 @@ def fit_exact(
 
 
 def fit_adam(
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Pairs,
     *,
     d_a: int,
     d_b: int,
     alpha: float = 1.0,
     lr: float = 1e-4,
-    max_grad_norm: float = 1.0,
     n_steps: int,
     seed: int = 0,
     device: torch.device | str = "cpu",
     on_step: Callable[[int, Stitch], None] | None = None,
 ) -> Stitch:
-    """Fit by the paper's recipe (App. A): Adam at `lr` with cosine annealing to zero, and the gradient's norm clipped.
+    """Fit by the paper's recipe (App. A): Adam at `lr` with cosine annealing to zero, the gradient's norm clipped at 1.
 
-    `batches` gives (x, y) of shapes (n, d_a), (n, d_b), one pair a step, and is iterated again when it ends. Weights
-    start as torch's Linear does, from `seed`, biases from zero; Adam's betas, which the paper does not give, are
-    torch's. `on_step(step, stitch)` is called after each step with views of the maps: copy what you keep.
-
-    ValueError if `batches` ends before `n_steps` and cannot be iterated again.
+    `batches` gives a pair a step, and is iterated again when it ends. Weights start as torch's Linear does, from
+    `seed`, biases from zero; Adam's betas, which the paper does not give, are torch's. `on_step(step, stitch)` gets
+    views of the maps after each step. ValueError if `batches` ends early and cannot be iterated again.
     """
     began = time.perf_counter()
     if n_steps < 1:
         raise ValueError(f"n_steps must be positive: got {n_steps}")
-    up, down = linear_maps(d_a, d_b, seed=seed, device=device)
+    up, down = linear_maps(d_a, d_b, seed, device)
     for layer in (up, down):
         torch.nn.init.zeros_(layer.bias)
     parameters = [*up.parameters(), *down.parameters()]
@@ -184,31 +176,32 @@ def fit_adam(
             loss = loss + alpha * (mse(down(up_x), x) + mse(up(down_y), y))
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+        torch.nn.utils.clip_grad_norm_(parameters, max_norm=1.0)
         optimizer.step()
         schedule.step()
         losses.append(loss.detach())
         if on_step is not None:
             on_step(step, Stitch.of(affine(up), affine(down)))
-    final = torch.stack(losses[-max(1, n_steps // 10) :]).mean().item()
-    report = FitReport("adam", alpha, final, False, 0, n_steps, 0.0, time.perf_counter() - began)
+    report = FitReport("adam", alpha, last_tenth(losses), False, 0, n_steps, 0.0, time.perf_counter() - began)
     return Stitch.of(affine(up).copy(), affine(down).copy(), report=report)
 
 
-def linear_maps(
-    d_a: int, d_b: int, *, seed: int, device: torch.device | str
-) -> tuple[torch.nn.Linear, torch.nn.Linear]:
+def linear_maps(d_a: int, d_b: int, seed: int, device: torch.device | str) -> tuple[Linear, Linear]:
     """Start a map up and a map down as torch's Linear does, from `seed`; leave the global generator alone."""
-    generator_state = torch.random.get_rng_state()
-    torch.manual_seed(seed)
-    up, down = torch.nn.Linear(d_a, d_b), torch.nn.Linear(d_b, d_a)
-    torch.random.set_rng_state(generator_state)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        up, down = Linear(d_a, d_b), Linear(d_b, d_a)
     return up.to(device), down.to(device)
 
 
-def affine(layer: torch.nn.Linear) -> AffineMap:
+def affine(layer: Linear) -> AffineMap:
     """View a layer as a map, which changes as the layer is trained."""
     return AffineMap(layer.weight.T.detach(), layer.bias.detach())
+
+
+def last_tenth(losses: list[Tensor]) -> float:
+    """Average the losses of the last tenth of the steps."""
+    return torch.stack(losses[-max(1, len(losses) // 10) :]).mean().item()
 
 
 def _repeat(batches: Iterable, n_steps: int):
@@ -216,59 +209,42 @@ def _repeat(batches: Iterable, n_steps: int):
     taken = 0
     while taken < n_steps:
         at_start = taken
-        for batch in batches:
-            yield batch
+        for batch in itertools.islice(batches, n_steps - at_start):
             taken += 1
-            if taken == n_steps:
-                return
+            yield batch
         if taken == at_start:
             raise ValueError(f"batches ended after {taken} of {n_steps} steps and cannot be iterated again")
 
 
 class AdamTrace(NamedTuple):
-    """How the loss of a run of `fit_adam` came down."""
+    """How the loss of a run of `fit_adam` came down, at points from the first step to the last."""
 
     stitch: Stitch
-    """The maps after the last step."""
-    steps: list[int]
-    """The steps at which the loss was computed, from the first to the last."""
     tokens: list[int]
-    """The number of activations seen by then, repeats counted."""
+    """Activations seen by then, repeats counted."""
     seconds: list[float]
-    """The time since the start."""
     losses: list[float]
-    """Eq. 3 at these steps, on the moments given."""
+    """Eq. 3 on the moments given."""
 
 
-def trace_adam(
-    batches: Iterable[tuple[Tensor, Tensor]],
-    moments: PairMoments,
-    *,
-    points: int = 24,
-    alpha: float = 1.0,
-    n_steps: int,
-    **options,
-) -> AdamTrace:
-    """Run `fit_adam` with `options`, and compute Eq. 3 on `moments` at `points` steps, evenly spaced on a log scale."""
-    wanted = {round(n_steps ** (i / (points - 1))) for i in range(points)} | {n_steps}
+def trace_adam(batches: Pairs, moments: PairMoments, *, alpha: float = 1.0, n_steps: int, **options) -> AdamTrace:
+    """Run `fit_adam` with `options`, and compute Eq. 3 on `moments` at steps evenly spaced on a log scale."""
+    wanted = {round(n_steps ** (i / (POINTS - 1))) for i in range(POINTS)} | {n_steps}
     kept: list[tuple[int, float, Stitch]] = []
-    began = time.perf_counter()
+    seen, began = 0, time.perf_counter()
+
+    def counted():
+        nonlocal seen
+        for x, y in _repeat(batches, n_steps):
+            seen += len(x)
+            yield x, y
 
     def keep(step: int, stitch: Stitch) -> None:
         if step in wanted:
             now = time.perf_counter() - began
-            kept.append((step, now, Stitch.of(stitch.up.copy(), stitch.down.copy())))
+            kept.append((seen, now, Stitch.of(stitch.up.copy(), stitch.down.copy())))
 
-    sizes = []
-
-    def counted():
-        for x, y in _repeat(batches, n_steps):
-            sizes.append(len(x))
-            yield x, y
-
-    stitch = fit_adam(
-        counted(), d_a=moments.d_a, d_b=moments.d_b, alpha=alpha, n_steps=n_steps, on_step=keep, **options
-    )
-    steps = [step for step, _, _ in kept]
-    losses = [stitch_loss(at, moments, alpha=alpha).total for _, _, at in kept]
-    return AdamTrace(stitch, steps, [sum(sizes[:step]) for step in steps], [now for _, now, _ in kept], losses)
+    widths = {"d_a": moments.d_a, "d_b": moments.d_b}
+    stitch = fit_adam(counted(), **widths, alpha=alpha, n_steps=n_steps, on_step=keep, **options)
+    tokens, seconds, stitches = map(list, zip(*kept))
+    return AdamTrace(stitch, tokens, seconds, [stitch_loss(at, moments, alpha=alpha).total for at in stitches])

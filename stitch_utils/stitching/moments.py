@@ -1,8 +1,8 @@
 """Everything that Eq. 3 needs to know of two residual streams: counts, means and second moments.
 
-Section 2, Eq. 3. Each term of the stitching loss is a mean squared error between affine maps of x and y, so the loss
-depends on the data through the means and the second moments of (x, y) alone. One pass over the text gathers them, in
-memory that grows with the square of the width and not with the number of tokens. The moments of two shards add up.
+Section 2, Eq. 3. Each term of the loss is a mean squared error between affine maps of x and y, so the loss depends on
+the means and the second moments of (x, y) alone. One pass over the text gathers them, in memory that does not grow with
+the number of tokens. The moments of two shards add up.
 
 Offers `PairMoments`, `harvest_moments`.
 """
@@ -34,10 +34,7 @@ class PairMoments:
     """
 
     def __init__(self, d_a: int, d_b: int):
-        if d_a < 1 or d_b < 1:
-            raise ValueError(f"widths must be positive: got d_a={d_a}, d_b={d_b}")
-        self.d_a, self.d_b = d_a, d_b
-        self.count = 0
+        self.d_a, self.d_b, self.count = d_a, d_b, 0
         self.mean = torch.zeros(d_a + d_b, dtype=torch.float64)
         self.scatter = torch.zeros(d_a + d_b, d_a + d_b, dtype=torch.float64)
 
@@ -49,12 +46,8 @@ class PairMoments:
         ValueError for shapes that do not fit, values that are not finite, and weights that are not positive.
         """
         if x.dim() != 2 or x.shape[1] != self.d_a or y.shape != (len(x), self.d_b):
-            raise ValueError(
-                f"expected x of shape (n, {self.d_a}) and y of shape (n, {self.d_b}): "
-                f"got {tuple(x.shape)} and {tuple(y.shape)}"
-            )
-        if not (x.is_floating_point() and y.is_floating_point()):
-            raise ValueError(f"expected floating-point activations: got {x.dtype} and {y.dtype}")
+            expected = f"expected x of shape (n, {self.d_a}) and y of shape (n, {self.d_b})"
+            raise ValueError(f"{expected}: got {tuple(x.shape)} and {tuple(y.shape)}")
         if not len(x):
             return
         if not (torch.isfinite(x).all() and torch.isfinite(y).all()):
@@ -77,8 +70,7 @@ class PairMoments:
             self._merge(count, mean, scatter)
 
     def _merge(self, count: float, mean: Tensor, scatter: Tensor) -> None:
-        if self.mean.device != mean.device:
-            self.mean, self.scatter = self.mean.to(mean.device), self.scatter.to(mean.device)
+        self.mean, self.scatter = self.mean.to(mean.device), self.scatter.to(mean.device)
         total = self.count + count
         shift = mean - self.mean
         self.scatter = self.scatter + scatter + torch.outer(shift, shift) * (self.count * count / total)
@@ -95,10 +87,6 @@ class PairMoments:
                 result._merge(part.count, part.mean, part.scatter)
         return result
 
-    def _require(self, count: int) -> None:
-        if self.count < count:
-            raise ValueError(f"moments of {self.count} tokens: at least {count} are needed")
-
     @property
     def mean_x(self) -> Float[Tensor, " d_a"]:
         return self.mean[: self.d_a]
@@ -110,7 +98,8 @@ class PairMoments:
     @property
     def covariance(self) -> Float[Tensor, "both both"]:
         """The centred second moments of (x, y), divided by the count."""
-        self._require(1)
+        if not self.count:
+            raise ValueError("moments of 0 tokens: at least one is needed")
         return self.scatter / self.count
 
     @property
@@ -145,14 +134,11 @@ class PairMoments:
 
 
 def harvest_moments(
-    model_a: LanguageModel,
-    model_b: LanguageModel,
-    batches: Iterable[TokenBatch],
-    layer_pairs: Sequence[tuple[int, int]],
+    model_a: LanguageModel, model_b: LanguageModel, batches: Iterable[TokenBatch], layers: Sequence[tuple[int, int]]
 ) -> dict[tuple[int, int], PairMoments]:
-    """Gather the moments of every (layer of A, layer of B) asked for, in one pass."""
-    moments = {pair: PairMoments(model_a.d_model, model_b.d_model) for pair in layer_pairs}
-    layers_a, layers_b = (sorted(set(side)) for side in zip(*layer_pairs))
+    """Gather the moments of each pair (layer of A, layer of B) in one pass."""
+    moments = {pair: PairMoments(model_a.d_model, model_b.d_model) for pair in layers}
+    layers_a, layers_b = (sorted(set(side)) for side in zip(*layers))
     stream = paired_residuals(model_a, model_b, batches, layers_a, layers_b)
     for xs, ys in progress(stream, "harvest"):
         for (layer_a, layer_b), accumulator in moments.items():

@@ -1,8 +1,7 @@
 """A stitched pair in one object, and a pair's stitch in one call.
 
 Section 2 and App. A: two models, the layers at which their streams are stitched, one pass over the training text, and
-the exact minimum of Eq. 3 with its loss on held-out text. The moments of a pass are saved in `artifacts/`, so that
-other chapters, and other values of alpha, need no further pass.
+the exact minimum of Eq. 3. Moments are saved in `artifacts/`, so that another chapter or alpha needs no further pass.
 
 Offers `StitchedPair`, which the experiments take; `fit_pair` and `FittedPair`, for those who want the maps alone;
 `stitch_file`, the path of a pair's stitch; and `preflight`, which finds mistakes before anything heavy is loaded.
@@ -20,7 +19,7 @@ from typing import Any, NamedTuple
 from ..data.pairs import ModelPair, Scale, load_pair
 from ..data.text import TokenBatch
 from ..models.harvest import evaluation_batches, of_activations, training_batches
-from ..models.language_model import LanguageModel, are_stand_ins, check_pair, load_models, load_tokenizer, set_threads
+from ..models.language_model import LanguageModel, check_pair, load_models, load_tokenizer, set_threads
 from ..utils.cache import artifact, kept
 from ..utils.files import project_root
 from .fit import fit_exact
@@ -31,10 +30,7 @@ from .svcca import stitched_layers
 
 @dataclass(frozen=True, eq=False)
 class StitchedPair:
-    """A pair whose models are loaded, at one scale, with the stitch between their residual streams.
-
-    Moments and stitch are computed when they are first asked for; moments are saved in `artifacts/`.
-    """
+    """A pair whose models are loaded, at one scale. Moments and stitch are computed when they are first asked for."""
 
     pair: ModelPair
     models: tuple[LanguageModel, LanguageModel]
@@ -60,10 +56,9 @@ class StitchedPair:
     ) -> StitchedPair:
         """Load the models of a pair (a name, a pair file, or a `ModelPair`) and find its layers.
 
-        A pair whose file fixes the CPU threads sets them for the whole process (`set_threads`). The models stay in
-        memory, so that opening the pair again does not load them again (`load_models`). `variance` is that of `svcca`,
-        which chooses B's layer where the pair names none. ValueError for an unknown pair or scale, and for a mistake in
-        the pair's file.
+        The threads that the pair's file fixes are set for the whole process; the models stay in memory for the next
+        call. `variance` is that of `svcca_table`, which chooses B's layer where the pair names none. ValueError for an
+        unknown pair or scale, and for a mistake in the pair's file.
         """
         pair = pair if isinstance(pair, ModelPair) else load_pair(pair)
         sizes = pair.scale(scale)
@@ -92,14 +87,14 @@ class StitchedPair:
     @property
     def is_stand_in(self) -> bool:
         """Whether a model has random weights under the name of a real one, as the tests' Hub serves them."""
-        return are_stand_ins(self.models)
+        return any(getattr(model.config, "stand_in", False) for model in self.models)
 
     def side(self, name: str) -> tuple[LanguageModel, int]:
         """Give the model and the stitched layer of side `a` or `b`; ValueError for another."""
-        if name not in ("a", "b"):
+        sides = dict(zip("ab", zip(self.models, self.layers)))
+        if name not in sides:
             raise ValueError(f"unknown side {name!r}: expected 'a' or 'b'")
-        index = "ab".index(name)
-        return self.models[index], self.layers[index]
+        return sides[name]
 
     def training_batches(self, n_tokens: int | None = None) -> Iterator[TokenBatch]:
         """Give the first `n_tokens` positions of the training text, by default as many as the scale takes."""
@@ -116,18 +111,16 @@ class StitchedPair:
 
     def harvest(self, *, anew: bool = False) -> PairMoments:
         """Read the moments from `artifacts/`, or harvest and save them; `anew` harvests in any case."""
-        return kept(
-            self.artifact("moments", sources=(harvest_moments,), suffix=".safetensors"),
-            lambda: harvest_moments(*self.models, self.training_batches(), [self.layers])[self.layers],
-            PairMoments.save,
-            PairMoments.load,
-            anew=anew,
-        )
+        path = self.artifact("moments", sources=(harvest_moments,), suffix=".safetensors")
+        return kept(path, lambda: self._harvest(self.training_batches()), PairMoments.save, PairMoments.load, anew=anew)
 
     @cached_property
     def held_out_moments(self) -> PairMoments:
         """The moments of the evaluation text at the stitched layers."""
-        return harvest_moments(*self.models, self.evaluation_batches(), [self.layers])[self.layers]
+        return self._harvest(self.evaluation_batches())
+
+    def _harvest(self, batches: Iterator[TokenBatch]) -> PairMoments:
+        return harvest_moments(*self.models, batches, [self.layers])[self.layers]
 
     @cached_property
     def stitch(self) -> Stitch:
@@ -135,15 +128,10 @@ class StitchedPair:
         return fit_exact(self.moments, alpha=self.alpha, ridge=self.ridge)
 
     def artifact(
-        self,
-        kind: str,
-        ingredients: Mapping[str, object] | None = None,
-        *,
-        sources: Iterable[ModuleType | Callable],
-        suffix: str,
+        self, kind: str, ingredients: Mapping = {}, *, sources: Iterable[ModuleType | Callable], suffix: str
     ) -> Path:
-        """Name the file of something made from this pair's activations and `ingredients` (`utils.cache.artifact`)."""
-        made_of = of_activations(self.pair, self.layers, scale=self.scale) | dict(ingredients or {})
+        """Name the file of what is made from this pair's activations and `ingredients` (see `utils.cache.artifact`)."""
+        made_of = of_activations(self.pair, self.layers, scale=self.scale) | dict(ingredients)
         return artifact(self.name, kind, made_of, sources=sources, suffix=suffix)
 
 
@@ -152,7 +140,6 @@ class FittedPair(NamedTuple):
 
     stitch: Stitch
     layers: tuple[int, int]
-    """The stitched layers of A and B."""
     tokens: int
     """The number of tokens that it was fitted on."""
     fitted: StitchLoss
@@ -173,7 +160,7 @@ def stitch_file(pair: str) -> Path:
 def preflight(pair: ModelPair) -> None:
     """Fetch configurations, tokenizers and the first texts; ValueError names the pair, its file and what to do."""
     check_pair(pair)
-    # Any scale will do, since only the first batch of its texts is read.
+    # Only the first batch of a text is read, so any scale will do.
     sizes, tokenizer = next(iter(pair.scales.values())), load_tokenizer(pair.a.model, revision=pair.a.revision)
     for batches in (training_batches(pair, sizes, tokenizer, pair.context), evaluation_batches(pair, sizes, tokenizer)):
         next(batches)
@@ -185,26 +172,15 @@ def fit_pair(
     """Fit the exact stitch of a pair (Eq. 3) at one of its scales; ValueError for a mistake in the pair's file."""
     opened = StitchedPair.open(pair, scale, alpha=alpha, ridge=ridge)
     pair, layers, moments, held_out = opened.pair, opened.layers, opened.moments, opened.held_out_moments
-    losses = [stitch_loss(opened.stitch, part, alpha=alpha) for part in (moments, held_out)]
-    variances = [covariance.diagonal().mean().item() for covariance in (held_out.cyy, held_out.cxx)]
-    unexplained = losses[1].up / variances[0], losses[1].down / variances[1]
+    fitted, unseen = (stitch_loss(opened.stitch, part, alpha=alpha) for part in (moments, held_out))
+    variance_a, variance_b = (covariance.diagonal().mean().item() for covariance in (held_out.cxx, held_out.cyy))
+    unexplained = unseen.up / variance_b, unseen.down / variance_a
     # What the stitch file says of itself, for whoever is handed it.
-    about = {
-        "pair": pair.name,
-        "a": pair.a.model,
-        "layer_a": layers[0],
-        "b": pair.b.model,
-        "layer_b": layers[1],
-        "text": pair.train.name,
-        "text_source": pair.train.source,
-        "held_out_text": pair.evaluation.name,
-        "tokens": moments.count,
-        "loss_fitted": losses[0]._asdict(),
-        "loss_held_out": losses[1]._asdict(),
-        "unexplained": unexplained,
-        "is_stand_in": opened.is_stand_in,
-    }
+    about = {"pair": pair.name, "a": pair.a.model, "layer_a": layers[0], "b": pair.b.model, "layer_b": layers[1]}
+    about |= {"text": pair.train.name, "text_source": pair.train.source, "held_out_text": pair.evaluation.name}
+    about |= {"tokens": moments.count, "loss_fitted": fitted._asdict(), "loss_held_out": unseen._asdict()}
+    about |= {"unexplained": unexplained, "is_stand_in": opened.is_stand_in}
     revisions = {"revision_a": pair.a.revision, "revision_b": pair.b.revision, "text_revision": pair.train.revision}
     about |= {name: revision for name, revision in revisions.items() if revision}
     stitch = replace(opened.stitch, about=about)
-    return FittedPair(stitch, layers, int(moments.count), losses[0], losses[1], unexplained, opened.is_stand_in)
+    return FittedPair(stitch, layers, int(moments.count), fitted, unseen, unexplained, opened.is_stand_in)

@@ -1,8 +1,8 @@
 """Stitches on the Hugging Face Hub: a repository of one safetensors file and a model card.
 
-No section of the paper, which publishes none. Whoever finds a stitch must know what it maps onto what, what it was
-fitted on, how large its error is on held-out text, and the licences of the models and the text. The stitch file holds
-all but the licences, which the Hub is asked for when a stitch is published. Local paths are cut down to names.
+No section of the paper, which publishes none. A card says what a stitch maps onto what, what it was fitted on, its
+error on held-out text, and the licences of the models and the text, for which the Hub is asked. Local paths are cut
+down to names.
 
 Offers `load_stitch`, `push_stitch`, `write_repository` and `model_card`.
 """
@@ -25,7 +25,6 @@ from .stitch import Stitch
 
 WEIGHTS, CARD = "stitch.safetensors", "README.md"
 REPOSITORY = r"[\w][\w.-]*/[\w][\w.-]*"
-NOT_STATED = "not stated"
 # The base class of all errors of the Hub client's HTTP library, which another version of the client may replace.
 HTTP_ERROR: Any = errors.HfHubHTTPError.__bases__[0]
 
@@ -35,15 +34,13 @@ def load_stitch(ref: str | Path, *, revision: str | None = None) -> Stitch:
 
     HubError (a ValueError) for what the Hub does not give; ValueError for a file that is no stitch, and another name.
     """
-    if Path(ref).expanduser().is_file():
-        return Stitch.load(Path(ref).expanduser())
+    if (file := Path(ref).expanduser()).is_file():
+        return Stitch.load(file)
     name, _, pinned = str(ref).partition("@")
     if not re.fullmatch(REPOSITORY, name) or name.endswith(".safetensors"):
         raise ValueError(f"{str(ref)!r} is no file, and no repository of the Hub, such as owner/name")
-    revision = revision or pinned or None
-    return Stitch.load(
-        fetched("model", name, lambda: hf_hub_download(name, WEIGHTS, revision=revision), revision=revision)
-    )
+    at = revision or pinned or None
+    return Stitch.load(fetched("model", name, lambda: hf_hub_download(name, WEIGHTS, revision=at), revision=at))
 
 
 def push_stitch(stitch: Stitch, repository: str, *, licence: str | None = None, private: bool = False) -> str:
@@ -88,25 +85,29 @@ def write_repository(stitch: Stitch, folder: str | Path, repository: str, *, lic
 
 def model_card(stitch: Stitch, repository: str, *, licence: str | None, licences: Mapping[str, str]) -> str:
     """Write the Markdown with the Hub's metadata. `licences` are those of `a`, `b` and `text`."""
-    about = stitch.about
-    models = [about.get(side, "unknown") for side in "ab"]
-    on_hub = [about[side] for side in "ab" if side in about and _on_hub(about, side)]
-    metadata: dict[str, Any] = {
+    about, (d_a, d_b) = stitch.about, stitch.P_up.shape
+    models, text = [about.get(side, "unknown") for side in "ab"], about.get("text", "unknown")
+    on_hub = [about[side] for side in "ab" if _on_hub(about, side)]
+    metadata = {
         "library_name": "stitch_utils",
         "tags": ["model-stitching", "residual-stream", "interpretability", "arxiv:2506.06609"],
+        "license": licence,
+        "base_model": list(dict.fromkeys(on_hub)),
+        "datasets": [text] if _on_hub(about, "text") else [],
     }
-    metadata |= {"license": licence} if licence else {}
-    metadata |= {"base_model": list(dict.fromkeys(on_hub))} if on_hub else {}
-    metadata |= {"datasets": [about["text"]]} if _on_hub(about, "text") else {}
-    d_a, d_b = stitch.P_up.shape
+    metadata = {name: value for name, value in metadata.items() if value}
+    revisions = [("revision", *(about.get(f"revision_{side}", "main") for side in "ab"))] if on_hub else []
     rows = [
         ("model", *models),
-        *([("revision", *(about.get(f"revision_{side}", "main") for side in "ab"))] if on_hub else []),
+        *revisions,
         ("residual stream", *(f"before layer {about.get(f'layer_{side}', 'unknown')}" for side in "ab")),
         ("width", d_a, d_b),
         ("licence of the model", licences["a"], licences["b"]),
     ]
-    text = about.get("text", "unknown")
+    fit = f", by `{stitch.report.method}` with alpha = {stitch.report.alpha:g}" if stitch.report else ""
+    tokens = f"{about['tokens']:,} tokens" if "tokens" in about else "text"
+    held_out = about.get("held_out_text", text)
+    apart = "every tenth document of the same, which it was not fitted on" if held_out == text else f"`{held_out}`"
     parts = [
         f"---\n{yaml.safe_dump(metadata, sort_keys=False)}---",
         f"# A stitch between {models[0]} and {models[1]}",
@@ -114,14 +115,9 @@ def model_card(stitch: Stitch, repository: str, *, licence: str | None, licences
         "`up(x) = x P_up + b_up` makes a stream of B from one of A, `down(y) = y P_down + b_down` the converse. SAEs, "
         "probes and steering vectors go across with them ([arXiv:2506.06609](https://arxiv.org/abs/2506.06609)).",
         _table(("", "A", "B"), rows),
-    ]
-    if about.get("is_stand_in"):
-        parts.append("**A model had random weights under another's name: this stitch is of no use beyond tests.**")
-    fit = f", by `{stitch.report.method}` with alpha = {stitch.report.alpha:g}" if stitch.report else ""
-    tokens = f"{about['tokens']:,} tokens" if "tokens" in about else "text"
-    held_out = about.get("held_out_text", text)
-    apart = "every tenth document of the same, which it was not fitted on" if held_out == text else f"`{held_out}`"
-    parts += [
+        "**A model had random weights under another's name: this stitch is of no use beyond tests.**"
+        if about.get("is_stand_in")
+        else "",
         "## Data and losses",
         f"Fitted on {tokens} of `{text}` (licence: {licences['text']}){fit}; held-out text: {apart}.",
     ]
@@ -135,21 +131,20 @@ def model_card(stitch: Stitch, repository: str, *, licence: str | None, licences
     if "unexplained" in about:
         up, down = about["unexplained"]
         parts.append(f"Share of the variance of held-out text explained: up {1 - up:.1%}, down {1 - down:.1%}.")
-    load = f'load_model("{models[0]}")' if _on_hub(about, "a") else 'load_model("path/of/model-a")'
-    layer = about.get("layer_a", 0)
+    model, layer = models[0] if _on_hub(about, "a") else "path/of/model-a", about.get("layer_a", 0)
     parts += [
         "## How to load it",
         "```python\nfrom stitch_utils.models.language_model import load_model\n"
         "from stitch_utils.stitching.publish import load_stitch\n\n"
-        f'a, stitch = {load}, load_stitch("{repository}")\n'
+        f'a, stitch = load_model("{model}"), load_stitch("{repository}")\n'
         f'x = a.residuals(a.tokenizer("Some text", return_tensors="pt")["input_ids"], [{layer}])[{layer}]\n'
         "y = stitch.up(x)  # (1, tokens, d_b); stitch.down(y) goes back\n```",
         f"`{WEIGHTS}` holds the tensors P_up, b_up, P_down and b_down, so `safetensors` alone will do as well.",
         "## Licences of the sources",
-        _table(("source", "licence"), [(name, licences[key]) for key, name in zip(("a", "b", "text"), (*models, text))])
-        + "\n\nThe file holds two matrices and two biases, and none of the models' weights or of the text.",
+        _table(("source", "licence"), list(zip((*models, text), (licences[key] for key in ("a", "b", "text"))))),
+        "The file holds two matrices and two biases, and none of the models' weights or of the text.",
     ]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def _table(head: tuple, rows: list[tuple]) -> str:
@@ -158,12 +153,13 @@ def _table(head: tuple, rows: list[tuple]) -> str:
 
 
 def _without_paths(about: Mapping[str, Any]) -> dict[str, Any]:
-    named = {key: Path(about[key]).name for key in ("a", "b", "text", "held_out_text") if _is_path(about.get(key))}
-    return {**about, **named}
+    """Cut the paths of the models and texts down to names."""
 
+    def short(key: str, value: Any) -> Any:
+        named = key in ("a", "b", "text", "held_out_text") and isinstance(value, str)
+        return Path(value).name if named and (value.startswith((".", "/", "~")) or Path(value).exists()) else value
 
-def _is_path(name: object) -> bool:
-    return isinstance(name, str) and (name.startswith((".", "/", "~")) or Path(name).exists())
+    return {key: short(key, value) for key, value in about.items()}
 
 
 def _on_hub(about: Mapping[str, Any], source: str) -> bool:
@@ -177,13 +173,13 @@ def _on_hub(about: Mapping[str, Any], source: str) -> bool:
 def _licences(about: Mapping[str, Any]) -> dict[str, str]:
     """Ask the Hub for the licences of `a`, `b` and `text`; for what lies elsewhere say that none is stated."""
     found = {}
-    for source in ("a", "b", "text"):
+    for source, kind in (("a", "model"), ("b", "model"), ("text", "dataset")):
         name = str(about.get(source))
         if name.startswith("embedded:") or (source == "text" and about.get("text_source") == "world"):
             found[source] = "mit (part of stitch_utils)"
-            continue
-        found[source] = _licence(name, "dataset" if source == "text" else "model") if _on_hub(about, source) else None
-    return {source: licence or NOT_STATED for source, licence in found.items()}
+        else:
+            found[source] = (_on_hub(about, source) and _licence(name, kind)) or "not stated"
+    return found
 
 
 def _licence(name: str, kind: str) -> str | None:

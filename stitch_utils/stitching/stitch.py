@@ -5,8 +5,7 @@ Section 2, Eqs. 1-3. With row vectors x of model A and y of model B,
     up(x) = x P_up + b_up      (1)        down(y) = y P_down + b_down      (2)
     L = MSE(up(x), y) + MSE(down(y), x) + alpha MSE(down(up(x)), x) + alpha MSE(up(down(y)), y)      (3)
 
-All four terms are squared errors of affine maps, so L is a function of the means and second moments of (x, y), whatever
-text the maps were fitted on.
+All four terms are squared errors of affine maps, so L follows from the means and second moments of (x, y).
 
 Offers `AffineMap`, `Stitch`, `FitReport`, `StitchLoss`, `stitch_loss`, `random_stitch`, and the names `TENSORS`.
 """
@@ -36,17 +35,17 @@ class FitReport(NamedTuple):
     """How a stitch was fitted."""
 
     method: str
-    """`exact` or `adam`; `unsquared` or `unsquared adam` for the maps of `maps`."""
+    """`exact` or `adam`; `unsquared` or `unsquared adam` for those of `lrt_maps`."""
     alpha: float
     """Weight of the inversion terms."""
     loss: float
     """The loss where the fit ended: on its moments (exact), or mean over the last tenth of the steps (adam)."""
     converged: bool
-    """exact: whether the last steps lowered the loss by less than the tolerance. adam: False, it stops when told."""
+    """Whether the last steps of `exact` lowered the loss by less than the tolerance; False for `adam`."""
     sweeps: int
-    """exact: the number of alternating solutions."""
+    """The number of alternating solutions (exact)."""
     evaluations: int
-    """exact: the number of loss evaluations by L-BFGS. adam: the number of steps."""
+    """The number of evaluations by L-BFGS (exact), or of steps (adam)."""
     ridge: float
     """What was added to the diagonals of the covariances, as a share of their mean eigenvalue."""
     seconds: float
@@ -72,29 +71,16 @@ class AffineMap:
     P: Float[Tensor, "d_in d_out"]
     b: Float[Tensor, " d_out"]
 
-    def __post_init__(self):
-        if self.P.dim() != 2 or self.b.shape != self.P.shape[1:]:
-            raise ValueError(
-                f"P has shape {tuple(self.P.shape)} and b {tuple(self.b.shape)}: expected (d_in, d_out) and (d_out,)"
-            )
-
     @property
     def d_in(self) -> int:
         return self.P.shape[0]
 
-    @property
-    def d_out(self) -> int:
-        return self.P.shape[1]
-
     def __call__(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_out"]:
-        """Map a stream, in the dtype of `P`, and answer in the dtype and on the device of `x`.
-
-        ValueError for another width.
-        """
+        """Map a stream in the dtype of `P`, and answer in that of `x`, on its device; ValueError for another width."""
         if x.shape[-1] != self.d_in:
             raise ValueError(f"the map was given shape {tuple(x.shape)}: expected (..., {self.d_in})")
-        P, b = self.P.to(x.device), self.b.to(x.device)
-        return (x.to(P.dtype) @ P + b).to(x.dtype)
+        here = self.to(x.device)
+        return (x.to(here.P.dtype) @ here.P + here.b).to(x.dtype)
 
     def to(self, *args, **kwargs) -> AffineMap:
         """Copy the map to another device or dtype."""
@@ -123,18 +109,17 @@ class Stitch:
             raise ValueError(f"P_up has shape {tuple(self.P_up.shape)}: expected (d_a, d_b)")
         d_a, d_b = self.P_up.shape
         for name, shape in (("b_up", (d_b,)), ("P_down", (d_b, d_a)), ("b_down", (d_a,))):
-            if getattr(self, name).shape != shape:
-                found = tuple(getattr(self, name).shape)
+            if (found := tuple(getattr(self, name).shape)) != shape:
                 raise ValueError(f"{name} has shape {found}: expected {shape}, since P_up has {(d_a, d_b)}")
 
     @property
     def up(self) -> AffineMap:
-        """Eq. 1, the map from A's stream to B's: `stitch.up(x)` maps x."""
+        """Eq. 1: `stitch.up(x)` maps A's stream to B's."""
         return AffineMap(self.P_up, self.b_up)
 
     @property
     def down(self) -> AffineMap:
-        """Eq. 2, the map from B's stream to A's: `stitch.down(y)` maps y."""
+        """Eq. 2: `stitch.down(y)` maps B's stream to A's."""
         return AffineMap(self.P_down, self.b_down)
 
     def towards(self, to: str) -> AffineMap:
@@ -145,8 +130,7 @@ class Stitch:
 
     def to(self, *args, **kwargs) -> Stitch:
         """Copy the maps to another device or dtype."""
-        tensors = (getattr(self, name) for name in TENSORS)
-        return replace(self, **dict(zip(TENSORS, (tensor.to(*args, **kwargs) for tensor in tensors))))
+        return replace(self, **{name: getattr(self, name).to(*args, **kwargs) for name in TENSORS})
 
     @classmethod
     def of(cls, up: AffineMap, down: AffineMap, *, report: FitReport | None = None) -> Stitch:
@@ -193,10 +177,7 @@ class Stitch:
         return _publish().load_stitch(name, revision=revision)
 
     def push_to_hub(self, repository: str, *, license: str | None = None, private: bool = False) -> str:
-        """Publish this stitch as `owner/name` with a model card, and return the commit's address.
-
-        `license` is its own, as the Hub abbreviates it; see `publish.push_stitch`.
-        """
+        """Publish this stitch as `owner/name` with a model card; see `publish.push_stitch`."""
         return _publish().push_stitch(self, repository, licence=license, private=private)
 
 
@@ -213,8 +194,7 @@ def _digest(tensors: Mapping[str, Tensor], *said: str) -> str:
 
 def stitch_loss(stitch: Stitch, moments: PairMoments, *, alpha: float = 1.0) -> StitchLoss:
     """Compute Eq. 3, exactly, on the data that `moments` describe."""
-    device = moments.mean.device
-    maps = stitch.to(device, torch.float64)
+    maps = stitch.to(moments.mean.device, torch.float64)
     cxx, cxy, cyy = moments.cxx, moments.cxy, moments.cyy
     mean_x, mean_y = moments.mean_x, moments.mean_y
 

@@ -1,8 +1,7 @@
-r"""Measure what a stitch leaves of a direction, beside what it leaves of random ones (section 4).
+r"""What a stitch leaves of a direction, beside what it leaves of random ones (section 4).
 
 A direction v that is added to the stream becomes v P. The weights w of a linear probe read the stream, so they go by
-the other map: to w P_down^T in B. A stitch carries whatever it is given. Its maps may shorten a direction that they
-hardly know more than most others, and the way back may not return to it.
+the other map: to w P_down^T in B. The maps may shorten a direction, and the way back may not return to it.
 
 Offers `survival` and `Survival`.
 """

@@ -1,10 +1,10 @@
 """Which layer of B is most like a layer of A.
 
 Section 2 and App. A.1, Fig. 6: A's layer is fixed, B's is the one with the highest mean correlation under SVCCA
-(Raghu et al. 2017). Each stream is first reduced to the directions that hold most of its variance, so that noise in
-directions of low variance does not count; canonical correlations between the two reduced streams are then averaged.
+(Raghu et al. 2017). Each stream is reduced to the directions that hold most of its variance, so that noise does not
+count; canonical correlations between the two reduced streams are then averaged.
 
-Offers `svcca`, `svcca_table`, `main_directions`, and `stitched_layers`, which chooses.
+Offers `svcca_table`, `main_directions`, and `stitched_layers`, which chooses.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from ..models.language_model import LanguageModel
 
 def main_directions(x: Float[Tensor, "n d"], variance: float) -> Float[Tensor, "n k"]:
     """Span the principal components that hold this share of the variance of `x`, by orthonormal columns."""
+    if len(x) <= x.shape[1]:
+        raise ValueError(f"SVCCA of {len(x)} tokens in {x.shape[1]} dimensions: more tokens than dimensions are needed")
     if not 0 < variance <= 1:
         raise ValueError(f"variance must be a share above 0 and at most 1: got {variance}")
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -35,30 +37,16 @@ def main_directions(x: Float[Tensor, "n d"], variance: float) -> Float[Tensor, "
     return (centred @ (vectors[:, :size] / values[:size].sqrt())).cpu()
 
 
-def svcca(x: Float[Tensor, "n d_a"], y: Float[Tensor, "n d_b"], *, variance: float = 0.99) -> float:
-    """Average the canonical correlations between the leading principal components of `x` and of `y`: 0 to 1.
-
-    Rows are the same tokens. The paper does not give its share of variance; 0.99 is that of Raghu et al. ValueError
-    if there are not more tokens than dimensions, since every correlation is then 1.
-    """
-    return _mean_correlation(*(_checked(stream, variance) for stream in (x, y)))
-
-
 def svcca_table(xs: Residuals, ys: Residuals, *, variance: float = 0.99) -> Float[Tensor, "layers_a layers_b"]:
-    """Compute `svcca` for every layer of A (rows) and of B (columns), in the order of their numbers."""
-    rows, columns = ([_checked(side[layer], variance) for layer in sorted(side)] for side in (xs, ys))
-    return torch.tensor([[_mean_correlation(row, column) for column in columns] for row in rows])
+    """Average the canonical correlations between the main directions of every layer of A (rows) and of B (columns).
 
-
-def _checked(x: Tensor, variance: float) -> Tensor:
-    if len(x) <= x.shape[1]:
-        raise ValueError(f"SVCCA of {len(x)} tokens in {x.shape[1]} dimensions: more tokens than dimensions are needed")
-    return main_directions(x, variance)
-
-
-def _mean_correlation(u: Tensor, v: Tensor) -> float:
+    Layers are in the order of their numbers, scores between 0 and 1. The paper does not give its share of variance;
+    0.99 is that of Raghu et al. ValueError if there are not more tokens than dimensions: every score is then 1.
+    """
+    rows, columns = ([main_directions(side[layer], variance) for layer in sorted(side)] for side in (xs, ys))
     # Columns are orthonormal, so the canonical correlations are the cosines between the two subspaces.
-    return torch.linalg.svdvals(u.T @ v).clamp(max=1).mean().item()
+    scores = [[torch.linalg.svdvals(u.T @ v).clamp(max=1).mean().item() for v in columns] for u in rows]
+    return torch.tensor(scores)
 
 
 def stitched_layers(

@@ -69,22 +69,9 @@ PUBLISHED = {
 PASSES = [(3, 2, 60), (2, 64, 3), (1, 16, 8)]
 
 
-def built(config):
-    """Transformers' model of a configuration, without storage."""
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
-
-
-@pytest.mark.parametrize("name", SMALL)
-def test_parameters_are_those_of_transformers(name):
-    expected = sum(parameter.numel() for parameter in built(SMALL[name]).parameters())
-    assert Architecture.of(SMALL[name]).n_parameters == expected
-
-
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_parameters_are_those_published(name):
     published, config = PUBLISHED[name]
-    assert sum(parameter.numel() for parameter in built(config).parameters()) == published
     assert Architecture.of(config).n_parameters == published
 
 
@@ -103,11 +90,6 @@ def test_what_cannot_be_told():
     a = Architecture.of(SMALL["gpt2"])
     with pytest.raises(ValueError, match="5 blocks were asked for: the model has 4"):
         forward_flops(a, 32, 5)
-    sizes = {"tokens": 1000, "context": 32, "batch_size": 4}
-    with pytest.raises(ValueError, match="layer 4 of B does not exist: it has 4 layers"):
-        harvest_cost(a, a, 3, 4, **sizes, dtype="float32")
-    with pytest.raises(ValueError, match="unknown dtype 'int8': expected one of float32, bfloat16, float16"):
-        harvest_cost(a, a, 3, 3, **sizes, dtype="int8")
 
 
 def test_live_bytes_of_a_run_that_can_be_told_by_hand():
@@ -150,8 +132,8 @@ def test_a_truncated_pass_takes_what_the_formulas_say(small_model, dtype, layer,
     # Twice, since a pass of a harvest follows on another, which leaves something behind.
     measured = measure(lambda: [small_model.residuals(tokens, [layer]) and None for _ in range(2)])
     assert measured.flops // 2 == tokens.numel() * forward_flops(architecture, context, layer)
-    expected = activation_bytes(architecture, layer, batch_size=batch_size, context=context, dtype=dtype)
-    assert expected.peak == pytest.approx(measured.peak_bytes, rel=0.02)
+    peak, _ = activation_bytes(architecture, layer, batch_size=batch_size, context=context, dtype=dtype)
+    assert peak == pytest.approx(measured.peak_bytes, rel=0.02)
 
 
 def test_weights_take_what_the_formula_says(small_model, dtype):
@@ -173,7 +155,7 @@ def test_a_harvest_takes_what_the_formulas_say(random_models, batch_size, contex
     measured = measure(lambda: harvest_moments(*random_models, batches, [(2, 3)]))
     a, b = (Architecture.of(model.config) for model in random_models)
     cost = harvest_cost(a, b, 2, 3, tokens=3 * tokens.numel(), context=context, batch_size=batch_size, dtype="float32")
-    assert (cost.flops_a + cost.flops_b + cost.flops_moments, cost.flops) == (measured.flops, measured.flops)
+    assert cost.flops == measured.flops
     assert cost.peak - cost.weights_a - cost.weights_b == pytest.approx(measured.peak_bytes, rel=0.02)
     assert (worst == "moments") == (cost.moments > cost.activations)
     assert cost.store == 4 * 3 * tokens.numel() * (32 + 48)
@@ -188,7 +170,7 @@ def test_moments_take_what_the_formula_says(monkeypatch, n, at_once):
     measured = measure(lambda: PairMoments(48, 48).update(x, y))
     a = Architecture.of(SMALL["gpt2"])
     cost = harvest_cost(a, a, 1, 1, tokens=n, context=1, batch_size=n, dtype="float32")
-    assert cost.flops_moments == measured.flops
+    assert cost.flops - 2 * n * forward_flops(a, 1, 1) == measured.flops
     assert cost.moments == pytest.approx(measured.peak_bytes, rel=0.05)
 
 
@@ -207,7 +189,7 @@ def test_the_gemma_pair_in_bfloat16_fits_a_gpu_of_80_gb_where_a_store_is_large()
     assert cost.store == 2 * 23_040_000 * (2304 + 3584)
     # Two FLOPs a weight and token: the blocks before the layer, as shares of all that is not embedding.
     blocks = (2_614_341_888 - 256_000 * 2304) * 20 / 26 + (9_241_705_984 - 256_000 * 3584) * 33 / 42
-    assert cost.flops_a + cost.flops_b == pytest.approx(2 * blocks * 23_040_000, rel=0.02)
+    assert forward_flops(a, 128, 20) + forward_flops(b, 128, 33) == pytest.approx(2 * blocks, rel=0.02)
 
 
 @pytest.mark.parametrize(("ratio", "said"), [(62.0, 100), (101, 100), (31, 10), (0.5, 1), (1, 1), (0.2, 0.1), (0, 0)])

@@ -1,5 +1,7 @@
 """Maps by every recipe: which data and which fit each is made of, and what is measured of them."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -10,8 +12,8 @@ from stitch_utils.steering.choices import ChoiceConfig, contrast_vectors, spread
 from stitch_utils.steering.recipes import RECIPES, fit_recipes, recipe_errors, recipe_numbers, steer_by_recipes
 from stitch_utils.steering.vectors import transfer_vector
 from stitch_utils.stitching.fit import fit_exact
-from stitch_utils.stitching.map_text import MapConfig, map_batches, map_stream
-from stitch_utils.stitching.maps import fit_unsquared, fit_unsquared_adam, moments_of
+from stitch_utils.stitching.lrt_maps import fit_unsquared, fit_unsquared_adam, moments_of
+from stitch_utils.stitching.lrt_text import MapConfig, map_batches, map_stream
 from stitch_utils.stitching.pair import StitchedPair
 
 STITCHED = (1, 2)
@@ -34,8 +36,9 @@ def fitted(pair, models):
 
 def test_every_recipe_is_its_own_fit_on_its_own_data(pair, models, fitted):
     assert fitted.layers == {False: (1, 2), True: (1, 1)}
-    streams = {same: list(map_stream(pair, models, at, CONFIG, scale="smoke")) for same, at in fitted.layers.items()}
-    less = list(map_stream(pair, models, STITCHED, CONFIG, scale="smoke", tokens=200))
+    stitched = StitchedPair(pair, models, STITCHED, "smoke")
+    streams = {same: list(map_stream(stitched, at, CONFIG)) for same, at in fitted.layers.items()}
+    less = list(map_stream(stitched, STITCHED, dataclasses.replace(CONFIG, tokens=200)))
     options = {"d_a": 32, "d_b": 48, "lr": CONFIG.lr}
     expected = {
         "main": fit_exact(moments_of(streams[False])),
@@ -68,9 +71,10 @@ def test_each_recipe_differs_from_the_first_in_one_choice():
 
 
 def test_errors_are_those_of_the_held_out_tenth(pair, models, fitted):
-    errors = recipe_errors(StitchedPair(pair, models, STITCHED, "smoke"), fitted)
+    stitched = StitchedPair(pair, models, STITCHED, "smoke")
+    errors = recipe_errors(stitched, fitted)
     xs, ys = {False: [], True: []}, {False: [], True: []}
-    for batch in map_batches(pair, models, CONFIG, scale="smoke", held_out=True):
+    for batch in map_batches(stitched, CONFIG, held_out=True):
         for same, (a, b) in fitted.layers.items():
             xs[same].append(models[0].residuals(batch.tokens, [a])[a][batch.mask].double())
             ys[same].append(models[1].residuals(batch.tokens, [b])[b][batch.mask].double())

@@ -3,15 +3,16 @@ r"""The text that the sister paper's maps are fitted on, and the tenth of it tha
 Bello et al. (arXiv 2506.00653): 10M tokens in rows of 512, a tenth of them for validation, from the Pile; for the
 instruction-tuned models a third of chats (lmsys-chat-1m) and two thirds of the Pile. A pair's file may name both, as
 the data sets `map_text` and `map_chats`; without them the maps are fitted on the pair's own training text. Special
-tokens are masked out, as everywhere in this package; that paper does not say what it does.
+tokens are masked out, of which that paper says nothing.
 
 Offers `MapConfig`, `map_config`, `map_batches`, `map_stream`, `same_layers`.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import jinja2
@@ -21,7 +22,7 @@ from ..data.hub import dataset_rows
 from ..data.pairs import DatasetRef, ModelPair, TextRef, blaming
 from ..data.text import TokenBatch, text_rows, token_batches
 from ..models.harvest import ActivationStream
-from ..models.language_model import LanguageModel
+from .pair import StitchedPair
 
 VALIDATION = 10  # one row in ten is for validation
 CHATS = 3  # one batch in three is of chats
@@ -55,27 +56,19 @@ def map_config(pair: ModelPair, scale: str, *, lr: float = 0.0, seed: int = 0) -
     return replace(config, lr=lr) if lr else config
 
 
-def same_layers(models: tuple[LanguageModel, LanguageModel], stitched: tuple[int, int]) -> tuple[int, int]:
+def same_layers(stitched: StitchedPair) -> tuple[int, int]:
     """Give the sister paper's layers: before the block of the same number in both models (20 and 20 for Gemma 2)."""
-    return stitched[0], min(stitched[0], models[1].n_layers - 1)
+    return stitched.layers[0], min(stitched.layers[0], stitched.models[1].n_layers - 1)
 
 
-def map_batches(
-    pair: ModelPair,
-    models: tuple[LanguageModel, LanguageModel],
-    config: MapConfig,
-    *,
-    scale: str,
-    held_out: bool,
-    tokens: int | None = None,
-) -> Iterator[TokenBatch]:
-    """Give nine rows of ten of the first `tokens` positions (default: the config's), or with `held_out` the others.
+def map_batches(stitched: StitchedPair, config: MapConfig, *, held_out: bool) -> Iterator[TokenBatch]:
+    """Give nine rows of ten of the text, or with `held_out` the others.
 
     Rows are divided, not documents: where documents share rows, the border may cut one. ValueError, naming the pair,
     for text that cannot be read.
     """
     number = 0
-    for batch in _all_batches(pair, models, config, scale, tokens or config.tokens):
+    for batch in _all_batches(stitched, config):
         rows = torch.arange(number, number + len(batch.tokens))
         number += len(batch.tokens)
         chosen = (rows % VALIDATION == VALIDATION - 1) == held_out
@@ -83,39 +76,24 @@ def map_batches(
             yield TokenBatch(*(part[chosen] for part in batch))
 
 
-def _all_batches(
-    pair: ModelPair, models: tuple[LanguageModel, LanguageModel], config: MapConfig, scale: str, tokens: int
-) -> Iterator[TokenBatch]:
-    tokenizer, size = models[0].tokenizer, pair.scale(scale).batch_size
-    longest = [getattr(model.config, "max_position_embeddings", None) for model in models]
+def _all_batches(stitched: StitchedPair, config: MapConfig) -> Iterator[TokenBatch]:
+    """Give batches of plain text and of chats in turn, `CHATS` - 1 to one, and at the end those left over."""
+    pair, tokenizer, batch_size = stitched.pair, stitched.tokenizer, stitched.sizes.batch_size
+    longest = [getattr(model.config, "max_position_embeddings", None) for model in stitched.models]
     context = min([config.context or pair.context, *filter(None, longest)])
-    chats = pair.datasets.get("map_chats")
-    share = tokens // CHATS if chats else 0
-    plain = token_batches(
-        _text(pair), tokenizer, context=context, batch_size=size, rows=pair.rows, n_tokens=max(tokens - share, context)
-    )
-    plain = _blamed(pair, "datasets: map_text" if "map_text" in pair.datasets else "text", plain)
-    if not chats:
-        return plain
-    spoken = _chats(chats, tokenizer, context=context, batch_size=size, n_tokens=share)
-    return _mixed(plain, _blamed(pair, "datasets: map_chats", spoken))
-
-
-def _blamed(pair: ModelPair, part: str, batches: Iterator[TokenBatch]) -> Iterator[TokenBatch]:
-    with blaming(pair, part):
+    sizes = {"context": context, "batch_size": batch_size}
+    data, chats = pair.datasets.get("map_text"), pair.datasets.get("map_chats")
+    text = TextRef("hub", **vars(data)) if data else pair.train
+    share = config.tokens // CHATS if chats else 0
+    plain = token_batches(text, tokenizer, rows=pair.rows, n_tokens=max(config.tokens - share, context), **sizes)
+    plain = _blamed(pair, "datasets: map_text" if data else "text", plain)
+    spoken = _blamed(pair, "datasets: map_chats", _chats(chats, tokenizer, n_tokens=share, **sizes) if chats else ())
+    while batches := [*itertools.islice(plain, CHATS - 1), *itertools.islice(spoken, 1)]:
         yield from batches
 
 
-def _text(pair: ModelPair) -> TextRef:
-    data = pair.datasets.get("map_text")
-    if data is None:
-        return pair.train
-    return TextRef("hub", data.name, split=data.split, config=data.config, revision=data.revision)
-
-
-def _mixed(plain: Iterator[TokenBatch], chats: Iterator[TokenBatch]) -> Iterator[TokenBatch]:
-    """Give batches of both in turn, `CHATS` - 1 of the first to one of the second, and at the end those left over."""
-    while batches := [*itertools.islice(plain, CHATS - 1), *itertools.islice(chats, 1)]:
+def _blamed(pair: ModelPair, part: str, batches: Iterable[TokenBatch]) -> Iterator[TokenBatch]:
+    with blaming(pair, part):
         yield from batches
 
 
@@ -128,10 +106,8 @@ def _chats(data: DatasetRef, tokenizer, *, context: int, batch_size: int, n_toke
         return [[turn["role"], turn["content"]] for turn in row["conversation"]]
 
     def texts() -> Iterator[str]:
-        rows = dataset_rows(
-            data.name, pick, picked="conversation", config=data.config, split=data.split, revision=data.revision
-        )
-        for turns in rows:
+        source = {"config": data.config, "split": data.split, "revision": data.revision}
+        for turns in dataset_rows(data.name, pick, picked="conversation", **source):
             messages = [{"role": role, "content": content} for role, content in turns]
             try:
                 text = tokenizer.apply_chat_template(messages, tokenize=False)
@@ -149,23 +125,11 @@ def _chats(data: DatasetRef, tokenizer, *, context: int, batch_size: int, n_toke
 
 
 def map_stream(
-    pair: ModelPair,
-    models: tuple[LanguageModel, LanguageModel],
-    layers: tuple[int, int],
-    config: MapConfig,
-    *,
-    scale: str,
-    held_out: bool = False,
-    tokens: int | None = None,
+    stitched: StitchedPair, layers: tuple[int, int], config: MapConfig, *, held_out: bool = False
 ) -> ActivationStream:
     """Stream the activations of `map_batches` in steps of the config's size; hold up to two gigabytes in memory."""
-    wanted = tokens or config.tokens
     share = 1 / VALIDATION if held_out else 1 - 1 / VALIDATION
-    size = 4 * wanted * share * sum(model.d_model for model in models)
-    return ActivationStream(
-        *models,
-        *layers,
-        lambda: map_batches(pair, models, config, scale=scale, held_out=held_out, tokens=tokens),
-        step_tokens=min(config.step_tokens, 256) if held_out else config.step_tokens,
-        keep=size <= KEPT_BYTES,
-    )
+    size = 4 * config.tokens * share * sum(model.d_model for model in stitched.models)
+    step_tokens = min(config.step_tokens, 256) if held_out else config.step_tokens
+    batches = functools.partial(map_batches, stitched, config, held_out=held_out)
+    return ActivationStream(*stitched.models, *layers, batches, step_tokens=step_tokens, keep=size <= KEPT_BYTES)
