@@ -86,7 +86,7 @@ def native_saes(stitched: StitchedPair, *, seed: int = 0, sides: str = "ab", ane
 def _config(stitched: StitchedPair, **options) -> SAETrainingConfig:
     """A run by the pair's recipe, but for these options."""
     recipe = stitched.pair.sae_recipe
-    by_recipe = {"k": recipe.k, "lr": recipe.lr, "batch_tokens": recipe.batch_tokens, "initial_bias": "mean"}
+    by_recipe = {"k": recipe.k, "lr": recipe.lr, "batch_tokens": recipe.batch_tokens, "mean_bias": True}
     return SAETrainingConfig(**by_recipe | options)
 
 

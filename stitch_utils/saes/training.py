@@ -8,12 +8,13 @@ and the paper's recipe: Adam at a constant 1e-4, batches of 4096 tokens, decoder
 auxiliary loss. `initialisation` says where a run starts. SAELens gives the classes, the initial weights and the losses;
 on a CPU `sparse_step` computes the same gradients. FLOPs count all dense products, as the paper's do.
 
-Offers `train_saes`, `load_trained`, `Curve`, `training_flops`, `CHECKPOINT`.
+Offers `train_saes`, `load_trained`, `Curve`, `training_flops`.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import shutil
 import time
@@ -28,10 +29,8 @@ from filelock import FileLock
 from jaxtyping import Float
 from sae_lens import SAE
 from sae_lens.saes.sae import SAEMetadata, TrainStepInput
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.nn.functional import embedding_bag
+from torch.nn.functional import cosine_similarity, embedding_bag
 
 from ..models.harvest import ModelStream
 from ..utils.files import is_intact, remove_if_damaged, remove_sealed, write_whole
@@ -39,7 +38,6 @@ from ..utils.progress import progress
 from .initialisation import SAETrainingConfig, starting_sae
 from .sparse_step import add_auxiliary_gradients, encode, sparse_gradients
 
-CHECKPOINT = "sweep.safetensors"
 MAX_GRAD_NORM = 1.0  # as SAELens' trainer clips gradients
 
 
@@ -87,23 +85,26 @@ def training_flops(d_in: int, d_sae: int, *, dead: bool = False) -> int:
 class _Run:
     """One run of a sweep, between two steps."""
 
-    def __init__(self, config: SAETrainingConfig, d_in: int, given: SAE | None, metadata: Mapping, device):
-        self.config = config
-        self.sae = starting_sae(config, d_in, given).to(device)
+    KEPT = ("silent", "dead", "spent", "seconds", "points", "log")
+
+    def __init__(self, config: SAETrainingConfig, held_out: Tensor, given: SAE | None, metadata: Mapping):
+        self.config, self.held_out, self.variance = config, held_out, _squared_deviations(held_out)
+        self.sae = starting_sae(config, held_out.shape[1], given).to(held_out.device)
         self.sae.cfg.metadata = SAEMetadata(**metadata)
         decoder = self.sae.W_dec.detach()
-        self.norms = decoder.norm(dim=-1, keepdim=True)
+        self.norms = decoder.norm(dim=-1, keepdim=True)  # 1 up to rounding
         self.directions = decoder / self.norms.clamp_min(1e-8)
         self.optimizer = torch.optim.Adam(self.sae.parameters(), lr=config.lr, betas=(0.9, 0.999))
-        self.silent = torch.zeros(config.d_sae, device=device)  # steps since each latent fired
+        self.silent = torch.zeros(config.d_sae, device=held_out.device)  # steps since each latent fired
+        self.dead = torch.zeros_like(self.silent, dtype=torch.bool)
         self.spent, self.seconds = 0, 0.0
         self.points: list[Sequence[float]] = []  # steps, flops, mse, explained variance, seconds
         self.log: list[Sequence[float]] = []  # flops, explained variance of each step
-        self.dead = torch.zeros_like(self.silent, dtype=torch.bool)
 
     def start(self, batch: Tensor) -> None:
-        if self.config.initial_bias == "mean" and self.config.initial != "stitch":
+        if self.config.mean_bias and self.config.initial != "stitch":
             self.sae.b_dec.data.copy_(batch.mean(0))
+        self.evaluate()
 
     def step(self, x: Tensor, variance: float) -> None:
         """Take a step on a batch whose squared deviations from its mean sum to `variance`."""
@@ -129,48 +130,34 @@ class _Run:
         self.log.append((self.spent, 1 - error.square().sum().item() / variance))
         self.seconds += time.perf_counter() - began
 
-    def evaluate(self, held_out: Tensor, variance: float) -> None:
-        squared, alive = 0.0, torch.zeros_like(self.silent, dtype=torch.bool)
+    def evaluate(self) -> None:
+        squared, alive = 0.0, torch.zeros_like(self.dead)
         with torch.no_grad():
-            for x in held_out.split(self.config.batch_tokens):
+            for x in self.held_out.split(self.config.batch_tokens):
                 acts, winners = encode(self.sae, x)
                 written = embedding_bag(winners, self.sae.W_dec, per_sample_weights=acts, mode="sum")
                 squared += (written + self.sae.b_dec - x).square().sum(dtype=torch.float64).item()
                 alive[winners[acts > 0]] = True
         self.dead = ~alive
-        point = (len(self.log), self.spent, squared / held_out.numel(), 1 - squared / variance, self.seconds)
-        self.points.append(point)
+        errors = squared / self.held_out.numel(), 1 - squared / self.variance
+        self.points.append((len(self.log), self.spent, *errors, self.seconds))
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """Give the tensors and plain numbers from which `load` goes on."""
-        tensors = {f"sae.{name}": tensor for name, tensor in self.sae.state_dict().items()}
-        for number, moments in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"adam.{number}.{name}": tensor for name, tensor in moments.items()}
-        tensors |= {name: torch.tensor(getattr(self, name), dtype=torch.float64) for name in ("points", "log")}
-        tensors |= {"silent": self.silent, "dead": self.dead}
-        return tensors, {"spent": self.spent, "seconds": self.seconds}
+    def state(self) -> dict[str, Any]:
+        """Give all that `load` goes on from."""
+        modules = {"sae": self.sae.state_dict(), "adam": self.optimizer.state_dict()}
+        return modules | {name: getattr(self, name) for name in self.KEPT}
 
-    def load(self, of_all: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        """Go on from the state of a sweep with this run."""
-        start, device = f"{self.config.name}/", self.silent.device
-        tensors = {name.removeprefix(start): tensor for name, tensor in of_all.items() if name.startswith(start)}
-        numbers = facts["numbers"][self.config.name]
-        self.sae.load_state_dict({name: tensors[f"sae.{name}"] for name in self.sae.state_dict()})
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name in tensors:
-            if name.startswith("adam."):
-                _, number, kind = name.split(".")
-                moments.setdefault(int(number), {})[kind] = tensors[name]
-        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": moments})
-        self.points, self.log = (tensors[name].tolist() for name in ("points", "log"))
-        self.silent, self.dead = (tensors[name].to(device) for name in ("silent", "dead"))
-        self.spent, self.seconds = numbers["spent"], numbers["seconds"]
+    def load(self, state: Mapping[str, Any]) -> None:
+        self.sae.load_state_dict(state["sae"])
+        self.optimizer.load_state_dict(state["adam"])
+        for name in self.KEPT:
+            setattr(self, name, state[name])
 
     def curve(self) -> Curve:
         steps, flops, mse, explained, seconds = np.array(self.points, dtype=float).T
         spent, training = np.array(self.log, dtype=float).T
         steps = steps.astype(int)
-        cosine = torch.nn.functional.cosine_similarity(self.sae.W_dec.detach(), self.directions, dim=-1)
+        cosine = cosine_similarity(self.sae.W_dec.detach(), self.directions, dim=-1)
         held_out = (steps, steps * self.config.batch_tokens, flops, mse, explained, seconds)
         return Curve(*held_out, spent, training, cosine.cpu().numpy(), self.dead.cpu().numpy())
 
@@ -201,7 +188,7 @@ def train_saes(
 
     ValueError for configs of one name or of different batches, an SAE that does not fit, or a stream that is too short.
     """
-    configs, given = list(configs), dict(initial_saes or {})
+    configs, given, metadata, folder = list(configs), dict(initial_saes or {}), dict(metadata or {}), Path(folder)
     names = [config.name for config in configs]
     if not configs or len(set(names)) < len(names):
         raise ValueError(f"expected at least one run and no two of one name: got {', '.join(names) or 'none'}")
@@ -209,82 +196,59 @@ def train_saes(
         raise ValueError(f"all runs read the same batches: got batch_tokens of {', '.join(map(str, sorted(sizes)))}")
     if unknown := sorted(set(given) - set(names)):
         raise ValueError(f"initial_saes has {', '.join(unknown)}: expected names of runs, {', '.join(names)}")
-    folder, metadata = Path(folder), dict(metadata or {})
     folder.mkdir(parents=True, exist_ok=True)
-    digest = _digest(configs, held_out, key, given, evaluate_every, metadata)
+    checkpoint, digest = folder / "sweep.pt", _digest(configs, held_out, key, given, evaluate_every, metadata)
     with FileLock(folder / ".lock"):
-        saved = _read_state(folder / CHECKPOINT, digest)
-        if saved and "finished" in saved[1]:
+        saved = _read_state(checkpoint, digest, held_out.device)
+        if "curves" in saved:
             # a list, so that all of them are looked at
             if not any([remove_if_damaged(_sae_folder(folder, name)) for name in names]):
-                of = {name: [saved[0][f"{name}/{field}"].numpy() for field in Curve._fields] for name in names}
-                return {name: Curve(*arrays) for name, arrays in of.items()}
-            remove_sealed(folder / CHECKPOINT)
-            saved = None
-        d_in, device = held_out.shape[1], held_out.device
-        runs = [_Run(config, d_in, given.get(config.name), metadata, device) for config in configs]
-        if saved:
-            for run in runs:
-                run.load(*saved)
-        else:
+                return {name: Curve(*(field.cpu().numpy() for field in saved["curves"][name])) for name in names}
+            remove_sealed(checkpoint)
+            saved = {}
+        held_out = held_out.float()
+        runs = {config.name: _Run(config, held_out, given.get(config.name), metadata) for config in configs}
+        for name, state in saved.get("runs", {}).items():
+            runs[name].load(state)
+        if not saved:
             shutil.rmtree(folder / "saes", ignore_errors=True)
-        done = saved[1]["step"] if saved else 0
+        done, n_steps = saved.get("step", 0), max(config.n_steps for config in configs)
         batches = _batches(stream, configs[0].batch_tokens, done)
-        return _train(runs, batches, held_out.float(), done, folder, digest, evaluate_every, checkpoint_every)
+        for step in progress(range(done + 1, n_steps + 1), "SAEs", initial=done, total=n_steps):
+            batch = next(batches).to(held_out)
+            if (d := batch.shape[1]) != held_out.shape[1]:
+                raise ValueError(f"the stream gives activations of width {d}: expected held_out's {held_out.shape[1]}")
+            variance = _squared_deviations(batch)
+            for run in runs.values():
+                if step == 1:
+                    run.start(batch)
+                if step <= run.config.n_steps:
+                    run.step(batch, variance)
+                    if step % evaluate_every == 0 or step == run.config.n_steps:
+                        run.evaluate()
+            if step % checkpoint_every == 0 and step < n_steps:
+                _write_state(checkpoint, digest, step=step, runs={name: run.state() for name, run in runs.items()})
+        for name, run in runs.items():
+            write_whole(_sae_folder(folder, name), run.sae.save_inference_model)
+        curves = {name: run.curve() for name, run in runs.items()}
+        as_tensors = {name: [torch.from_numpy(field) for field in curve] for name, curve in curves.items()}
+        _write_state(checkpoint, digest, curves=as_tensors)
+        return curves
 
 
-def _train(
-    runs: list[_Run],
-    batches: Iterator[Tensor],
-    held_out: Tensor,
-    done: int,
-    folder: Path,
-    digest: str,
-    evaluate_every: int,
-    checkpoint_every: int,
-) -> dict[str, Curve]:
-    """Train the runs of a sweep to their ends from step `done` on."""
-    n_steps, variance = max(run.config.n_steps for run in runs), _squared_deviations(held_out)
-    for step in progress(range(done + 1, n_steps + 1), "SAEs", initial=done, total=n_steps):
-        batch = next(batches).to(held_out)
-        if (d := batch.shape[1]) != held_out.shape[1]:
-            raise ValueError(f"the stream gives activations of width {d}: expected held_out's {held_out.shape[1]}")
-        batch_variance = _squared_deviations(batch)
-        for run in runs:
-            if step == 1:
-                run.start(batch)
-                run.evaluate(held_out, variance)
-            if step <= run.config.n_steps:
-                run.step(batch, batch_variance)
-                if step % evaluate_every == 0 or step == run.config.n_steps:
-                    run.evaluate(held_out, variance)
-        if step % checkpoint_every == 0 and step < n_steps:
-            states = {run.config.name: run.state() for run in runs}
-            tensors = {f"{name}/{field}": tensor for name, (own, _) in states.items() for field, tensor in own.items()}
-            numbers = {name: own for name, (_, own) in states.items()}
-            _write_state(folder / CHECKPOINT, tensors, {"digest": digest, "step": step, "numbers": numbers})
-    curves = {run.config.name: run.curve() for run in runs}
-    for run in runs:
-        write_whole(_sae_folder(folder, run.config.name), run.sae.save_inference_model)
-    fields = {f"{name}/{field}": array for name, curve in curves.items() for field, array in curve._asdict().items()}
-    tensors = {name: torch.from_numpy(array) for name, array in fields.items()}
-    _write_state(folder / CHECKPOINT, tensors, {"digest": digest, "finished": True})
-    return curves
-
-
-def _read_state(path: Path, digest: str) -> tuple[dict[str, Tensor], dict] | None:
-    """Read the tensors and facts that `_write_state` left, if they are undamaged and of the sweep with this digest."""
+def _read_state(path: Path, digest: str, device: torch.device) -> dict[str, Any]:
+    """Read what `_write_state` wrote, if it is undamaged and of the sweep with this digest; else give nothing."""
     if not path.exists() or remove_if_damaged(path):
-        return None
-    with safe_open(path, framework="pt") as file:
-        facts = json.loads(file.metadata()["facts"])
-    return (load_file(path), facts) if facts["digest"] == digest else None
+        return {}
+    state = torch.load(path, map_location=device, weights_only=True)
+    return state if state["digest"] == digest else {}
 
 
-def _write_state(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, object]) -> None:
-    """Replace the state by these tensors and facts in one file, whole: a process that dies here leaves the old one."""
-    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    write_whole(path, lambda place: save_file(plain, place, metadata={"facts": json.dumps(facts)}))
+def _write_state(path: Path, digest: str, **state: Any) -> None:
+    """Replace the state by another as a whole, so that a process that dies here leaves the old one."""
+    content = io.BytesIO()  # torch would hide a full disk's OSError
+    torch.save({"digest": digest} | state, content)
+    write_whole(path, lambda place: place.write_bytes(content.getbuffer()))
 
 
 def _sae_folder(folder: Path, name: str) -> Path:

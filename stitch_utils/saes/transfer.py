@@ -9,9 +9,9 @@ between the stitch's two maps is again an SAE, of model B:
     (W_e', b_e', W_d', b_d') = (P_down W_e, b_down W_e + b_e, W_d P_up, b_d P_up + b_up)      (6)
 
 The latents see what they saw before, so the formula holds for any activation function: TopK, JumpReLU and ReLU. Two
-things must be written into the weights first. Many SAEs subtract b_d from their input; since b_d' is another vector,
-b_e takes that in. And a TopK SAE may choose its latents by f_i ||W_d,i||; the norms change on the way, so the encoder
-takes them in.
+things are written into the weights first. Many SAEs subtract b_d from their input; since b_d' is another vector, b_e
+takes that in. And a TopK SAE may choose its latents by f_i ||W_d,i||; norms change on the way, so the encoder takes
+them in.
 
 Offers `transfer_sae`, `fold_decoder_norms`, `sae_ranks`.
 """
@@ -44,17 +44,13 @@ def _for_inference(sae: SAE, purpose: str) -> tuple[SAEConfig, dict[str, Tensor]
         sae.process_state_dict_for_saving_inference(tensors)
         config = SAEConfig.from_dict(config.get_inference_sae_cfg_dict())
     if config.architecture() not in ARCHITECTURES:
-        raise ValueError(
-            f"cannot {purpose} an SAE of architecture {config.architecture()!r}: expected {', '.join(ARCHITECTURES)}"
-        )
+        found, expected = config.architecture(), ", ".join(ARCHITECTURES)
+        raise ValueError(f"cannot {purpose} an SAE of architecture {found!r}: expected {expected}")
     return config, {name: tensor.double() for name, tensor in tensors.items()}
 
 
 def _with_unit_decoder(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Scale decoder rows to length 1 and move their norms into the encoder.
-
-    A row of zeros stays one, and its latent, which had no effect, becomes silent.
-    """
+    """Scale decoder rows to length 1 and move their norms into the encoder; the latent of a row of zeros is silenced."""
     norms = tensors["W_dec"].norm(dim=1)  # (d_sae,)
     scaled = {name: tensors[name] * norms for name in ("W_enc", "b_enc", "threshold") if name in tensors}
     return {**tensors, **scaled, "W_dec": tensors["W_dec"] / torch.where(norms > 0, norms, 1)[:, None]}
@@ -72,15 +68,11 @@ def transfer_sae(sae: SAE, stitch: Stitch, *, to: str = "b") -> SAE:
     config, tensors = _for_inference(sae, "transfer")
     for entry in ("normalize_activations", "reshape_activations"):
         if (found := getattr(config, entry)) != "none":
-            raise ValueError(
-                f"cannot transfer an SAE with {entry}={found!r}: Eq. 6 holds for SAEs of the residual stream as it is "
-                "(the paper's footnote 2)"
-            )
+            expected = "Eq. 6 holds for SAEs of the residual stream as it is (the paper's footnote 2)"
+            raise ValueError(f"cannot transfer an SAE with {entry}={found!r}: {expected}")
     if config.d_in != outward.d_in:
-        raise ValueError(
-            f"the SAE reads {config.d_in} dimensions: expected {outward.d_in}, the width of model {source}, to "
-            f"be transferred to {to}"
-        )
+        expected = f"expected {outward.d_in}, the width of model {source}, to be transferred to {to}"
+        raise ValueError(f"the SAE reads {config.d_in} dimensions: {expected}")
     changes: dict[str, Any] = {"d_in": inward.d_in, "apply_b_dec_to_input": False}
     if getattr(config, "rescale_acts_by_decoder_norm", False):
         tensors = _with_unit_decoder(tensors)
@@ -94,34 +86,24 @@ def transfer_sae(sae: SAE, stitch: Stitch, *, to: str = "b") -> SAE:
         "b_dec": tensors["b_dec"] @ outward.P + outward.b,
     }
     about = dict(stitch.about)
-    known = {"model_name": about.get(to)}
-    if f"layer_{to}" in about:
-        known["hook_name"] = f"blocks.{about[f'layer_{to}']}.hook_resid_pre"
     origin = {"stitch": about, "to": to, "transferred_from": sae.cfg.metadata.to_dict()}
-    changes["metadata"] = SAEMetadata(**{name: value for name, value in known.items() if value}, **origin)
-    return built(dataclasses.replace(config, **changes), {**tensors, **moved})
+    if to in about:
+        origin["model_name"] = about[to]
+    if f"layer_{to}" in about:
+        origin["hook_name"] = f"blocks.{about[f'layer_{to}']}.hook_resid_pre"
+    changes["metadata"] = SAEMetadata(**origin)
+    return built(dataclasses.replace(config, **changes), tensors | moved)
 
 
-def fold_decoder_norms(sae: SAE, *, reselect: bool = False) -> SAE:
-    """Scale decoder rows to unit norm, so that the latents give f_i ||W_dec,i||, and keep the function (App. D).
+def fold_decoder_norms(sae: SAE) -> SAE:
+    """Scale decoder rows to unit norm and the latents by the norms that the rows had, which keeps what they write.
 
-    This is exact for ReLU and JumpReLU (whose thresholds are scaled too), for TopK with `rescale_acts_by_decoder_norm`,
-    and for plain TopK where all rows have one norm. Latents of any other plain TopK SAE win by f_i, and with unit rows
-    they would win by f_i ||W_dec,i||, so the function would change wherever the two choose differently. That is a
-    ValueError, unless `reselect` asks for it: for what the same weights compute with
-    `rescale_acts_by_decoder_norm=True`.
+    The latents of a TopK SAE then compete by f_i ||W_dec,i||, as with `rescale_acts_by_decoder_norm`. So a plain one,
+    whose latents competed by f_i, changes where its rows differ in norm; no scaling of the encoder keeps both (App. D).
     """
     config, tensors = _for_inference(sae, "fold the decoder norms of")
     changes: dict[str, Any] = {"metadata": SAEMetadata(**config.metadata.to_dict())}
     if isinstance(config, TopKSAEConfig):
-        norms = tensors["W_dec"].norm(dim=1)
-        low, high = norms.min().item(), norms.max().item()
-        as_chosen = config.rescale_acts_by_decoder_norm or high - low <= 10 * torch.finfo(sae.dtype).eps * high
-        if not (as_chosen or reselect):
-            raise ValueError(
-                f"decoder rows of norms {low:.4g} to {high:.4g}: scaling latents by them changes which {config.k} of a "
-                "TopK SAE win; expected rows of one norm, or reselect=True to let the scaled ones compete"
-            )
         changes["rescale_acts_by_decoder_norm"] = False
     return built(dataclasses.replace(config, **changes), _with_unit_decoder(tensors))
 

@@ -112,11 +112,9 @@ def test_folded_decoder_norms_change_nothing(kind, subtracts, tmp_path):
     torch.testing.assert_close(folded.encode(x), sae.encode(x) * scale, rtol=1e-10, atol=1e-10)
 
 
-def test_a_plain_topk_sae_folds_only_if_its_rows_have_one_norm():
+def test_the_latents_of_a_plain_topk_sae_compete_anew_unless_its_rows_have_one_norm():
     sae, x = make_sae("topk"), 2 * normal(200, D_A, seed=9)
-    with pytest.raises(ValueError, match=r"decoder rows of norms .* changes which 5 of a TopK SAE win"):
-        fold_decoder_norms(sae)
-    chosen_anew = fold_decoder_norms(sae, reselect=True)
+    chosen_anew = fold_decoder_norms(sae)
     rescaled = make_sae("rescaled topk")
     assert torch.equal(rescaled.W_enc, sae.W_enc)
     torch.testing.assert_close(chosen_anew(x), rescaled(x), rtol=1e-10, atol=1e-10)
