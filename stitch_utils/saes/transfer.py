@@ -50,7 +50,7 @@ def _for_inference(sae: SAE, purpose: str) -> tuple[SAEConfig, dict[str, Tensor]
 
 
 def _with_unit_decoder(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Scale decoder rows to length 1 and move their norms into the encoder; the latent of a row of zeros is silenced."""
+    """Scale decoder rows to length 1 and move their norms into the encoder; that of a row of zeros is silenced."""
     norms = tensors["W_dec"].norm(dim=1)  # (d_sae,)
     scaled = {name: tensors[name] * norms for name in ("W_enc", "b_enc", "threshold") if name in tensors}
     return {**tensors, **scaled, "W_dec": tensors["W_dec"] / torch.where(norms > 0, norms, 1)[:, None]}

@@ -1,25 +1,24 @@
-r"""What the sister paper does with SAEs: from A's code straight to B's stream, and one decoder regressed on another.
+r"""SAEs of two models beside each other: from one's code to the other's stream, and decoder against decoder.
 
-Bello et al. (arXiv 2506.00653) fit an affine map from f(x), the latents of A's SAE, to B's stream,
+This is what the sister paper, Bello et al. (arXiv 2506.00653), does with SAEs. It fits an affine map from f(x), the
+latents of A's SAE, to B's stream,
 
     y ~ f(x) M + c,
 
-by AdamW on the mean length of the error. M is a decoder: the main paper writes it down by Eq. 6 without a look at the
-data, W_d' = W_d P_up, and here it is fitted. So the two papers differ in two things, and all four combinations tell
-them apart: which code is decoded (A's own, of x, or the transferred SAE's, of down(y), which has seen y), and whether
-the decoder is composed by the formula or fitted. Up to a few thousand latents M is exact: ridge least squares from the
-second moments of code and stream, in one pass, with the ridge that predicts a validation text best. The moments of a
-wider SAE do not fit into memory, and AdamW fits M on the unsquared loss, as in that paper.
+by AdamW on the mean length of the error. M is a decoder, which the main paper composes without a look at the data,
+W_d' = W_d P_up (Eq. 6). So the papers differ in two things, and all four combinations tell them apart: which code is
+decoded (A's own, of x, or the transferred SAE's, of down(y)), and whether the decoder is composed or fitted. Up to a
+few thousand latents M is exact here: ridge least squares from second moments, with the ridge that predicts a validation
+text best. For wider SAEs AdamW fits it as in that paper.
 
 That paper's Fig. 2 asks whether the decoder of the small model's SAE (n latents, width d_to) is a linear image of the
-large one's (n, d_from), and reports min_M || W_to - W_from M ||_F. That number says nothing by itself. Any d regressors
-span d of n dimensions; rows of W_to of unit length that have nothing to do with them leave, in the mean of the square,
+large one's (n, d_from), and reports min_M || W_to - W_from M ||_F. Any d regressors span d of n dimensions, so of rows
+of unit length that have nothing to do with them they leave, in the mean of the square,
 
-    || W_to - W_from M ||_F  ~  sqrt(n (1 - d / n)).
+    || W_to - W_from M ||_F  ~  sqrt(n (1 - d / n)),
 
-Only what is clearly below it is a relation. There is a second trap: SAEs number their latents as they were initialised,
-so row i of one decoder and row i of another that was trained apart are unrelated even where the models agree.
-`match_latents` pairs each latent with the one that fires most like it, without a look at the decoders.
+and only what is clearly below that is a relation. Besides, SAEs number their latents as they were initialised, so rows
+of one number are unrelated even where the models agree; `match_latents` pairs latents by how they fire.
 
 Offers `fit_code_map`, `CodeMap`, `code_map_flops`, `reconstructions`; `decoder_regression`, `DecoderRegression`,
 `chance_norm`; `match_latents`, `Matches`.
@@ -27,7 +26,7 @@ Offers `fit_code_map`, `CodeMap`, `code_map_flops`, `reconstructions`; `decoder_
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -45,6 +44,7 @@ from .transfer import transfer_sae
 
 RIDGES = (1e-6, 1e-4, 1e-2, 1e-1)
 LARGEST_EXACT = 4096  # latents: beyond it the moments take more than a gigabyte
+DRAWS = 20  # of unrelated rows
 Pairs = Iterable[tuple[Tensor, Tensor]]
 
 
@@ -59,11 +59,10 @@ class CodeMap(NamedTuple):
     ridge: float
     """The ridge, as a share of the mean variance of a latent; 0 for `adam`."""
 
+    @torch.no_grad()
     def predict(self, stream: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_out"]:
         """Predict the other stream from the code of this one."""
-        with torch.no_grad():
-            code = self.sae.encode(stream.to(self.sae.W_enc))
-            return code.to(self.matrix) @ self.matrix + self.bias
+        return self.sae.encode(stream.to(self.sae.W_enc)).to(self.matrix) @ self.matrix + self.bias
 
 
 def code_map_flops(d_in: int, d_sae: int, d_out: int) -> int:
@@ -71,30 +70,46 @@ def code_map_flops(d_in: int, d_sae: int, d_out: int) -> int:
     return 2 * d_sae * (d_in + d_out)
 
 
+class _Coded:
+    """Pairs of an SAE's code and y, from pairs (x, y); `reads` is the place of the stream that the SAE reads."""
+
+    def __init__(self, sae: SAE, pairs: Pairs, reads: int):
+        self.sae, self.pairs, self.reads = sae, pairs, reads
+
+    @torch.no_grad()
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for pair in self.pairs:
+            if (d := pair[self.reads].shape[1]) != self.sae.cfg.d_in:
+                expected = f"the SAE reads {self.sae.cfg.d_in} dimensions: expected streams of that width"
+                raise ValueError(f"{expected}, got {d}")
+            code = self.sae.encode(pair[self.reads].to(self.sae.W_enc))
+            yield code, pair[1].to(code)
+
+
 def fit_code_map(
     sae: SAE,
     batches: Pairs,
     held_out: Pairs,
     *,
+    reads: int = 0,
     ridges: tuple[float, ...] = RIDGES,
     method: str = "",
     lr: float = 1e-4,
     epochs: int = 4,
     seed: int = 0,
 ) -> CodeMap:
-    """Fit the map from the code of the first stream of each pair to the second.
+    """Fit the map from an SAE's code to y.
 
-    `batches` and `held_out` give (stream that the SAE reads, stream to predict). `method` is `exact` or `adam`, by
+    `batches` and `held_out` give (x, y); the SAE reads x, or y if `reads` is 1. `method` is `exact` or `adam`, by
     default the first for SAEs of up to `LARGEST_EXACT` latents; `adam` iterates `batches` `epochs` times and does not
     read `held_out`. ValueError for another method, and for a stream of another width than the SAE reads.
     """
     method = method or ("exact" if sae.cfg.d_sae <= LARGEST_EXACT else "adam")
     if method not in ("exact", "adam"):
         raise ValueError(f"unknown method {method!r}: expected exact or adam")
-    coded, ridge = _Changed(batches, lambda x, y: _code(sae, x, y)), 0.0
+    coded, ridge = _Coded(sae, batches, reads), 0.0
     if method == "exact":
-        moments = moments_of(coded)
-        validation = moments_of(_Changed(held_out, lambda x, y: _code(sae, x, y)))
+        moments, validation = moments_of(coded), moments_of(_Coded(sae, held_out, reads))
         stitches = {ridge: fit_exact(moments, alpha=0, ridge=ridge) for ridge in ridges}
         ridge = min(ridges, key=lambda ridge: stitch_loss(stitches[ridge], validation, alpha=0).up)
         decoder = stitches[ridge].up
@@ -103,25 +118,6 @@ def fit_code_map(
         options = {"lr": lr, "epochs": epochs, "seed": seed, "device": sae.W_enc.device}
         decoder = fit_unsquared_adam(coded, **widths, directions="up", **options).maps["up"]
     return CodeMap(sae, decoder.P.to(sae.W_enc), decoder.b.to(sae.W_enc), method, ridge)
-
-
-class _Changed:
-    """Pairs, each of them changed by a function; it can be iterated as often as they can."""
-
-    def __init__(self, pairs: Pairs, change: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]):
-        self.pairs, self.change = pairs, change
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return (self.change(x, y) for x, y in self.pairs)
-
-
-@torch.no_grad()
-def _code(sae: SAE, stream: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Put an SAE's code in place of the stream that it reads."""
-    if (d := stream.shape[1]) != sae.cfg.d_in:
-        raise ValueError(f"the SAE reads {sae.cfg.d_in} dimensions: expected streams of that width, got {d}")
-    code = sae.encode(stream.to(sae.W_enc))
-    return code, target.to(code)
 
 
 def reconstructions(
@@ -133,8 +129,10 @@ def reconstructions(
     `b_fitted`. `batches` and `held_out` give (x, y); `options` are those of `fit_code_map`.
     """
     moved = transfer_sae(sae, stitch)
-    of_b = (_Changed(pairs, lambda x, y: (y, y)) for pairs in (batches, held_out))
-    maps = {"a": fit_code_map(sae, batches, held_out, **options), "b": fit_code_map(moved, *of_b, **options)}
+    maps = {
+        side: fit_code_map(one, batches, held_out, reads=reads, **options)
+        for reads, (side, one) in enumerate({"a": sae, "b": moved}.items())
+    }
     predictions = {
         "a_composed": Prediction("b", lambda x, y: stitch.up(sae(x.to(sae.W_enc)).to(stitch.P_up))),
         "a_fitted": Prediction("b", lambda x, y: maps["a"].predict(x)),
@@ -145,12 +143,10 @@ def reconstructions(
 
 
 class DecoderRegression(NamedTuple):
-    """What a regression leaves of W_to, beside what it would leave of unrelated rows."""
+    """What a regression leaves of W_to, beside what it would leave of unrelated rows; Frobenius norms."""
 
     residual: float
-    """Frobenius norm of what is left."""
-    total: float
-    """Frobenius norm of W_to itself (around its mean row, with an intercept)."""
+    """What is left of W_to."""
     chance: float
     """`chance_norm` for rows of the lengths that W_to's have."""
     simulated: Estimate
@@ -159,33 +155,26 @@ class DecoderRegression(NamedTuple):
     """What is left of W_to's rows in another order, unrelated but for a direction that all share; likewise."""
 
 
-def chance_norm(n: int, d: int, *, squares: float | None = None, intercept: bool = False) -> float:
+def chance_norm(n: int, d: int, *, squares: float | None = None) -> float:
     """Compute the norm that `d` regressors leave of `n` unrelated rows of unit length, or of this sum of `squares`.
 
-    An intercept is one regressor more. With as many regressors as rows it is 0. ValueError for counts below one.
+    With as many regressors as rows it is 0. ValueError for counts below one.
     """
     if n < 1 or d < 1:
         raise ValueError(f"expected at least one row and one regressor: got {n} and {d}")
-    return float(((n if squares is None else squares) * max(0.0, 1 - (d + intercept) / n)) ** 0.5)
+    return float(((n if squares is None else squares) * max(0.0, 1 - d / n)) ** 0.5)
 
 
 def decoder_regression(
-    W_from: Float[Tensor, "latents d_from"],
-    W_to: Float[Tensor, "_ d_to"],
-    *,
-    intercept: bool = False,
-    draws: int = 20,
-    seed: int = 0,
+    W_from: Float[Tensor, "latents d_from"], W_to: Float[Tensor, "_ d_to"], *, seed: int = 0
 ) -> DecoderRegression:
-    """Regress the rows of `W_to` on those of `W_from` by least squares, and so `draws` draws of unrelated rows.
+    """Regress the rows of `W_to` on those of `W_from` by least squares, and so `DRAWS` draws of unrelated rows.
 
     ValueError for matrices of different lengths.
     """
     if len(W_from) != len(W_to):
         raise ValueError(f"decoders of {len(W_from)} and {len(W_to)} latents: expected as many of both")
     given, wanted = (matrix.detach().double() for matrix in (W_from, W_to.to(W_from.device)))
-    if intercept:
-        given = torch.cat([given, torch.ones_like(given[:, :1])], dim=1)
     left, values, _ = torch.linalg.svd(given, full_matrices=False)
     basis = left[:, values > values[0] * max(given.shape) * torch.finfo(given.dtype).eps]  # of the span of the columns
 
@@ -194,18 +183,13 @@ def decoder_regression(
 
     generator = torch.Generator().manual_seed(seed)
     lengths, simulated, shuffled = wanted.norm(dim=1, keepdim=True), [], []
-    for _ in range(draws):
+    for _ in range(DRAWS):
         drawn = torch.randn(wanted.shape, generator=generator, dtype=torch.float64).to(wanted)
         simulated.append(norm(drawn / drawn.norm(dim=1, keepdim=True) * lengths))
         shuffled.append(norm(wanted[torch.randperm(len(wanted), generator=generator).to(wanted.device)]))
-    total = (wanted - wanted.mean(0)) if intercept else wanted
-    return DecoderRegression(
-        norm(wanted),
-        total.norm().item(),
-        chance_norm(len(wanted), W_from.shape[1], squares=lengths.square().sum().item(), intercept=intercept),
-        from_draws(float(np.mean(simulated)), np.array(simulated)),
-        from_draws(float(np.mean(shuffled)), np.array(shuffled)),
-    )
+    chance = chance_norm(*W_from.shape, squares=lengths.square().sum().item())
+    draws = (from_draws(float(np.mean(norms)), np.array(norms)) for norms in (simulated, shuffled))
+    return DecoderRegression(norm(wanted), chance, *draws)
 
 
 class Matches(NamedTuple):
@@ -220,7 +204,7 @@ class Matches(NamedTuple):
 
 
 @torch.no_grad()
-def match_latents(saes: tuple[SAE, SAE], batches: Iterable[tuple[Tensor, Tensor]]) -> Matches:
+def match_latents(saes: tuple[SAE, SAE], batches: Pairs) -> Matches:
     """Find for each latent of the first SAE the latent of the second that fires most like it on the same tokens.
 
     `batches` give the streams (x, y) that the two SAEs read. Likeness is Pearson's correlation of the activations over
@@ -240,9 +224,8 @@ def match_latents(saes: tuple[SAE, SAE], batches: Iterable[tuple[Tensor, Tensor]
     if not count or not all((square > 0).any() for square in squares):
         raise ValueError("an SAE fires on no token of the batches: there is nothing to match")
     spreads = [(square / count - (total / count).square()).clamp_min(0).sqrt() for square, total in zip(squares, sums)]
-    covariance = cross / count - torch.outer(sums[0], sums[1]) / count**2
+    covariance, both = cross / count - torch.outer(sums[0], sums[1]) / count**2, torch.outer(*spreads)
     # A latent that never varies correlates with nothing; -2 is below every correlation.
-    both = torch.outer(*spreads)
     correlation = torch.where(both > 0, covariance / both.clamp_min(1e-300), -2.0)
     best, partners = correlation.max(dim=1)
     alive = best > -2
