@@ -1,21 +1,17 @@
 r"""SAEs of two models beside each other: from one's code to the other's stream, and decoder against decoder.
 
 This is what the sister paper, Bello et al. (arXiv 2506.00653), does with SAEs. It fits an affine map from f(x), the
-latents of A's SAE, to B's stream,
-
-    y ~ f(x) M + c,
-
-by AdamW on the mean length of the error. M is a decoder, which the main paper composes without a look at the data,
-W_d' = W_d P_up (Eq. 6). So the papers differ in two things, and all four combinations tell them apart: which code is
-decoded (A's own, of x, or the transferred SAE's, of down(y)), and whether the decoder is composed or fitted. Up to a
-few thousand latents M is exact here: ridge least squares from second moments, with the ridge that predicts a validation
-text best. For wider SAEs AdamW fits it as in that paper.
+latents of A's SAE, to B's stream, y ~ f(x) M + c, by AdamW on the mean length of the error. M is a decoder, which the
+main paper composes without a look at the data, W_d' = W_d P_up (Eq. 6). So the papers differ in which code is decoded
+(A's own, of x, or the transferred SAE's, of down(y)), and in whether the decoder is composed or fitted. Up to a few
+thousand latents M is exact here: least squares from second moments, with the ridge that predicts a validation text
+best. For wider SAEs AdamW fits it as in that paper.
 
 That paper's Fig. 2 asks whether the decoder of the small model's SAE (n latents, width d_to) is a linear image of the
-large one's (n, d_from), and reports min_M || W_to - W_from M ||_F. Any d regressors span d of n dimensions, so of rows
-of unit length that have nothing to do with them they leave, in the mean of the square,
+large one's (n, d_from). Any d regressors span d of n dimensions, so of rows of unit length that have nothing to do with
+them they leave, in the mean of the square,
 
-    || W_to - W_from M ||_F  ~  sqrt(n (1 - d / n)),
+    min_M || W_to - W_from M ||_F  ~  sqrt(n (1 - d / n)),
 
 and only what is clearly below that is a relation. Besides, SAEs number their latents as they were initialised, so rows
 of one number are unrelated even where the models agree; `match_latents` pairs latents by how they fire.
@@ -26,7 +22,7 @@ Offers `fit_code_map`, `CodeMap`, `code_map_flops`, `reconstructions`; `decoder_
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -87,36 +83,24 @@ class _Coded:
 
 
 def fit_code_map(
-    sae: SAE,
-    batches: Pairs,
-    held_out: Pairs,
-    *,
-    reads: int = 0,
-    ridges: tuple[float, ...] = RIDGES,
-    method: str = "",
-    lr: float = 1e-4,
-    epochs: int = 4,
-    seed: int = 0,
+    sae: SAE, batches: Pairs, held_out: Pairs, *, reads: int = 0, ridges: Sequence[float] = RIDGES, **options
 ) -> CodeMap:
-    """Fit the map from an SAE's code to y.
+    """Fit the map from an SAE's code to y: exactly up to `LARGEST_EXACT` latents, else by AdamW.
 
-    `batches` and `held_out` give (x, y); the SAE reads x, or y if `reads` is 1. `method` is `exact` or `adam`, by
-    default the first for SAEs of up to `LARGEST_EXACT` latents; `adam` iterates `batches` `epochs` times and does not
-    read `held_out`. ValueError for another method, and for a stream of another width than the SAE reads.
+    `batches` and `held_out` give (x, y); the SAE reads x, or y if `reads` is 1. The exact fit chooses one of `ridges`;
+    `options` are those of `fit_unsquared_adam`, such as `lr`, `epochs` and `seed`, which reads `batches` alone.
+    ValueError for a stream of another width than the SAE reads.
     """
-    method = method or ("exact" if sae.cfg.d_sae <= LARGEST_EXACT else "adam")
-    if method not in ("exact", "adam"):
-        raise ValueError(f"unknown method {method!r}: expected exact or adam")
-    coded, ridge = _Coded(sae, batches, reads), 0.0
-    if method == "exact":
+    coded = _Coded(sae, batches, reads)
+    if sae.cfg.d_sae <= LARGEST_EXACT:
         moments, validation = moments_of(coded), moments_of(_Coded(sae, held_out, reads))
         stitches = {ridge: fit_exact(moments, alpha=0, ridge=ridge) for ridge in ridges}
         ridge = min(ridges, key=lambda ridge: stitch_loss(stitches[ridge], validation, alpha=0).up)
-        decoder = stitches[ridge].up
+        method, decoder = "exact", stitches[ridge].up
     else:
         widths = {"d_a": sae.cfg.d_sae, "d_b": next(iter(batches))[1].shape[1]}
-        options = {"lr": lr, "epochs": epochs, "seed": seed, "device": sae.W_enc.device}
-        decoder = fit_unsquared_adam(coded, **widths, directions="up", **options).maps["up"]
+        fit = fit_unsquared_adam(coded, **widths, directions="up", device=sae.W_enc.device, **options)
+        method, decoder, ridge = "adam", fit.maps["up"], 0.0
     return CodeMap(sae, decoder.P.to(sae.W_enc), decoder.b.to(sae.W_enc), method, ridge)
 
 
@@ -130,8 +114,8 @@ def reconstructions(
     """
     moved = transfer_sae(sae, stitch)
     maps = {
-        side: fit_code_map(one, batches, held_out, reads=reads, **options)
-        for reads, (side, one) in enumerate({"a": sae, "b": moved}.items())
+        "a": fit_code_map(sae, batches, held_out, **options),
+        "b": fit_code_map(moved, batches, held_out, reads=1, **options),
     }
     predictions = {
         "a_composed": Prediction("b", lambda x, y: stitch.up(sae(x.to(sae.W_enc)).to(stitch.P_up))),
@@ -143,7 +127,7 @@ def reconstructions(
 
 
 class DecoderRegression(NamedTuple):
-    """What a regression leaves of W_to, beside what it would leave of unrelated rows; Frobenius norms."""
+    """What a regression leaves of W_to, beside what it would leave of unrelated rows, in Frobenius norms."""
 
     residual: float
     """What is left of W_to."""
@@ -210,21 +194,21 @@ def match_latents(saes: tuple[SAE, SAE], batches: Pairs) -> Matches:
     `batches` give the streams (x, y) that the two SAEs read. Likeness is Pearson's correlation of the activations over
     all tokens. ValueError where one SAE fires nowhere.
     """
-    count, cross = 0, 0
-    sums: list = [0, 0]
-    squares: list = [0, 0]
+    device, count, cross = saes[0].W_enc.device, 0, 0
+    # Of each SAE's latents the sums of activations and of their squares.
+    totals = [torch.zeros(2, sae.cfg.d_sae, dtype=torch.float64, device=device) for sae in saes]
     for streams in progress(batches, "latents"):
         codes = [sae.encode(stream.to(sae.W_enc)) for sae, stream in zip(saes, streams)]
-        wide = torch.promote_types(codes[0].dtype, torch.float32)
-        codes = [code.to(codes[0].device, wide) for code in codes]
-        count += len(codes[0])
-        cross = cross + (codes[0].T @ codes[1]).double()
-        for side, code in enumerate(codes):
-            sums[side], squares[side] = sums[side] + code.double().sum(0), squares[side] + code.double().square().sum(0)
-    if not count or not all((square > 0).any() for square in squares):
+        first, second = (code.to(device, torch.promote_types(codes[0].dtype, torch.float32)) for code in codes)
+        count += len(first)
+        cross = cross + (first.T @ second).double()
+        for total, code in zip(totals, (first.double(), second.double())):
+            total += torch.stack([code.sum(0), code.square().sum(0)])
+    if not all(squares.any() for _, squares in totals):
         raise ValueError("an SAE fires on no token of the batches: there is nothing to match")
-    spreads = [(square / count - (total / count).square()).clamp_min(0).sqrt() for square, total in zip(squares, sums)]
-    covariance, both = cross / count - torch.outer(sums[0], sums[1]) / count**2, torch.outer(*spreads)
+    spreads = [(squares / count - (sums / count).square()).clamp_min(0).sqrt() for sums, squares in totals]
+    covariance = cross / count - torch.outer(totals[0][0], totals[1][0]) / count**2
+    both = torch.outer(*spreads)
     # A latent that never varies correlates with nothing; -2 is below every correlation.
     correlation = torch.where(both > 0, covariance / both.clamp_min(1e-300), -2.0)
     best, partners = correlation.max(dim=1)

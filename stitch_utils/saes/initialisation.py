@@ -2,8 +2,8 @@
 
 Section 3.1 and App. D, items 1-3. A run starts at random (encoder = decoder transposed), from a transferred SAE, or,
 as a control, from the decoder directions of A's SAE turned at random into B's space, which keeps their angles and
-knows nothing of B. The rows of a transferred decoder are scaled to unit norm; `transfer.fold_decoder_norms` says what
-that changes.
+knows nothing of B. The rows of a transferred decoder are scaled to unit norm, and the encoder with them. No scaling of
+the encoder keeps both what latents write and how TopK ranks them; ours keeps what they write.
 
 Offers `SAETrainingConfig`, `starting_sae`, and `INITIALS`, the ways to start.
 """
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from sae_lens import SAE, TopKTrainingSAE, TopKTrainingSAEConfig
 
-from .transfer import fold_decoder_norms
+from .transfer import for_inference, with_unit_decoder
 
 INITIALS = ("random", "stitch", "rotation")
 
@@ -73,14 +73,13 @@ def starting_sae(config: SAETrainingConfig, d_in: int, given: SAE | None = None)
             return sae
         given = _checked(config, d_in, given)
         turn = torch.randn(d_in, given.cfg.d_in)
-    folded = {name: tensor.cpu().float() for name, tensor in fold_decoder_norms(given).state_dict().items()}
+    weights = {name: tensor.cpu().float() for name, tensor in with_unit_decoder(for_inference(given)[1]).items()}
     if config.initial == "rotation":
-        decoder = folded["W_dec"] @ torch.linalg.qr(turn).Q.T
-        sae.load_state_dict(sae.state_dict() | {"W_enc": decoder.T, "W_dec": decoder})
-        return sae
-    if given.cfg.apply_b_dec_to_input:
-        folded["b_enc"] = folded["b_enc"] - folded["b_dec"] @ folded["W_enc"]
-    sae.load_state_dict(folded)
+        decoder = weights["W_dec"] @ torch.linalg.qr(turn).Q.T
+        weights = sae.state_dict() | {"W_enc": decoder.T, "W_dec": decoder}
+    elif given.cfg.apply_b_dec_to_input:
+        weights["b_enc"] = weights["b_enc"] - weights["b_dec"] @ weights["W_enc"]
+    sae.load_state_dict(weights)
     return sae
 
 

@@ -38,8 +38,11 @@ def in_tokens(curve: Curve) -> np.ndarray:
 
 
 def threshold_cost(curve: Curve, threshold: float, *, cost: Cost = in_flops, window: int = 100) -> float | None:
-    """Find the cost at which the moving average of explained variance first reaches a threshold; None if never."""
-    reached = np.flatnonzero(curve.moving_average(window) >= threshold)
+    """Find the cost at which explained variance, averaged over `window` batches, reaches `threshold`; None if never."""
+    total = np.concatenate([[0.0], np.cumsum(curve.training_explained_variance)])
+    last = np.arange(1, len(total))
+    first = np.maximum(last - window, 0)  # fewer steps at the beginning
+    reached = np.flatnonzero((total[last] - total[first]) / (last - first) >= threshold)
     return float(cost(curve)[reached[0]]) if len(reached) else None
 
 

@@ -14,7 +14,6 @@ Offers `train_saes`, `load_trained`, `Curve`, `training_flops`.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import shutil
 import time
@@ -29,6 +28,8 @@ from filelock import FileLock
 from jaxtyping import Float
 from sae_lens import SAE
 from sae_lens.saes.sae import SAEMetadata, TrainStepInput
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, embedding_bag
 
@@ -65,27 +66,18 @@ class Curve(NamedTuple):
     dead: np.ndarray
     """(d_sae,): whether the latent fires on no held-out token at the end."""
 
-    def moving_average(self, window: int = 100) -> np.ndarray:
-        """Average the training explained variance over the last `window` steps, or over all when there are fewer."""
-        total = np.concatenate([[0.0], np.cumsum(self.training_explained_variance)])
-        last = np.arange(1, len(total))
-        first = np.maximum(last - window, 0)
-        return (total[last] - total[first]) / (last - first)
-
 
 def training_flops(d_in: int, d_sae: int, *, dead: bool = False) -> int:
-    """Count the FLOPs a token of one training step: 10 d_in d_sae, Table 3's rate.
+    """Count the FLOPs a token of one training step: five products of 2 d_in d_sae, Table 3's rate.
 
-    These are five products of 2 d_in d_sae: the encoder's and the decoder's forward, and one and two backward. The
-    auxiliary loss of a step with `dead` latents takes three more.
+    These are the encoder's and the decoder's forward, and one and two backward. The auxiliary loss of a step with
+    `dead` latents takes three more.
     """
     return (16 if dead else 10) * d_in * d_sae
 
 
 class _Run:
     """One run of a sweep, between two steps."""
-
-    KEPT = ("silent", "dead", "spent", "seconds", "points", "log")
 
     def __init__(self, config: SAETrainingConfig, held_out: Tensor, given: SAE | None, metadata: Mapping):
         self.config, self.held_out, self.variance = config, held_out, _squared_deviations(held_out)
@@ -142,16 +134,26 @@ class _Run:
         errors = squared / self.held_out.numel(), 1 - squared / self.variance
         self.points.append((len(self.log), self.spent, *errors, self.seconds))
 
-    def state(self) -> dict[str, Any]:
-        """Give all that `load` goes on from."""
-        modules = {"sae": self.sae.state_dict(), "adam": self.optimizer.state_dict()}
-        return modules | {name: getattr(self, name) for name in self.KEPT}
+    def state(self) -> dict[str, Tensor]:
+        """Give the tensors from which `load` goes on."""
+        tensors = {f"sae.{name}": tensor for name, tensor in self.sae.state_dict().items()}
+        for number, moments in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"adam.{number}.{name}": tensor for name, tensor in moments.items()}
+        tensors |= {
+            name: torch.tensor(getattr(self, name), dtype=torch.float64) for name in ("points", "log", "seconds")
+        }
+        return tensors | {"spent": torch.tensor(self.spent), "silent": self.silent, "dead": self.dead}
 
-    def load(self, state: Mapping[str, Any]) -> None:
-        self.sae.load_state_dict(state["sae"])
-        self.optimizer.load_state_dict(state["adam"])
-        for name in self.KEPT:
-            setattr(self, name, state[name])
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        self.sae.load_state_dict({name: state[f"sae.{name}"] for name in self.sae.state_dict()})
+        moments = {
+            number: {name: state[f"adam.{number}.{name}"] for name in ("step", "exp_avg", "exp_avg_sq")}
+            for number, _ in enumerate(self.sae.parameters())
+        }
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": moments})
+        self.silent, self.dead = (state[name].to(self.silent.device) for name in ("silent", "dead"))
+        numbers = (state[name].tolist() for name in ("points", "log", "seconds", "spent"))
+        self.points, self.log, self.seconds, self.spent = numbers
 
     def curve(self) -> Curve:
         steps, flops, mse, explained, seconds = np.array(self.points, dtype=float).T
@@ -168,7 +170,6 @@ def train_saes(
     *,
     held_out: Float[Tensor, "n d"],
     folder: str | Path,
-    key: str = "",
     initial_saes: Mapping[str, SAE] | None = None,
     evaluate_every: int = 100,
     checkpoint_every: int = 500,
@@ -180,11 +181,10 @@ def train_saes(
     at its end that do not fill a batch are dropped. `initial_saes` has the SAEs of the runs that start from one, by the
     configs' names. Training runs on the device of `held_out`. `metadata` goes into the SAEs.
 
-    `folder` keeps the state of the sweep, written every `checkpoint_every` steps, and the trained SAEs, which
-    `load_trained` reads. A sweep that was cut off goes on from its state and gives the same curves as one that was not;
-    it skips what it has read of a `ModelStream` without running the model. A finished sweep is read back. A sweep of
-    other configs, initial SAEs, held-out activations or another `key`, which stands for the stream, starts anew, and so
-    does one whose state or SAEs are damaged. Of two processes that train one sweep the second waits for the first.
+    `folder` keeps the state of the sweep, written every `checkpoint_every` steps, and the trained SAEs. A sweep that
+    was cut off goes on from its state, without running the model on what it has read of a `ModelStream`, and gives the
+    same curves as one that was not; a finished one is read back. What is damaged, or of other arguments but for the
+    stream, starts anew. Of two processes with one folder the second waits for the first.
 
     ValueError for configs of one name or of different batches, an SAE that does not fit, or a stream that is too short.
     """
@@ -197,22 +197,22 @@ def train_saes(
     if unknown := sorted(set(given) - set(names)):
         raise ValueError(f"initial_saes has {', '.join(unknown)}: expected names of runs, {', '.join(names)}")
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoint, digest = folder / "sweep.pt", _digest(configs, held_out, key, given, evaluate_every, metadata)
+    checkpoint, digest = folder / "sweep.safetensors", _digest(configs, held_out, given, evaluate_every, metadata)
+    n_steps, held_out = max(config.n_steps for config in configs), held_out.float()
     with FileLock(folder / ".lock"):
-        saved = _read_state(checkpoint, digest, held_out.device)
-        if "curves" in saved:
+        done, states = _read_state(checkpoint, digest)
+        if done == n_steps:
             # a list, so that all of them are looked at
             if not any([remove_if_damaged(_sae_folder(folder, name)) for name in names]):
-                return {name: Curve(*(field.cpu().numpy() for field in saved["curves"][name])) for name in names}
+                arrays = {name: {field: part.numpy() for field, part in states[name].items()} for name in names}
+                return {name: Curve(**fields) for name, fields in arrays.items()}
             remove_sealed(checkpoint)
-            saved = {}
-        held_out = held_out.float()
+            done, states = 0, {}
         runs = {config.name: _Run(config, held_out, given.get(config.name), metadata) for config in configs}
-        for name, state in saved.get("runs", {}).items():
+        for name, state in states.items():
             runs[name].load(state)
-        if not saved:
+        if not done:
             shutil.rmtree(folder / "saes", ignore_errors=True)
-        done, n_steps = saved.get("step", 0), max(config.n_steps for config in configs)
         batches = _batches(stream, configs[0].batch_tokens, done)
         for step in progress(range(done + 1, n_steps + 1), "SAEs", initial=done, total=n_steps):
             batch = next(batches).to(held_out)
@@ -227,28 +227,34 @@ def train_saes(
                     if step % evaluate_every == 0 or step == run.config.n_steps:
                         run.evaluate()
             if step % checkpoint_every == 0 and step < n_steps:
-                _write_state(checkpoint, digest, step=step, runs={name: run.state() for name, run in runs.items()})
+                _write_state(checkpoint, digest, step, {name: run.state() for name, run in runs.items()})
         for name, run in runs.items():
             write_whole(_sae_folder(folder, name), run.sae.save_inference_model)
         curves = {name: run.curve() for name, run in runs.items()}
-        as_tensors = {name: [torch.from_numpy(field) for field in curve] for name, curve in curves.items()}
-        _write_state(checkpoint, digest, curves=as_tensors)
+        _write_state(checkpoint, digest, n_steps, {name: curve._asdict() for name, curve in curves.items()})
         return curves
 
 
-def _read_state(path: Path, digest: str, device: torch.device) -> dict[str, Any]:
-    """Read what `_write_state` wrote, if it is undamaged and of the sweep with this digest; else give nothing."""
+def _read_state(path: Path, digest: str) -> tuple[int, dict[str, dict[str, Tensor]]]:
+    """Read the steps done and the tensors of each run, if they are undamaged and of the sweep with this digest."""
     if not path.exists() or remove_if_damaged(path):
-        return {}
-    state = torch.load(path, map_location=device, weights_only=True)
-    return state if state["digest"] == digest else {}
+        return 0, {}
+    with safe_open(path, framework="pt") as file:
+        facts = file.metadata()
+    if facts["digest"] != digest:
+        return 0, {}
+    states: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in load_file(path).items():
+        run, field = name.split("/")
+        states.setdefault(run, {})[field] = tensor
+    return int(facts["step"]), states
 
 
-def _write_state(path: Path, digest: str, **state: Any) -> None:
-    """Replace the state by another as a whole, so that a process that dies here leaves the old one."""
-    content = io.BytesIO()  # torch would hide a full disk's OSError
-    torch.save({"digest": digest} | state, content)
-    write_whole(path, lambda place: place.write_bytes(content.getbuffer()))
+def _write_state(path: Path, digest: str, step: int, states: Mapping[str, Mapping[str, Any]]) -> None:
+    """Replace the state by these tensors in one file, whole: a process that dies here leaves the old one."""
+    tensors = {f"{run}/{field}": part for run, state in states.items() for field, part in state.items()}
+    plain = {name: torch.as_tensor(part).detach().cpu().contiguous().clone() for name, part in tensors.items()}
+    write_whole(path, lambda place: save_file(plain, place, metadata={"digest": digest, "step": str(step)}))
 
 
 def _sae_folder(folder: Path, name: str) -> Path:
@@ -275,30 +281,27 @@ def _batches(stream: Iterable[Tensor], size: int, skip: int) -> Iterator[Tensor]
     if skip and isinstance(stream, ModelStream):
         taken, parts = skip, stream.after(skip % (stream.count() // size) * size)
     while True:
-        before, waiting, held = taken, [], 0
+        before, waiting = taken, []
         for part in parts:
             waiting.append(part)
-            held += len(part)
-            if held < size:
+            if (held := sum(map(len, waiting))) < size:
                 continue
-            rows = torch.cat(waiting)
-            for batch in rows[: held // size * size].split(size):
+            *batches, rest = torch.cat(waiting).tensor_split(list(range(size, held + 1, size)))
+            waiting = [rest]
+            for batch in batches:
                 taken += 1
                 if taken > skip:
                     yield batch
-            waiting, held = [rows[held // size * size :]], held % size
         if taken == before:
             raise ValueError(f"the stream ended after {taken} batches of {size} tokens and cannot be iterated again")
         parts = iter(stream)
 
 
-def _digest(configs, held_out: Tensor, key: str, given: Mapping[str, SAE], evaluate_every: int, metadata) -> str:
-    facts = [[asdict(config) for config in configs], key, evaluate_every, metadata, list(held_out.shape)]
-    made = hashlib.sha256(json.dumps(facts, default=str).encode())
-    tensors = [held_out]
-    for name in sorted(given):
-        made.update(json.dumps([name, given[name].cfg.to_dict()], default=str).encode())
-        tensors += [tensor for _, tensor in sorted(given[name].state_dict().items())]
-    for tensor in tensors:
+def _digest(configs, held_out: Tensor, given: Mapping[str, SAE], *facts) -> str:
+    starts = [[name, sae.cfg.to_dict()] for name, sae in sorted(given.items())]
+    about = [[asdict(config) for config in configs], facts, list(held_out.shape), starts]
+    made = hashlib.sha256(json.dumps(about, default=str).encode())
+    weights = [tensor for _, sae in sorted(given.items()) for _, tensor in sorted(sae.state_dict().items())]
+    for tensor in (held_out, *weights):
         made.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
     return made.hexdigest()

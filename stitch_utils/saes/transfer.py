@@ -13,7 +13,7 @@ things are written into the weights first. Many SAEs subtract b_d from their inp
 takes that in. And a TopK SAE may choose its latents by f_i ||W_d,i||; norms change on the way, so the encoder takes
 them in.
 
-Offers `transfer_sae`, `fold_decoder_norms`, `sae_ranks`.
+Offers `transfer_sae`, `sae_ranks`; `for_inference` and `with_unit_decoder` for the starts of training.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from sae_lens import SAE, SAEConfig, TopKSAEConfig, TrainingSAE
+from sae_lens import SAE, SAEConfig, TrainingSAE
 from sae_lens.saes.sae import SAEMetadata
 from torch import Tensor
 
@@ -33,26 +33,24 @@ from .io import built
 ARCHITECTURES = ("topk", "jumprelu", "standard")  # BatchTopK SAEs are JumpReLU SAEs once they are trained
 
 
-def _for_inference(sae: SAE, purpose: str) -> tuple[SAEConfig, dict[str, Tensor]]:
-    """Copy the configuration and weights (float64) of an SAE; of one in training, those that it would be saved with.
-
-    ValueError, naming the `purpose`, for an architecture that Eq. 6 does not fit.
-    """
+def for_inference(sae: SAE) -> tuple[SAEConfig, dict[str, Tensor]]:
+    """Copy the configuration and weights (float64) of an SAE; of one in training, those that it would be saved with."""
     config = sae.cfg
     tensors = {name: tensor.detach().clone() for name, tensor in sae.state_dict().items()}
     if isinstance(sae, TrainingSAE):
         sae.process_state_dict_for_saving_inference(tensors)
         config = SAEConfig.from_dict(config.get_inference_sae_cfg_dict())
-    if config.architecture() not in ARCHITECTURES:
-        found, expected = config.architecture(), ", ".join(ARCHITECTURES)
-        raise ValueError(f"cannot {purpose} an SAE of architecture {found!r}: expected {expected}")
     return config, {name: tensor.double() for name, tensor in tensors.items()}
 
 
-def _with_unit_decoder(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Scale decoder rows to length 1 and move their norms into the encoder; that of a row of zeros is silenced."""
+def with_unit_decoder(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Scale the decoder rows of a TopK SAE to length 1 and move their norms into the encoder (App. D).
+
+    Latents then write what they wrote, and compete by it, as with `rescale_acts_by_decoder_norm`. A row of zeros stays
+    one, and its latent falls silent.
+    """
     norms = tensors["W_dec"].norm(dim=1)  # (d_sae,)
-    scaled = {name: tensors[name] * norms for name in ("W_enc", "b_enc", "threshold") if name in tensors}
+    scaled = {name: tensors[name] * norms for name in ("W_enc", "b_enc")}
     return {**tensors, **scaled, "W_dec": tensors["W_dec"] / torch.where(norms > 0, norms, 1)[:, None]}
 
 
@@ -65,7 +63,10 @@ def transfer_sae(sae: SAE, stitch: Stitch, *, to: str = "b") -> SAE:
     """
     source = "a" if to == "b" else "b"
     outward, inward = stitch.towards(to), stitch.towards(source)
-    config, tensors = _for_inference(sae, "transfer")
+    config, tensors = for_inference(sae)
+    if config.architecture() not in ARCHITECTURES:
+        found, expected = config.architecture(), ", ".join(ARCHITECTURES)
+        raise ValueError(f"cannot transfer an SAE of architecture {found!r}: expected {expected}")
     for entry in ("normalize_activations", "reshape_activations"):
         if (found := getattr(config, entry)) != "none":
             expected = "Eq. 6 holds for SAEs of the residual stream as it is (the paper's footnote 2)"
@@ -75,7 +76,7 @@ def transfer_sae(sae: SAE, stitch: Stitch, *, to: str = "b") -> SAE:
         raise ValueError(f"the SAE reads {config.d_in} dimensions: {expected}")
     changes: dict[str, Any] = {"d_in": inward.d_in, "apply_b_dec_to_input": False}
     if getattr(config, "rescale_acts_by_decoder_norm", False):
-        tensors = _with_unit_decoder(tensors)
+        tensors = with_unit_decoder(tensors)
         changes["rescale_acts_by_decoder_norm"] = False
     inward, outward = inward.to(tensors["W_enc"]), outward.to(tensors["W_enc"])
     centre = inward.b - tensors["b_dec"] if config.apply_b_dec_to_input else inward.b
@@ -93,19 +94,6 @@ def transfer_sae(sae: SAE, stitch: Stitch, *, to: str = "b") -> SAE:
         origin["hook_name"] = f"blocks.{about[f'layer_{to}']}.hook_resid_pre"
     changes["metadata"] = SAEMetadata(**origin)
     return built(dataclasses.replace(config, **changes), tensors | moved)
-
-
-def fold_decoder_norms(sae: SAE) -> SAE:
-    """Scale decoder rows to unit norm and the latents by the norms that the rows had, which keeps what they write.
-
-    The latents of a TopK SAE then compete by f_i ||W_dec,i||, as with `rescale_acts_by_decoder_norm`. So a plain one,
-    whose latents competed by f_i, changes where its rows differ in norm; no scaling of the encoder keeps both (App. D).
-    """
-    config, tensors = _for_inference(sae, "fold the decoder norms of")
-    changes: dict[str, Any] = {"metadata": SAEMetadata(**config.metadata.to_dict())}
-    if isinstance(config, TopKSAEConfig):
-        changes["rescale_acts_by_decoder_norm"] = False
-    return built(dataclasses.replace(config, **changes), _with_unit_decoder(tensors))
 
 
 def sae_ranks(sae: SAE) -> tuple[int, int]:

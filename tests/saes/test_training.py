@@ -17,6 +17,7 @@ from sae_lens import SAE, StandardSAE, StandardSAEConfig, TopKSAE, TopKTrainingS
 from sae_lens.config import SAETrainerConfig
 from sae_lens.saes.sae import TrainStepInput
 from sae_lens.training.sae_trainer import SAETrainer
+from safetensors import safe_open
 from torch.utils.flop_counter import FlopCounterMode
 from toy_sweep import BATCH, D, K, M, Stream, activations, config, transferred
 
@@ -236,24 +237,26 @@ def test_an_interrupted_sweep_goes_on_where_it_was(tmp_path, held_out):
 
 
 def facts(folder):
-    """The state of a sweep."""
-    return torch.load(folder / "sweep.pt", weights_only=True)
+    """What is noted in the state of a sweep beside its tensors."""
+    with safe_open(folder / "sweep.safetensors", framework="pt") as file:
+        found = file.metadata()
+    return found | {"step": int(found["step"])}
 
 
 def test_a_state_is_whole_or_the_one_before(tmp_path, monkeypatch):
-    path, w, write_bytes = tmp_path / "sweep.pt", torch.arange(3.0), Path.write_bytes
-    sae_training._write_state(path, "x", step=1, w=w)
+    path, w = tmp_path / "sweep.safetensors", torch.arange(3.0)
+    sae_training._write_state(path, "x", 1, {"run": {"w": w}})
 
-    def dies(target, content):
-        write_bytes(target, content[: len(content) // 2])
+    def dies(state, target, **more):
+        Path(target).write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Path, "write_bytes", dies)
+    monkeypatch.setattr(sae_training, "save_file", dies)
     with pytest.raises(KeyboardInterrupt):
-        sae_training._write_state(path, "x", step=2, w=w)
-    found = sae_training._read_state(path, "x", w.device)
-    assert torch.equal(found.pop("w"), w) and found == {"digest": "x", "step": 1}
-    assert sae_training._read_state(path, "y", w.device) == {}
+        sae_training._write_state(path, "x", 2, {"run": {"w": w}})
+    step, found = sae_training._read_state(path, "x")
+    assert step == 1 and list(found) == ["run"] and torch.equal(found["run"]["w"], w)
+    assert sae_training._read_state(path, "y") == (0, {})
 
 
 def spoil(path):
@@ -268,7 +271,7 @@ def truncate(path):
 
 
 @pytest.mark.parametrize("damage", [spoil, truncate])
-@pytest.mark.parametrize("name", ["sweep.pt", "saes/{0}/sae_weights.safetensors", "saes/{0}/cfg.json"])
+@pytest.mark.parametrize("name", ["sweep.safetensors", "saes/{0}/sae_weights.safetensors", "saes/{0}/cfg.json"])
 def test_a_damaged_sweep_is_trained_again(tmp_path, held_out, name, damage):
     (chosen, *_), expected = run_sweep(tmp_path, held_out)
     damage(tmp_path / name.format(chosen.name))
@@ -302,7 +305,7 @@ def test_a_damaged_state_of_an_unfinished_sweep_is_not_gone_on_from(tmp_path, he
 
     with pytest.raises(KeyboardInterrupt):
         run_sweep(tmp_path / "broken", held_out, Broken())
-    spoil(tmp_path / "broken" / "sweep.pt")
+    spoil(tmp_path / "broken" / "sweep.safetensors")
     with pytest.warns(UserWarning, match="is not as it was written"):
         assert_same_curves(run_sweep(tmp_path / "broken", held_out)[1], undisturbed)
 
@@ -348,7 +351,7 @@ def test_a_killed_process_leaves_a_sweep_that_can_be_taken_up(tmp_path, held_out
     child = subprocess.Popen([sys.executable, "-c", source], env=os.environ, start_new_session=True)
     try:
         limit = time.monotonic() + 120
-        while not (folder / "sweep.pt").exists() and child.poll() is None and time.monotonic() < limit:
+        while not (folder / "sweep.safetensors").exists() and child.poll() is None and time.monotonic() < limit:
             time.sleep(0.02)
         time.sleep(0.3)  # some steps on, wherever it is
         assert child.poll() is None, "the child ended before it was killed"
@@ -371,15 +374,14 @@ def test_a_finished_sweep_is_read_back(tmp_path, held_out):
     for name, curve in curves.items():
         assert isinstance(again[name], Curve)
         np.testing.assert_array_equal(again[name].seconds, curve.seconds)
-    assert (tmp_path / "sweep.pt").stat().st_size < 100_000, "weights and Adam's moments are not kept"
+    assert (tmp_path / "sweep.safetensors").stat().st_size < 100_000, "weights and Adam's moments are not kept"
 
 
 def test_whatever_is_new_starts_anew(tmp_path, held_out):
-    """After another stream, other settings, held-out activations or initial SAEs nothing old is left."""
+    """After other settings, held-out activations or initial SAEs nothing old is left."""
     configs, _ = run_sweep(tmp_path, held_out)
     longer, other = dataclasses.replace(configs[0], n_steps=31), transferred(seed=4)
     changes = [
-        lambda stream: run_sweep(tmp_path, held_out, stream, key="another"),
         lambda stream: run_sweep(tmp_path, held_out, stream, evaluate_every=5),
         lambda stream: run_sweep(tmp_path, held_out, stream, initial_saes={configs[1].name: other}),
         lambda stream: run_sweep(tmp_path, held_out, stream, metadata={"model_name": "b"}),
