@@ -66,9 +66,7 @@ def savings(
     return {threshold: over_seeds(found) for threshold, found in shares.items() if None not in found}
 
 
-def at_common_threshold(
-    of_widths: Mapping[int, Mapping[float, Estimate]],
-) -> tuple[float | None, dict[int, Estimate]]:
+def at_common_threshold(of_widths: Mapping[int, Mapping[float, Estimate]]) -> tuple[float | None, dict[int, Estimate]]:
     """Find the highest threshold in the `savings` of all widths, and what each saves there; None and {} without one."""
     highest = max(set.intersection(*map(set, of_widths.values())), default=None)
     return highest, {} if highest is None else {width: values[highest] for width, values in of_widths.items()}
