@@ -1,15 +1,12 @@
 r"""SAEs of two models beside each other: from one's code to the other's stream, and decoder against decoder.
 
-This is what the sister paper, Bello et al. (arXiv 2506.00653), does with SAEs. It fits an affine map from f(x), the
-latents of A's SAE, to B's stream, y ~ f(x) M + c, by AdamW on the mean length of the error. M is a decoder, which the
-main paper composes without a look at the data, W_d' = W_d P_up (Eq. 6). So the papers differ in which code is decoded
-(A's own, of x, or the transferred SAE's, of down(y)), and in whether the decoder is composed or fitted. Up to a few
-thousand latents M is exact here: least squares from second moments, with the ridge that predicts a validation text
-best. For wider SAEs AdamW fits it as in that paper.
+What the sister paper, Bello et al. (arXiv 2506.00653), does with SAEs. It fits y ~ f(x) M + c, from the latents f(x) of
+A's SAE to B's stream, by AdamW on the mean length of the error. M is a decoder, which the main paper composes without a
+look at the data, W_d' = W_d P_up (Eq. 6). Up to a few thousand latents M is exact here: least squares from second
+moments, with the ridge that predicts a validation text best. For wider SAEs AdamW fits it as in that paper.
 
-That paper's Fig. 2 asks whether the decoder of the small model's SAE (n latents, width d_to) is a linear image of the
-large one's (n, d_from). Any d regressors span d of n dimensions, so of rows of unit length that have nothing to do with
-them they leave, in the mean of the square,
+Its Fig. 2 asks whether the decoder of the small model's SAE (n latents, width d_to) is a linear image of the large
+one's (n, d_from). Rows of unit length that have nothing to do with d regressors leave, in the mean of the square,
 
     min_M || W_to - W_from M ||_F  ~  sqrt(n (1 - d / n)),
 

@@ -1,7 +1,4 @@
-"""Measure SAEs in the model that they read (section 3, App. C, Table 2).
-
-An SAE is good if few latents write most of the stream, and if the model hardly notices that its stream was replaced by
-what they write.
+"""Measure SAEs in the model that they read: how many latents write how much of its stream (section 3, App. C, Table 2).
 
 Offers `evaluate_saes` and `SAEMetrics`; `judge_sae` and `SAETrust`, which set a transferred SAE beside the original.
 """

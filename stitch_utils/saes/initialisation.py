@@ -90,10 +90,8 @@ def _checked(config: SAETrainingConfig, d_in: int, given: SAE | None) -> SAE:
     start, kind, scaling = f"run {config.name!r} was given", given.cfg.architecture(), given.cfg.normalize_activations
     if kind != "topk" or scaling != "none":
         raise ValueError(f"{start} a {kind!r} SAE with normalize_activations={scaling!r}: expected 'topk' and 'none'")
-    width, rotates = given.cfg.d_in, config.initial == "rotation"
-    if given.cfg.d_sae != config.d_sae or width > d_in or (width < d_in and not rotates):
-        raise ValueError(
-            f"{start} an SAE of {given.cfg.d_sae} latents and width {width}: expected {config.d_sae} latents and width "
-            f"{d_in}{' or less' if rotates else ''}"
-        )
+    latents, width, rotates = given.cfg.d_sae, given.cfg.d_in, config.initial == "rotation"
+    if latents != config.d_sae or width > d_in or (width < d_in and not rotates):
+        expected = f"expected {config.d_sae} latents and width {d_in}{' or less' if rotates else ''}"
+        raise ValueError(f"{start} an SAE of {latents} latents and width {width}: {expected}")
     return given

@@ -1,10 +1,9 @@
 """The SAEs of a stitched pair: published or trained here, and the sweep that trains B's from A's.
 
-Sections 3 and 3.1, App. D: published TopK SAEs for Pythia and JumpReLU ones for Gemma; for GPT-2, as for a reader's own
-pair, TopK SAEs trained on the unnormalised residual stream by the paper's recipe, as those were that come with the
-embedded pair. The sweep (Figs. 1c, 2 and 8, Table 4) trains, for each width and seed, an SAE of A, carries it across
-(Eq. 6), and trains it on as one of B, beside a run from scratch and a control that gets the angles between A's decoder
-directions and nothing of the stitch. The widest are also trained with the auxiliary loss, which the paper leaves out.
+Sections 3 and 3.1, App. D: published TopK SAEs for Pythia and JumpReLU ones for Gemma; for GPT-2, the embedded pair and
+a reader's own, TopK SAEs trained on the unnormalised residual stream by the paper's recipe. The sweep (Figs. 1c, 2 and
+8, Table 4) trains, for each width and seed, an SAE of A, carries it across (Eq. 6), and trains it on as one of B,
+beside the other two of `INITIALS`. The widest are also trained with the auxiliary loss, which the paper leaves out.
 Training an SAE of one model never runs the other.
 
 Offers `native_saes`, `sweep_saes`, `SAESweep`, `side_activations`.
@@ -53,9 +52,8 @@ def side_activations(stitched: StitchedPair, sides: Iterable[str] = "ab") -> dic
 def native_saes(stitched: StitchedPair, *, seed: int = 0, sides: str = "ab", anew: bool = False) -> tuple[SAE, ...]:
     """Read the SAEs of A and B, or of one side, that the pair's file names for the stitched layers; train the others.
 
-    Training is done once for its ingredients; its state and its SAEs are kept in `artifacts/`. With `anew` the SAEs
-    that the package ships for the embedded pair are trained again, instead of read. ValueError if a named SAE is of
-    another width than its model.
+    What is trained is kept in `artifacts/`. With `anew` the SAEs that the package ships for the embedded pair are
+    trained again, instead of read. ValueError if a named SAE is of another width than its model.
     """
     named = {side: ref for side, ref in stitched.pair.saes.items() if not (anew and str(ref).startswith("embedded:"))}
     saes: dict[str, SAE] = {}

@@ -1,13 +1,12 @@
 """What the paper plots of many SAE training runs: the FLOPs that a stitch saves, and scaling laws.
 
-Section 3.1 and App. D.2, Figs. 1c, 2a, 8 and Table 4. Fig. 2a compares the FLOPs at which the moving average of the
-explained variance first reaches a threshold, from a stitch and from scratch, with the stitch's own FLOPs added; other
-costs of a run, such as tokens, can be counted in their place. Fig. 1c fits
+Section 3.1 and App. D.2, Figs. 1c, 2a, 8 and Table 4. Fig. 2a compares the FLOPs, or another cost, at which the moving
+average of the explained variance first reaches a threshold, from a stitch and from scratch, with the stitch's own cost
+added. Fig. 1c fits
 
     L(C) = A C^-beta      (14)
 
-as a line in log-log space to the frontier, the lowest loss that any width has reached within C FLOPs. The law has no
-irreducible loss, so it compares two ways of training on one range of C and must not be carried far beyond it.
+as a line in log-log space to the frontier, the lowest loss that any width has reached within C FLOPs.
 
 Offers `Cost`, `in_flops`, `in_tokens`, `threshold_cost`, `saved`, `savings`, `at_common_threshold`, `share_that_saves`;
 `frontier`, `PowerLaw`, `fit_power_law`, `frontier_law`, `crossing`.
@@ -111,8 +110,8 @@ def fit_power_law(
     """Fit Eq. 14 by least squares in log-log space, with intervals from a bootstrap.
 
     The bootstrap draws points, or with `groups` (such as the seed of each point) whole groups, since points of one run
-    are not independent. Draws in which all points have the same FLOPs say nothing about a slope and are left out.
-    ValueError for fewer than two different FLOPs, a value that is not positive, or lengths that differ.
+    are not independent; draws in which all points have the same FLOPs are left out. ValueError for fewer than two
+    different FLOPs, a value that is not positive, or lengths that differ.
     """
     flops, loss = np.asarray(flops, dtype=float), np.asarray(loss, dtype=float)
     labels = np.arange(len(flops)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]

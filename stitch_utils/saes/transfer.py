@@ -8,10 +8,9 @@ between the stitch's two maps is again an SAE, of model B:
 
     (W_e', b_e', W_d', b_d') = (P_down W_e, b_down W_e + b_e, W_d P_up, b_d P_up + b_up)      (6)
 
-The latents see what they saw before, so the formula holds for any activation function: TopK, JumpReLU and ReLU. Two
-things are written into the weights first. Many SAEs subtract b_d from their input; since b_d' is another vector, b_e
-takes that in. And a TopK SAE may choose its latents by f_i ||W_d,i||; norms change on the way, so the encoder takes
-them in.
+The latents see what they saw before, so the formula holds for TopK, JumpReLU and ReLU alike. The encoder first takes in
+what changes on the way: b_d, which many SAEs subtract from their input, and the norms ||W_d,i||, by whose product with
+f_i a TopK SAE may choose its latents.
 
 Offers `transfer_sae`, `sae_ranks`; `for_inference` and `with_unit_decoder` for the starts of training.
 """
