@@ -79,6 +79,8 @@ def training_flops(d_in: int, d_sae: int, *, dead: bool = False) -> int:
 class _Run:
     """One run of a sweep, between two steps."""
 
+    NUMBERS = ("points", "log", "spent", "seconds")
+
     def __init__(self, config: SAETrainingConfig, held_out: Tensor, given: SAE | None, metadata: Mapping):
         self.config, self.held_out, self.variance = config, held_out, _squared_deviations(held_out)
         self.sae = starting_sae(config, held_out.shape[1], given).to(held_out.device)
@@ -89,7 +91,7 @@ class _Run:
         self.optimizer = torch.optim.Adam(self.sae.parameters(), lr=config.lr, betas=(0.9, 0.999))
         self.silent = torch.zeros(config.d_sae, device=held_out.device)  # steps since each latent fired
         self.dead = torch.zeros_like(self.silent, dtype=torch.bool)
-        self.spent, self.seconds = 0, 0.0
+        self.spent = self.seconds = 0.0
         self.points: list[Sequence[float]] = []  # steps, flops, mse, explained variance, seconds
         self.log: list[Sequence[float]] = []  # flops, explained variance of each step
 
@@ -139,10 +141,8 @@ class _Run:
         tensors = {f"sae.{name}": tensor for name, tensor in self.sae.state_dict().items()}
         for number, moments in self.optimizer.state_dict()["state"].items():
             tensors |= {f"adam.{number}.{name}": tensor for name, tensor in moments.items()}
-        tensors |= {
-            name: torch.tensor(getattr(self, name), dtype=torch.float64) for name in ("points", "log", "seconds")
-        }
-        return tensors | {"spent": torch.tensor(self.spent), "silent": self.silent, "dead": self.dead}
+        tensors |= {name: torch.tensor(getattr(self, name), dtype=torch.float64) for name in self.NUMBERS}
+        return tensors | {"silent": self.silent, "dead": self.dead}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         self.sae.load_state_dict({name: state[f"sae.{name}"] for name in self.sae.state_dict()})
@@ -152,8 +152,7 @@ class _Run:
         }
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": moments})
         self.silent, self.dead = (state[name].to(self.silent.device) for name in ("silent", "dead"))
-        numbers = (state[name].tolist() for name in ("points", "log", "seconds", "spent"))
-        self.points, self.log, self.seconds, self.spent = numbers
+        self.points, self.log, self.spent, self.seconds = (state[name].tolist() for name in self.NUMBERS)
 
     def curve(self) -> Curve:
         steps, flops, mse, explained, seconds = np.array(self.points, dtype=float).T
