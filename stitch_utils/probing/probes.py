@@ -35,8 +35,9 @@ from ..utils.arrays import numbers_of, read_arrays, save_arrays
 CONTEXT = 128  # SAEBench's
 MAX_ITERATIONS = 1000
 
-# (n, d_model) -> (n, m), of single tokens.
-Encoder = Callable[[Tensor], Tensor]
+Encoder = Callable[[Tensor], Tensor]  # (n, d_model) -> (n, m), of single tokens
+Activations = Float[np.ndarray, "texts features"]
+Labels = Bool[np.ndarray, " texts"]
 
 
 def mean_activations(
@@ -79,14 +80,8 @@ def mean_activations(
     return found
 
 
-def choose_features(
-    activations: Float[np.ndarray, "texts features"],
-    labels: Bool[np.ndarray, " texts"],
-    k: int,
-    *,
-    absolute: bool = False,
-) -> Int[np.ndarray, " k"]:
-    """Choose the `k` features with the largest difference of class means (Eq. 7); of equals, the first.
+def choose_features(activations: Activations, labels: Labels, k: int, *, absolute: bool = False) -> np.ndarray:
+    """Choose the `k` features, (k,), with the largest difference of class means (Eq. 7); of equals, the first.
 
     `absolute` ranks by the size of the difference, as SAEBench does, so that features of the other class count too.
     ValueError for more features than there are, and for one class alone.
@@ -132,9 +127,7 @@ def _answers(scores: Float[np.ndarray, "n rows"]) -> Int[np.ndarray, " n"]:
     return (scores[:, 0] > 0).astype(int) if scores.shape[1] == 1 else scores.argmax(1)
 
 
-def fit_probe(
-    activations: Float[np.ndarray, "texts features"], labels: Bool[np.ndarray, " texts"], *, seed: int = 0
-) -> LinearProbe:
+def fit_probe(activations: Activations, labels: Labels, *, seed: int = 0) -> LinearProbe:
     """Fit a logistic regression on activations, with scikit-learn's defaults (L2, C = 1) and 1000 iterations.
 
     Activations are standardised for the fit, so that the penalty treats all alike; the probe reads them as they are.

@@ -49,10 +49,8 @@ FILES = {"codeparrot/github-code": "data/train-*.parquet"}  # read where a repos
 # SAEBench skips the licence at the head of a source file, and files that are short.
 SKIPPED_CODE, SHORTEST_CODE = 150, 535
 
-# A class with whatever it is balanced by, and a text of it.
-Row = tuple[Hashable, str]
-# From a seed to rows without end.
-Stream = Callable[[str], Iterator[Row]]
+Row = tuple[Hashable, str]  # a class with whatever it is balanced by, and a text of it
+Stream = Callable[[str], Iterator[Row]]  # from a seed to rows without end
 
 
 @dataclass(frozen=True)

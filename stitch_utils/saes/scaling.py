@@ -22,8 +22,8 @@ import numpy as np
 from ..utils.stats import Estimate, from_draws, over_seeds, resampled_counts
 from .training import Curve
 
-# Gives what a run has cost after each of its steps, (n_steps,).
-Cost = Callable[[Curve], np.ndarray]
+Numbers = Sequence[float] | np.ndarray
+Cost = Callable[[Curve], np.ndarray]  # gives what a run has cost after each of its steps, (n_steps,)
 
 
 def in_flops(curve: Curve) -> np.ndarray:
@@ -79,7 +79,7 @@ def share_that_saves(found: Iterable[Estimate]) -> float:
     return sum(pays) / len(pays)
 
 
-def frontier(curves: Iterable[Curve], flops: Sequence[float] | np.ndarray, *, extra_flops: float = 0.0) -> np.ndarray:
+def frontier(curves: Iterable[Curve], flops: Numbers, *, extra_flops: float = 0.0) -> np.ndarray:
     """Find for each of `flops` the lowest held-out MSE that any run has reached within it; nan where none has begun.
 
     A run counts from its first training step on, and `extra_flops` are added to every run's.
@@ -101,11 +101,7 @@ class PowerLaw(NamedTuple):
 
 
 def fit_power_law(
-    flops: Sequence[float] | np.ndarray,
-    loss: Sequence[float] | np.ndarray,
-    *,
-    groups: Sequence | np.ndarray | None = None,
-    seed: int = 0,
+    flops: Numbers, loss: Numbers, *, groups: Sequence | np.ndarray | None = None, seed: int = 0
 ) -> PowerLaw:
     """Fit Eq. 14 by least squares in log-log space, with intervals from a bootstrap.
 
@@ -137,7 +133,7 @@ def fit_power_law(
 
 
 def frontier_law(
-    runs: Mapping[int, Sequence[Curve]], flops: Sequence[float] | np.ndarray, *, extra_flops: float = 0.0, seed: int = 0
+    runs: Mapping[int, Sequence[Curve]], flops: Numbers, *, extra_flops: float = 0.0, seed: int = 0
 ) -> PowerLaw:
     """Fit Eq. 14 to the frontiers of several seeds, {seed: curves of all widths}, at the given FLOPs (Fig. 1c)."""
     losses = np.concatenate([frontier(curves, flops, extra_flops=extra_flops) for curves in runs.values()])
