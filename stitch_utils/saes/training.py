@@ -240,7 +240,7 @@ def _read_state(path: Path, digest: str) -> tuple[int, dict[str, dict[str, Tenso
         return 0, {}
     with safe_open(path, framework="pt") as file:
         facts = file.metadata()
-    if facts["digest"] != digest:
+    if facts.get("digest") != digest:
         return 0, {}
     states: dict[str, dict[str, Tensor]] = {}
     for name, tensor in load_file(path).items():
