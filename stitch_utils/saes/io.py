@@ -59,7 +59,7 @@ def load_sae(ref: str | SAERef, *, device: str = "cpu") -> SAE:
     for name in ("cfg.json", "sae.safetensors"):
         download = functools.partial(hf_hub_download, ref.release, f"{ref.id}/{name}", revision=ref.revision)
         files.append(Path(fetched("model", ref.release, download, revision=ref.revision)))
-    return _from_sparsify(*files, ref.id, f"sparsify:{ref.release}/{ref.id}", device)
+    return _from_sparsify(files[0], files[1], ref.id, f"sparsify:{ref.release}/{ref.id}", device)
 
 
 def _parsed(ref: str) -> SAERef:

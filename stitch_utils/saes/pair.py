@@ -16,7 +16,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from sae_lens import SAE
@@ -107,7 +107,7 @@ def sweep_saes(stitched: StitchedPair, *, widths: Sequence[int], seeds: Sequence
     made_of = {"widths": list(widths), "seeds": list(seeds), "recipe": asdict(recipe), "steps": steps, "stitch": stitch}
     folders = {side: _folder(stitched, f"sweep-{side}", made_of) for side in "ab"}
     activations = side_activations(stitched)
-    every = {"evaluate_every": max(1, steps // 20), "checkpoint_every": CHECKPOINT_EVERY}
+    every: dict[str, Any] = {"evaluate_every": max(1, steps // 20), "checkpoint_every": CHECKPOINT_EVERY}
 
     def config(initial: str, width: int, seed: int, auxiliary_loss: bool = False) -> SAETrainingConfig:
         run = {"d_sae": width, "k": min(recipe.k, width), "n_steps": steps, "initial": initial, "seed": seed}

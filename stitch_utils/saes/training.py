@@ -152,7 +152,8 @@ class _Run:
         }
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": moments})
         self.silent, self.dead = (state[name].to(self.silent.device) for name in ("silent", "dead"))
-        self.points, self.log, self.spent, self.seconds = (state[name].tolist() for name in self.NUMBERS)
+        numbers: list[Any] = [state[name].tolist() for name in self.NUMBERS]
+        self.points, self.log, self.spent, self.seconds = numbers
 
     def curve(self) -> Curve:
         steps, flops, mse, explained, seconds = np.array(self.points, dtype=float).T
