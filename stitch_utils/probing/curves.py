@@ -26,22 +26,22 @@ from .tasks import ProbingTask
 KS = (1, 2, 5, 10, 20, 50)
 SPARSE = ("original", "native", "transferred", "retrained", "random")
 DENSE = ("dense.original", "dense.native", "dense.transferred")
+N_RANDOM = 3  # draws of random features
 Curve = tuple[str, int | None]  # a curve's name and k, None where there is no k
 
 
 class ProbeCurves(NamedTuple):
     """How often probes are right on texts they were not fitted on.
 
-    Curves are named as in `SPARSE` and `DENSE`, and `one_token`: what the presence of a single token tells, so that
-    it shows which concepts take no model at all.
+    Curves are named as in `SPARSE` and `DENSE`, and `one_token`, which shows the concepts that take no model at all.
     """
 
     tasks: tuple[ProbingTask, ...]
     ks: tuple[int, ...]
     correct: Mapping[Curve, tuple[np.ndarray, ...]]
-    """By curve and k (None where there is none) and by task: (runs, texts), whether each text is judged rightly."""
+    """By curve and by task: (runs, texts), whether each text is judged rightly."""
     draws: Mapping[Curve, Mapping[str, np.ndarray]]
-    """By curve and k and by data set: mean accuracy of its tasks, then the same of each resample of its texts."""
+    """By curve and by data set: mean accuracy of its tasks, then the same of each resample of its texts."""
 
     @property
     def datasets(self) -> tuple[str, ...]:
@@ -55,14 +55,12 @@ class ProbeCurves(NamedTuple):
         In them the better of B's own probes, those on its SAE over all ks or the dense one, is right in more than half
         of the texts, by its 95% interval.
         """
-
-        def best(name: str) -> Estimate:
-            return max(self.accuracy(curve, datasets=[name]) for curve in ("native", "dense.native"))
-
-        return tuple(name for name in self.datasets if best(name).low > 0.5)
+        own = ("native", "dense.native")
+        best = {name: max(self.accuracy(curve, datasets=[name]) for curve in own) for name in self.datasets}
+        return tuple(name for name, accuracy in best.items() if accuracy.low > 0.5)
 
     def accuracy(self, curve: str, k: int | None = None, *, datasets: Sequence[str] = ()) -> Estimate:
-        """Average over data sets (all, or those named) at one k; without k, over all ks. 95% over texts, and seeds."""
+        """Average over data sets (all, or those named) at one k, or over all ks; 95% over texts and random draws."""
         draws = self._drawn(curve, k, datasets)
         return from_draws(draws[0], draws[1:])
 
@@ -73,9 +71,8 @@ class ProbeCurves(NamedTuple):
 
     def panel(self, datasets: Sequence[str] = ()) -> tuple[dict[str, dict[int, Estimate]], dict[str, Estimate]]:
         """Return what a figure shows: the sparse curves of B over k, and the dense probes of B."""
-        shown = [curve for curve in SPARSE if curve != "original"]
-        sparse = {curve: {k: self.accuracy(curve, k, datasets=datasets) for k in self.ks} for curve in shown}
-        return sparse, {curve: self.accuracy(curve, datasets=datasets) for curve in DENSE if curve != "dense.original"}
+        sparse = {curve: {k: self.accuracy(curve, k, datasets=datasets) for k in self.ks} for curve in SPARSE[1:]}
+        return sparse, {curve: self.accuracy(curve, datasets=datasets) for curve in DENSE[1:]}
 
     def numbers(self, pair: str) -> dict[str, float]:
         """Return the entries of a results file: Fig. 3a, the panels of Fig. 9, and what is lost without retraining.
@@ -83,27 +80,27 @@ class ProbeCurves(NamedTuple):
         `reused_over_random` is what carried probes are ahead of random features at one k, on the same resamples. A
         `gap` is B's own SAE minus a curve, over all ks; `other` are the sets that are neither code nor language.
         `sets.there` is the share of the data sets that have something to transfer. The other `sets` are shares of
-        those: where reused probes are better than random ones beyond doubt, where retrained ones come within .03 of
-        B's own, and where B's own are better than a single token beyond doubt. A set that has nothing to transfer is
-        left out, since any retrained probe would come near B's own there; where none has, there are no shares.
+        those, if there are any (elsewhere any retrained probe would come near B's own): where reused probes are better
+        than random ones beyond doubt, where retrained ones come within .03 of B's own, and where B's own are better
+        than a single token beyond doubt.
         """
         numbers: dict[str, float] = {}
         panels: dict[str, list[str]] = {f"figure3a.{pair}": []}
         panels |= {f"figure9.{pair}.{name}": [name] for name in self.datasets}
         for start, datasets in panels.items():
-            for curve in SPARSE:
-                for k in self.ks:
-                    numbers |= self.accuracy(curve, k, datasets=datasets).numbers(f"{start}.k_{k}.{curve}")
-                numbers |= self.accuracy(curve, datasets=datasets).numbers(f"{start}.mean.{curve}")
-            for curve in (*DENSE, "one_token"):
-                numbers |= self.accuracy(curve, datasets=datasets).numbers(f"{start}.{curve}")
+            named = {f"k_{k}.{curve}": (curve, k) for curve in SPARSE for k in self.ks}
+            named |= {f"mean.{curve}": (curve, None) for curve in SPARSE}
+            named |= {curve: (curve, None) for curve in (*DENSE, "one_token")}
+            for name, at in named.items():
+                numbers |= self.accuracy(*at, datasets=datasets).numbers(f"{start}.{name}")
         for k in self.ks:
             ahead = self.difference("transferred", "random", k)
             numbers |= ahead.numbers(f"figure3a.{pair}.k_{k}.reused_over_random")
-        hard = [name for name in ("code", "language") if name in self.datasets]
-        groups = {name: [name] for name in hard} | {"other": [name for name in self.datasets if name not in hard]}
+        groups: dict[str, list[str]] = {}
+        for name in self.datasets:
+            groups.setdefault(name if name in ("code", "language") else "other", []).append(name)
         for group, datasets in groups.items():
-            for curve in ("transferred", "retrained") if datasets else ():
+            for curve in ("transferred", "retrained"):
                 gap = self.difference("native", curve, datasets=datasets)
                 numbers |= gap.numbers(f"figure9.{pair}.gap.{group}.{curve}")
         start, there = f"figure9.{pair}.sets", self.there
@@ -113,8 +110,8 @@ class ProbeCurves(NamedTuple):
             ("retrained_recover", "native", "retrained", lambda gap: gap.value <= 0.03),
             ("native_beats_token", "native", "one_token", lambda gap: gap.low > 0),
         ):
-            found = [shows(self.difference(first, second, datasets=[dataset])) for dataset in there]
-            if found:
+            if there:
+                found = [shows(self.difference(first, second, datasets=[dataset])) for dataset in there]
                 numbers[f"{start}.{name}"] = sum(found) / len(found)
         return numbers
 
@@ -134,16 +131,15 @@ def probe_curves(
     *,
     ks: Sequence[int] = KS,
     absolute: bool = False,
-    n_random: int = 3,
     seed: int = 0,
 ) -> ProbeCurves:
     """Compute Figs. 3a and 9: probes of A's features on A and, by the stitch, on B; of B's own; dense ones.
 
     Texts are cut at `CONTEXT` tokens, or at the pair's own context if that is shorter. Random features are drawn
-    `n_random` times among those of B's SAE that fire on a training text. Each model reads each text of a data set once.
+    `N_RANDOM` times among those of B's SAE that fire on a training text. Each model reads each text of a data set once.
     """
-    if not tasks or n_random < 1 or not ks:
-        raise ValueError(f"expected tasks, ks and random draws: got {len(tasks)}, {len(ks)} and {n_random}")
+    if not tasks or not ks:
+        raise ValueError(f"expected tasks and ks: got {len(tasks)} and {len(ks)}")
     of_a = {"original": _encoder(saes[0]), "dense.original": lambda y: y}
     transferred = transfer_sae(saes[0], stitched.stitch)
     of_b = {"native": _encoder(saes[1]), "transferred": _encoder(transferred), "dense.native": lambda y: y}
@@ -165,8 +161,7 @@ def probe_curves(
         for task in group:
             train, test = ([places[text] for text in part] for part in (task.train_texts, task.test_texts))
             tested.append(test)
-            options = {"ks": ks, "absolute": absolute, "n_random": n_random, "seed": seed}
-            said = _answers(task, means, train, test, stitched.stitch, **options)
+            said = _answers(task, means, train, test, stitched.stitch, ks=ks, absolute=absolute, seed=seed)
             said["one_token", None] = _one_token(task, [tokens[place] for place in train + test])
             for curve, answers in said.items():
                 correct.setdefault(curve, []).append(answers == np.array(task.test_labels))
@@ -181,38 +176,33 @@ def _encoder(sae: SAE) -> Encoder:
     return lambda y: sae.encode(y.to(sae.W_enc))
 
 
-def _answers(task, means, train, test, stitch, *, ks, absolute, n_random, seed) -> dict[Curve, np.ndarray]:
+def _answers(task, means, train, test, stitch, *, ks, absolute, seed) -> dict[Curve, np.ndarray]:
     """Fit every curve's probe on the rows `train` of `means`, and return what it says of `test`: (runs, texts)."""
-    labels = np.array(task.train_labels)
-    of_a, of_b = (
-        choose_features(means[curve][train], labels, max(ks), absolute=absolute) for curve in ("original", "native")
-    )
-    fires = (means["native"][train] > 0).any(0)
+    labels, native, wide = np.array(task.train_labels), means["native"], max(ks)
+    of_a, of_b = (choose_features(means[of][train], labels, wide, absolute=absolute) for of in ("original", "native"))
+    silent = ~(native[train] > 0).any(0)
     drawn = []
-    for run in range(n_random):
-        order = _rng(f"{seed}:{task.name}:{run}").permutation(len(fires))
-        drawn.append(order[np.argsort(~fires[order], kind="stable")][: max(ks)])  # silent ones last
+    for run in range(N_RANDOM):
+        order = _rng(f"{seed}:{task.name}:{run}").permutation(len(silent))
+        drawn.append(order[np.argsort(silent[order], kind="stable")])  # silent ones last
 
-    def fit(values: np.ndarray) -> LinearProbe:
-        return fit_probe(values[train], labels, seed=seed)
-
-    def own(values: np.ndarray) -> np.ndarray:
-        return fit(values).predict(values[test])
+    def fitted(values: np.ndarray) -> tuple[LinearProbe, np.ndarray]:
+        return fit_probe(values[train], labels, seed=seed), values
 
     said = {}
     for k in ks:
-        on_a, on_b = means["original"][:, of_a[:k]], means["transferred"][:, of_a[:k]]
-        probe = fit(on_a)
-        said["original", k] = probe.predict(on_a[test])[None]
-        said["transferred", k] = probe.predict(on_b[test])[None]
-        said["retrained", k] = own(on_b)[None]
-        said["native", k] = own(means["native"][:, of_b[:k]])[None]
-        said["random", k] = np.stack([own(means["native"][:, chosen[:k]]) for chosen in drawn])
-    dense, on_b = fit(means["dense.original"]), means["dense.native"]
-    said["dense.original", None] = dense.predict(means["dense.original"][test])[None]
-    said["dense.transferred", None] = transfer_probe(dense, stitch).predict(on_b[test])[None]
-    said["dense.native", None] = own(on_b)[None]
-    return said
+        on_b = means["transferred"][:, of_a[:k]]
+        probe, on_a = fitted(means["original"][:, of_a[:k]])
+        said["original", k] = [(probe, on_a)]
+        said["transferred", k] = [(probe, on_b)]
+        said["retrained", k] = [fitted(on_b)]
+        said["native", k] = [fitted(native[:, of_b[:k]])]
+        said["random", k] = [fitted(native[:, chosen[:k]]) for chosen in drawn]
+    probe, on_a = fitted(means["dense.original"])
+    said["dense.original", None] = [(probe, on_a)]
+    said["dense.transferred", None] = [(transfer_probe(probe, stitch), means["dense.native"])]
+    said["dense.native", None] = [fitted(means["dense.native"])]
+    return {curve: np.stack([probe.predict(on[test]) for probe, on in runs]) for curve, runs in said.items()}
 
 
 def _one_token(task: ProbingTask, tokens: list[set[int]]) -> np.ndarray:

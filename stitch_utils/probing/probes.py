@@ -6,9 +6,8 @@ the texts that have a property and those that do not,
     F_k = argTopK_i ( E_{x in D+} f_i(x) - E_{x in D-} f_i(x) )      (7)
 
 with activations averaged over a text's ordinary tokens, and the probe is a logistic regression on these k numbers. A
-dense probe w, b of A needs no SAE: on down(y) it is the probe w P_down^T, b + b_down . w of y, and since all of it is
-affine, so it is on means. Whether the stitch keeps what the probe reads is another question: `judge_probe` measures it
-on text that the stitch has not seen.
+dense probe w, b of A needs no SAE: on down(y) it is the probe w P_down^T, b + b_down . w of y, and, being affine, also
+on means. `judge_probe` measures whether the stitch keeps what the probe reads, on text that it has not seen.
 
 Offers `mean_activations`, `choose_features`, `LinearProbe`, `fit_probe`, `transfer_probe`, `read_probe`, `save_probe`,
 `judge_probe`, `ProbeTrust`, and `CONTEXT`, the tokens of a text that are read.
@@ -36,8 +35,9 @@ from ..utils.arrays import numbers_of, read_arrays, save_arrays
 CONTEXT = 128  # SAEBench's
 MAX_ITERATIONS = 1000
 
-# (n, d_model) -> (n, m), of single tokens.
-Encoder = Callable[[Tensor], Tensor]
+Encoder = Callable[[Tensor], Tensor]  # (n, d_model) -> (n, m), of single tokens
+Activations = Float[np.ndarray, "texts features"]
+Labels = Bool[np.ndarray, " texts"]
 
 
 def mean_activations(
@@ -52,7 +52,7 @@ def mean_activations(
     """Average each encoder's output for the residual stream before `layer` over the ordinary tokens of each text.
 
     Texts are cut at `context` tokens, the beginning-of-text token included, and each is read once for all encoders.
-    Nothing is kept of single tokens. ValueError for a text without an ordinary token.
+    ValueError for a text without an ordinary token.
     """
 
     @torch.no_grad()
@@ -62,9 +62,7 @@ def mean_activations(
             text = texts[int(batch.documents[int((~mask.any(1)).nonzero()[0, 0]), 0])]
             raise ValueError(f"the text {text[:40]!r} has no ordinary token: expected at least one")
         y = model.residuals(batch.tokens, [layer])[layer][mask].float()  # (n, d_model)
-        rows = mask.nonzero()[:, 0]
-        counts = mask.sum(1, keepdim=True)
-        means = {}
+        rows, counts, means = mask.nonzero()[:, 0], mask.sum(1, keepdim=True), {}
         for name, encoder in encoders.items():
             total = torch.zeros(0)
             for part, owner in zip(y.split(TOKENS_AT_ONCE), rows.split(TOKENS_AT_ONCE)):
@@ -82,17 +80,11 @@ def mean_activations(
     return found
 
 
-def choose_features(
-    activations: Float[np.ndarray, "texts features"],
-    labels: Bool[np.ndarray, " texts"],
-    k: int,
-    *,
-    absolute: bool = False,
-) -> Int[np.ndarray, " k"]:
-    """Choose the `k` features with the largest difference of class means (Eq. 7), the largest first.
+def choose_features(activations: Activations, labels: Labels, k: int, *, absolute: bool = False) -> np.ndarray:
+    """Choose the `k` features, (k,), with the largest difference of class means (Eq. 7); of equals, the first.
 
-    Of equals the first is taken. `absolute` ranks by the size of the difference, as SAEBench does, so that features of
-    the other class count too. ValueError for more features than there are, and for one class alone.
+    `absolute` ranks by the size of the difference, as SAEBench does, so that features of the other class count too.
+    ValueError for more features than there are, and for one class alone.
     """
     if not 1 <= k <= activations.shape[1]:
         raise ValueError(f"k must lie between 1 and the {activations.shape[1]} features: got {k}")
@@ -118,9 +110,8 @@ class LinearProbe(NamedTuple):
     @property
     def labels(self) -> np.ndarray:
         """The labels, also where no classes were given."""
-        if self.classes is not None:
-            return self.classes
-        return np.array([False, True]) if len(self.coef) == 1 else np.arange(len(self.coef))
+        numbers = np.array([False, True]) if len(self.coef) == 1 else np.arange(len(self.coef))
+        return numbers if self.classes is None else self.classes
 
     def scores(self, x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n rows"]:
         """Score each row of x: x coef^T + intercept, in float64."""
@@ -136,13 +127,11 @@ def _answers(scores: Float[np.ndarray, "n rows"]) -> Int[np.ndarray, " n"]:
     return (scores[:, 0] > 0).astype(int) if scores.shape[1] == 1 else scores.argmax(1)
 
 
-def fit_probe(
-    activations: Float[np.ndarray, "texts features"], labels: Bool[np.ndarray, " texts"], *, seed: int = 0
-) -> LinearProbe:
+def fit_probe(activations: Activations, labels: Labels, *, seed: int = 0) -> LinearProbe:
     """Fit a logistic regression on activations, with scikit-learn's defaults (L2, C = 1) and 1000 iterations.
 
-    Activations are standardised for the fit, so that the penalty treats all alike, and the scales are then written into
-    the weights: the probe reads activations as they are. ValueError for one class alone.
+    Activations are standardised for the fit, so that the penalty treats all alike; the probe reads them as they are.
+    ValueError for one class alone.
     """
     _check_classes(labels)
     x = activations.astype(np.float64)
@@ -158,9 +147,9 @@ def transfer_probe(probe: LinearProbe, stitch: Stitch, *, to: str = "b") -> Line
 
     Computed in float64. ValueError for another `to`, and for a probe of another width.
     """
-    outward, inward = stitch.towards(to), stitch.towards("a" if to == "b" else "b")
+    source = "a" if to == "b" else "b"
+    outward, inward = stitch.towards(to), stitch.towards(source)
     if (width := probe.coef.shape[1]) != outward.d_in:
-        source = "a" if to == "b" else "b"
         raise ValueError(f"the probe reads {width} dimensions: expected {outward.d_in}, the width of model {source}")
     matrix, offset = (part.detach().cpu().double().numpy() for part in (inward.P, inward.b))
     return probe._replace(coef=probe.coef @ matrix.T, intercept=probe.intercept + probe.coef @ offset)
@@ -171,17 +160,15 @@ def read_probe(path: str | Path) -> LinearProbe:
 
     Without `classes_` the labels are 0, 1, ... ValueError for other files and shapes, and values that are not finite.
     """
-    arrays = read_arrays(path, (".npz", ".safetensors"))
-    if missing := [name for name in ("coef_", "intercept_") if name not in arrays]:
+    arrays, needed = read_arrays(path, (".npz", ".safetensors")), ("coef_", "intercept_")
+    if missing := [name for name in needed if name not in arrays]:
         held = ", ".join(sorted(arrays)) or "nothing"
         raise ValueError(f"{path} lacks {' and '.join(missing)}: expected coef_ and intercept_, it holds {held}")
-    coef, intercept = (numbers_of(path, name, arrays[name]) for name in ("coef_", "intercept_"))
+    coef, intercept = (numbers_of(path, name, arrays[name]) for name in needed)
+    found = f"coef_ has shape {coef.shape} and intercept_ {intercept.shape}"
     coef, intercept = np.atleast_2d(coef), intercept.reshape(-1)
     if coef.ndim != 2 or len(intercept) != len(coef) or not coef.size:
-        raise ValueError(
-            f"{path}: coef_ has shape {arrays['coef_'].shape} and intercept_ {arrays['intercept_'].shape}: expected "
-            "(classes or 1, d) and one intercept for each row"
-        )
+        raise ValueError(f"{path}: {found}: expected (classes or 1, d) and one intercept for each row")
     if not coef.any():
         raise ValueError(f"coef_ of {path} is zero: this probe reads nothing")
     n_classes = max(2, len(coef))
@@ -197,17 +184,16 @@ def save_probe(probe: LinearProbe, path: str | Path) -> None:
 
 
 class ProbeTrust(NamedTuple):
-    """How a probe and the one carried to the other model do on tokens of held-out text."""
+    """How the probe that was carried to the other model does on tokens of held-out text, beside the original."""
 
     tokens: int
     """Ordinary tokens of the text."""
     check: float
-    """Share of the tokens on which the carried probe says what the original says of the stitched stream. The two are
-    one function, so this is 1 but for rounding."""
+    """Share of them on which it says what the original says of the stitched stream: 1 but for rounding."""
     agreement: float
-    """Share of the tokens on which the carried probe says what the original says of the same token in its own model."""
+    """Share of them on which it says what the original says of the same token in its own model."""
     constant: float
-    """Share of the tokens with the original's most frequent answer, which one that never changes would reach."""
+    """Share of them with the original's most frequent answer, which one that never changes would reach."""
     explained: tuple[float, ...]
     """R^2 of each row of weights: the original's score in its own model, by its score on the stitched stream."""
 
@@ -218,27 +204,26 @@ def judge_probe(
     probe: LinearProbe,
     carried: LinearProbe,
     *,
-    stitch: Stitch | None = None,
+    stitch: Stitch,
     batches: Iterable[TokenBatch] | None = None,
     to: str = "b",
 ) -> ProbeTrust:
-    """Compare a probe and the one carried to model `to` on every ordinary token; ValueError if there is none.
+    """Compare a probe and the one that `stitch` carried to model `to` on every ordinary token; ValueError if none.
 
-    `stitch` and `batches` are by default the pair's own stitch and its evaluation text.
+    `batches` are by default those of the pair's evaluation text.
     """
-    home = (stitch or stitched.stitch).to("cpu", torch.float64).towards("a" if to == "b" else "b")
+    home = stitch.to("cpu", torch.float64).towards("a" if to == "b" else "b")
     batches = stitched.evaluation_batches() if batches is None else batches
-    own, on_stitched, on_target = [], [], []
+    parts = []
     layer_a, layer_b = stitched.layers
     for xs, ys in paired_residuals(*stitched.models, batches, [layer_a], [layer_b]):
         streams = xs[layer_a].cpu().double(), ys[layer_b].cpu().double()
         source, target = streams if to == "b" else streams[::-1]
-        own.append(probe.scores(source.numpy()))
-        on_stitched.append(probe.scores(home(target).numpy()))
-        on_target.append(carried.scores(target.numpy()))
-    if not sum(map(len, own)):
+        on_stitched, on_target = probe.scores(home(target).numpy()), carried.scores(target.numpy())
+        parts.append((probe.scores(source.numpy()), on_stitched, on_target))
+    if not sum(len(own) for own, *_ in parts):
         raise ValueError("the held-out text holds no ordinary token: expected at least one")
-    scores, guesses, found = (np.concatenate(part) for part in (own, on_stitched, on_target))  # (tokens, rows)
+    scores, guesses, found = (np.concatenate(part) for part in zip(*parts))  # (tokens, rows)
     said, expected, answers = map(_answers, (scores, guesses, found))
     varies = probe.coef.any(1)  # a class whose weights are all zero has nothing to explain
     errors, spread = (scores - guesses)[:, varies], (scores - scores.mean(0))[:, varies]

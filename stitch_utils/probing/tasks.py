@@ -5,11 +5,9 @@ the others. A text that is tested never occurs among those that are trained on, 
 so that chance is one half. A pair whose file names no `probing_*` data sets takes the tasks of the embedded world, from
 streams of documents that nothing else reads.
 
-SAEBench's sets, as its configuration has them: professions of biographies (three sets of five, balanced by gender),
-categories of product reviews (balanced by rating) and their ratings, programming languages, subjects of news, and five
-languages of EuroParl. Rows are taken from the beginning of a set, where SAEBench draws some at random. Its code set,
-codeparrot/github-code, has a loading script that `datasets` no longer runs; we read the parquet files of the same
-repository, and the language off a file's ending, which is all that the script does.
+SAEBench's sets are read as its configuration has them, but rows from the beginning, where SAEBench draws some at
+random. Its code set, codeparrot/github-code, has a loading script that `datasets` no longer runs; we read the parquet
+files of the same repository, and the language off a file's ending, which is all that the script does.
 
 Offers `ProbingTask` and `probing_tasks`, and `WORLD`, the sets of the embedded world.
 """
@@ -51,10 +49,8 @@ FILES = {"codeparrot/github-code": "data/train-*.parquet"}  # read where a repos
 # SAEBench skips the licence at the head of a source file, and files that are short.
 SKIPPED_CODE, SHORTEST_CODE = 150, 535
 
-# A class with whatever it is balanced by, and a text of it.
-Row = tuple[Hashable, str]
-# From a seed to rows without end.
-Stream = Callable[[str], Iterator[Row]]
+Row = tuple[Hashable, str]  # a class with whatever it is balanced by, and a text of it
+Stream = Callable[[str], Iterator[Row]]  # from a seed to rows without end
 
 
 @dataclass(frozen=True)
@@ -73,13 +69,13 @@ class ProbingTask:
     def __post_init__(self):
         for part in ("train", "test"):
             texts, labels = getattr(self, f"{part}_texts"), getattr(self, f"{part}_labels")
-            positive, known = sum(labels), f"task {self.name!r}"
-            if len(texts) != len(labels):
-                raise ValueError(f"{known}: {len(texts)} texts to {part} and {len(labels)} labels")
-            if not 0 < positive < len(labels):
-                raise ValueError(f"{known} has texts of one class alone to {part}: expected two classes")
-            if 2 * positive != len(labels):
-                raise ValueError(f"{known}: {positive} of {len(labels)} texts to {part} are positive: expected half")
+            positive, size, task = sum(labels), len(labels), f"task {self.name!r}"
+            if len(texts) != size:
+                raise ValueError(f"{task}: {len(texts)} texts to {part} and {size} labels")
+            if not 0 < positive < size:
+                raise ValueError(f"{task} has texts of one class alone to {part}: expected two classes")
+            if 2 * positive != size:
+                raise ValueError(f"{task}: {positive} of {size} texts to {part} are positive: expected half")
 
 
 def probing_tasks(pair: ModelPair, *, n_train: int, n_test: int, seed: int) -> list[ProbingTask]:
@@ -109,15 +105,16 @@ def probing_tasks(pair: ModelPair, *, n_train: int, n_test: int, seed: int) -> l
 def _collect(dataset: str, rows: Iterable[Row], wanted: Mapping[Any, int], known: set[str]) -> dict[Any, list[str]]:
     """Take the first texts of each class, each text once, those of `known` not at all; ValueError for too few."""
     found: dict[Any, list[str]] = {key: [] for key in wanted}
-    missing = sum(wanted.values())
+    lacking = set(wanted)
     for key, text in rows:
-        if key in found and len(found[key]) < wanted[key] and text not in known and text.strip():
+        if key in lacking and text not in known and text.strip():
             known.add(text)
             found[key].append(text)
-            missing -= 1
-            if not missing:
+            if len(found[key]) == wanted[key]:
+                lacking.remove(key)
+            if not lacking:
                 return found
-    key = next(key for key, texts in found.items() if len(texts) < wanted[key])
+    key = next(key for key in wanted if key in lacking)
     name, other = key if isinstance(key, tuple) else (key, None)
     which = f"class {name!r}" + (f" balanced by {other!r}" if other is not None else "")
     raise ValueError(f"data set {dataset!r} has {len(found[key])} different texts of {which}: expected {wanted[key]}")
@@ -127,13 +124,12 @@ def _tasks(dataset: str, train: dict, test: dict, seed: int, names: Mapping | No
     """Make one task a class: its texts against as many of the others', drawn at random."""
     tasks, names = [], names or {}
     for name in train:
-        columns: list[Any] = []  # texts and labels to train on, then those to test on
+        columns = []  # texts and labels to train on, then those to test on
         for part in (train, test):
-            rng = random.Random(f"{seed}:{dataset}:{name}")
             others = [text for other, texts in part.items() if other != name for text in texts]
-            labelled = [(text, True) for text in part[name]]
-            labelled += [(text, False) for text in rng.sample(others, len(part[name]))]
-            columns += zip(*labelled)
+            size = len(part[name])
+            drawn = random.Random(f"{seed}:{dataset}:{name}").sample(others, size)
+            columns += [(*part[name], *drawn), (True,) * size + (False,) * size]
         tasks.append(ProbingTask(f"{dataset}.{names.get(name, name)}", dataset, *columns))
     return tasks
 
@@ -146,8 +142,7 @@ def _without_splits(
     `streams` are classes and the rows to find them in. They are read one after another, none further than needed.
     """
     n_train, n_test = (size // 2 for size in sizes)
-    found: dict[str, list[str]] = {}
-    known: set[str] = set()
+    found, known = {}, set()
     for classes, rows in streams:
         found |= _collect(dataset, rows, dict.fromkeys(classes, n_train + n_test), known)
     train = {name: texts[:n_train] for name, texts in found.items()}
@@ -184,9 +179,7 @@ def _with_splits(
         return [text[:MAX_CHARACTERS], *rest]
 
     for datasets, column, other, values in groups:
-        classes = [name for names in datasets.values() for name in names]
-        known: set[str] = set()
-        parts = []
+        classes, known, parts = [name for names in datasets.values() for name in names], set(), []
         for split, size in zip(("train", "test"), sizes):
             read = (dict(zip(columns, row)) for row in _rows(ref, pick, "+".join(columns), split=split))
             rows = (((row[column], other and row[other]), row[columns[0]]) for row in read)
@@ -202,13 +195,11 @@ def _code(ref: DatasetRef, sizes: tuple[int, int], seed: int) -> list[ProbingTas
     def pick(row: dict) -> list | None:
         text, path = row.get("content"), row.get("path")
         if not isinstance(text, str) or not isinstance(path, str):
-            raise ValueError(
-                f"dataset {ref.name!r} has no text columns 'content' and 'path': its columns are {', '.join(row)}"
-            )
-        language = next((language for language, endings in ENDINGS.items() if path.endswith(endings)), None)
-        if language is None or len(text) < SHORTEST_CODE:
-            return None
-        return [language, text[SKIPPED_CODE : SKIPPED_CODE + MAX_CHARACTERS]]
+            lacks = "has no text columns 'content' and 'path'"
+            raise ValueError(f"dataset {ref.name!r} {lacks}: its columns are {', '.join(row)}")
+        of_file = [language for language, endings in ENDINGS.items() if path.endswith(endings)]
+        code = text[SKIPPED_CODE : SKIPPED_CODE + MAX_CHARACTERS]
+        return [of_file[0], code] if of_file and len(text) >= SHORTEST_CODE else None
 
     rows = _rows(ref, pick, "code", files=FILES.get(ref.name))
     return _without_splits("code", [(ENDINGS, map(tuple, rows))], sizes, seed)
@@ -246,9 +237,8 @@ def _texts(seed: str, language: str, format: str) -> Iterator[str]:
 
 def _labels(label: str, format: str) -> Stream:
     """Read English documents of a format with one of their labels."""
-    return lambda seed: (
-        (document.labels.get(label), document.text) for document in documents(seed, language="en", format=format)
-    )
+    read = partial(documents, language="en", format=format)
+    return lambda seed: ((document.labels.get(label), document.text) for document in read(seed))
 
 
 def _sentences(label: str) -> Stream:

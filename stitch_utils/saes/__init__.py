@@ -2,5 +2,5 @@
 
 Eqs. 4 to 6 and 11 to 12 are in `transfer`, Table 2 in `evaluation`, Eq. 14 in `scaling`; `io` reads published SAEs,
 `pair` gives those of a pair and the sweep of section 3.1, `initialisation`, `training` and `sparse_step` are one
-training run; `lrt` holds what the sister paper (arXiv 2506.00653) does with SAEs.
+training run; `comparison` holds what the sister paper (arXiv 2506.00653) does with the SAEs of two models.
 """

@@ -1,7 +1,4 @@
-"""Measure SAEs in the model that they read (section 3, App. C, Table 2).
-
-An SAE is good if few latents write most of the stream, and if the model hardly notices that its stream was replaced by
-what they write. Only the model that the SAEs read is run.
+"""Measure SAEs in the model that they read: how many latents write how much of its stream (section 3, App. C, Table 2).
 
 Offers `evaluate_saes` and `SAEMetrics`; `judge_sae` and `SAETrust`, which set a transferred SAE beside the original.
 """
@@ -51,9 +48,8 @@ def evaluate_saes(
     """
     for name, sae in saes.items():
         if sae.cfg.d_in != model.d_model:
-            raise ValueError(
-                f"SAE {name!r} reads {sae.cfg.d_in} dimensions: expected {model.d_model}, the width of {model.ref!r}"
-            )
+            expected = f"expected {model.d_model}, the width of {model.ref!r}"
+            raise ValueError(f"SAE {name!r} reads {sae.cfg.d_in} dimensions: {expected}")
     sums = DocumentSums()
     fired = {name: torch.zeros(sae.cfg.d_sae, dtype=torch.bool) for name, sae in saes.items()}
 
@@ -86,15 +82,13 @@ def evaluate_saes(
     if not len(sums):
         raise ValueError("the batches hold no ordinary token: expected at least one document of one token")
     table = sums.table()
-    weights = resampled_counts(len(table), seed)
-    weights = np.concatenate([np.ones((1, len(table))), weights])  # the text itself, then its resamples
-    totals = weights @ table  # (1 + resamples, columns)
-    scalars, stream = totals[:, : 3 + 3 * len(saes)], totals[:, 3 + 3 * len(saes) :]
-    count, squares, own = scalars[:, :3].T
-    variation = squares - (stream**2).sum(axis=1) / count
+    # The first row is of the text itself, the others are of its resamples: (1 + resamples, columns).
+    totals = np.concatenate([np.ones((1, len(table))), resampled_counts(len(table), seed)]) @ table
+    count, squares, own = totals[:, :3].T
+    variation = squares - (totals[:, 3 + 3 * len(saes) :] ** 2).sum(axis=1) / count
     metrics = {}
     for index, name in enumerate(saes):
-        l0, error, spliced = scalars[:, 3 + 3 * index : 6 + 3 * index].T
+        l0, error, spliced = totals[:, 3 + 3 * index : 6 + 3 * index].T
         quotients = (l0 / count, error / variation, error / count / model.d_model, (spliced - own) / count)
         estimates = [from_draws(values[0], values[1:]) for values in quotients]
         metrics[name] = SAEMetrics(*estimates, dead_fraction=1 - fired[name].double().mean().item())
@@ -102,7 +96,7 @@ def evaluate_saes(
 
 
 def _reconstruct(sae: SAE, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Reconstruct activations (n, d), and tell how many latents fire on each (n,) and which ever fire (d_sae,)."""
+    """Reconstruct activations (n, d); count the latents that fire on each (n,), and find which ever fire (d_sae,)."""
     parts, counts, ever = [], [], torch.zeros(sae.cfg.d_sae, dtype=torch.bool, device=sae.W_enc.device)
     for part in y.split(TOKENS_AT_ONCE):
         latents = sae.encode(part.to(sae.W_enc))
@@ -113,7 +107,7 @@ def _reconstruct(sae: SAE, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class SAETrust(NamedTuple):
-    """How an SAE of one model (the source) and what became of it in the other (the target) do on held-out text."""
+    """How an SAE of one model (the source) and the one carried to the other (the target) do on held-out text."""
 
     tokens: int
     """Ordinary tokens of the text."""
@@ -122,8 +116,7 @@ class SAETrust(NamedTuple):
     target_loss: float
     """Cross-entropy of the target model itself."""
     round_trip_loss: float
-    """Cross-entropy of the target with its stream carried to the source and back, as an SAE that changed nothing would
-    leave it."""
+    """Cross-entropy of the target with its stream carried to the source and back, without an SAE."""
     original: SAEMetrics
     carried: SAEMetrics
 
@@ -133,23 +126,22 @@ def judge_sae(
     sae: SAE,
     carried: SAE,
     *,
-    stitch: Stitch | None = None,
+    stitch: Stitch,
     batches: Iterable[TokenBatch] | None = None,
     to: str = "b",
 ) -> SAETrust:
-    """Measure an SAE and the one carried to model `to`, each in its own model, and the stitch without an SAE.
+    """Measure an SAE and the one that `stitch` carried to model `to`, each in its own model, and the stitch alone.
 
-    `stitch` and `batches` are by default the pair's own stitch and its evaluation text.
+    `batches` are by default those of the pair's evaluation text.
     """
     batches = list(stitched.evaluation_batches() if batches is None else batches)
-    name = "a" if to == "b" else "b"
-    maps = {"stitch": stitch or stitched.stitch}
-    losses = measure_fidelity(*stitched.models, *stitched.layers, maps, batches)
+    source = "a" if to == "b" else "b"
+    losses = measure_fidelity(*stitched.models, *stitched.layers, {"stitch": stitch}, batches)
     return SAETrust(
         sum(int(batch.mask.sum()) for batch in batches),
-        losses.cross_entropy("own", name).value,
+        losses.cross_entropy("own", source).value,
         losses.cross_entropy("own", to).value,
-        losses.cross_entropy("stitch", f"{to}_to_{name}_to_{to}").value,
-        evaluate_saes({"original": sae}, *stitched.side(name), batches)["original"],
+        losses.cross_entropy("stitch", f"{to}_to_{source}_to_{to}").value,
+        evaluate_saes({"original": sae}, *stitched.side(source), batches)["original"],
         evaluate_saes({"carried": carried}, *stitched.side(to), batches)["carried"],
     )

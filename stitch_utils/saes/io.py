@@ -34,7 +34,7 @@ from ..utils.files import check_ours, write_whole
 FORMATS = ("sae_lens", "sparsify")
 # SAELens reads these formats with `torch.load`. They are pickles, which can run any program, so they are refused here.
 PICKLED = {"connor_rob_hook_z", "deepseek_r1", "dictionary_learning_1", "goodfire", "qwen_scope"}
-SPARSIFY_TENSORS = {"encoder.weight", "encoder.bias", "W_dec", "b_dec"}
+SPARSIFY_TENSORS = ["W_dec", "b_dec", "encoder.bias", "encoder.weight"]
 SAE_FILES = ("cfg.json", "sae_weights.safetensors", "sparsity.safetensors")  # those of SAELens, the first in any
 
 
@@ -53,17 +53,13 @@ def load_sae(ref: str | SAERef, *, device: str = "cpu") -> SAE:
         ref = _parsed(ref)
     if ref.format == "sae_lens":
         return _from_sae_lens(ref, device)
-    if ref.format == "sparsify":
-
-        def download(file: str) -> str:
-            return hf_hub_download(ref.release, f"{ref.id}/{file}", revision=ref.revision)
-
-        config, weights = (
-            Path(fetched("model", ref.release, functools.partial(download, file), revision=ref.revision))
-            for file in ("cfg.json", "sae.safetensors")
-        )
-        return _from_sparsify(config, weights, ref.id, f"sparsify:{ref.release}/{ref.id}", device)
-    raise ValueError(f"unknown SAE format {ref.format!r}: expected {' or '.join(FORMATS)}")
+    if ref.format != "sparsify":
+        raise ValueError(f"unknown SAE format {ref.format!r}: expected {' or '.join(FORMATS)}")
+    files = []
+    for name in ("cfg.json", "sae.safetensors"):
+        download = functools.partial(hf_hub_download, ref.release, f"{ref.id}/{name}", revision=ref.revision)
+        files.append(Path(fetched("model", ref.release, download, revision=ref.revision)))
+    return _from_sparsify(files[0], files[1], ref.id, f"sparsify:{ref.release}/{ref.id}", device)
 
 
 def _parsed(ref: str) -> SAERef:
@@ -72,35 +68,29 @@ def _parsed(ref: str) -> SAERef:
     # A release of SAELens has a name without a slash; whatever SAELens does not list is a repository, OWNER/NAME.
     words = 1 if format == "sae_lens" and parts[0] in get_pretrained_saes_directory() else 2
     if format not in FORMATS or len(parts) <= words or not all(parts):
-        raise ValueError(
-            f"{ref!r} is no folder and no reference to an SAE: expected sae_lens:RELEASE/ID or "
-            "sparsify:OWNER/NAME/HOOKPOINT"
-        )
+        expected = "expected sae_lens:RELEASE/ID or sparsify:OWNER/NAME/HOOKPOINT"
+        raise ValueError(f"{ref!r} is no folder and no reference to an SAE: {expected}")
     return SAERef(format, "/".join(parts[:words]), "/".join(parts[words:]))
 
 
 def _from_folder(folder: Path, device: str) -> SAE:
-    found = sorted(path.name for path in folder.iterdir())
-    if "cfg.json" in found and "sae.safetensors" in found:
-        return _from_sparsify(folder / "cfg.json", folder / "sae.safetensors", folder.name, str(folder), device)
-    if "cfg.json" not in found or "sae_weights.safetensors" not in found:
-        raise ValueError(
-            f"the folder {str(folder)!r} holds {', '.join(found) or 'nothing'}: expected cfg.json and "
-            "sae_weights.safetensors (SAELens) or cfg.json and sae.safetensors (sparsify)"
-        )
-    architecture = json.loads((folder / "cfg.json").read_text(encoding="utf-8")).get("architecture", "standard")
+    found, config = sorted(path.name for path in folder.iterdir()), folder / "cfg.json"
+    if {"cfg.json", "sae.safetensors"} <= set(found):
+        return _from_sparsify(config, folder / "sae.safetensors", folder.name, str(folder), device)
+    if not {"cfg.json", "sae_weights.safetensors"} <= set(found):
+        expected = "cfg.json and sae_weights.safetensors (SAELens) or cfg.json and sae.safetensors (sparsify)"
+        raise ValueError(f"the folder {str(folder)!r} holds {', '.join(found) or 'nothing'}: expected {expected}")
+    architecture = json.loads(config.read_text(encoding="utf-8")).get("architecture", "standard")
     if architecture not in SAE_CLASS_REGISTRY:
-        raise ValueError(
-            f"the SAE in {str(folder)!r} is of architecture {architecture!r}: expected one for inference, as SAELens' "
-            f"save_inference_model writes it ({', '.join(sorted(SAE_CLASS_REGISTRY))})"
-        )
+        kinds = ", ".join(sorted(SAE_CLASS_REGISTRY))
+        expected = f"expected one for inference, as SAELens' save_inference_model writes it ({kinds})"
+        raise ValueError(f"the SAE in {str(folder)!r} is of architecture {architecture!r}: {expected}")
     return SAE.load_from_disk(folder, device=device)
 
 
 def _from_sae_lens(ref: SAERef, device: str) -> SAE:
     if ref.revision is not None:
         raise ValueError(f"SAELens reads the main branch alone: got revision {ref.revision!r} for {ref.release!r}")
-    known = get_pretrained_saes_directory().get(ref.release)
     format = get_conversion_loader_name(ref.release)
     if format in PICKLED:
         raise ValueError(f"the SAEs of {ref.release!r} are pickles ({format}): expected safetensors or NumPy arrays")
@@ -113,9 +103,9 @@ def _from_sae_lens(ref: SAERef, device: str) -> SAE:
             config["d_in"], config["d_sae"] = tensors["W_enc"].shape
         return config, tensors, sparsity
 
-    options: dict[str, Any] = {"device": device, "converter": as_stored}
+    known, options = get_pretrained_saes_directory().get(ref.release), {"device": device, "converter": as_stored}
     repository = known.repo_id if known else ref.release
-    return fetched("model", repository, lambda: SAE.from_pretrained(ref.release, ref.id, **options))
+    return fetched("model", repository, functools.partial(SAE.from_pretrained, ref.release, ref.id, **options))
 
 
 def _from_sparsify(config_file: Path, weights_file: Path, hookpoint: str, source: str, device: str) -> SAE:
@@ -131,17 +121,17 @@ def _from_sparsify(config_file: Path, weights_file: Path, hookpoint: str, source
     if "k" not in config:
         raise ValueError(f"cfg.json of {source} has no entry k: it has {', '.join(config)}")
     tensors = load_file(weights_file)
-    if set(tensors) != SPARSIFY_TENSORS:
-        expected = ", ".join(sorted(SPARSIFY_TENSORS))
+    if sorted(tensors) != SPARSIFY_TENSORS:
+        expected = ", ".join(SPARSIFY_TENSORS)
         raise ValueError(f"{source} holds the tensors {', '.join(sorted(tensors))}: expected {expected}")
-    d_sae, d_in = tensors["encoder.weight"].shape
-    if tensors["W_dec"].shape != (d_sae, d_in):
-        found = tuple(tensors["W_dec"].shape)
-        raise ValueError(f"W_dec of {source} has shape {found}: expected {(d_sae, d_in)}, that of encoder.weight")
+    shape, found = (tuple(tensors[name].shape) for name in ("encoder.weight", "W_dec"))
+    if found != shape:
+        raise ValueError(f"W_dec of {source} has shape {found}: expected {shape}, that of encoder.weight")
     layer = re.fullmatch(r"layers\.(\d+)", hookpoint)
     hook = {"hook_name": f"blocks.{layer[1]}.hook_resid_post"} if layer else {}
     metadata = SAEMetadata(source=source, sparsify_hookpoint=hookpoint, **hook)
     encoder = {"W_enc": tensors.pop("encoder.weight").T, "b_enc": tensors.pop("encoder.bias")}
+    d_sae, d_in = shape
     return built(TopKSAEConfig(d_in, d_sae, device=device, k=config["k"], metadata=metadata), encoder | tensors)
 
 
@@ -168,10 +158,7 @@ def read_sae(ref: str) -> SAE:
 
 
 def save_sae(sae: SAE, folder: str | Path) -> None:
-    """Write a folder as SAELens reads it, replacing one that is there as a whole.
-
-    ValueError for a folder that holds something else, such as weights in another format, which would be read instead.
-    """
+    """Write a folder as SAELens reads it, or replace one as a whole; ValueError for one that holds something else."""
     check_ours(Path(folder), *SAE_FILES)
     write_whole(folder, sae.save_model, sealed=False)
 
@@ -179,7 +166,4 @@ def save_sae(sae: SAE, folder: str | Path) -> None:
 def reads_elsewhere(sae: SAE, layer: int) -> str | None:
     """Return the hook point that an SAE names, if that is another than the residual stream before `layer`."""
     hook = sae.cfg.metadata.hook_name
-    found = re.fullmatch(r"blocks\.(\d+)\.hook_resid_(pre|post)", hook or "")
-    if not hook or (found and int(found[1]) + (found[2] == "post") == layer):
-        return None
-    return hook
+    return None if hook in (None, f"blocks.{layer}.hook_resid_pre", f"blocks.{layer - 1}.hook_resid_post") else hook

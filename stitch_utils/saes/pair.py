@@ -1,10 +1,9 @@
 """The SAEs of a stitched pair: published or trained here, and the sweep that trains B's from A's.
 
-Sections 3 and 3.1, App. D: published TopK SAEs for Pythia and JumpReLU ones for Gemma; for GPT-2, as for a reader's own
-pair, TopK SAEs trained on the unnormalised residual stream by the paper's recipe, as those were that come with the
-embedded pair. The sweep (Figs. 1c, 2 and 8, Table 4) trains, for each width and seed, an SAE of A, carries it across
-(Eq. 6), and trains it on as one of B, beside a run from scratch and a control that gets the angles between A's decoder
-directions and nothing of the stitch. The widest are also trained with the auxiliary loss, which the paper leaves out.
+Sections 3 and 3.1, App. D: published TopK SAEs for Pythia and JumpReLU ones for Gemma; for GPT-2, the embedded pair and
+a reader's own, TopK SAEs trained on the unnormalised residual stream by the paper's recipe. The sweep (Figs. 1c, 2 and
+8, Table 4) trains, for each width and seed, an SAE of A, carries it across (Eq. 6), and trains it on as one of B,
+beside the other two of `INITIALS`. The widest are also trained with the auxiliary loss, which the paper leaves out.
 Training an SAE of one model never runs the other.
 
 Offers `native_saes`, `sweep_saes`, `SAESweep`, `side_activations`.
@@ -17,7 +16,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from sae_lens import SAE
@@ -35,58 +34,50 @@ JUDGED_TOKENS = 8192  # of the evaluation text; all runs are judged often, and t
 
 
 def side_activations(stitched: StitchedPair, sides: Iterable[str] = "ab") -> dict[str, tuple[ModelStream, Tensor]]:
-    """Read, for each of these sides, its model alone: a stream of the training text's activations and, (n, d), those of
-    the evaluation text.
+    """Give for each side a stream of its activations on the training text and, (n, d), those on the evaluation text.
 
     The streams are kept in memory but for scale `paper`, where each pass runs the model anew.
     """
     keep = stitched.scale != "paper"
-    training, evaluation = stitched.training_batches, functools.cache(lambda: list(stitched.evaluation_batches()))
-    if keep:  # both sides read one list of tokens
-        training = functools.cache(lambda: list(stitched.training_batches()))
-    return {
-        side: (
-            ModelStream(*stitched.side(side), training, keep=keep),
-            torch.cat(list(ModelStream(*stitched.side(side), evaluation))),
-        )
-        for side in sides
-    }
+    evaluation = functools.cache(lambda: list(stitched.evaluation_batches()))
+    # if they are kept, both sides read one list of tokens
+    training = functools.cache(lambda: list(stitched.training_batches())) if keep else stitched.training_batches
+    found = {}
+    for side in sides:
+        held_out = torch.cat(list(ModelStream(*stitched.side(side), evaluation)))
+        found[side] = ModelStream(*stitched.side(side), training, keep=keep), held_out
+    return found
 
 
 def native_saes(stitched: StitchedPair, *, seed: int = 0, sides: str = "ab", anew: bool = False) -> tuple[SAE, ...]:
-    """Give SAEs of A and B, or of one of them, at the stitched layers: those that the pair's file names, or else train.
+    """Read the SAEs of A and B, or of one side, that the pair's file names for the stitched layers; train the others.
 
-    Training is done once for its ingredients; its state and its SAEs are kept in `artifacts/`. With `anew` the SAEs
-    that the package ships for the embedded pair are trained again, instead of read. ValueError if a named SAE is of
-    another width than its model.
+    What is trained is kept in `artifacts/`. With `anew` the SAEs that the package ships for the embedded pair are
+    trained again, instead of read. ValueError if a named SAE is of another width than its model.
     """
+    named = {side: ref for side, ref in stitched.pair.saes.items() if not (anew and str(ref).startswith("embedded:"))}
     saes: dict[str, SAE] = {}
-    missing = []
-    for side in sides:
-        ref, (model, _) = stitched.pair.saes.get(side), stitched.side(side)
-        if ref is None or (anew and str(ref).startswith("embedded:")):
-            missing.append(side)
-            continue
-        saes[side] = load_sae(ref, device=str(model.device))
+    for side in filter(named.get, sides):
+        model, _ = stitched.side(side)
+        saes[side] = load_sae(named[side], device=str(model.device))
         if (width := saes[side].cfg.d_in) != model.d_model:
-            raise ValueError(
-                f"the SAE of {side} ({ref}) reads {width} dimensions: expected {model.d_model}, the width of "
-                f"{model.ref!r}"
-            )
+            expected = f"expected {model.d_model}, the width of {model.ref!r}"
+            raise ValueError(f"the SAE of {side} ({named[side]}) reads {width} dimensions: {expected}")
+    missing = [side for side in sides if side not in saes]
     for side, (stream, held_out) in side_activations(stitched, missing).items():
         config = _config(stitched, d_sae=stitched.sizes.sae_latents, n_steps=stitched.sizes.sae_steps, seed=seed)
         folder = _folder(stitched, f"sae-{side}", {"config": asdict(config)})
         hook = f"blocks.{stitched.side(side)[1]}.hook_resid_pre"
         metadata = {"model_name": getattr(stitched.pair, side).model, "hook_name": hook}
-        train_saes(stream, [config], held_out=held_out, folder=folder, key=folder.name, metadata=metadata)
+        train_saes(stream, [config], held_out=held_out, folder=folder, metadata=metadata)
         saes[side] = load_trained(folder, config, device=str(held_out.device))
     return tuple(saes[side] for side in sides)
 
 
 def _config(stitched: StitchedPair, **options) -> SAETrainingConfig:
-    """A run by the pair's recipe, but for these options."""
+    """Configure a run by the pair's recipe, but for these options."""
     recipe = stitched.pair.sae_recipe
-    by_recipe = {"k": recipe.k, "lr": recipe.lr, "batch_tokens": recipe.batch_tokens, "initial_bias": "mean"}
+    by_recipe = {"k": recipe.k, "lr": recipe.lr, "batch_tokens": recipe.batch_tokens, "mean_bias": True}
     return SAETrainingConfig(**by_recipe | options)
 
 
@@ -112,49 +103,35 @@ def sweep_saes(stitched: StitchedPair, *, widths: Sequence[int], seeds: Sequence
     """
     recipe, steps = stitched.pair.sae_recipe, stitched.sizes.sae_sweep_steps
     maps = (stitched.stitch.P_up, stitched.stitch.P_down)
-    made_of = {
-        "widths": list(widths),
-        "seeds": list(seeds),
-        "recipe": asdict(recipe),
-        "steps": steps,
-        "stitch": [hashlib.sha256(matrix.cpu().numpy().tobytes()).hexdigest() for matrix in maps],
-    }
+    stitch = [hashlib.sha256(matrix.cpu().numpy().tobytes()).hexdigest() for matrix in maps]
+    made_of = {"widths": list(widths), "seeds": list(seeds), "recipe": asdict(recipe), "steps": steps, "stitch": stitch}
     folders = {side: _folder(stitched, f"sweep-{side}", made_of) for side in "ab"}
     activations = side_activations(stitched)
+    every: dict[str, Any] = {"evaluate_every": max(1, steps // 20), "checkpoint_every": CHECKPOINT_EVERY}
 
     def config(initial: str, width: int, seed: int, auxiliary_loss: bool = False) -> SAETrainingConfig:
         run = {"d_sae": width, "k": min(recipe.k, width), "n_steps": steps, "initial": initial, "seed": seed}
         return _config(stitched, **run, auxiliary_loss=auxiliary_loss, dead_after=recipe.dead_after)
 
-    def train(side: str, configs: Iterable[SAETrainingConfig], initial_saes=None) -> dict[str, Curve]:
+    def train(side: str, configs: list[SAETrainingConfig], saes: dict[str, SAE] | None = None) -> dict[str, Curve]:
         stream, held_out = activations.pop(side)  # A's are not kept while B's are read
-        return train_saes(
-            stream,
-            list(configs),
-            held_out=held_out[:JUDGED_TOKENS],
-            folder=folders[side],
-            key=folders[side].name,
-            initial_saes=initial_saes,
-            evaluate_every=max(1, steps // 20),
-            checkpoint_every=CHECKPOINT_EVERY,
-        )
+        held_out = held_out[:JUDGED_TOKENS]
+        return train_saes(stream, configs, held_out=held_out, folder=folders[side], initial_saes=saes, **every)
 
     both = [(width, seed) for width in widths for seed in seeds]
     of_a = {key: config("random", *key) for key in both}
-    a = train("a", of_a.values())
+    a = train("a", list(of_a.values()))
     of_b = {(initial, *key): config(initial, *key) for initial in INITIALS for key in both}
     starts = [(initial, max(widths), seed) for initial in ("random", "stitch") for seed in seeds]
     helped = {key: config(*key, True) for key in starts}
-    initial_saes = {}
-    for chosen in (*of_b.values(), *helped.values()):
-        if chosen.initial != "random":
-            of = of_a[chosen.d_sae, chosen.seed]
-            small = load_trained(folders["a"], of, device=str(stitched.models[1].device))
-            carried = transfer_sae(small, stitched.stitch) if chosen.initial == "stitch" else small
-            initial_saes[chosen.name] = carried
-    b = train("b", [*of_b.values(), *helped.values()], initial_saes)
+    runs, initial_saes = [*of_b.values(), *helped.values()], {}
+    for run in runs:
+        if run.initial != "random":
+            small = load_trained(folders["a"], of_a[run.d_sae, run.seed], device=str(stitched.models[1].device))
+            initial_saes[run.name] = transfer_sae(small, stitched.stitch) if run.initial == "stitch" else small
+    b = train("b", runs, initial_saes)
     return SAESweep(
-        {key: a[chosen.name] for key, chosen in of_a.items()},
-        {key: b[chosen.name] for key, chosen in of_b.items()},
-        {key: b[chosen.name] for key, chosen in helped.items()},
+        {key: a[run.name] for key, run in of_a.items()},
+        {key: b[run.name] for key, run in of_b.items()},
+        {key: b[run.name] for key, run in helped.items()},
     )

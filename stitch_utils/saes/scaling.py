@@ -1,13 +1,12 @@
 """What the paper plots of many SAE training runs: the FLOPs that a stitch saves, and scaling laws.
 
-Section 3.1 and App. D.2, Figs. 1c, 2a, 8 and Table 4. Fig. 2a compares the FLOPs at which the moving average of the
-explained variance first reaches a threshold, from a stitch and from scratch, with the stitch's own FLOPs added; other
-costs of a run, such as tokens, can be counted in their place. Fig. 1c fits
+Section 3.1 and App. D.2, Figs. 1c, 2a, 8 and Table 4. Fig. 2a compares the FLOPs, or another cost, at which the moving
+average of the explained variance first reaches a threshold, from a stitch and from scratch, with the stitch's own cost
+added. Fig. 1c fits
 
     L(C) = A C^-beta      (14)
 
-as a line in log-log space to the frontier, the lowest loss that any width has reached within C FLOPs. The law has no
-irreducible loss, so it compares two ways of training on one range of C and must not be carried far beyond it.
+as a line in log-log space to the frontier, the lowest loss that any width has reached within C FLOPs.
 
 Offers `Cost`, `in_flops`, `in_tokens`, `threshold_cost`, `saved`, `savings`, `at_common_threshold`, `share_that_saves`;
 `frontier`, `PowerLaw`, `fit_power_law`, `frontier_law`, `crossing`.
@@ -20,11 +19,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..utils.stats import RESAMPLES, Estimate, from_draws, over_seeds, resampled_counts
+from ..utils.stats import Estimate, from_draws, over_seeds, resampled_counts
 from .training import Curve
 
-# Gives what a run has cost after each of its steps, (n_steps,).
-Cost = Callable[[Curve], np.ndarray]
+Numbers = Sequence[float] | np.ndarray
+Cost = Callable[[Curve], np.ndarray]  # gives what a run has cost after each of its steps, (n_steps,)
 
 
 def in_flops(curve: Curve) -> np.ndarray:
@@ -38,17 +37,18 @@ def in_tokens(curve: Curve) -> np.ndarray:
 
 
 def threshold_cost(curve: Curve, threshold: float, *, cost: Cost = in_flops, window: int = 100) -> float | None:
-    """Give the cost at which the training batches' explained variance, averaged over the last `window` steps, first
-    reaches `threshold`; None if it never does."""
-    reached = np.flatnonzero(curve.moving_average(window) >= threshold)
+    """Find the cost at which explained variance, averaged over `window` batches, reaches `threshold`; None if never."""
+    total = np.concatenate([[0.0], np.cumsum(curve.training_explained_variance)])
+    last = np.arange(1, len(total))
+    first = np.maximum(last - window, 0)  # fewer steps at the beginning
+    reached = np.flatnonzero((total[last] - total[first]) / (last - first) >= threshold)
     return float(cost(curve)[reached[0]]) if len(reached) else None
 
 
 def saved(stitch: Curve, scratch: Curve, threshold: float, *, extra: float = 0.0, **options) -> float | None:
-    """Give the share of the cost from scratch that a start from a stitch saves on the way to a threshold (Fig. 2a).
+    """Compute the share of the cost from scratch that a stitch, which costs `extra`, saves up to a threshold (Fig. 2a).
 
-    `extra` is the cost of the stitch, `options` are those of `threshold_cost`. The share is negative if the stitch does
-    not pay, and None if one run never gets there.
+    It is negative if the stitch does not pay, and None if one run never gets there; `options` are of `threshold_cost`.
     """
     ours, theirs = (threshold_cost(curve, threshold, **options) for curve in (stitch, scratch))
     return None if ours is None or theirs is None else 1 - (ours + extra) / theirs
@@ -57,48 +57,36 @@ def saved(stitch: Curve, scratch: Curve, threshold: float, *, extra: float = 0.0
 def savings(
     stitch: Sequence[Curve], scratch: Sequence[Curve], thresholds: Iterable[float], **options
 ) -> dict[float, Estimate]:
-    """Average `saved` over seeds for each threshold that every run reaches; both sides have one curve a seed, in one
-    order, and `options` are those of `saved`."""
-    found = {}
-    for threshold in thresholds:
-        shares = [saved(ours, theirs, threshold, **options) for ours, theirs in zip(stitch, scratch)]
-        if None not in shares:
-            found[threshold] = over_seeds(shares)
-    return found
+    """Average `saved` over seeds for each threshold that every run reaches; both sides have one curve a seed, in order.
+
+    `options` are those of `saved`.
+    """
+    shares = {at: [saved(*both, at, **options) for both in zip(stitch, scratch)] for at in thresholds}
+    return {threshold: over_seeds(found) for threshold, found in shares.items() if None not in found}
 
 
-def at_common_threshold(
-    of_widths: Mapping[int, Mapping[float, Estimate]],
-) -> tuple[float | None, dict[int, Estimate]]:
-    """Find the highest threshold that all widths reach, and what each saves on the way there; None and nothing where
-    they share none. `of_widths` has the `savings` of each width."""
-    common = set.intersection(*map(set, of_widths.values()))
-    if not common:
-        return None, {}
-    return max(common), {width: values[max(common)] for width, values in of_widths.items()}
+def at_common_threshold(of_widths: Mapping[int, Mapping[float, Estimate]]) -> tuple[float | None, dict[int, Estimate]]:
+    """Find the highest threshold in the `savings` of all widths, and what each saves there; None and {} without one."""
+    highest = max(set.intersection(*map(set, of_widths.values())), default=None)
+    return highest, {} if highest is None else {width: values[highest] for width, values in of_widths.items()}
 
 
 def share_that_saves(found: Iterable[Estimate]) -> float:
-    """Give the share of these savings that are above zero; ValueError for none."""
-    values = [one.value for one in found]
-    if not values:
+    """Compute the share of these savings that are above zero; ValueError for none."""
+    pays = [one.value > 0 for one in found]
+    if not pays:
         raise ValueError("no savings given: expected at least one")
-    return sum(value > 0 for value in values) / len(values)
+    return sum(pays) / len(pays)
 
 
-def frontier(curves: Iterable[Curve], flops: Sequence[float] | np.ndarray, *, extra_flops: float = 0.0) -> np.ndarray:
-    """Give for each of `flops` the lowest held-out MSE that any run has reached within it; nan where none has begun.
+def frontier(curves: Iterable[Curve], flops: Numbers, *, extra_flops: float = 0.0) -> np.ndarray:
+    """Find for each of `flops` the lowest held-out MSE that any run has reached within it; nan where none has begun.
 
     A run counts from its first training step on, and `extra_flops` are added to every run's.
     """
-    best = np.full(len(flops), np.nan)
-    for curve in curves:
-        trained = curve.flops > 0
-        spent, mse = curve.flops[trained] + extra_flops, curve.mse[trained]
-        for i, limit in enumerate(flops):
-            if (within := mse[spent <= limit]).size:
-                best[i] = np.fmin(best[i], within.min())
-    return best
+    points = [(curve.flops[1:] + extra_flops, curve.mse[1:]) for curve in curves]
+    spent, mse = (np.concatenate(part) for part in zip(*points))
+    return np.array([np.fmin.reduce(mse[spent <= limit], initial=np.nan) for limit in flops])
 
 
 class PowerLaw(NamedTuple):
@@ -108,23 +96,18 @@ class PowerLaw(NamedTuple):
     exponent: Estimate
 
     def __call__(self, flops):
-        """Give the loss at `flops`, a number or an array."""
+        """Compute the loss at `flops`, a number or an array."""
         return self.coefficient.value * np.asarray(flops, dtype=float) ** -self.exponent.value
 
 
 def fit_power_law(
-    flops: Sequence[float] | np.ndarray,
-    loss: Sequence[float] | np.ndarray,
-    *,
-    groups: Sequence | np.ndarray | None = None,
-    seed: int = 0,
-    resamples: int = RESAMPLES,
+    flops: Numbers, loss: Numbers, *, groups: Sequence | np.ndarray | None = None, seed: int = 0
 ) -> PowerLaw:
     """Fit Eq. 14 by least squares in log-log space, with intervals from a bootstrap.
 
     The bootstrap draws points, or with `groups` (such as the seed of each point) whole groups, since points of one run
-    are not independent. Draws in which all points have the same FLOPs say nothing about a slope and are left out.
-    ValueError for fewer than two different FLOPs, a value that is not positive, or lengths that differ.
+    are not independent; draws in which all points have the same FLOPs are left out. ValueError for fewer than two
+    different FLOPs, a value that is not positive, or lengths that differ.
     """
     flops, loss = np.asarray(flops, dtype=float), np.asarray(loss, dtype=float)
     labels = np.arange(len(flops)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
@@ -137,7 +120,7 @@ def fit_power_law(
 
     x, y = np.log(flops), np.log(loss)
     members = labels == np.arange(labels.max() + 1)[:, None]  # (groups, points)
-    draws = resampled_counts(len(members), seed, resamples)
+    draws = resampled_counts(len(members), seed)
     weights = np.vstack([np.ones(len(x)), draws @ members])  # (1 + resamples, points): first the points as they are
     total = weights.sum(1)
     mean_x, mean_y = weights @ x / total, weights @ y / total
@@ -150,21 +133,16 @@ def fit_power_law(
 
 
 def frontier_law(
-    runs: Mapping[int, Sequence[Curve]], flops: Sequence[float] | np.ndarray, *, extra_flops: float = 0.0, seed: int = 0
+    runs: Mapping[int, Sequence[Curve]], flops: Numbers, *, extra_flops: float = 0.0, seed: int = 0
 ) -> PowerLaw:
     """Fit Eq. 14 to the frontiers of several seeds, {seed: curves of all widths}, at the given FLOPs (Fig. 1c)."""
-    points = [
-        (spent, loss, name)
-        for name, curves in runs.items()
-        for spent, loss in zip(flops, frontier(curves, flops, extra_flops=extra_flops))
-        if np.isfinite(loss)
-    ]
-    spent, losses, groups = zip(*points)
-    return fit_power_law(spent, losses, groups=groups, seed=seed)
+    losses = np.concatenate([frontier(curves, flops, extra_flops=extra_flops) for curves in runs.values()])
+    spent, names, begun = np.tile(flops, len(runs)), np.repeat(list(runs), len(flops)), np.isfinite(losses)
+    return fit_power_law(spent[begun], losses[begun], groups=names[begun], seed=seed)
 
 
 def crossing(law: PowerLaw, other: PowerLaw) -> float | None:
-    """Give the FLOPs at which two laws have the same loss; None for parallel ones."""
+    """Find the FLOPs at which two laws have the same loss; None for parallel ones."""
     gap = law.exponent.value - other.exponent.value
     ratio = law.coefficient.value / other.coefficient.value
     return None if gap == 0 else float(np.exp(np.log(ratio) / gap))

@@ -19,7 +19,7 @@ GROUP = 8  # latents that `top` compares together
 
 
 def top(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """`pre.topk(k, sorted=False)` among the k groups of latents with the largest maxima: half the time on a CPU."""
+    """Do `pre.topk(k, sorted=False)` among the k groups with the largest maxima, in half the time on a CPU."""
     n, m = pre.shape
     if m % GROUP or m < 2 * k * GROUP:
         return pre.topk(k, sorted=False)
@@ -64,16 +64,14 @@ def sparse_gradients(sae: TopKTrainingSAE, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def add_auxiliary_gradients(sae: TopKTrainingSAE, x: Tensor, error: Tensor, dead: Tensor) -> None:
-    """Add to the gradients those of SAELens' auxiliary loss: at each token the d_in / 2 best of the dead latents are to
-    write what the others leave out."""
+    """Add the gradients of SAELens' auxiliary loss: at each token the d_in / 2 best dead latents write the error."""
     which = dead.nonzero().flatten()
     parts = [tensor.detach().requires_grad_() for tensor in (sae.W_enc[:, which], sae.b_enc[which], sae.W_dec[which])]
     encoder, bias, decoder = parts
     pre, half = x @ encoder + bias, x.shape[1] // 2
     values, winners = pre.topk(min(half, len(which)), sorted=False)
     written = torch.zeros_like(pre).scatter(1, winners, values) @ decoder
-    scale = min(len(which) / half, 1.0)
-    loss = sae.cfg.aux_loss_coefficient * scale * (written + error).square().sum(-1).mean()
+    loss = sae.cfg.aux_loss_coefficient * min(len(which) / half, 1.0) * (written + error).square().sum(-1).mean()
     by_encoder, by_bias, by_decoder = torch.autograd.grad(loss, parts)
     assert sae.W_enc.grad is not None and sae.b_enc.grad is not None and sae.W_dec.grad is not None
     sae.W_enc.grad[:, which] += by_encoder

@@ -8,7 +8,7 @@ and the paper's recipe: Adam at a constant 1e-4, batches of 4096 tokens, decoder
 auxiliary loss. `initialisation` says where a run starts. SAELens gives the classes, the initial weights and the losses;
 on a CPU `sparse_step` computes the same gradients. FLOPs count all dense products, as the paper's do.
 
-Offers `train_saes`, `load_trained`, `Curve`, `training_flops`, `CHECKPOINT`.
+Offers `train_saes`, `load_trained`, `Curve`, `training_flops`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from sae_lens.saes.sae import SAEMetadata, TrainStepInput
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.nn.functional import embedding_bag
+from torch.nn.functional import cosine_similarity, embedding_bag
 
 from ..models.harvest import ModelStream
 from ..utils.files import is_intact, remove_if_damaged, remove_sealed, write_whole
@@ -39,7 +39,6 @@ from ..utils.progress import progress
 from .initialisation import SAETrainingConfig, starting_sae
 from .sparse_step import add_auxiliary_gradients, encode, sparse_gradients
 
-CHECKPOINT = "sweep.safetensors"
 MAX_GRAD_NORM = 1.0  # as SAELens' trainer clips gradients
 
 
@@ -67,19 +66,12 @@ class Curve(NamedTuple):
     dead: np.ndarray
     """(d_sae,): whether the latent fires on no held-out token at the end."""
 
-    def moving_average(self, window: int = 100) -> np.ndarray:
-        """Average the training explained variance over the last `window` steps, or over all when there are fewer."""
-        total = np.concatenate([[0.0], np.cumsum(self.training_explained_variance)])
-        last = np.arange(1, len(total))
-        first = np.maximum(last - window, 0)
-        return (total[last] - total[first]) / (last - first)
-
 
 def training_flops(d_in: int, d_sae: int, *, dead: bool = False) -> int:
-    """Count the FLOPs a token of one training step: 10 d_in d_sae, Table 3's rate.
+    """Count the FLOPs a token of one training step: five products of 2 d_in d_sae, Table 3's rate.
 
-    These are five products of 2 d_in d_sae: the encoder's and the decoder's forward, and one and two backward. The
-    auxiliary loss of a step with `dead` latents takes three more.
+    These are the encoder's and the decoder's forward, and one and two backward. The auxiliary loss of a step with
+    `dead` latents takes three more.
     """
     return (16 if dead else 10) * d_in * d_sae
 
@@ -87,23 +79,26 @@ def training_flops(d_in: int, d_sae: int, *, dead: bool = False) -> int:
 class _Run:
     """One run of a sweep, between two steps."""
 
-    def __init__(self, config: SAETrainingConfig, d_in: int, given: SAE | None, metadata: Mapping, device):
-        self.config = config
-        self.sae = starting_sae(config, d_in, given).to(device)
+    NUMBERS = ("points", "log", "spent", "seconds")
+
+    def __init__(self, config: SAETrainingConfig, held_out: Tensor, given: SAE | None, metadata: Mapping):
+        self.config, self.held_out, self.variance = config, held_out, _squared_deviations(held_out)
+        self.sae = starting_sae(config, held_out.shape[1], given).to(held_out.device)
         self.sae.cfg.metadata = SAEMetadata(**metadata)
         decoder = self.sae.W_dec.detach()
-        self.norms = decoder.norm(dim=-1, keepdim=True)
+        self.norms = decoder.norm(dim=-1, keepdim=True)  # 1 up to rounding
         self.directions = decoder / self.norms.clamp_min(1e-8)
         self.optimizer = torch.optim.Adam(self.sae.parameters(), lr=config.lr, betas=(0.9, 0.999))
-        self.silent = torch.zeros(config.d_sae, device=device)  # steps since each latent fired
-        self.spent, self.seconds = 0, 0.0
+        self.silent = torch.zeros(config.d_sae, device=held_out.device)  # steps since each latent fired
+        self.dead = torch.zeros_like(self.silent, dtype=torch.bool)
+        self.spent = self.seconds = 0.0
         self.points: list[Sequence[float]] = []  # steps, flops, mse, explained variance, seconds
         self.log: list[Sequence[float]] = []  # flops, explained variance of each step
-        self.dead = torch.zeros_like(self.silent, dtype=torch.bool)
 
     def start(self, batch: Tensor) -> None:
-        if self.config.initial_bias == "mean" and self.config.initial != "stitch":
+        if self.config.mean_bias and self.config.initial != "stitch":
             self.sae.b_dec.data.copy_(batch.mean(0))
+        self.evaluate()
 
     def step(self, x: Tensor, variance: float) -> None:
         """Take a step on a batch whose squared deviations from its mean sum to `variance`."""
@@ -129,48 +124,42 @@ class _Run:
         self.log.append((self.spent, 1 - error.square().sum().item() / variance))
         self.seconds += time.perf_counter() - began
 
-    def evaluate(self, held_out: Tensor, variance: float) -> None:
-        squared, alive = 0.0, torch.zeros_like(self.silent, dtype=torch.bool)
+    def evaluate(self) -> None:
+        squared, alive = 0.0, torch.zeros_like(self.dead)
         with torch.no_grad():
-            for x in held_out.split(self.config.batch_tokens):
+            for x in self.held_out.split(self.config.batch_tokens):
                 acts, winners = encode(self.sae, x)
                 written = embedding_bag(winners, self.sae.W_dec, per_sample_weights=acts, mode="sum")
                 squared += (written + self.sae.b_dec - x).square().sum(dtype=torch.float64).item()
                 alive[winners[acts > 0]] = True
         self.dead = ~alive
-        point = (len(self.log), self.spent, squared / held_out.numel(), 1 - squared / variance, self.seconds)
-        self.points.append(point)
+        errors = squared / self.held_out.numel(), 1 - squared / self.variance
+        self.points.append((len(self.log), self.spent, *errors, self.seconds))
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """Give the tensors and plain numbers from which `load` goes on."""
+    def state(self) -> dict[str, Tensor]:
+        """Give the tensors from which `load` goes on."""
         tensors = {f"sae.{name}": tensor for name, tensor in self.sae.state_dict().items()}
         for number, moments in self.optimizer.state_dict()["state"].items():
             tensors |= {f"adam.{number}.{name}": tensor for name, tensor in moments.items()}
-        tensors |= {name: torch.tensor(getattr(self, name), dtype=torch.float64) for name in ("points", "log")}
-        tensors |= {"silent": self.silent, "dead": self.dead}
-        return tensors, {"spent": self.spent, "seconds": self.seconds}
+        tensors |= {name: torch.tensor(getattr(self, name), dtype=torch.float64) for name in self.NUMBERS}
+        return tensors | {"silent": self.silent, "dead": self.dead}
 
-    def load(self, of_all: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        """Go on from the state of a sweep with this run."""
-        start, device = f"{self.config.name}/", self.silent.device
-        tensors = {name.removeprefix(start): tensor for name, tensor in of_all.items() if name.startswith(start)}
-        numbers = facts["numbers"][self.config.name]
-        self.sae.load_state_dict({name: tensors[f"sae.{name}"] for name in self.sae.state_dict()})
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name in tensors:
-            if name.startswith("adam."):
-                _, number, kind = name.split(".")
-                moments.setdefault(int(number), {})[kind] = tensors[name]
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        self.sae.load_state_dict({name: state[f"sae.{name}"] for name in self.sae.state_dict()})
+        moments = {
+            number: {name: state[f"adam.{number}.{name}"] for name in ("step", "exp_avg", "exp_avg_sq")}
+            for number, _ in enumerate(self.sae.parameters())
+        }
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": moments})
-        self.points, self.log = (tensors[name].tolist() for name in ("points", "log"))
-        self.silent, self.dead = (tensors[name].to(device) for name in ("silent", "dead"))
-        self.spent, self.seconds = numbers["spent"], numbers["seconds"]
+        self.silent, self.dead = (state[name].to(self.silent.device) for name in ("silent", "dead"))
+        numbers: list[Any] = [state[name].tolist() for name in self.NUMBERS]
+        self.points, self.log, self.spent, self.seconds = numbers
 
     def curve(self) -> Curve:
         steps, flops, mse, explained, seconds = np.array(self.points, dtype=float).T
         spent, training = np.array(self.log, dtype=float).T
         steps = steps.astype(int)
-        cosine = torch.nn.functional.cosine_similarity(self.sae.W_dec.detach(), self.directions, dim=-1)
+        cosine = cosine_similarity(self.sae.W_dec.detach(), self.directions, dim=-1)
         held_out = (steps, steps * self.config.batch_tokens, flops, mse, explained, seconds)
         return Curve(*held_out, spent, training, cosine.cpu().numpy(), self.dead.cpu().numpy())
 
@@ -181,7 +170,6 @@ def train_saes(
     *,
     held_out: Float[Tensor, "n d"],
     folder: str | Path,
-    key: str = "",
     initial_saes: Mapping[str, SAE] | None = None,
     evaluate_every: int = 100,
     checkpoint_every: int = 500,
@@ -193,15 +181,14 @@ def train_saes(
     at its end that do not fill a batch are dropped. `initial_saes` has the SAEs of the runs that start from one, by the
     configs' names. Training runs on the device of `held_out`. `metadata` goes into the SAEs.
 
-    `folder` keeps the state of the sweep, written every `checkpoint_every` steps, and the trained SAEs, which
-    `load_trained` reads. A sweep that was cut off goes on from its state and gives the same curves as one that was not;
-    it skips what it has read of a `ModelStream` without running the model. A finished sweep is read back. A sweep of
-    other configs, initial SAEs, held-out activations or another `key`, which stands for the stream, starts anew, and so
-    does one whose state or SAEs are damaged. Of two processes that train one sweep the second waits for the first.
+    `folder` keeps the state of the sweep, written every `checkpoint_every` steps, and the trained SAEs. A sweep that
+    was cut off goes on from its state, without running the model on what it has read of a `ModelStream`, and gives the
+    same curves as one that was not; a finished one is read back. What is damaged, or of other arguments but for the
+    stream, starts anew. Of two processes with one folder the second waits for the first.
 
     ValueError for configs of one name or of different batches, an SAE that does not fit, or a stream that is too short.
     """
-    configs, given = list(configs), dict(initial_saes or {})
+    configs, given, metadata, folder = list(configs), dict(initial_saes or {}), dict(metadata or {}), Path(folder)
     names = [config.name for config in configs]
     if not configs or len(set(names)) < len(names):
         raise ValueError(f"expected at least one run and no two of one name: got {', '.join(names) or 'none'}")
@@ -209,82 +196,65 @@ def train_saes(
         raise ValueError(f"all runs read the same batches: got batch_tokens of {', '.join(map(str, sorted(sizes)))}")
     if unknown := sorted(set(given) - set(names)):
         raise ValueError(f"initial_saes has {', '.join(unknown)}: expected names of runs, {', '.join(names)}")
-    folder, metadata = Path(folder), dict(metadata or {})
     folder.mkdir(parents=True, exist_ok=True)
-    digest = _digest(configs, held_out, key, given, evaluate_every, metadata)
+    checkpoint, digest = folder / "sweep.safetensors", _digest(configs, held_out, given, evaluate_every, metadata)
+    n_steps, held_out = max(config.n_steps for config in configs), held_out.float()
     with FileLock(folder / ".lock"):
-        saved = _read_state(folder / CHECKPOINT, digest)
-        if saved and "finished" in saved[1]:
+        done, states = _read_state(checkpoint, digest)
+        if done == n_steps:
             # a list, so that all of them are looked at
             if not any([remove_if_damaged(_sae_folder(folder, name)) for name in names]):
-                of = {name: [saved[0][f"{name}/{field}"].numpy() for field in Curve._fields] for name in names}
-                return {name: Curve(*arrays) for name, arrays in of.items()}
-            remove_sealed(folder / CHECKPOINT)
-            saved = None
-        d_in, device = held_out.shape[1], held_out.device
-        runs = [_Run(config, d_in, given.get(config.name), metadata, device) for config in configs]
-        if saved:
-            for run in runs:
-                run.load(*saved)
-        else:
+                arrays = {name: {field: part.numpy() for field, part in states[name].items()} for name in names}
+                return {name: Curve(**fields) for name, fields in arrays.items()}
+            remove_sealed(checkpoint)
+            done, states = 0, {}
+        runs = {config.name: _Run(config, held_out, given.get(config.name), metadata) for config in configs}
+        for name, state in states.items():
+            runs[name].load(state)
+        if not done:
             shutil.rmtree(folder / "saes", ignore_errors=True)
-        done = saved[1]["step"] if saved else 0
         batches = _batches(stream, configs[0].batch_tokens, done)
-        return _train(runs, batches, held_out.float(), done, folder, digest, evaluate_every, checkpoint_every)
+        for step in progress(range(done + 1, n_steps + 1), "SAEs", initial=done, total=n_steps):
+            batch = next(batches).to(held_out)
+            if (d := batch.shape[1]) != held_out.shape[1]:
+                raise ValueError(f"the stream gives activations of width {d}: expected held_out's {held_out.shape[1]}")
+            variance = _squared_deviations(batch)
+            for run in runs.values():
+                if step == 1:
+                    run.start(batch)
+                if step <= run.config.n_steps:
+                    run.step(batch, variance)
+                    if step % evaluate_every == 0 or step == run.config.n_steps:
+                        run.evaluate()
+            if step % checkpoint_every == 0 and step < n_steps:
+                _write_state(checkpoint, digest, step, {name: run.state() for name, run in runs.items()})
+        for name, run in runs.items():
+            write_whole(_sae_folder(folder, name), run.sae.save_inference_model)
+        curves = {name: run.curve() for name, run in runs.items()}
+        _write_state(checkpoint, digest, n_steps, {name: curve._asdict() for name, curve in curves.items()})
+        return curves
 
 
-def _train(
-    runs: list[_Run],
-    batches: Iterator[Tensor],
-    held_out: Tensor,
-    done: int,
-    folder: Path,
-    digest: str,
-    evaluate_every: int,
-    checkpoint_every: int,
-) -> dict[str, Curve]:
-    """Train the runs of a sweep to their ends from step `done` on."""
-    n_steps, variance = max(run.config.n_steps for run in runs), _squared_deviations(held_out)
-    for step in progress(range(done + 1, n_steps + 1), "SAEs", initial=done, total=n_steps):
-        batch = next(batches).to(held_out)
-        if (d := batch.shape[1]) != held_out.shape[1]:
-            raise ValueError(f"the stream gives activations of width {d}: expected held_out's {held_out.shape[1]}")
-        batch_variance = _squared_deviations(batch)
-        for run in runs:
-            if step == 1:
-                run.start(batch)
-                run.evaluate(held_out, variance)
-            if step <= run.config.n_steps:
-                run.step(batch, batch_variance)
-                if step % evaluate_every == 0 or step == run.config.n_steps:
-                    run.evaluate(held_out, variance)
-        if step % checkpoint_every == 0 and step < n_steps:
-            states = {run.config.name: run.state() for run in runs}
-            tensors = {f"{name}/{field}": tensor for name, (own, _) in states.items() for field, tensor in own.items()}
-            numbers = {name: own for name, (_, own) in states.items()}
-            _write_state(folder / CHECKPOINT, tensors, {"digest": digest, "step": step, "numbers": numbers})
-    curves = {run.config.name: run.curve() for run in runs}
-    for run in runs:
-        write_whole(_sae_folder(folder, run.config.name), run.sae.save_inference_model)
-    fields = {f"{name}/{field}": array for name, curve in curves.items() for field, array in curve._asdict().items()}
-    tensors = {name: torch.from_numpy(array) for name, array in fields.items()}
-    _write_state(folder / CHECKPOINT, tensors, {"digest": digest, "finished": True})
-    return curves
-
-
-def _read_state(path: Path, digest: str) -> tuple[dict[str, Tensor], dict] | None:
-    """Read the tensors and facts that `_write_state` left, if they are undamaged and of the sweep with this digest."""
+def _read_state(path: Path, digest: str) -> tuple[int, dict[str, dict[str, Tensor]]]:
+    """Read the steps done and the tensors of each run, if they are undamaged and of the sweep with this digest."""
     if not path.exists() or remove_if_damaged(path):
-        return None
+        return 0, {}
     with safe_open(path, framework="pt") as file:
-        facts = json.loads(file.metadata()["facts"])
-    return (load_file(path), facts) if facts["digest"] == digest else None
+        facts = file.metadata()
+    if facts.get("digest") != digest:
+        return 0, {}
+    states: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in load_file(path).items():
+        run, field = name.split("/")
+        states.setdefault(run, {})[field] = tensor
+    return int(facts["step"]), states
 
 
-def _write_state(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, object]) -> None:
-    """Replace the state by these tensors and facts in one file, whole: a process that dies here leaves the old one."""
-    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    write_whole(path, lambda place: save_file(plain, place, metadata={"facts": json.dumps(facts)}))
+def _write_state(path: Path, digest: str, step: int, states: Mapping[str, Mapping[str, Any]]) -> None:
+    """Replace the state by these tensors in one file, whole: a process that dies here leaves the old one."""
+    tensors = {f"{run}/{field}": part for run, state in states.items() for field, part in state.items()}
+    plain = {name: torch.as_tensor(part).detach().cpu().contiguous().clone() for name, part in tensors.items()}
+    write_whole(path, lambda place: save_file(plain, place, metadata={"digest": digest, "step": str(step)}))
 
 
 def _sae_folder(folder: Path, name: str) -> Path:
@@ -311,30 +281,27 @@ def _batches(stream: Iterable[Tensor], size: int, skip: int) -> Iterator[Tensor]
     if skip and isinstance(stream, ModelStream):
         taken, parts = skip, stream.after(skip % (stream.count() // size) * size)
     while True:
-        before, waiting, held = taken, [], 0
+        before, waiting = taken, []
         for part in parts:
             waiting.append(part)
-            held += len(part)
-            if held < size:
+            if (held := sum(map(len, waiting))) < size:
                 continue
-            rows = torch.cat(waiting)
-            for batch in rows[: held // size * size].split(size):
+            *batches, rest = torch.cat(waiting).tensor_split(list(range(size, held + 1, size)))
+            waiting = [rest]
+            for batch in batches:
                 taken += 1
                 if taken > skip:
                     yield batch
-            waiting, held = [rows[held // size * size :]], held % size
         if taken == before:
             raise ValueError(f"the stream ended after {taken} batches of {size} tokens and cannot be iterated again")
         parts = iter(stream)
 
 
-def _digest(configs, held_out: Tensor, key: str, given: Mapping[str, SAE], evaluate_every: int, metadata) -> str:
-    facts = [[asdict(config) for config in configs], key, evaluate_every, metadata, list(held_out.shape)]
-    made = hashlib.sha256(json.dumps(facts, default=str).encode())
-    tensors = [held_out]
-    for name in sorted(given):
-        made.update(json.dumps([name, given[name].cfg.to_dict()], default=str).encode())
-        tensors += [tensor for _, tensor in sorted(given[name].state_dict().items())]
-    for tensor in tensors:
+def _digest(configs, held_out: Tensor, given: Mapping[str, SAE], *facts) -> str:
+    starts = [[name, sae.cfg.to_dict()] for name, sae in sorted(given.items())]
+    about = [[asdict(config) for config in configs], facts, list(held_out.shape), starts]
+    made = hashlib.sha256(json.dumps(about, default=str).encode())
+    weights = [tensor for _, sae in sorted(given.items()) for _, tensor in sorted(sae.state_dict().items())]
+    for tensor in (held_out, *weights):
         made.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
     return made.hexdigest()

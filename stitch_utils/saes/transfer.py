@@ -8,12 +8,11 @@ between the stitch's two maps is again an SAE, of model B:
 
     (W_e', b_e', W_d', b_d') = (P_down W_e, b_down W_e + b_e, W_d P_up, b_d P_up + b_up)      (6)
 
-The latents see what they saw before, so the formula holds for any activation function: TopK, JumpReLU and ReLU. Two
-things must be written into the weights first. Many SAEs subtract b_d from their input; since b_d' is another vector,
-b_e takes that in. And a TopK SAE may choose its latents by f_i ||W_d,i||; the norms change on the way, so the encoder
-takes them in.
+The latents see what they saw before, so the formula holds for TopK, JumpReLU and ReLU alike. The encoder first takes in
+what changes on the way: b_d, which many SAEs subtract from their input, and the norms ||W_d,i||, by whose product with
+f_i a TopK SAE may choose its latents.
 
-Offers `transfer_sae`, `fold_decoder_norms`, `sae_ranks`.
+Offers `transfer_sae`, `sae_ranks`; `for_inference` and `with_unit_decoder` for the starts of training.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from sae_lens import SAE, SAEConfig, TopKSAEConfig, TrainingSAE
+from sae_lens import SAE, SAEConfig, TrainingSAE
 from sae_lens.saes.sae import SAEMetadata
 from torch import Tensor
 
@@ -33,30 +32,24 @@ from .io import built
 ARCHITECTURES = ("topk", "jumprelu", "standard")  # BatchTopK SAEs are JumpReLU SAEs once they are trained
 
 
-def _for_inference(sae: SAE, purpose: str) -> tuple[SAEConfig, dict[str, Tensor]]:
-    """Copy the configuration and weights (float64) of an SAE; of one in training, those that it would be saved with.
-
-    ValueError, naming the `purpose`, for an architecture that Eq. 6 does not fit.
-    """
+def for_inference(sae: SAE) -> tuple[SAEConfig, dict[str, Tensor]]:
+    """Copy the configuration and weights (float64) of an SAE; of one in training, those that it would be saved with."""
     config = sae.cfg
     tensors = {name: tensor.detach().clone() for name, tensor in sae.state_dict().items()}
     if isinstance(sae, TrainingSAE):
         sae.process_state_dict_for_saving_inference(tensors)
         config = SAEConfig.from_dict(config.get_inference_sae_cfg_dict())
-    if config.architecture() not in ARCHITECTURES:
-        raise ValueError(
-            f"cannot {purpose} an SAE of architecture {config.architecture()!r}: expected {', '.join(ARCHITECTURES)}"
-        )
     return config, {name: tensor.double() for name, tensor in tensors.items()}
 
 
-def _with_unit_decoder(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Scale decoder rows to length 1 and move their norms into the encoder.
+def with_unit_decoder(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Scale the decoder rows of a TopK SAE to length 1 and move their norms into the encoder (App. D).
 
-    A row of zeros stays one, and its latent, which had no effect, becomes silent.
+    Latents then write what they wrote, and compete by it, as with `rescale_acts_by_decoder_norm`. A row of zeros stays
+    one, and its latent falls silent.
     """
     norms = tensors["W_dec"].norm(dim=1)  # (d_sae,)
-    scaled = {name: tensors[name] * norms for name in ("W_enc", "b_enc", "threshold") if name in tensors}
+    scaled = {name: tensors[name] * norms for name in ("W_enc", "b_enc")}
     return {**tensors, **scaled, "W_dec": tensors["W_dec"] / torch.where(norms > 0, norms, 1)[:, None]}
 
 
@@ -69,21 +62,20 @@ def transfer_sae(sae: SAE, stitch: Stitch, *, to: str = "b") -> SAE:
     """
     source = "a" if to == "b" else "b"
     outward, inward = stitch.towards(to), stitch.towards(source)
-    config, tensors = _for_inference(sae, "transfer")
+    config, tensors = for_inference(sae)
+    if config.architecture() not in ARCHITECTURES:
+        found, expected = config.architecture(), ", ".join(ARCHITECTURES)
+        raise ValueError(f"cannot transfer an SAE of architecture {found!r}: expected {expected}")
     for entry in ("normalize_activations", "reshape_activations"):
         if (found := getattr(config, entry)) != "none":
-            raise ValueError(
-                f"cannot transfer an SAE with {entry}={found!r}: Eq. 6 holds for SAEs of the residual stream as it is "
-                "(the paper's footnote 2)"
-            )
+            expected = "Eq. 6 holds for SAEs of the residual stream as it is (the paper's footnote 2)"
+            raise ValueError(f"cannot transfer an SAE with {entry}={found!r}: {expected}")
     if config.d_in != outward.d_in:
-        raise ValueError(
-            f"the SAE reads {config.d_in} dimensions: expected {outward.d_in}, the width of model {source}, to "
-            f"be transferred to {to}"
-        )
+        expected = f"expected {outward.d_in}, the width of model {source}, to be transferred to {to}"
+        raise ValueError(f"the SAE reads {config.d_in} dimensions: {expected}")
     changes: dict[str, Any] = {"d_in": inward.d_in, "apply_b_dec_to_input": False}
     if getattr(config, "rescale_acts_by_decoder_norm", False):
-        tensors = _with_unit_decoder(tensors)
+        tensors = with_unit_decoder(tensors)
         changes["rescale_acts_by_decoder_norm"] = False
     inward, outward = inward.to(tensors["W_enc"]), outward.to(tensors["W_enc"])
     centre = inward.b - tensors["b_dec"] if config.apply_b_dec_to_input else inward.b
@@ -94,36 +86,13 @@ def transfer_sae(sae: SAE, stitch: Stitch, *, to: str = "b") -> SAE:
         "b_dec": tensors["b_dec"] @ outward.P + outward.b,
     }
     about = dict(stitch.about)
-    known = {"model_name": about.get(to)}
-    if f"layer_{to}" in about:
-        known["hook_name"] = f"blocks.{about[f'layer_{to}']}.hook_resid_pre"
     origin = {"stitch": about, "to": to, "transferred_from": sae.cfg.metadata.to_dict()}
-    changes["metadata"] = SAEMetadata(**{name: value for name, value in known.items() if value}, **origin)
-    return built(dataclasses.replace(config, **changes), {**tensors, **moved})
-
-
-def fold_decoder_norms(sae: SAE, *, reselect: bool = False) -> SAE:
-    """Scale decoder rows to unit norm, so that the latents give f_i ||W_dec,i||, and keep the function (App. D).
-
-    This is exact for ReLU and JumpReLU (whose thresholds are scaled too), for TopK with `rescale_acts_by_decoder_norm`,
-    and for plain TopK where all rows have one norm. Latents of any other plain TopK SAE win by f_i, and with unit rows
-    they would win by f_i ||W_dec,i||, so the function would change wherever the two choose differently. That is a
-    ValueError, unless `reselect` asks for it: for what the same weights compute with
-    `rescale_acts_by_decoder_norm=True`.
-    """
-    config, tensors = _for_inference(sae, "fold the decoder norms of")
-    changes: dict[str, Any] = {"metadata": SAEMetadata(**config.metadata.to_dict())}
-    if isinstance(config, TopKSAEConfig):
-        norms = tensors["W_dec"].norm(dim=1)
-        low, high = norms.min().item(), norms.max().item()
-        as_chosen = config.rescale_acts_by_decoder_norm or high - low <= 10 * torch.finfo(sae.dtype).eps * high
-        if not (as_chosen or reselect):
-            raise ValueError(
-                f"decoder rows of norms {low:.4g} to {high:.4g}: scaling latents by them changes which {config.k} of a "
-                "TopK SAE win; expected rows of one norm, or reselect=True to let the scaled ones compete"
-            )
-        changes["rescale_acts_by_decoder_norm"] = False
-    return built(dataclasses.replace(config, **changes), _with_unit_decoder(tensors))
+    if to in about:
+        origin["model_name"] = about[to]
+    if f"layer_{to}" in about:
+        origin["hook_name"] = f"blocks.{about[f'layer_{to}']}.hook_resid_pre"
+    changes["metadata"] = SAEMetadata(**origin)
+    return built(dataclasses.replace(config, **changes), tensors | moved)
 
 
 def sae_ranks(sae: SAE) -> tuple[int, int]:

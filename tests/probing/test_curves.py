@@ -69,7 +69,7 @@ def test_every_curve_is_what_its_name_says(pair, random_models, tasks, absolute)
     sae_a, sae_b = (make_sae("jumprelu", model.d_model, dtype="float32") for model in random_models)
     stitch = random_stitch(model_a.d_model, model_b.d_model, scale=1 / 4).to(torch.float32)
     stitched = stitched_by(stitch, pair, random_models, LAYERS)
-    curves = probe_curves(stitched, (sae_a, sae_b), tasks, ks=(3,), absolute=absolute, n_random=2)
+    curves = probe_curves(stitched, (sae_a, sae_b), tasks, ks=(3,), absolute=absolute)
     assert curves.datasets == ("set", "other")
     for index, task in enumerate(curves.tasks):
         labels, split = np.array(task.train_labels), len(task.train_texts)
@@ -95,14 +95,14 @@ def test_every_curve_is_what_its_name_says(pair, random_models, tasks, absolute)
         }
         for curve, said in expected.items():
             np.testing.assert_array_equal(answers(curves, *curve, index)[0], said, err_msg=str(curve))
-        assert curves.correct["random", 3][index].shape == (2, len(task.test_texts))
+        assert curves.correct["random", 3][index].shape == (3, len(task.test_texts))
 
 
 def test_accuracies_are_means_over_tasks_then_sets_then_ks(pair, random_models, tasks):
     saes = tuple(make_sae("topk", model.d_model, dtype="float32") for model in random_models)
     stitch = random_stitch(*(model.d_model for model in random_models), scale=1 / 4).to(torch.float32)
     stitched = stitched_by(stitch, pair, random_models, LAYERS)
-    curves, again = (probe_curves(stitched, saes, tasks, ks=(1, 4), n_random=3) for _ in range(2))
+    curves, again = (probe_curves(stitched, saes, tasks, ks=(1, 4)) for _ in range(2))
     for curve in SPARSE:
         by_k = []
         for k in (1, 4):
@@ -250,5 +250,5 @@ def test_more_features_than_there_are(pair, random_models, tasks):
     stitched = stitched_by(Stitch.identity(model.d_model), pair, (model, model), (1, 1))
     with pytest.raises(ValueError, match="k must lie between 1 and the 64 features: got 65"):
         probe_curves(stitched, (sae, sae), tasks, ks=(65,))
-    with pytest.raises(ValueError, match="expected tasks, ks and random draws: got 0, 1 and 3"):
+    with pytest.raises(ValueError, match="expected tasks and ks: got 0 and 1"):
         probe_curves(stitched, (sae, sae), [], ks=(1,))

@@ -35,20 +35,11 @@ def test_rows_of_one_norm_leave_nothing_to_choose():
         assert_same_outputs(start(x), given(x))
 
 
-@pytest.mark.parametrize("subtract", [False, True])
-def test_a_start_at_the_initial_norms_is_the_transferred_sae(subtract):
-    given, x = transferred(subtract=subtract), activations(2000)
-    start = starting_sae(config(initial="stitch", decoder_norm="initial"), D, given)
-    with torch.no_grad():
-        assert_same_outputs(start(x), given(x))
-
-
 def test_an_sae_that_ranks_by_contribution_is_folded_exactly():
     given, x = transferred(rescale=True), activations(500)
-    for norm in ("unit", "initial"):
-        start = starting_sae(config(initial="stitch", decoder_norm=norm), D, given)
-        with torch.no_grad():
-            assert_same_outputs(start(x), given(x))
+    start = starting_sae(config(initial="stitch"), D, given)
+    with torch.no_grad():
+        assert_same_outputs(start(x), given(x))
 
 
 def test_a_rotation_keeps_the_angles_of_the_decoder_and_nothing_else():

@@ -145,7 +145,7 @@ def test_a_training_that_goes_on_reads_nothing_again(
     model, text = random_models[1], TextRef("world", "harvest")
     options = {"context": 32, "batch_size": 4, "rows": "packed", "n_tokens": 320}
     batches = list(token_batches(text, model.tokenizer, **options))
-    config = SAETrainingConfig(24, 3, n_steps, lr=0.01, batch_tokens=20, initial_bias="mean")
+    config = SAETrainingConfig(24, 3, n_steps, lr=0.01, batch_tokens=20, mean_bias=True)
     held_out = torch.cat(list(ModelStream(model, 2, lambda: batches[:1])))
 
     def train(folder):
@@ -203,7 +203,7 @@ def test_the_stitched_start_is_the_sae_of_a_carried_across(swept):
     sweep, stitch, given = swept
     of_a, of_b = given
     for seed in (0, 1):
-        options = {"lr": 0.01, "dead_after": 1, "batch_tokens": 400, "initial_bias": "mean"}
+        options = {"lr": 0.01, "dead_after": 1, "batch_tokens": 400, "mean_bias": True}
         small = load_trained(of_a["folder"], SAETrainingConfig(16, 1, 4, seed=seed, **options))
         (name,) = [name for name in of_b["initial_saes"] if name.startswith(f"stitch-16-k1-seed{seed}")]
         torch.testing.assert_close(of_b["initial_saes"][name].W_dec, transfer_sae(small, stitch).W_dec)

@@ -8,7 +8,7 @@ from sae_lens import SAE, GatedSAEConfig, TranscoderConfig
 from sae_lens.saes.sae import SAEMetadata
 from toy_saes import D_A, D_B, KINDS, LATENTS, TRAINED, make_sae, make_training_sae, normal
 
-from stitch_utils.saes.transfer import fold_decoder_norms, sae_ranks, transfer_sae
+from stitch_utils.saes.transfer import sae_ranks, transfer_sae
 from stitch_utils.stitching.stitch import Stitch, random_stitch
 
 
@@ -100,41 +100,14 @@ def test_directions_and_widths_that_do_not_fit(stitch):
         transfer_sae(make_sae("topk"), stitch, to="a")
 
 
-@pytest.mark.parametrize("subtracts", [True, False])
-@pytest.mark.parametrize("kind", ["rescaled topk", "jumprelu", "relu"])
-def test_folded_decoder_norms_change_nothing(kind, subtracts, tmp_path):
-    sae = make_sae(kind, apply_b_dec_to_input=subtracts)
-    folded = reloaded(fold_decoder_norms(sae), tmp_path)
-    x = 2 * normal(200, D_A, seed=9)
-    torch.testing.assert_close(folded.W_dec.norm(dim=1), torch.ones(LATENTS).double())
-    torch.testing.assert_close(folded(x), sae(x), rtol=1e-10, atol=1e-10)
-    scale = 1 if kind == "rescaled topk" else sae.W_dec.norm(dim=1)
-    torch.testing.assert_close(folded.encode(x), sae.encode(x) * scale, rtol=1e-10, atol=1e-10)
-
-
-def test_a_plain_topk_sae_folds_only_if_its_rows_have_one_norm():
-    sae, x = make_sae("topk"), 2 * normal(200, D_A, seed=9)
-    with pytest.raises(ValueError, match=r"decoder rows of norms .* changes which 5 of a TopK SAE win"):
-        fold_decoder_norms(sae)
-    chosen_anew = fold_decoder_norms(sae, reselect=True)
-    rescaled = make_sae("rescaled topk")
-    assert torch.equal(rescaled.W_enc, sae.W_enc)
-    torch.testing.assert_close(chosen_anew(x), rescaled(x), rtol=1e-10, atol=1e-10)
-    assert not torch.allclose(chosen_anew(x), sae(x)), "other latents win"
+def test_a_decoder_row_of_zeros_stays_one(stitch):
+    """SAELens divides by its norm, so it is set beside a row that is nearly zero."""
+    sae, nearly, y = make_sae("rescaled topk"), make_sae("rescaled topk"), 2 * normal(50, D_B, seed=9)
     with torch.no_grad():
-        sae.W_dec.mul_(3 / sae.W_dec.norm(dim=1, keepdim=True))
-    folded = fold_decoder_norms(sae)
-    torch.testing.assert_close(folded(x), sae(x), rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(folded.encode(x), 3 * sae.encode(x), rtol=1e-10, atol=1e-10)
-
-
-def test_a_decoder_row_of_zeros_stays_one():
-    sae, x = make_sae("jumprelu"), normal(50, D_A, seed=9)
-    with torch.no_grad():
-        sae.W_dec[7] = 0
-    folded = fold_decoder_norms(sae)
-    assert not folded.W_dec[7].any() and not folded.encode(x)[:, 7].any() and sae.encode(x)[:, 7].any()
-    torch.testing.assert_close(folded(x), sae(x), rtol=1e-10, atol=1e-10)
+        sae.W_dec[7], nearly.W_dec[7] = 0, 1e-9
+    moved = transfer_sae(sae, stitch)
+    assert not moved.W_dec[7].any() and not moved.encode(y)[:, 7].any()
+    torch.testing.assert_close(moved(y), stitch.up(nearly(stitch.down(y))), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
