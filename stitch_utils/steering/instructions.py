@@ -18,7 +18,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
@@ -30,8 +30,8 @@ from ..stitching.pair import StitchedPair
 from ..stitching.stitch import Stitch
 from ..utils.stats import Estimate, stratified_mean
 from .prompts import InstructionPrompt, family, instruction_kinds, instruction_prompts
-from .sweep import Cell, Respondent, Sweep, SweepConfig, clamped, fill
-from .vectors import MeanStreams, condition_vectors, last_token_residuals, steering_vector, transfer_vector
+from .sweep import Cell, Sweep, SweepConfig, clamped
+from .vectors import MeanStreams, condition_vectors, last_token_residuals
 
 CONDITIONS = ("none", "instructed", "native", "transferred", "template", "often", "random")
 # Conditions in which the other model's vector is carried across -> by which stitch.
@@ -74,13 +74,11 @@ def instruction_config(pair: ModelPair, scale: str, *, strength: float = 0.0, se
 
 @dataclass(frozen=True, kw_only=True)
 class InstructionSweep(Sweep):
-    """All responses, and what follows from them. A side is the model that is steered, `a` or `b`."""
+    """All responses, and what follows from them; a strength is chosen by side, kind, and `native` or `transferred`."""
 
     UNSTEERED = ("none", "instructed")
 
     config: InstructionConfig
-    chosen: Mapping[tuple[str, str, str], float] = field(default_factory=dict)
-    """The strength, by side, kind, and `native` or `transferred`."""
     prompts: Mapping[tuple[str, str], Sequence[InstructionPrompt]]
     """By split (`fit`, `chosen`, `evaluated`) and kind."""
     cosines: Mapping[tuple[str, str, str], float]
@@ -115,12 +113,12 @@ class InstructionSweep(Sweep):
         for side, figure in FIGURES.items():
             start, kinds = f"{figure}.{pair}", self.config.kinds
             for condition, kind in itertools.product(CONDITIONS, kinds):
-                found |= self.share(side, condition, kind).numbers(f"{start}.{kind}.{condition}")
+                id = f"{start}.{kind}.{condition}"
+                found |= self.share(side, condition, kind).numbers(id)
                 if condition != "none":
-                    rise = self.nll_rise(side, condition, of=(kind,))
-                    found |= rise.numbers(f"{start}.{kind}.{condition}.nll_rise")
-                if condition in AT_THE_MEAN:
-                    found[f"{start}.{kind}.strength.{condition}"] = self.chosen[side, kind, condition]
+                    found |= self.nll_rise(side, condition, of=(kind,)).numbers(f"{id}.nll_rise")
+            for kind, condition in itertools.product(kinds, AT_THE_MEAN):
+                found[f"{start}.{kind}.strength.{condition}"] = self.chosen[side, kind, condition]
             for condition, strength, suffix in RUNS:
                 found |= self.mean_share(side, condition, strength).numbers(f"{start}.mean.{condition}{suffix}")
                 if condition != "none":
@@ -193,11 +191,8 @@ def sweep_instructions(
         read = {key: [streams(*key, given) for given in (False, True)] for key in both}
     means = {key: MeanStreams(*(stream.double().mean(0) for stream in found)) for key, found in read.items()}
 
-    def carry(stitch: Stitch):
-        return lambda means, to: transfer_vector(steering_vector(means).direction, stitch, to=to)
-
-    carried = {condition: carry(stitches[name]) for condition, name in CARRIED.items()}
-    vectors = condition_vectors(means, carried, config.seed)
+    maps = {condition: (stitches[name], False) for condition, name in CARRIED.items()}
+    vectors = condition_vectors(means, maps, config.seed, at_unit_length=True)
     cosines = {
         (*key, condition): (found["native"].direction @ found[condition].direction).item()
         for key, found in vectors.items()
@@ -206,9 +201,8 @@ def sweep_instructions(
     shifts = {key: given - without for key, (without, given) in read.items()}
     sweep = InstructionSweep(config=config, prompts=prompts, cosines=cosines, shifts=shifts)
     run = functools.partial(
-        fill,
-        sweep.cells,
-        respondent=Respondent(stitched, config.max_new_tokens, config.batch_size),
+        sweep.fill,
+        stitched=stitched,
         prompts=lambda cell: chats(cell.side, cell.split, cell.of, cell.condition == "instructed"),
         move=lambda cell: clamped(vectors[cell.side, cell.of][cell.condition], cell.strength),
         is_done=lambda cell, found: [
@@ -220,7 +214,7 @@ def sweep_instructions(
     if not config.strength:
         doses = [(c, strength) for c, strengths in candidates.items() for strength in strengths]
         run([Cell("chosen", side, c, kind, s) for side, kind in both for c, s in doses], title="strengths")
-    chosen = {(*key, on): sweep.choose(key[0], on, key[1:], candidates[on]) for key in both for on in AT_THE_MEAN}
-    sweep = replace(sweep, chosen=chosen)
+    for (side, kind), on in itertools.product(both, AT_THE_MEAN):
+        sweep.chosen[side, kind, on] = sweep.choose(side, on, [kind], candidates[on])
     run([sweep.cell(side, c, kind, s) for side, kind in both for c, s, _ in RUNS], title="responses")
     return sweep

@@ -5,37 +5,32 @@ the other model's carried across; and two controls, `biased`, carried across wit
 direction along which tokens are moved as far as the native vector moves them. The paper's strength is s = 1; small
 models need more, so all conditions are run at a strength that is chosen, and the first three at s = 1 as well.
 
-Offers `LanguageConfig`, `language_config`, `sweep_languages`, `LanguageSweep`, `carried_by`, and what Figs. 3c and 11
-are made of: `clipped_gap`, `language_frequencies`, `rank_correlation`.
+Offers `LanguageConfig`, `language_config`, `sweep_languages`, `LanguageSweep`, and what Figs. 3c and 11 are made of:
+`clipped_gap`, `language_frequencies`, `rank_correlation`.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
-import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
-from jaxtyping import Float
 from scipy.stats import rankdata
-from torch import Tensor
 
 from ..data.pairs import ModelPair, blaming
 from ..data.text import read_documents
 from ..models.harvest import of_activations
 from ..stitching.pair import StitchedPair
-from ..stitching.stitch import Stitch
-from ..utils.cache import artifact, kept
+from ..utils.cache import artifact
 from ..utils.progress import progress
 from ..utils.stats import RESAMPLES, Estimate, from_draws
 from .prompts import languages, parallel_pairs, steering_prompts
-from .sweep import Cell, Respondent, Sweep, SweepConfig, clamped, fill
-from .vectors import MeanStreams, condition_vectors, language_means, transfer_vector
+from .sweep import Cell, Sweep, SweepConfig, clamped, kept_json
+from .vectors import condition_vectors, language_means
 from .verifiers import detect_language
 
 CONDITIONS = ("none", "native", "transferred", "biased", "random")
@@ -88,11 +83,9 @@ def language_config(pair: ModelPair, scale: str, *, strength: float = 0.0, seed:
 
 @dataclass(frozen=True, kw_only=True)
 class LanguageSweep(Sweep):
-    """All responses, and what follows from them. A side is the model that is steered, `a` or `b`."""
+    """All responses, and what follows from them; one strength is chosen for each side."""
 
     config: LanguageConfig
-    chosen: Mapping[str, float] = field(default_factory=dict)
-    """The strength of each side."""
     prompts: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """By split: `evaluated`, and `chosen`, those on which the strength was chosen."""
     cosines: Mapping[tuple[str, str], float] = field(default_factory=dict)
@@ -154,60 +147,56 @@ class LanguageSweep(Sweep):
         return found
 
 
-def carried_by(stitch: Stitch) -> dict[str, Callable[[MeanStreams, str], Float[Tensor, " d_to"]]]:
-    """Give, by condition, the function that carries the other model's vector across, as `condition_vectors` takes it.
-
-    The vector keeps its own length, which counts where a bias is added.
-    """
-    return {
-        "transferred": lambda means, to: transfer_vector(means.target - means.source, stitch, to=to),
-        "biased": lambda means, to: transfer_vector(means.target - means.source, stitch, to=to, with_bias=True),
-    }
-
-
 def sweep_languages(stitched: StitchedPair, config: LanguageConfig) -> LanguageSweep:
     """Run the whole experiment; responses that were made before are found in `artifacts/`, cell by cell.
 
     The evaluated prompts share none with those on which a strength is chosen; where the strength is given, all may be
     evaluated. ValueError for a language without parallel text, and for a prompt that leaves no room for a response.
     """
-    pair = stitched.pair
+    pair, keys = stitched.pair, [*itertools.product(TABLES, config.languages)]
     parallel = {language: parallel_pairs(pair, language, config.pairs) for language in config.languages}
-    splits = {
-        "chosen": (config.choosing_prompts, "chosen"),
-        "evaluated": (config.prompts, "all" if config.strength else "evaluated"),
-    }
     prompts = {
-        name: steering_prompts(pair, count, tokenizer=stitched.tokenizer, split=split)
-        for name, (count, split) in splits.items()
+        "chosen": steering_prompts(pair, config.choosing_prompts, tokenizer=stitched.tokenizer, split="chosen"),
+        "evaluated": steering_prompts(
+            pair, config.prompts, tokenizer=stitched.tokenizer, split="all" if config.strength else "evaluated"
+        ),
     }
     means = {
         (side, language): language_means(*stitched.side(side), parallel[language], batch_size=config.batch_size)
-        for side in TABLES
-        for language in config.languages
+        for side, language in keys
     }
-    vectors = condition_vectors(means, carried_by(stitched.stitch), config.seed)
+    maps = {"transferred": (stitched.stitch, False), "biased": (stitched.stitch, True)}
+    vectors = condition_vectors(means, maps, config.seed)
     cosines = {
         key: (found["native"].direction @ found["transferred"].direction).item() for key, found in vectors.items()
     }
     frequencies = _training_frequencies(stitched, config.frequency_documents)
     sweep = LanguageSweep(config=config, prompts=prompts, cosines=cosines, frequencies=frequencies)
     run = functools.partial(
-        fill,
-        sweep.cells,
-        respondent=Respondent(stitched, config.max_new_tokens, config.batch_size, detect_language),
+        sweep.fill,
+        stitched=stitched,
         prompts=lambda cell: prompts[cell.split],
         move=lambda cell: clamped(vectors[cell.side, cell.of][cell.condition], cell.strength),
         is_done=lambda cell, found: [language == cell.of for language in found.judged],
+        judge=detect_language,
         part="steering",
     )
-    some, strengths = config.choosing_languages, config.strengths
-    doses = [("none", 0.0), *itertools.product(STEERED, strengths)]
+    some, doses = config.choosing_languages, [("none", 0.0), *itertools.product(STEERED, config.strengths)]
     run([Cell("chosen", side, c, language, s) for side in TABLES for language in some for c, s in doses], title="doses")
-    sweep = replace(sweep, chosen={side: sweep.choose(side, "native", some, strengths) for side in TABLES})
-    both = itertools.product(TABLES, config.languages)
-    run([sweep.cell(side, c, language, s) for side, language in both for c, s, _ in RUNS], title="responses")
+    sweep.chosen.update({side: sweep.choose(side, "native", some, config.strengths) for side in TABLES})
+    run([sweep.cell(side, c, language, s) for side, language in keys for c, s, _ in RUNS], title="responses")
     return sweep
+
+
+def _training_frequencies(stitched: StitchedPair, count: int) -> dict[str, int]:
+    """Count the sentences of each language in the first `count` documents of the training text, once."""
+    pair, sources = stitched.pair, (language_frequencies, read_documents)
+    made_of = {"texts": of_activations(pair, (0, 0), scale=stitched.scale)["texts"], "documents": count}
+    with blaming(pair, "text"):
+        return kept_json(
+            artifact(pair.name, "languages", made_of, sources=sources, suffix=".json"),
+            lambda: language_frequencies(itertools.islice(read_documents(pair.train), count)),
+        )
 
 
 def clipped_gap(transferred: float, native: float) -> float:
@@ -218,23 +207,6 @@ def clipped_gap(transferred: float, native: float) -> float:
     if native == 0:
         return float(transferred > 0)
     return float(np.clip(transferred / native, 0, 1))
-
-
-def _training_frequencies(stitched: StitchedPair, count: int) -> dict[str, int]:
-    """Count the sentences of each language in the first `count` documents of the training text, once."""
-    pair, sources = stitched.pair, (language_frequencies, read_documents)
-    made_of = {"texts": of_activations(pair, (0, 0), scale=stitched.scale)["texts"], "documents": count}
-
-    def save(found: dict[str, int], path: Path) -> None:
-        path.write_text(json.dumps(found), encoding="utf-8")
-
-    with blaming(pair, "text"):
-        return kept(
-            artifact(pair.name, "languages", made_of, sources=sources, suffix=".json"),
-            lambda: language_frequencies(itertools.islice(read_documents(pair.train), count)),
-            save,
-            lambda path: json.loads(path.read_text(encoding="utf-8")),
-        )
 
 
 def language_frequencies(documents: Iterable[str]) -> dict[str, int]:

@@ -115,10 +115,15 @@ def steering_prompts(pair: ModelPair, count: int, *, tokenizer, split: str = "ev
         part = [text for text in parts if split in ("all", parts[text])]
         if not part:
             raise ValueError(f"no prompts for split {split!r} among {len(texts)}")
-    if tokenizer.chat_template is None:
-        return part[:count]
-    messages = ([{"role": "user", "content": text}] for text in part[:count])
-    return [tokenizer.apply_chat_template(one, tokenize=False, add_generation_prompt=True) for one in messages]
+    return [as_turn(tokenizer, text) for text in part[:count]]
+
+
+def as_turn(tokenizer, text: str, *, cue: str = "") -> str:
+    """Put a text as a user's turn in the chat template where there is one, else before a cue."""
+    if not tokenizer.chat_template:
+        return text + cue
+    turn = [{"role": "user", "content": text}]
+    return tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
 
 
 @functools.cache

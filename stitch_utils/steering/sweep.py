@@ -7,8 +7,7 @@ steering is for, and the rise of their NLL, which is what they cost the unsteere
 responses. The strength is chosen on prompts that are not evaluated. Responses take most of the time of these
 experiments and depend on the model, the prompts and the move of the stream alone, so they are kept in `artifacts/`.
 
-Offers `Cell`, `SweepConfig`, `Sweep`, `fill`, `chosen_strength`; `Respondent` and `Answers`; and what moves a stream:
-`Move`, `clamped`, `added`.
+Offers `Cell`, `Answers`, `Move`, `clamped`, `SweepConfig`, `Sweep`, `chosen_strength`, `kept_json`.
 """
 
 from __future__ import annotations
@@ -32,95 +31,9 @@ from ..stitching.pair import StitchedPair
 from ..utils.cache import artifact, kept
 from ..utils.progress import progress
 from ..utils.stats import Estimate, clopper_pearson, crossed_mean
-from .vectors import SteeringVector, add, clamp
+from .vectors import SteeringVector, clamp
 
 # ---- responses -------------------------------------------------------------------------------------------------------
-
-
-class Move(NamedTuple):
-    """How a stream is moved along a direction: an edit that the key of an artifact can name."""
-
-    edit: Callable[[Float[Tensor, " d_model"], float], Edit]
-    direction: Float[Tensor, " d_model"]
-    by: float
-
-    def key(self) -> list:
-        """Return what tells this move from others."""
-        digest = hashlib.sha256(self.direction.cpu().double().numpy().tobytes()).hexdigest()
-        return [self.edit.__name__, digest, self.by]
-
-
-def clamped(vector: SteeringVector, strength: float) -> Move:
-    """Set the component along `vector` to what `strength` makes it (Eqs. 8 and 9)."""
-    return Move(clamp, vector.direction, vector.z(strength))
-
-
-def added(direction: Float[Tensor, " d_model"], length: float) -> Move:
-    """Add a vector of `length` along `direction` (arXiv 2506.00653)."""
-    return Move(add, direction, length)
-
-
-class Answers(NamedTuple):
-    """Responses to the same prompts, in their order."""
-
-    responses: tuple[Response, ...]
-    judged: tuple[str, ...] = ()
-    """What the judge said of each; empty without a judge."""
-    done: tuple[bool, ...] = ()
-    """Whether each does what steering is for; `fill` finds out."""
-
-
-@dataclass(frozen=True)
-class Respondent:
-    """Either model of a pair, answering prompts; answers are kept in `artifacts/`."""
-
-    stitched: StitchedPair
-    max_new_tokens: int
-    batch_size: int
-    judge: Callable[[str], str] | None = None
-    """Asked about each response; its answer is kept with the response, since judges take their time."""
-
-    def answer(self, side: str, prompts: Sequence[str], move: Move | None = None, *, title: str = "") -> Answers:
-        """Let the model of `side` answer greedily while its stream is moved; without a move, as it is."""
-        (model, layer), pair = self.stitched.side(side), self.stitched.pair
-        ingredients = {
-            "model": weights_digest({"a": pair.a, "b": pair.b}[side]),
-            "dtype": pair.dtype,
-            "layer": layer,
-            "moved": move and move.key(),
-            "prompts": list(prompts),
-            "tokens": self.max_new_tokens,
-            "batch": self.batch_size,
-        }
-        sources = [source for source in (generate_texts, clamp, self.judge) if source]
-
-        def make() -> Answers:
-            responses = generate_texts(
-                model,
-                prompts,
-                max_new_tokens=self.max_new_tokens,
-                layer=layer,
-                edit=move and move.edit(move.direction, move.by),
-                batch_size=self.batch_size,
-                title=title,
-            )
-            judged = tuple(self.judge(response.text) for response in responses) if self.judge else ()
-            return Answers(tuple(responses), judged)
-
-        return kept(artifact(pair.name, "responses", ingredients, sources=sources, suffix=".json"), make, _save, _load)
-
-
-def _save(answers: Answers, path: Path) -> None:
-    said = {"responses": answers.responses, "judged": answers.judged}
-    path.write_text(json.dumps(said, ensure_ascii=False), encoding="utf-8")
-
-
-def _load(path: Path) -> Answers:
-    found = json.loads(path.read_text(encoding="utf-8"))
-    return Answers(tuple(Response(*row) for row in found["responses"]), tuple(found["judged"]))
-
-
-# ---- cells -----------------------------------------------------------------------------------------------------------
 
 
 class Cell(NamedTuple):
@@ -138,27 +51,37 @@ class Cell(NamedTuple):
     """How strongly; 0 without steering."""
 
 
-def fill(
-    cells: dict[Cell, Answers],
-    wanted: Iterable[Cell],
-    *,
-    respondent: Respondent,
-    prompts: Callable[[Cell], Sequence[str]],
-    move: Callable[[Cell], Move],
-    is_done: Callable[[Cell, Answers], Iterable[bool]],
-    part: str,
-    title: str,
-) -> None:
-    """Fill those `wanted` cells that are empty with answers to their `prompts`, and judge them.
+class Move(NamedTuple):
+    """How a stream is moved: `edit(direction, by)`, in parts that the key of an artifact can name."""
 
-    Where the strength is not 0, the stream is moved by the `move` of the cell. ValueError, naming the
-    pair and the `part` of it, for a prompt that leaves no room for a response.
-    """
-    for cell in progress([cell for cell in dict.fromkeys(wanted) if cell not in cells], title):
-        with blaming(respondent.stitched.pair, part):
-            moved = move(cell) if cell.strength else None
-            found = respondent.answer(cell.side, prompts(cell), moved, title=f"{cell.side}, {cell.condition}")
-        cells[cell] = found._replace(done=tuple(map(bool, is_done(cell, found))))
+    edit: Callable[[Float[Tensor, " d_model"], float], Edit]
+    """`vectors.clamp` or `vectors.add`."""
+    direction: Float[Tensor, " d_model"]
+    by: float
+
+
+def clamped(vector: SteeringVector, strength: float) -> Move:
+    """Set the component along `vector` to what `strength` makes it (Eqs. 8 and 9)."""
+    return Move(clamp, vector.direction, vector.z(strength))
+
+
+class Answers(NamedTuple):
+    """Responses to the same prompts, in their order."""
+
+    responses: tuple[Response, ...]
+    judged: tuple[str, ...] = ()
+    """What the judge said of each; empty without a judge."""
+    done: tuple[bool, ...] = ()
+    """Whether each does what steering is for."""
+
+
+def kept_json(path: Path, make: Callable[[], Any]) -> Any:
+    """Read JSON from a file of `artifacts/`; if it is missing, make the value and save it there first."""
+
+    def save(made: Any, place: Path) -> None:
+        place.write_text(json.dumps(made, ensure_ascii=False), encoding="utf-8")
+
+    return kept(path, make, save, lambda place: json.loads(place.read_text(encoding="utf-8")))
 
 
 # ---- the sweep -------------------------------------------------------------------------------------------------------
@@ -197,7 +120,8 @@ class Sweep:
     """All responses of an experiment, and what follows from them.
 
     A kind of sweep says what it steers towards (`subjects`), which strength it chose (`chosen_for`), and how means over
-    subjects and prompts are made (`mean`).
+    subjects and prompts are made (`mean`). A side is the model that is steered, `a` or `b`; a strength of None is the
+    chosen one.
     """
 
     UNSTEERED: ClassVar[tuple[str, ...]] = ("none",)
@@ -205,8 +129,8 @@ class Sweep:
 
     config: SweepConfig
     cells: dict[Cell, Answers] = field(default_factory=dict)
-    chosen: Mapping[Any, float] = field(default_factory=dict)
-    """The strengths chosen."""
+    chosen: dict[Any, float] = field(default_factory=dict)
+    """The strengths chosen, by what each kind of sweep chooses one for."""
 
     def subjects(self, split: str) -> Sequence[str]:
         """List what is steered towards with the prompts of a split."""
@@ -220,8 +144,68 @@ class Sweep:
         """Average over subjects and prompts; by default the prompts are the same for all, and both are drawn anew."""
         return crossed_mean(np.array(rows), self.config.seed)
 
+    def fill(
+        self,
+        wanted: Iterable[Cell],
+        *,
+        stitched: StitchedPair,
+        prompts: Callable[[Cell], Sequence[str]],
+        move: Callable[[Cell], Move],
+        is_done: Callable[[Cell, Answers], Iterable[bool]],
+        judge: Callable[[str], str] | None = None,
+        part: str,
+        title: str,
+    ) -> None:
+        """Fill those `wanted` cells that are empty with answers to their `prompts`, and tell which of them are done.
+
+        Where the strength is not 0, the stream is moved by the `move` of the cell. What the `judge` says of each
+        response is kept with it, since judges take their time. ValueError, naming the pair and the `part` of it, for a
+        prompt that leaves no room for a response.
+        """
+        for cell in progress([cell for cell in dict.fromkeys(wanted) if cell not in self.cells], title):
+            with blaming(stitched.pair, part):
+                found = self._answer(stitched, cell, prompts(cell), move(cell) if cell.strength else None, judge)
+            self.cells[cell] = found._replace(done=tuple(map(bool, is_done(cell, found))))
+
+    def _answer(
+        self,
+        stitched: StitchedPair,
+        cell: Cell,
+        prompts: Sequence[str],
+        move: Move | None,
+        judge: Callable[[str], str] | None,
+    ) -> Answers:
+        """Let the model of a cell answer greedily while its stream is moved, or find what it answered before."""
+        (model, layer), pair, config = stitched.side(cell.side), stitched.pair, self.config
+        moved = move and hashlib.sha256(move.direction.cpu().double().numpy().tobytes()).hexdigest()
+        ingredients = {
+            "model": weights_digest({"a": pair.a, "b": pair.b}[cell.side]),
+            "dtype": pair.dtype,
+            "layer": layer,
+            "moved": move and [move.edit.__name__, moved, move.by],
+            "prompts": list(prompts),
+            "tokens": config.max_new_tokens,
+            "batch": config.batch_size,
+        }
+        sources = [source for source in (generate_texts, clamp, judge) if source]
+
+        def make() -> dict[str, list]:
+            responses = generate_texts(
+                model,
+                prompts,
+                max_new_tokens=config.max_new_tokens,
+                layer=layer,
+                edit=move and move.edit(move.direction, move.by),
+                batch_size=config.batch_size,
+                title=f"{cell.side}, {cell.condition}",
+            )
+            return {"responses": responses, "judged": [judge(one.text) for one in responses] if judge else []}
+
+        found = kept_json(artifact(pair.name, "responses", ingredients, sources=sources, suffix=".json"), make)
+        return Answers(tuple(Response(*row) for row in found["responses"]), tuple(found["judged"]))
+
     def cell(self, side: str, condition: str, of: str, strength: float | None = None, split: str = "evaluated") -> Cell:
-        """Return the cell at a strength, by default the chosen one."""
+        """Return the cell at a strength."""
         if condition in self.UNSTEERED:
             strength = 0.0
         elif strength is None:
@@ -232,11 +216,10 @@ class Sweep:
         """Return the responses in a cell; arguments as `cell` takes them."""
         return self.cells[self.cell(*cell, **more)]
 
-    def share(
-        self, side: str, condition: str, of: str, strength: float | None = None, split: str = "evaluated"
-    ) -> Estimate:
-        """Measure the share of responses that do what steering is for, with Clopper and Pearson's interval."""
-        done = self.answers(side, condition, of, strength, split).done
+    def share(self, *cell, **more) -> Estimate:
+        """Measure the share of responses that do what steering is for, with Clopper and Pearson's interval; arguments
+        as `cell` takes them."""
+        done = self.answers(*cell, **more).done
         return clopper_pearson(sum(done), len(done))
 
     def mean_share(
@@ -266,9 +249,8 @@ class Sweep:
         The mean is over the subjects `of`, by default all, with the bootstrap interval of `mean`. Each response is read
         after its prompt; with `alone`, without it.
         """
-        return self.mean(
-            [self._rises(side, condition, one, strength, split, alone) for one in of or self.subjects(split)]
-        )
+        some = of or self.subjects(split)
+        return self.mean([self._rises(side, condition, one, strength, split, alone) for one in some])
 
     def choose(self, side: str, condition: str, of: Sequence[str], strengths: Sequence[float]) -> float:
         """Choose one of `strengths` for the subjects `of` together, on the prompts for it; a given one is taken."""
@@ -281,14 +263,18 @@ class Sweep:
         return chosen_strength(shares, rises, self.config.wanted_share)
 
     def _done(self, *cell) -> np.ndarray:
-        """Give 1 for each response that does what steering is for, else 0; arguments as `answers` takes them."""
+        """Give 1 for each response that does what steering is for, else 0; arguments as `cell` takes them."""
         return np.array(self.answers(*cell).done, dtype=float)
 
     def _rises(self, side: str, condition: str, of: str, strength: float | None, split: str, alone=False) -> np.ndarray:
         """Subtract the NLL of the unsteered responses from that of the others, prompt by prompt."""
-        after, before = (self.answers(side, which, of, strength, split).responses for which in (condition, "none"))
-        losses = [np.array([one.nll_alone if alone else one.nll for one in responses]) for responses in (after, before)]
-        return losses[0] - losses[1]
+        steered, own = (
+            np.array(
+                [one.nll_alone if alone else one.nll for one in self.answers(side, c, of, strength, split).responses]
+            )
+            for c in (condition, "none")
+        )
+        return steered - own
 
 
 def chosen_strength(shares: Mapping[float, float], rises: Mapping[float, float], wanted: float) -> float:

@@ -1,4 +1,4 @@
-"""Steering vectors: where they come from, how they are carried across a stitch, and how they steer.
+"""Steering vectors of every kind: where they come from, how they are carried across a stitch, and how they steer.
 
 Section 4 (Eqs. 8 and 9), App. F. A direction v of unit length stands for a language L: the mean of the residual stream
 over tokens of L less its mean over tokens of English. To steer, the component of every residual h along v is set to one
@@ -12,11 +12,19 @@ across, v becomes v P of unit length, and both mean components are taken anew in
 the mean streams of the two languages give the components along any direction: each text is read once a model.
 
 App. F.2, after Stolfo et al. 2025. The direction of an instruction is read at the last token of the prompt, after the
-chat template's own tokens, where the model has read everything and written nothing: the mean over prompts that carry
-the instruction less the mean over the same prompts without it.
+chat template's own tokens: the mean over prompts that carry the instruction less the mean over those without it.
 
-Offers `MeanStreams`, `language_means`, `last_token_residuals`; `SteeringVector`, `steering_vector`,
-`condition_vectors`, `transfer_vector`, `random_direction`; and the edits `clamp` and `add`.
+The sister paper (Bello et al., arXiv 2506.00653) takes the difference that a behaviour makes at the last token of
+pairs of texts, t+ with the behaviour and t- without it, and adds it at a length alpha of its own at every position,
+
+    v = mean over pairs of  h(t+) - h(t-),        h' = h + alpha v / ||v||.
+
+It carries v over as v A + p, bias included. The difference of two images has none, (x A + p) - (x' A + p) = (x - x') A:
+with it, the vector is pulled towards p, more so the shorter v is, and those of different behaviours become alike.
+
+Offers `MeanStreams`, `language_means`, `last_token_residuals`, `at_last_tokens`; `SteeringVector`, `steering_vector`,
+`condition_vectors`; `contrast_vectors`, `steering_directions`, `spread`; `transfer_vector`, `random_direction`; and the
+edits `clamp` and `add`.
 """
 
 from __future__ import annotations
@@ -32,9 +40,13 @@ from ..data.text import TokenBatch, begin_and_end, padded_rows, text_rows
 from ..models.generation import encoded
 from ..models.harvest import as_fits
 from ..models.language_model import Edit, LanguageModel
+from ..stitching.moments import PairMoments
 from ..stitching.stitch import Stitch
+from ..utils.progress import progress
 
-REPLY = 1  # room for a reply, where prompts are only read
+Maps = Mapping[str, tuple[Stitch, bool]]  # by condition: a stitch, and whether its bias is added
+
+# ---- reading streams -------------------------------------------------------------------------------------------------
 
 
 class MeanStreams(NamedTuple):
@@ -44,6 +56,71 @@ class MeanStreams(NamedTuple):
     """Of English, or of prompts without the instruction."""
     target: Float[Tensor, " d_model"]
     """Of the other language, or of prompts with the instruction."""
+
+
+def language_means(
+    model: LanguageModel, layer: int, pairs: Sequence[tuple[str, str]], *, batch_size: int = 32
+) -> MeanStreams:
+    """Average the residual streams before block `layer` over English and over the other language's tokens.
+
+    `pairs` are (English, other) texts; those longer than the model reads are cut. ValueError for no pairs, or none with
+    an ordinary token.
+    """
+    if not pairs:
+        raise ValueError("no parallel texts given: expected at least one pair")
+    longest = getattr(model.config, "max_position_embeddings", None)
+
+    def read(batch: TokenBatch) -> tuple[Tensor, int]:
+        stream = model.residuals(batch.tokens, [layer])[layer]
+        tokens = stream[batch.mask.to(stream.device)]
+        return tokens.cpu().double().sum(0), len(tokens)
+
+    def mean(texts: Sequence[str]) -> Tensor:
+        batches = text_rows(texts, model.tokenizer, context=longest, batch_size=batch_size)
+        sums, counts = zip(*as_fits(batches, read))
+        if not sum(counts):
+            example = f"{len(texts)} texts without an ordinary token, such as {texts[0]!r}"
+            raise ValueError(f"{example}: there is nothing to read")
+        return sum(sums) / sum(counts)
+
+    return MeanStreams(*map(mean, zip(*pairs)))
+
+
+def at_last_tokens(
+    model: LanguageModel, rows: Sequence[Sequence[int]], read: Callable[[Tensor], Tensor], *, batch_size: int
+) -> Float[Tensor, "rows _"]:
+    """Pick what `read` makes of tokens, (batch, pos) -> (batch, pos, width), at the last token of each row: float32 on
+    the CPU."""
+
+    def last(batch: TokenBatch) -> tuple[Tensor, Tensor]:
+        ends = batch.mask.sum(1) - 1
+        return batch.documents[:, 0], read(batch.tokens)[torch.arange(len(ends)), ends].float().cpu()
+
+    batches = padded_rows(rows, begin_and_end(model.tokenizer)[1], batch_size=batch_size)
+    owners, values = map(torch.cat, zip(*as_fits(batches, last)))
+    return values[owners.argsort()]
+
+
+def last_token_residuals(
+    model: LanguageModel, layer: int, prompts: Sequence[str], *, batch_size: int = 32
+) -> Float[Tensor, "prompts d_model"]:
+    """Read the residual stream before block `layer` at the last token of each prompt; it ends on the CPU.
+
+    Tokens such as those of a chat template are read as what they are. ValueError for no prompts, or one that leaves no
+    room for a reply of one token.
+    """
+    if not prompts:
+        raise ValueError("no prompts given: expected at least one")
+    rows = [encoded(model, prompt, 1) for prompt in prompts]
+    return at_last_tokens(model, rows, lambda tokens: model.residuals(tokens, [layer])[layer], batch_size=batch_size)
+
+
+def spread(moments: PairMoments) -> float:
+    """Measure how far B's stream is from its mean on an ordinary token: the root of the mean squared distance."""
+    return moments.cyy.trace().sqrt().item()
+
+
+# ---- vectors that set a component ------------------------------------------------------------------------------------
 
 
 class SteeringVector(NamedTuple):
@@ -59,61 +136,6 @@ class SteeringVector(NamedTuple):
     def z(self, strength: float = 1.0) -> float:
         """z_en + s (z_L - z_en): at s = 1 what the paper clamps to, at s = 0 English."""
         return self.source + strength * (self.target - self.source)
-
-
-def language_means(
-    model: LanguageModel, layer: int, pairs: Sequence[tuple[str, str]], *, batch_size: int = 32
-) -> MeanStreams:
-    """Average the residual streams before block `layer` over English and over the other language's tokens.
-
-    `pairs` are (English, other) texts; those longer than the model reads are cut. ValueError for no pairs, or none with
-    an ordinary token.
-    """
-    if not pairs:
-        raise ValueError("no parallel texts given: expected at least one pair")
-    return MeanStreams(*(_mean_stream(model, layer, texts, batch_size) for texts in zip(*pairs)))
-
-
-def _mean_stream(model: LanguageModel, layer: int, texts: Sequence[str], batch_size: int) -> Tensor:
-    total, count = torch.zeros(model.d_model, dtype=torch.float64), 0
-
-    def read(batch: TokenBatch) -> tuple[Tensor, int]:
-        stream = model.residuals(batch.tokens, [layer])[layer]
-        tokens = stream[batch.mask.to(stream.device)]
-        return tokens.cpu().double().sum(0), len(tokens)
-
-    longest = getattr(model.config, "max_position_embeddings", None)
-    batches = text_rows(texts, model.tokenizer, context=longest, batch_size=batch_size)
-    for part, tokens in as_fits(batches, read):
-        total, count = total + part, count + tokens
-    if not count:
-        raise ValueError(
-            f"{len(texts)} texts without an ordinary token, such as {texts[0]!r}: there is nothing to read"
-        )
-    return total / count
-
-
-def last_token_residuals(
-    model: LanguageModel, layer: int, prompts: Sequence[str], *, batch_size: int = 32
-) -> Float[Tensor, "prompts d_model"]:
-    """Read the residual stream before block `layer` at the last token of each prompt; it ends on the CPU.
-
-    Tokens such as those of a chat template are read as what they are. ValueError for no prompts, or one that is longer
-    than what the model reads.
-    """
-    if not prompts:
-        raise ValueError("no prompts given: expected at least one")
-    rows = [encoded(model, prompt, REPLY) for prompt in prompts]
-    found = torch.empty(len(rows), model.d_model)
-
-    def read(batch: TokenBatch) -> None:
-        last = batch.mask.sum(1) - 1
-        residual = model.residuals(batch.tokens, [layer])[layer][torch.arange(len(last)), last]
-        found[batch.documents[:, 0]] = residual.float().cpu()
-
-    for _ in as_fits(padded_rows(rows, begin_and_end(model.tokenizer)[1], batch_size=batch_size), read):
-        pass
-    return found
 
 
 def steering_vector(means: MeanStreams, direction: Float[Tensor, " d_model"] | None = None) -> SteeringVector:
@@ -132,53 +154,60 @@ def steering_vector(means: MeanStreams, direction: Float[Tensor, " d_model"] | N
 
 
 def condition_vectors(
-    means: Mapping[tuple[str, str], MeanStreams],
-    carried: Mapping[str, Callable[[MeanStreams, str], Float[Tensor, " d_to"]]],
-    seed: int,
+    means: Mapping[tuple[str, str], MeanStreams], maps: Maps, seed: int, *, at_unit_length: bool = False
 ) -> dict[tuple[str, str], dict[str, SteeringVector]]:
     """Make the vectors of all conditions from `means[side, what]`, with components taken in the steered model.
 
-    `native` is the model's own, `random` a random direction along which the stream is moved as far as the native vector
-    moves it, and those `carried` are what each function makes of the other model's means and the steered side.
+    `native` is the model's own; those of `maps` are the other model's, carried to `side`; and `random` is a random
+    direction along which the stream is moved as far as the native vector moves it. The other model's vector keeps its
+    length, which counts where a bias is added, or comes `at_unit_length`.
     """
     vectors = {}
     for number, ((side, what), own_means) in enumerate(means.items()):
         own, other = steering_vector(own_means), means["ab".replace(side, ""), what]
+        carried = steering_vector(other).direction if at_unit_length else other.target - other.source
+        across = {
+            name: steering_vector(own_means, transfer_vector(carried, stitch, to=side, with_bias=with_bias))
+            for name, (stitch, with_bias) in maps.items()
+        }
         drawn = steering_vector(own_means, random_direction(len(own.direction), seed=1000 * seed + number))
-        across = {name: steering_vector(own_means, carry(other, side)) for name, carry in carried.items()}
         same_way = drawn._replace(target=drawn.source + own.target - own.source)
         vectors[side, what] = {"native": own, **across, "random": same_way}
     return vectors
 
 
-def clamp(direction: Float[Tensor, " d_model"], z: float) -> Edit:
-    """Set the stream's component along `direction` to `z` at every position (Eqs. 8 and 9).
-
-    The edit computes in float32 at least, and rounds once to the stream's own dtype. `direction` is taken at unit
-    length.
-    """
-    direction = _unit(direction, "the direction")
-
-    def edit(residual: Tensor) -> Tensor:
-        wide = residual.to(torch.promote_types(residual.dtype, torch.float32))
-        v = direction.to(wide)
-        return (wide + (z - wide @ v)[..., None] * v).to(residual.dtype)
-
-    return edit
+# ---- vectors that are added ------------------------------------------------------------------------------------------
 
 
-def add(direction: Float[Tensor, " d_model"], length: float) -> Edit:
-    """Add a vector of `length` along `direction` at every position, as the sister paper steers.
+def contrast_vectors(
+    model: LanguageModel, layer: int, contrasts: Mapping[str, Sequence[tuple[str, str]]], *, batch_size: int = 64
+) -> dict[str, Float[Tensor, " d_model"]]:
+    """Average, for each name, the difference of the stream before block `layer` at the last token of (with, without)
+    texts, in float64 and on the CPU, at its own length. ValueError for a name without pairs."""
+    found = {}
+    for name, pairs in progress(contrasts.items(), "vectors"):
+        if not pairs:
+            raise ValueError(f"no contrast pairs given for {name!r}: expected at least one")
+        streams = [last_token_residuals(model, layer, texts, batch_size=batch_size) for texts in zip(*pairs)]
+        found[name] = streams[0].double().mean(0) - streams[1].double().mean(0)
+    return found
 
-    ValueError for a direction of length zero.
-    """
-    shift = _unit(direction, "the direction") * length
 
-    def edit(residual: Tensor) -> Tensor:
-        wide = torch.promote_types(residual.dtype, torch.float32)  # rounded once, to the stream's own dtype
-        return (residual.to(wide) + shift.to(residual.device, wide)).to(residual.dtype)
+def steering_directions(
+    native: Mapping[str, Tensor], other: Mapping[str, Tensor], maps: Maps, *, seed: int = 0
+) -> dict[str, dict[str, Tensor]]:
+    """Make B's directions of unit length, by name and condition: `native`; A's, `other`, through each of `maps`; and
+    `random`."""
+    found = {}
+    for number, (name, own) in enumerate(native.items()):
+        found[name] = {"native": _unit(own, "the native vector")}
+        for condition, (stitch, with_bias) in maps.items():
+            found[name][condition] = transfer_vector(other[name], stitch, with_bias=with_bias)
+        found[name]["random"] = random_direction(len(own), seed=1000 * seed + number)
+    return found
 
-    return edit
+
+# ---- across a stitch, and into the stream ----------------------------------------------------------------------------
 
 
 def transfer_vector(
@@ -206,6 +235,29 @@ def transfer_vector(
 def random_direction(d: int, seed: int) -> Float[Tensor, " d_model"]:
     """Draw a direction evenly from the sphere in `d` dimensions."""
     return _unit(torch.randn(d, generator=torch.Generator().manual_seed(seed)), "the draw")
+
+
+def clamp(direction: Float[Tensor, " d_model"], z: float) -> Edit:
+    """Set the stream's component along `direction`, taken at unit length, to `z` at every position (Eqs. 8 and 9).
+
+    ValueError for a direction of length zero.
+    """
+    return _edit(lambda h, v: h + (z - h @ v)[..., None] * v, _unit(direction, "the direction"))
+
+
+def add(direction: Float[Tensor, " d_model"], length: float) -> Edit:
+    """Add a vector of `length` along `direction` at every position; ValueError for a direction of length zero."""
+    return _edit(torch.add, _unit(direction, "the direction") * length)
+
+
+def _edit(change: Callable[[Tensor, Tensor], Tensor], vector: Tensor) -> Edit:
+    """Compute `change(stream, vector)` in float32 at least, and round once to the stream's own dtype."""
+
+    def edit(residual: Tensor) -> Tensor:
+        wide = residual.to(torch.promote_types(residual.dtype, torch.float32))
+        return change(wide, vector.to(wide)).to(residual.dtype)
+
+    return edit
 
 
 def _unit(vector: Tensor, what: str) -> Tensor:

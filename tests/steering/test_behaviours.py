@@ -9,7 +9,8 @@ from hub.evals import write_evals
 from stitch_utils.data.pairs import load_pair
 from stitch_utils.models.language_model import load_model
 from stitch_utils.steering.behaviours import COLUMNS, FILES, WORLD_BEHAVIOURS, Choice, behaviours, world_behaviour
-from stitch_utils.steering.choices import contrast_vectors, preference, questions
+from stitch_utils.steering.multiple_choice import preference, questions
+from stitch_utils.steering.vectors import contrast_vectors
 from stitch_utils.steering.verifiers import detect_language
 
 CHILD = """

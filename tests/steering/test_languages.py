@@ -18,7 +18,6 @@ from stitch_utils.steering import sweep as engine
 from stitch_utils.steering.languages import (
     LanguageConfig,
     LanguageSweep,
-    carried_by,
     clipped_gap,
     language_config,
     language_frequencies,
@@ -146,14 +145,15 @@ def test_a_random_direction_moves_tokens_as_far_as_the_native_one(run):
         (side, "fr"): language_means(model, LAYERS[side], parallel_pairs(run.pair, "fr", 4))
         for side, model in run.models.items()
     }
-    vectors = condition_vectors(means, carried_by(run.stitch), 0)
+    maps = {"transferred": (run.stitch, False), "biased": (run.stitch, True)}
+    vectors = condition_vectors(means, maps, 0)
     for (side, language), found in vectors.items():
         drawn, native = found["random"], found["native"]
         assert drawn.target - drawn.source == pytest.approx(native.target - native.source, abs=1e-5)
         source = (means[side, language].source @ drawn.direction.double()).item()
         assert drawn.source == pytest.approx(source, abs=1e-6)
         assert abs((drawn.direction @ native.direction).item()) < 0.9
-    other = condition_vectors(means, carried_by(run.stitch), 1)
+    other = condition_vectors(means, maps, 1)
     assert not torch.equal(other["a", "fr"]["random"].direction, vectors["a", "fr"]["random"].direction)
 
 

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from stitch_utils.steering import recipes as map_recipes
+from stitch_utils.steering import map_recipes
 from stitch_utils.steering.behaviours import Behaviour, Choice
-from stitch_utils.steering.choices import ChoiceConfig, contrast_vectors, spread
-from stitch_utils.steering.recipes import RECIPES, fit_recipes, recipe_errors, recipe_numbers, steer_by_recipes
-from stitch_utils.steering.vectors import transfer_vector
+from stitch_utils.steering.multiple_choice import ChoiceConfig
+from stitch_utils.steering.map_recipes import RECIPES, fit_recipes, recipe_errors, recipe_numbers, steer_by_recipes
+from stitch_utils.steering.vectors import contrast_vectors, spread, transfer_vector
 from stitch_utils.stitching.fit import fit_exact
 from stitch_utils.stitching.map_text import MapConfig, map_batches, map_stream
 from stitch_utils.stitching.maps import fit_unsquared, fit_unsquared_adam, moments_of

@@ -1,27 +1,18 @@
 r"""The sister paper's multiple-choice experiment: the large model steered by its own vectors and by the small one's.
 
-Bello et al. (arXiv 2506.00653), Table 1. With pairs of texts that have a behaviour and lack it (`behaviours`), and h(t)
-the residual stream at the last token of t,
+Bello et al. (arXiv 2506.00653), Table 1. Whether the large model does the same under both vectors is asked as there:
+over a range of lengths alpha, in units of how far the stream is from its mean on an ordinary token, the difference of
+the logits of two answers under native and under mapped steering, and their correlation. Two curves that rise will
+correlate, however little one of them rises, so beside it stands the ratio of their slopes, and a random direction as
+the control. The vectors are `vectors.contrast_vectors`, the questions those of `behaviours`.
 
-    v = mean over pairs of  h(t+) - h(t-),        h' = h + alpha v / ||v||  at every position,
-
-and v of the small model becomes one of the large model as v A + p, bias included. The main paper clamps instead of
-adding (`vectors.clamp`) and carries v over without the bias: the difference of two images has none,
-(x A + p) - (x' A + p) = (x - x') A. With it, the vector is pulled towards p, more so the shorter v is, and vectors of
-different behaviours become alike.
-
-Whether the large model does the same under both vectors is asked as in that table: over a range of alpha, in units of
-how far the stream is from its mean on an ordinary token, the difference of the logits of two answers under native and
-under mapped steering, and their correlation. Two curves that rise will correlate, however little one of them rises, so
-beside it stands the ratio of their slopes, and a random direction as the control.
-
-Offers `ChoiceConfig`, `choice_config`, `steer_choices`, `ChoiceSweep`; `contrast_vectors`, `steering_directions`,
-`spread`; `Questions`, `questions`, `logit_differences`, `preference`, `dose_responses`; and
-`Comparison` of two dose-responses.
+Offers `ChoiceConfig`, `choice_config`, `steer_choices`, `ChoiceSweep`; `Questions`, `questions`, `logit_differences`,
+`preference`; and `Comparison` of two dose-responses.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -32,60 +23,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..data.pairs import ModelPair
-from ..data.text import TokenBatch, begin_and_end, padded_rows
 from ..models.generation import encoded
-from ..models.harvest import as_fits
 from ..models.language_model import Edit, LanguageModel
-from ..stitching.moments import PairMoments
-from ..stitching.stitch import Stitch
 from ..utils.progress import progress
 from ..utils.stats import Estimate, clopper_pearson, from_draws, resampled_counts, stratified_mean
 from .behaviours import Behaviour, Choice
-from .vectors import add, last_token_residuals, random_direction, transfer_vector
-
-ANSWER = 1  # room for an answer, where prompts are only read
-
-
-# ---- vectors ---------------------------------------------------------------------------------------------------------
-
-
-def contrast_vectors(
-    model: LanguageModel, layer: int, contrasts: Mapping[str, Sequence[tuple[str, str]]], *, batch_size: int = 64
-) -> dict[str, Float[Tensor, " d_model"]]:
-    """Average, for each name, the difference of the stream before block `layer` at the last token of (with, without)
-    texts, in float64 and on the CPU, at its own length. ValueError for a name without pairs."""
-    found = {}
-    for name, pairs in progress(contrasts.items(), "vectors"):
-        if not pairs:
-            raise ValueError(f"no contrast pairs given for {name!r}: expected at least one")
-        streams = [last_token_residuals(model, layer, texts, batch_size=batch_size) for texts in zip(*pairs)]
-        found[name] = streams[0].double().mean(0) - streams[1].double().mean(0)
-    return found
-
-
-def spread(moments: PairMoments) -> float:
-    """Measure how far B's stream is from its mean on an ordinary token: the root of the mean squared distance."""
-    return moments.cyy.trace().sqrt().item()
-
-
-def steering_directions(
-    native: Mapping[str, Tensor],
-    other: Mapping[str, Tensor],
-    maps: Mapping[str, tuple[Stitch, bool]],
-    *,
-    to: str = "b",
-    seed: int = 0,
-) -> dict[str, dict[str, Tensor]]:
-    """Make directions of unit length, by name and condition: `native`; the other model's vector through each of `maps`
-    (a stitch, and whether its bias is added); and `random`."""
-    found = {}
-    for number, (name, own) in enumerate(native.items()):
-        found[name] = {"native": (own / own.norm()).float()}
-        for condition, (stitch, with_bias) in maps.items():
-            found[name][condition] = transfer_vector(other[name], stitch, to=to, with_bias=with_bias)
-        found[name]["random"] = random_direction(len(own), seed=1000 * seed + number)
-    return found
-
+from .vectors import add, at_last_tokens
 
 # ---- answers ---------------------------------------------------------------------------------------------------------
 
@@ -107,8 +50,8 @@ def questions(model: LanguageModel, choices: Sequence[Choice]) -> Questions:
         raise ValueError("no choices given: expected at least one")
     found = []
     for choice in choices:
-        first, second = (encoded(model, choice.prompt + answer, ANSWER) for answer in (choice.matching, choice.other))
-        at = next((i for i, both in enumerate(zip(first, second)) if both[0] != both[1]), None)
+        first, second = (encoded(model, choice.prompt + answer, 1) for answer in (choice.matching, choice.other))
+        at = next((i for i, (one, other) in enumerate(zip(first, second)) if one != other), None)
         if at is None:
             raise ValueError(f"the answers {choice.matching!r} and {choice.other!r} are one, or begin each other")
         found.append((tuple(first[:at]), first[at], second[at]))
@@ -119,20 +62,13 @@ def logit_differences(
     model: LanguageModel, asked: Questions, *, layer: int | None = None, edit: Edit | None = None, batch_size: int = 64
 ) -> Float[np.ndarray, " questions"]:
     """Subtract the logit of the other answer from that of the matching one, at the last token of each prompt."""
-    matching, other = (torch.tensor(ids) for ids in asked[1:])
-    found = np.zeros(len(asked.rows))
 
-    def read(batch: TokenBatch) -> tuple[Tensor, np.ndarray]:
-        owners, last = batch.documents[:, 0], batch.mask.sum(1) - 1
-        rows = torch.arange(len(last))
-        logits = model.logits(batch.tokens, layer=layer, edit=edit)[rows, last].float().cpu()
-        return owners, (logits[rows, matching[owners]] - logits[rows, other[owners]]).numpy()
+    def read(tokens: Tensor) -> Tensor:
+        return model.logits(tokens, layer=layer, edit=edit)
 
-    for owners, values in as_fits(
-        padded_rows(asked.rows, begin_and_end(model.tokenizer)[1], batch_size=batch_size), read
-    ):
-        found[owners.numpy()] = values
-    return found
+    logits = at_last_tokens(model, asked.rows, read, batch_size=batch_size)
+    matching, other = (logits.gather(1, torch.tensor(ids)[:, None])[:, 0] for ids in (asked.matching, asked.other))
+    return (matching - other).double().numpy()
 
 
 def preference(model: LanguageModel, choices: Sequence[Choice], *, batch_size: int = 64) -> Estimate:
@@ -146,30 +82,6 @@ def preference(model: LanguageModel, choices: Sequence[Choice], *, batch_size: i
     differences = logit_differences(model, questions(model, asked), batch_size=batch_size)
     right = (differences > 0) == np.array([choice.called_for for choice in asked])
     return clopper_pearson(int(right.sum()), len(right))
-
-
-def dose_responses(
-    model: LanguageModel,
-    layer: int,
-    asked: Questions,
-    directions: Mapping[str, Float[Tensor, " d_model"]],
-    alphas: Sequence[float],
-    *,
-    batch_size: int = 64,
-) -> dict[str, Float[np.ndarray, "alphas questions"]]:
-    """Measure `logit_differences` with each direction added at each length; at alpha = 0 once for all."""
-    own = logit_differences(model, asked, batch_size=batch_size) if 0 in alphas else None
-    found = {}
-    for name, direction in progress(directions.items(), "doses"):
-        found[name] = np.stack(
-            [
-                own
-                if alpha == 0 and own is not None
-                else logit_differences(model, asked, layer=layer, edit=add(direction, alpha), batch_size=batch_size)
-                for alpha in alphas
-            ]
-        )
-    return found
 
 
 # ---- two dose-responses ----------------------------------------------------------------------------------------------
@@ -216,11 +128,11 @@ class Comparison:
         themselves.
         """
         weights = np.asarray(self.alphas, dtype=float) - np.mean(self.alphas)
-        slopes = [weights @ answers for answers in (self.native, self.other)]  # (questions,), up to one factor for both
-        if slopes[0].mean() == 0:
+        native, other = (weights @ answers for answers in (self.native, self.other))  # up to one factor for both
+        if native.mean() == 0:
             raise ValueError("native steering does not move the answers at all: there is nothing to compare with")
-        below, above = (self._drawn() @ slope for slope in slopes)
-        return from_draws(slopes[1].mean() / slopes[0].mean(), above[below != 0] / below[below != 0])
+        below, above = (self._drawn() @ slope for slope in (native, other))
+        return from_draws(other.mean() / native.mean(), above[below != 0] / below[below != 0])
 
     def _drawn(self) -> np.ndarray:
         """(resamples, questions): how often each question is drawn, as shares."""
@@ -249,14 +161,12 @@ class ChoiceConfig:
     behaviours: int = 0
     """Number of behaviours; 0 for all."""
     doses: tuple[float, ...] = (-0.6, -0.4, -0.2, 0.0, 0.2, 0.4, 0.6)
-    """Lengths of what is added, in units of the stream's spread (`spread`)."""
+    """Lengths of what is added, in units of the stream's spread (`vectors.spread`)."""
     batch_size: int = 64
     seed: int = 0
     """Seed of the behaviours' texts, of the random directions and of the bootstrap."""
 
     def __post_init__(self):
-        if min(self.contrasts, self.choices) < 1 or self.behaviours < 0:
-            raise ValueError(f"expected contrast pairs and choices: got {self.contrasts} and {self.choices}")
         if len(set(self.doses)) < 3:
             raise ValueError(f"a correlation over doses needs three at least: got {self.doses}")
 
@@ -307,13 +217,13 @@ class ChoiceSweep:
         native, other = (np.mean([answers[:, :fewest] for answers in row], axis=0) for row in rows)
         return Comparison(native, other, self.config.doses, self.config.seed).relative_slope()
 
-    def cosine(self, behaviour: str, condition: str) -> float:
-        """Cosine between a direction and the native one."""
-        found = self.directions[behaviour]
-        return torch.cosine_similarity(found["native"].double(), found[condition].double(), dim=0).item()
-
     def mean_cosine(self, condition: str) -> float:
-        return float(np.mean([self.cosine(name, condition) for name in self.behaviours]))
+        """Average, over the behaviours, the cosine between the direction and the native one."""
+        cosines = [
+            torch.cosine_similarity(found["native"].double(), found[condition].double(), dim=0).item()
+            for found in self.directions.values()
+        ]
+        return float(np.mean(cosines))
 
     def likeness(self, condition: str) -> float:
         """Mean cosine between the directions of two behaviours: near 1 where all have become one direction."""
@@ -341,13 +251,13 @@ def steer_choices(
         raise ValueError(f"no directions for behaviour {missing[0]!r}: known are {', '.join(directions)}")
     responses = {}
     for one in progress(some, "behaviours"):
-        found = dose_responses(
-            model,
-            layer,
-            questions(model, one.choices),
-            directions[one.name],
-            [dose * unit for dose in config.doses],
-            batch_size=config.batch_size,
+        measure = functools.partial(
+            logit_differences, model, questions(model, one.choices), batch_size=config.batch_size
         )
-        responses |= {(one.name, condition): values for condition, values in found.items()}
+        unsteered = measure()
+        for condition, direction in progress(directions[one.name].items(), "doses"):
+            rows = (
+                measure(layer=layer, edit=add(direction, dose * unit)) if dose else unsteered for dose in config.doses
+            )
+            responses[one.name, condition] = np.stack([*rows])
     return ChoiceSweep(config, {one.name: directions[one.name] for one in some}, responses)
