@@ -6,8 +6,8 @@ import torch
 
 from stitch_utils.steering import map_recipes
 from stitch_utils.steering.behaviours import Behaviour, Choice
-from stitch_utils.steering.multiple_choice import ChoiceConfig
 from stitch_utils.steering.map_recipes import RECIPES, fit_recipes, recipe_errors, recipe_numbers, steer_by_recipes
+from stitch_utils.steering.multiple_choice import ChoiceConfig
 from stitch_utils.steering.vectors import contrast_vectors, spread, transfer_vector
 from stitch_utils.stitching.fit import fit_exact
 from stitch_utils.stitching.map_text import MapConfig, map_batches, map_stream
