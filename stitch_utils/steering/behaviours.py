@@ -27,7 +27,7 @@ from ..data.embedded.frames import TOPICS, draw_frame, named, relexicalise
 from ..data.embedded.grammar import Frame, Noun, load_concepts, load_lexicon, realise
 from ..data.hub import reaching
 from ..data.pairs import DatasetRef, ModelPair, blaming
-from .prompts import as_turn, named_rows
+from .prompts import as_turn, named_rows, text_columns
 
 COLUMNS = ("question", "answer_matching_behavior", "answer_not_matching_behavior")
 # The sister paper's tasks -> files of Anthropic's data (`Anthropic/model-written-evals` on the Hub). Open: that paper
@@ -108,12 +108,10 @@ def _published(name: str, data: DatasetRef, tokenizer, contrasts: int, choices: 
     with reaching("dataset", data.name, data.revision):
         path = hf_hub_download(data.name, file, repo_type="dataset", revision=data.revision)
 
-    def pick(row: dict) -> list[str]:
-        if missing := [column for column in COLUMNS if not isinstance(row.get(column), str)]:
-            raise ValueError(f"{file!r} has no text column {missing[0]!r}: its columns are {', '.join(row)}")
-        return [row[column].strip() for column in COLUMNS]
-
-    rows = sorted({tuple(row) for row in named_rows(dataclasses.replace(data, name=path), pick, picked="answers")})
+    found = named_rows(
+        dataclasses.replace(data, name=path), lambda row: text_columns(row, COLUMNS, file), picked="answers"
+    )
+    rows = sorted(set(map(tuple, found)))
     if len(rows) < 2:
         raise ValueError(f"{file!r} holds {len(rows)} questions: expected at least two")
     random.Random(f"{seed}:{name}").shuffle(rows)

@@ -29,7 +29,7 @@ from ..models.generation import chat
 from ..stitching.pair import StitchedPair
 from ..stitching.stitch import Stitch
 from ..utils.stats import Estimate, stratified_mean
-from .prompts import InstructionPrompt, family, instruction_kinds, instruction_prompts
+from .prompts import InstructionPrompt, instruction_kinds, instruction_prompts
 from .sweep import Cell, Sweep, SweepConfig, clamped
 from .vectors import MeanStreams, condition_vectors, last_token_residuals
 
@@ -99,8 +99,8 @@ class InstructionSweep(Sweep):
     def gain(self, side: str, *, casing: bool) -> Estimate | None:
         """Measure the advantage of transferred over no steering in the instructions about letter case, or in all
         others; None without any."""
-        families = {kind: family(self.prompts["evaluated", kind][0].instruction_id) for kind in self.config.kinds}
-        some = [kind for kind, found in families.items() if (found == "casing") == casing]
+        ids = {kind: self.prompts["evaluated", kind][0].instruction_id for kind in self.config.kinds}
+        some = [kind for kind, id in ids.items() if id.startswith("change_case:") == casing]
         return self.advantage(side, "transferred", "none", some) if some else None
 
     def followed_anyway(self) -> list[str]:

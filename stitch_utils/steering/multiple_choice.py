@@ -6,7 +6,7 @@ the logits of two answers under native and under mapped steering, and their corr
 correlate, however little one of them rises, so beside it stands the ratio of their slopes, and a random direction as
 the control. The vectors are `vectors.contrast_vectors`, the questions those of `behaviours`.
 
-Offers `ChoiceConfig`, `choice_config`, `steer_choices`, `ChoiceSweep`; `Questions`, `questions`, `logit_differences`,
+Offers `ChoiceConfig`, `choice_config`, `steer_choices`, `ChoiceSweep`; `Question`, `questions`, `logit_differences`,
 `preference`; and `Comparison` of two dose-responses.
 """
 
@@ -15,7 +15,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -30,18 +29,13 @@ from ..utils.stats import Estimate, clopper_pearson, from_draws, resampled_count
 from .behaviours import Behaviour, Choice
 from .vectors import add, at_last_tokens
 
+# What comes before the two answers of a choice part, and the two tokens with which they do.
+Question = tuple[list[int], int, int]
+
 # ---- answers ---------------------------------------------------------------------------------------------------------
 
 
-class Questions(NamedTuple):
-    """Choices as tokens: what comes before the two answers part, and the tokens with which they do."""
-
-    rows: tuple[tuple[int, ...], ...]
-    matching: tuple[int, ...]
-    other: tuple[int, ...]
-
-
-def questions(model: LanguageModel, choices: Sequence[Choice]) -> Questions:
+def questions(model: LanguageModel, choices: Sequence[Choice]) -> list[Question]:
     """Tokenise prompts together with their answers, so that an answer is judged where it parts from the other.
 
     ValueError for no choices, and for two answers that part nowhere.
@@ -54,20 +48,26 @@ def questions(model: LanguageModel, choices: Sequence[Choice]) -> Questions:
         at = next((i for i, (one, other) in enumerate(zip(first, second)) if one != other), None)
         if at is None:
             raise ValueError(f"the answers {choice.matching!r} and {choice.other!r} are one, or begin each other")
-        found.append((tuple(first[:at]), first[at], second[at]))
-    return Questions(*zip(*found))
+        found.append((first[:at], first[at], second[at]))
+    return found
 
 
 def logit_differences(
-    model: LanguageModel, asked: Questions, *, layer: int | None = None, edit: Edit | None = None, batch_size: int = 64
+    model: LanguageModel,
+    asked: Sequence[Question],
+    *,
+    layer: int | None = None,
+    edit: Edit | None = None,
+    batch_size: int = 64,
 ) -> Float[np.ndarray, " questions"]:
     """Subtract the logit of the other answer from that of the matching one, at the last token of each prompt."""
 
     def read(tokens: Tensor) -> Tensor:
         return model.logits(tokens, layer=layer, edit=edit)
 
-    logits = at_last_tokens(model, asked.rows, read, batch_size=batch_size)
-    matching, other = (logits.gather(1, torch.tensor(ids)[:, None])[:, 0] for ids in (asked.matching, asked.other))
+    rows, *answers = zip(*asked)
+    logits = at_last_tokens(model, rows, read, batch_size=batch_size)
+    matching, other = (logits[torch.arange(len(rows)), torch.tensor(answer)] for answer in answers)
     return (matching - other).double().numpy()
 
 
@@ -227,10 +227,9 @@ class ChoiceSweep:
 
     def likeness(self, condition: str) -> float:
         """Mean cosine between the directions of two behaviours: near 1 where all have become one direction."""
-        rows = torch.stack([self.directions[name][condition].double() for name in self.behaviours])
+        rows = torch.stack([found[condition].double() for found in self.directions.values()])
         rows = rows / rows.norm(dim=1, keepdim=True)
-        between = rows @ rows.T
-        n = len(rows)
+        between, n = rows @ rows.T, len(rows)
         return ((between.sum() - between.trace()) / max(1, n * (n - 1))).item()
 
 

@@ -22,9 +22,9 @@ pairs of texts, t+ with the behaviour and t- without it, and adds it at a length
 It carries v over as v A + p, bias included. The difference of two images has none, (x A + p) - (x' A + p) = (x - x') A:
 with it, the vector is pulled towards p, more so the shorter v is, and those of different behaviours become alike.
 
-Offers `MeanStreams`, `language_means`, `last_token_residuals`, `at_last_tokens`; `SteeringVector`, `steering_vector`,
-`condition_vectors`; `contrast_vectors`, `steering_directions`, `spread`; `transfer_vector`, `random_direction`; and the
-edits `clamp` and `add`.
+Offers `MeanStreams`, `language_means`, `last_token_residuals`, `at_last_tokens`, `spread`; `SteeringVector`,
+`steering_vector`, `condition_vectors`; `contrast_vectors`, `steering_directions`, `condition_directions`;
+`transfer_vector`, `random_direction`; and the edits `clamp` and `add`.
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ def language_means(
         batches = text_rows(texts, model.tokenizer, context=longest, batch_size=batch_size)
         sums, counts = zip(*as_fits(batches, read))
         if not sum(counts):
-            example = f"{len(texts)} texts without an ordinary token, such as {texts[0]!r}"
-            raise ValueError(f"{example}: there is nothing to read")
+            found = f"{len(texts)} texts without an ordinary token, such as {texts[0]!r}"
+            raise ValueError(f"{found}: there is nothing to read")
         return sum(sums) / sum(counts)
 
     return MeanStreams(*map(mean, zip(*pairs)))
@@ -158,21 +158,17 @@ def condition_vectors(
 ) -> dict[tuple[str, str], dict[str, SteeringVector]]:
     """Make the vectors of all conditions from `means[side, what]`, with components taken in the steered model.
 
-    `native` is the model's own; those of `maps` are the other model's, carried to `side`; and `random` is a random
-    direction along which the stream is moved as far as the native vector moves it. The other model's vector keeps its
-    length, which counts where a bias is added, or comes `at_unit_length`.
+    The conditions are those of `condition_directions`; along `random` the stream is moved as far as along `native`. The
+    other model's vector keeps its length, which counts where a bias is added, or comes `at_unit_length`.
     """
     vectors = {}
-    for number, ((side, what), own_means) in enumerate(means.items()):
-        own, other = steering_vector(own_means), means["ab".replace(side, ""), what]
+    for number, ((side, what), own) in enumerate(means.items()):
+        other = means["ab".replace(side, ""), what]
         carried = steering_vector(other).direction if at_unit_length else other.target - other.source
-        across = {
-            name: steering_vector(own_means, transfer_vector(carried, stitch, to=side, with_bias=with_bias))
-            for name, (stitch, with_bias) in maps.items()
-        }
-        drawn = steering_vector(own_means, random_direction(len(own.direction), seed=1000 * seed + number))
-        same_way = drawn._replace(target=drawn.source + own.target - own.source)
-        vectors[side, what] = {"native": own, **across, "random": same_way}
+        directions = condition_directions(own.target - own.source, carried, maps, to=side, seed=1000 * seed + number)
+        found = {condition: steering_vector(own, direction) for condition, direction in directions.items()}
+        native, drawn = found["native"], found["random"]
+        vectors[side, what] = found | {"random": drawn._replace(target=drawn.source + native.target - native.source)}
     return vectors
 
 
@@ -196,15 +192,20 @@ def contrast_vectors(
 def steering_directions(
     native: Mapping[str, Tensor], other: Mapping[str, Tensor], maps: Maps, *, seed: int = 0
 ) -> dict[str, dict[str, Tensor]]:
-    """Make B's directions of unit length, by name and condition: `native`; A's, `other`, through each of `maps`; and
-    `random`."""
-    found = {}
-    for number, (name, own) in enumerate(native.items()):
-        found[name] = {"native": _unit(own, "the native vector")}
-        for condition, (stitch, with_bias) in maps.items():
-            found[name][condition] = transfer_vector(other[name], stitch, with_bias=with_bias)
-        found[name]["random"] = random_direction(len(own), seed=1000 * seed + number)
-    return found
+    """Make B's directions by name and condition, from vectors of B and of A by name (`condition_directions`)."""
+    return {
+        name: condition_directions(own, other[name], maps, to="b", seed=1000 * seed + number)
+        for number, (name, own) in enumerate(native.items())
+    }
+
+
+def condition_directions(own: Tensor, other: Tensor, maps: Maps, *, to: str, seed: int) -> dict[str, Tensor]:
+    """Make directions of unit length by condition: `native`, along the model's `own` vector; the other model's through
+    each of `maps`; and `random`."""
+    carried = {
+        name: transfer_vector(other, stitch, to=to, with_bias=with_bias) for name, (stitch, with_bias) in maps.items()
+    }
+    return {"native": _unit(own, "the native vector"), **carried, "random": random_direction(len(own), seed)}
 
 
 # ---- across a stitch, and into the stream ----------------------------------------------------------------------------

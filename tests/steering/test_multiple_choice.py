@@ -102,12 +102,13 @@ def test_differences_are_read_where_the_answers_part(random_models, batch_size):
 def test_answers_of_several_tokens_share_their_beginning(random_models):
     model = random_models[0]
     asked = questions(model, [Choice("The", " pancake", " panther"), Choice("The", " zq", " zy")])
-    for row, matching, other in zip(*asked):
+    for row, matching, other in asked:
         assert matching != other and row[0] == model.tokenizer.bos_token_id
     whole = [ids_of(model, f"The{answer}") for answer in (" zq", " zy")]
-    shared = len(asked.rows[1])
-    assert whole[0][:shared] == whole[1][:shared] == list(asked.rows[1]) and len(whole[0]) > 3
-    assert (asked.matching[1], asked.other[1]) == (whole[0][shared], whole[1][shared])
+    row, *answers = asked[1]
+    shared = len(row)
+    assert whole[0][:shared] == whole[1][:shared] == row and len(whole[0]) > 3
+    assert answers == [whole[0][shared], whole[1][shared]]
     for one in (Choice("The", " cook", " cook"), Choice("The", " cook", " cook sees")):
         with pytest.raises(ValueError, match="are one, or begin each other"):
             questions(model, [one])
