@@ -39,8 +39,6 @@ CARRIED = {"transferred": "without", "template": "with", "often": "often"}
 AT_THE_MEAN = ("native", "transferred")  # run at the paper's strength as well
 # All that is run on the evaluated prompts: condition, strength (None is the chosen one), and the end of its ids.
 RUNS = (*((name, None, "") for name in CONDITIONS), *((name, 1.0, "_at_1") for name in AT_THE_MEAN))
-# Condition -> that on whose responses its strength is chosen.
-CHOSEN_ON = {"native": "native", "random": "native"} | dict.fromkeys(CARRIED, "transferred")
 FIGURES = {"a": "figure12", "b": "figure13"}  # by the side that is steered
 
 
@@ -76,8 +74,6 @@ def instruction_config(pair: ModelPair, scale: str, *, strength: float = 0.0, se
 class InstructionSweep(Sweep):
     """All responses, and what follows from them; a strength is chosen by side, kind, and `native` or `transferred`."""
 
-    UNSTEERED = ("none", "instructed")
-
     config: InstructionConfig
     prompts: Mapping[tuple[str, str], Sequence[InstructionPrompt]]
     """By split (`fit`, `chosen`, `evaluated`) and kind."""
@@ -90,7 +86,7 @@ class InstructionSweep(Sweep):
         return self.config.kinds
 
     def chosen_for(self, side: str, condition: str, of: str) -> float:
-        return self.chosen[side, of, CHOSEN_ON[condition]]
+        return self.chosen[side, of, "transferred" if condition in CARRIED else "native"]
 
     def mean(self, rows: Sequence[np.ndarray]) -> Estimate:
         """Average over the instructions, whose prompts differ: they are drawn anew within each."""
@@ -170,9 +166,9 @@ def sweep_instructions(
     template, and for a prompt that leaves no room for a response.
     """
     pair, both = stitched.pair, list(itertools.product(FIGURES, config.kinds))
-    counts = {"fit": config.fit_prompts, "chosen": config.choosing_prompts, "evaluated": config.prompts}
-    if config.strength:
-        del counts["chosen"]
+    counts = {"fit": config.fit_prompts, "evaluated": config.prompts}
+    if not config.strength:
+        counts["chosen"] = config.choosing_prompts
     prompts = {
         (split, kind): instruction_prompts(pair, kind, count, split, choosing=not config.strength)
         for split, count in counts.items()
@@ -183,14 +179,17 @@ def sweep_instructions(
         texts = [prompt.given if given else prompt.without for prompt in prompts[split, kind]]
         return chat(stitched.side(side)[0], texts)
 
-    def streams(side: str, kind: str, given: bool) -> Float[Tensor, "pairs d_model"]:
-        texts = chats(side, "fit", kind, given)
-        return last_token_residuals(*stitched.side(side), texts, batch_size=config.batch_size)
-
     with blaming(pair, "instructions"):
-        read = {key: [streams(*key, given) for given in (False, True)] for key in both}
+        read = {
+            (side, kind): [
+                last_token_residuals(
+                    *stitched.side(side), chats(side, "fit", kind, given), batch_size=config.batch_size
+                )
+                for given in (False, True)
+            ]
+            for side, kind in both
+        }
     means = {key: MeanStreams(*(stream.double().mean(0) for stream in found)) for key, found in read.items()}
-
     maps = {condition: (stitches[name], False) for condition, name in CARRIED.items()}
     vectors = condition_vectors(means, maps, config.seed, at_unit_length=True)
     cosines = {

@@ -88,8 +88,6 @@ class LanguageSweep(Sweep):
     config: LanguageConfig
     prompts: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """By split: `evaluated`, and `chosen`, those on which the strength was chosen."""
-    cosines: Mapping[tuple[str, str], float] = field(default_factory=dict)
-    """By side and language: between the native direction and the transferred one."""
     frequencies: Mapping[str, int] = field(default_factory=dict)
     """By language: sentences of the training text (Fig. 11)."""
 
@@ -99,10 +97,10 @@ class LanguageSweep(Sweep):
     def chosen_for(self, side: str, condition: str, of: str) -> float:
         return self.chosen[side]
 
-    def gaps(self, side: str, strength: float | None = None) -> dict[str, float]:
+    def gaps(self, side: str) -> dict[str, float]:
         """Compute Eq. 16 for each language."""
         return {
-            language: clipped_gap(*(self.share(side, c, language, strength).value for c in ("transferred", "native")))
+            language: clipped_gap(*(self.share(side, c, language).value for c in ("transferred", "native")))
             for language in self.config.languages
         }
 
@@ -167,11 +165,14 @@ def sweep_languages(stitched: StitchedPair, config: LanguageConfig) -> LanguageS
     }
     maps = {"transferred": (stitched.stitch, False), "biased": (stitched.stitch, True)}
     vectors = condition_vectors(means, maps, config.seed)
-    cosines = {
-        key: (found["native"].direction @ found["transferred"].direction).item() for key, found in vectors.items()
-    }
-    frequencies = _training_frequencies(stitched, config.frequency_documents)
-    sweep = LanguageSweep(config=config, prompts=prompts, cosines=cosines, frequencies=frequencies)
+    texts = of_activations(pair, (0, 0), scale=stitched.scale)["texts"]
+    made_of, sources = {"texts": texts, "documents": config.frequency_documents}, (language_frequencies, read_documents)
+    with blaming(pair, "text"):
+        frequencies = kept_json(
+            artifact(pair.name, "languages", made_of, sources=sources, suffix=".json"),
+            lambda: language_frequencies(itertools.islice(read_documents(pair.train), config.frequency_documents)),
+        )
+    sweep = LanguageSweep(config=config, prompts=prompts, frequencies=frequencies)
     run = functools.partial(
         sweep.fill,
         stitched=stitched,
@@ -186,17 +187,6 @@ def sweep_languages(stitched: StitchedPair, config: LanguageConfig) -> LanguageS
     sweep.chosen.update({side: sweep.choose(side, "native", some, config.strengths) for side in TABLES})
     run([sweep.cell(side, c, language, s) for side, language in keys for c, s, _ in RUNS], title="responses")
     return sweep
-
-
-def _training_frequencies(stitched: StitchedPair, count: int) -> dict[str, int]:
-    """Count the sentences of each language in the first `count` documents of the training text, once."""
-    pair, sources = stitched.pair, (language_frequencies, read_documents)
-    made_of = {"texts": of_activations(pair, (0, 0), scale=stitched.scale)["texts"], "documents": count}
-    with blaming(pair, "text"):
-        return kept_json(
-            artifact(pair.name, "languages", made_of, sources=sources, suffix=".json"),
-            lambda: language_frequencies(itertools.islice(read_documents(pair.train), count)),
-        )
 
 
 def clipped_gap(transferred: float, native: float) -> float:
@@ -226,12 +216,9 @@ def rank_correlation(x: Sequence[float], y: Sequence[float], *, seed: int = 0) -
     """Compute Spearman's correlation of pairs (x, y), with a bootstrap interval over the pairs.
 
     Resamples in which all x or all y are the same have no order and are left out; if the data have none, the value is
-    0. Its interval then, and that of fewer than five pairs, is [-1, 1]: resampling them says nothing. ValueError for
-    lists of different lengths, or empty ones.
+    0. Its interval then, and that of fewer than five pairs, is [-1, 1]: resampling them says nothing.
     """
-    both = np.array([x, y], dtype=float) if len(x) == len(y) else np.empty((2, 0))
-    if not both.size:
-        raise ValueError(f"{len(x)} and {len(y)} values: expected as many of each, and at least one")
+    both = np.array([x, y], dtype=float)
     value = _spearman(both[:, None])[0]
     if np.isnan(value) or len(x) < FEWEST_PAIRS:
         return Estimate(0.0 if np.isnan(value) else float(value), -1.0, 1.0)

@@ -91,20 +91,13 @@ def preference(model: LanguageModel, choices: Sequence[Choice], *, batch_size: i
 class Comparison:
     """Answers to the same questions under native steering and under another, over the same lengths alpha.
 
-    Intervals are bootstraps over questions. ValueError for answers to different questions, or fewer than three lengths.
+    Intervals are bootstraps over questions.
     """
 
     native: Float[np.ndarray, "alphas questions"]
-    other: Float[np.ndarray, "_ _"]
+    other: Float[np.ndarray, "alphas questions"]
     alphas: Sequence[float]
     seed: int = 0
-
-    def __post_init__(self):
-        if self.native.shape != self.other.shape or self.native.ndim != 2 or len(self.native) < 3:
-            raise ValueError(
-                f"dose-responses of shapes {self.native.shape} and {self.other.shape}: expected the same questions at "
-                "the same three or more strengths"
-            )
 
     def each_correlation(self) -> Float[np.ndarray, " questions"]:
         """Correlate, over alpha, the two answers to each question; 0 where one of them does not move."""

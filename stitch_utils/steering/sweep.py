@@ -17,7 +17,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -32,6 +32,8 @@ from ..utils.cache import artifact, kept
 from ..utils.progress import progress
 from ..utils.stats import Estimate, clopper_pearson, crossed_mean
 from .vectors import SteeringVector, clamp
+
+UNSTEERED = ("none", "instructed")  # conditions in which no stream is moved
 
 # ---- responses -------------------------------------------------------------------------------------------------------
 
@@ -124,9 +126,6 @@ class Sweep:
     chosen one.
     """
 
-    UNSTEERED: ClassVar[tuple[str, ...]] = ("none",)
-    """Conditions in which no stream is moved."""
-
     config: SweepConfig
     cells: dict[Cell, Answers] = field(default_factory=dict)
     chosen: dict[Any, float] = field(default_factory=dict)
@@ -206,7 +205,7 @@ class Sweep:
 
     def cell(self, side: str, condition: str, of: str, strength: float | None = None, split: str = "evaluated") -> Cell:
         """Return the cell at a strength."""
-        if condition in self.UNSTEERED:
+        if condition in UNSTEERED:
             strength = 0.0
         elif strength is None:
             strength = self.chosen_for(side, condition, of)

@@ -212,12 +212,7 @@ def condition_directions(own: Tensor, other: Tensor, maps: Maps, *, to: str, see
 
 
 def transfer_vector(
-    vector: Float[Tensor, " d_from"],
-    stitch: Stitch,
-    *,
-    to: str = "b",
-    with_bias: bool = False,
-    keep_norm: bool = False,
+    vector: Float[Tensor, " d_from"], stitch: Stitch, *, to: str = "b", with_bias: bool = False, keep_norm: bool = False
 ) -> Float[Tensor, " d_to"]:
     """Carry a direction across a stitch: v P at unit length. `to="b"` makes one of A one of B.
 
