@@ -95,9 +95,6 @@ def behaviours(
         return [_published(name, data, tokenizer, contrasts, choices, seed) for name in names]
 
 
-# ---- Anthropic's model-written evaluations ---------------------------------------------------------------------------
-
-
 def _published(name: str, data: DatasetRef, tokenizer, contrasts: int, choices: int, seed: int) -> Behaviour:
     """Order the rows by their texts and the seed, and take the first for contrasts and the others for choices.
 
@@ -126,9 +123,6 @@ def _published(name: str, data: DatasetRef, tokenizer, contrasts: int, choices: 
         for one in questions[:first]
     )
     return Behaviour(name, pairs, tuple(questions[first : first + choices]))
-
-
-# ---- the embedded world ----------------------------------------------------------------------------------------------
 
 
 def world_behaviour(name: str, *, contrasts: int, choices: int, seed: int = 0) -> Behaviour:

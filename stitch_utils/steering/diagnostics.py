@@ -48,9 +48,6 @@ COUNTS = (2, 3, 5, 10, 20, 50)
 DRAWS = 200
 
 
-# ---- the chat template's tokens --------------------------------------------------------------------------------------
-
-
 class TemplateFit(NamedTuple):
     """Three stitches of one text, and the shares of held-out streams that each leaves unexplained."""
 
@@ -200,9 +197,6 @@ def _repeated(moments: PairMoments, times: int) -> PairMoments:
         total = total + moments if times % 2 else total
         moments, times = moments + moments, times // 2
     return total
-
-
-# ---- vectors from few prompts ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -32,11 +32,9 @@ from .vectors import add, at_last_tokens
 # What comes before the two answers of a choice part, and the two tokens with which they do.
 Question = tuple[list[int], int, int]
 
-# ---- answers ---------------------------------------------------------------------------------------------------------
-
 
 def questions(model: LanguageModel, choices: Sequence[Choice]) -> list[Question]:
-    """Tokenise prompts together with their answers, so that an answer is judged where it parts from the other.
+    """Tokenise prompts with their answers, to judge an answer where it parts from the other.
 
     ValueError for no choices, and for two answers that part nowhere.
     """
@@ -84,9 +82,6 @@ def preference(model: LanguageModel, choices: Sequence[Choice], *, batch_size: i
     return clopper_pearson(int(right.sum()), len(right))
 
 
-# ---- two dose-responses ----------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Comparison:
     """Answers to the same questions under native steering and under another, over the same lengths alpha.
@@ -104,7 +99,7 @@ class Comparison:
         return _pearson(self.native, self.other)
 
     def correlation(self) -> Estimate:
-        """Average `each_correlation`."""
+        """Average the correlations of the questions."""
         each = self.each_correlation()
         return from_draws(each.mean(), self._drawn() @ each)
 
@@ -114,11 +109,9 @@ class Comparison:
         return from_draws(float(value), _pearson(self.native @ drawn, self.other @ drawn))
 
     def relative_slope(self) -> Estimate:
-        """Divide the least-squares slopes over alpha of the mean answers, other by native: 1 where it steers as far a
-        step.
+        """Divide the least-squares slopes over alpha of the mean answers, other by native.
 
-        Resamples in which the native slope is zero are left out. ValueError where it is zero for the questions
-        themselves.
+        Resamples whose native slope is zero are left out. ValueError where it is zero for the questions themselves.
         """
         weights = np.asarray(self.alphas, dtype=float) - np.mean(self.alphas)
         native, other = (weights @ answers for answers in (self.native, self.other))  # up to one factor for both
@@ -138,9 +131,6 @@ def _pearson(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     x, y = x - x.mean(0), y - y.mean(0)
     norms = np.sqrt((x**2).sum(0) * (y**2).sum(0))
     return np.divide((x * y).sum(0), norms, out=np.zeros_like(norms), where=norms > 1e-12)
-
-
-# ---- the experiment --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -203,8 +193,7 @@ class ChoiceSweep:
         return stratified_mean(rows, self.config.seed)
 
     def overall_slope(self, condition: str) -> Estimate:
-        """Take the relative slope of the mean over the behaviours, so that one which native steering hardly moves
-        counts little."""
+        """Take the slope of the mean over the behaviours: one that native steering hardly moves counts little."""
         rows = [[self.responses[name, which] for name in self.behaviours] for which in ("native", condition)]
         fewest = min(answers.shape[1] for answers in rows[0])
         native, other = (np.mean([answers[:, :fewest] for answers in row], axis=0) for row in rows)
@@ -235,9 +224,9 @@ def steer_choices(
     *,
     unit: float,
 ) -> ChoiceSweep:
-    """Measure the answers to every behaviour's questions under each of its directions, `native` among them, by dose.
+    """Measure the answers to each behaviour's questions under each of its directions, at each dose, in lengths `unit`.
 
-    `unit` is the length of a dose of 1. ValueError for a behaviour without directions.
+    ValueError for a behaviour without directions.
     """
     if missing := sorted({one.name for one in some} - set(directions)):
         raise ValueError(f"no directions for behaviour {missing[0]!r}: known are {', '.join(directions)}")

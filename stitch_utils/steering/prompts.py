@@ -45,8 +45,6 @@ ROW_PARTS = ("fit", "evaluated", "chosen", "fit", "evaluated")
 COLUMNS = ("prompt", PROMPT_COLUMN, "instruction_id_list", "kwargs")
 WORLD_LANGUAGE = "fr"  # asked for by the world's instruction `language`: the most frequent one that is not English
 
-# ---- languages -------------------------------------------------------------------------------------------------------
-
 
 def languages(pair: ModelPair) -> tuple[str, ...]:
     """List the languages that the pair can be steered towards from English, by langdetect's codes."""
@@ -124,9 +122,6 @@ def as_turn(tokenizer, text: str, *, cue: str = "") -> str:
 def _of_world(seed: str, instruction: str | None = None) -> tuple[str, ...]:
     """Draw requests of the world, each once."""
     return tuple(dict.fromkeys(one.prompt for one in requests(seed, WORLD_PROMPTS, instruction=instruction)))
-
-
-# ---- instructions ----------------------------------------------------------------------------------------------------
 
 
 class InstructionPrompt(NamedTuple):
@@ -220,9 +215,6 @@ def _by_kind(data: DatasetRef) -> dict[str, list[InstructionPrompt]]:
     for prompts in ordered.values():
         random.Random("instructions").shuffle(prompts)
     return ordered
-
-
-# ---- rows of data sets -----------------------------------------------------------------------------------------------
 
 
 def named_rows(data: DatasetRef, pick: Callable[[dict], Any], *, picked: str) -> Iterator[Any]:

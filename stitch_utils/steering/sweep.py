@@ -35,8 +35,6 @@ from .vectors import SteeringVector, clamp
 
 UNSTEERED = ("none", "instructed")  # conditions in which no stream is moved
 
-# ---- responses -------------------------------------------------------------------------------------------------------
-
 
 class Cell(NamedTuple):
     """The place of one set of responses in a sweep."""
@@ -61,6 +59,11 @@ class Move(NamedTuple):
     direction: Float[Tensor, " d_model"]
     by: float
 
+    def key(self) -> list:
+        """Return what tells this move from others."""
+        direction = self.direction.cpu().double().numpy().tobytes()
+        return [self.edit.__name__, hashlib.sha256(direction).hexdigest(), self.by]
+
 
 def clamped(vector: SteeringVector, strength: float) -> Move:
     """Set the component along `vector` to what `strength` makes it (Eqs. 8 and 9)."""
@@ -84,9 +87,6 @@ def kept_json(path: Path, make: Callable[[], Any]) -> Any:
         place.write_text(json.dumps(made, ensure_ascii=False), encoding="utf-8")
 
     return kept(path, make, save, lambda place: json.loads(place.read_text(encoding="utf-8")))
-
-
-# ---- the sweep -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,9 +121,9 @@ class SweepConfig:
 class Sweep:
     """All responses of an experiment, and what follows from them.
 
-    A kind of sweep says what it steers towards (`subjects`), which strength it chose (`chosen_for`), and how means over
-    subjects and prompts are made (`mean`). A side is the model that is steered, `a` or `b`; a strength of None is the
-    chosen one.
+    A kind of sweep says what it steers towards (`subjects`), which strength it chose (`chosen_for`), and how it makes
+    means over subjects and prompts (`mean`), with bootstrap intervals. A side is the model that is steered, `a` or `b`;
+    a strength of None is the chosen one.
     """
 
     config: SweepConfig
@@ -140,7 +140,7 @@ class Sweep:
         raise NotImplementedError
 
     def mean(self, rows: Sequence[np.ndarray]) -> Estimate:
-        """Average over subjects and prompts; by default the prompts are the same for all, and both are drawn anew."""
+        """Average over subjects and prompts; by default all subjects have the same prompts, and both are drawn anew."""
         return crossed_mean(np.array(rows), self.config.seed)
 
     def fill(
@@ -155,7 +155,7 @@ class Sweep:
         part: str,
         title: str,
     ) -> None:
-        """Fill those `wanted` cells that are empty with answers to their `prompts`, and tell which of them are done.
+        """Fill those `wanted` cells that are empty with greedy answers to their `prompts`, and tell which are done.
 
         Where the strength is not 0, the stream is moved by the `move` of the cell. What the `judge` says of each
         response is kept with it, since judges take their time. ValueError, naming the pair and the `part` of it, for a
@@ -166,27 +166,18 @@ class Sweep:
                 found = self._answer(stitched, cell, prompts(cell), move(cell) if cell.strength else None, judge)
             self.cells[cell] = found._replace(done=tuple(map(bool, is_done(cell, found))))
 
-    def _answer(
-        self,
-        stitched: StitchedPair,
-        cell: Cell,
-        prompts: Sequence[str],
-        move: Move | None,
-        judge: Callable[[str], str] | None,
-    ) -> Answers:
-        """Let the model of a cell answer greedily while its stream is moved, or find what it answered before."""
+    def _answer(self, stitched: StitchedPair, cell: Cell, prompts: Sequence[str], move: Move | None, judge) -> Answers:
+        """Make the answers of a cell, or find those that were made before."""
         (model, layer), pair, config = stitched.side(cell.side), stitched.pair, self.config
-        moved = move and hashlib.sha256(move.direction.cpu().double().numpy().tobytes()).hexdigest()
         ingredients = {
             "model": weights_digest({"a": pair.a, "b": pair.b}[cell.side]),
             "dtype": pair.dtype,
             "layer": layer,
-            "moved": move and [move.edit.__name__, moved, move.by],
+            "moved": move and move.key(),
             "prompts": list(prompts),
             "tokens": config.max_new_tokens,
             "batch": config.batch_size,
         }
-        sources = [source for source in (generate_texts, clamp, judge) if source]
 
         def make() -> dict[str, list]:
             responses = generate_texts(
@@ -200,6 +191,7 @@ class Sweep:
             )
             return {"responses": responses, "judged": [judge(one.text) for one in responses] if judge else []}
 
+        sources = [source for source in (generate_texts, clamp, judge) if source]
         found = kept_json(artifact(pair.name, "responses", ingredients, sources=sources, suffix=".json"), make)
         return Answers(tuple(Response(*row) for row in found["responses"]), tuple(found["judged"]))
 
@@ -212,24 +204,22 @@ class Sweep:
         return Cell(split, side, condition, of, strength)
 
     def answers(self, *cell, **more) -> Answers:
-        """Return the responses in a cell; arguments as `cell` takes them."""
+        """Return the responses in a cell; arguments as in `cell`."""
         return self.cells[self.cell(*cell, **more)]
 
     def share(self, *cell, **more) -> Estimate:
-        """Measure the share of responses that do what steering is for, with Clopper and Pearson's interval; arguments
-        as `cell` takes them."""
+        """Measure the share of responses that are done, with Clopper and Pearson's interval; arguments as in `cell`."""
         done = self.answers(*cell, **more).done
         return clopper_pearson(sum(done), len(done))
 
     def mean_share(
         self, side: str, condition: str, strength: float | None = None, split: str = "evaluated"
     ) -> Estimate:
-        """Average the shares of all subjects, with the bootstrap interval of `mean`."""
+        """Average the shares of all subjects."""
         return self.mean([self._done(side, condition, one, strength, split) for one in self.subjects(split)])
 
     def advantage(self, side: str, condition: str, over: str, of: Sequence[str] = ()) -> Estimate:
-        """Average the difference of two conditions, prompt by prompt, over the subjects `of`, by default all, with the
-        bootstrap interval of `mean`."""
+        """Average the difference of two conditions, prompt by prompt, over the subjects `of`, by default all."""
         some = of or self.subjects("evaluated")
         return self.mean([self._done(side, condition, one) - self._done(side, over, one) for one in some])
 
@@ -245,8 +235,8 @@ class Sweep:
     ) -> Estimate:
         """Measure the nats a token by which responses cost the unsteered model more than its own to the same prompts.
 
-        The mean is over the subjects `of`, by default all, with the bootstrap interval of `mean`. Each response is read
-        after its prompt; with `alone`, without it.
+        The mean is over the subjects `of`, by default all. Each response is read after its prompt; with `alone`,
+        without it.
         """
         some = of or self.subjects(split)
         return self.mean([self._rises(side, condition, one, strength, split, alone) for one in some])
@@ -262,26 +252,21 @@ class Sweep:
         return chosen_strength(shares, rises, self.config.wanted_share)
 
     def _done(self, *cell) -> np.ndarray:
-        """Give 1 for each response that does what steering is for, else 0; arguments as `cell` takes them."""
+        """Give 1 for each response that does what steering is for, else 0; arguments as in `cell`."""
         return np.array(self.answers(*cell).done, dtype=float)
 
     def _rises(self, side: str, condition: str, of: str, strength: float | None, split: str, alone=False) -> np.ndarray:
         """Subtract the NLL of the unsteered responses from that of the others, prompt by prompt."""
-        steered, own = (
-            np.array(
-                [one.nll_alone if alone else one.nll for one in self.answers(side, c, of, strength, split).responses]
-            )
-            for c in (condition, "none")
-        )
+        both = (self.answers(side, which, of, strength, split).responses for which in (condition, "none"))
+        steered, own = (np.array([one.nll_alone if alone else one.nll for one in found]) for found in both)
         return steered - own
 
 
 def chosen_strength(shares: Mapping[float, float], rises: Mapping[float, float], wanted: float) -> float:
-    """Choose, among the strengths whose share is at least `wanted`, the one whose responses cost least, the smallest of
-    equals.
+    """Choose, among the strengths whose share is at least `wanted`, the one whose responses cost least.
 
-    Where none reaches it, choose the one with the largest share, again the smallest of equals; where all shares are 0
-    the largest, so that what fails does not fail for want of strength.
+    Where none reaches it, choose the one with the largest share, of equals the smallest; where all shares are 0 the
+    largest strength, so that what fails does not fail for want of strength.
     """
     if not any(shares.values()):
         return max(shares)

@@ -14,12 +14,9 @@ the mean streams of the two languages give the components along any direction: e
 App. F.2, after Stolfo et al. 2025. The direction of an instruction is read at the last token of the prompt, after the
 chat template's own tokens: the mean over prompts that carry the instruction less the mean over those without it.
 
-The sister paper (Bello et al., arXiv 2506.00653) takes the difference that a behaviour makes at the last token of
-pairs of texts, t+ with the behaviour and t- without it, and adds it at a length alpha of its own at every position,
-
-    v = mean over pairs of  h(t+) - h(t-),        h' = h + alpha v / ||v||.
-
-It carries v over as v A + p, bias included. The difference of two images has none, (x A + p) - (x' A + p) = (x - x') A:
+The sister paper (Bello et al., arXiv 2506.00653) takes the mean difference of h at the last token of texts with a
+behaviour and without it, and adds it at a length alpha of its own, h' = h + alpha v / ||v||, at every position. It
+carries v over as v A + p, bias included. The difference of two images has none, (x A + p) - (x' A + p) = (x - x') A:
 with it, the vector is pulled towards p, more so the shorter v is, and those of different behaviours become alike.
 
 Offers `MeanStreams`, `language_means`, `last_token_residuals`, `at_last_tokens`, `spread`; `SteeringVector`,
@@ -46,8 +43,6 @@ from ..utils.progress import progress
 
 Maps = Mapping[str, tuple[Stitch, bool]]  # by condition: a stitch, and whether its bias is added
 
-# ---- reading streams -------------------------------------------------------------------------------------------------
-
 
 class MeanStreams(NamedTuple):
     """Mean residual streams of two kinds of text, which give the mean components along any direction."""
@@ -61,10 +56,9 @@ class MeanStreams(NamedTuple):
 def language_means(
     model: LanguageModel, layer: int, pairs: Sequence[tuple[str, str]], *, batch_size: int = 32
 ) -> MeanStreams:
-    """Average the residual streams before block `layer` over English and over the other language's tokens.
+    """Average the residual streams before block `layer` over the tokens of (English, other) texts.
 
-    `pairs` are (English, other) texts; those longer than the model reads are cut. ValueError for no pairs, or none with
-    an ordinary token.
+    Texts longer than the model reads are cut. ValueError for no pairs, or none with an ordinary token.
     """
     if not pairs:
         raise ValueError("no parallel texts given: expected at least one pair")
@@ -106,8 +100,7 @@ def last_token_residuals(
 ) -> Float[Tensor, "prompts d_model"]:
     """Read the residual stream before block `layer` at the last token of each prompt; it ends on the CPU.
 
-    Tokens such as those of a chat template are read as what they are. ValueError for no prompts, or one that leaves no
-    room for a reply of one token.
+    ValueError for no prompts, or one that leaves no room for a reply of one token.
     """
     if not prompts:
         raise ValueError("no prompts given: expected at least one")
@@ -118,9 +111,6 @@ def last_token_residuals(
 def spread(moments: PairMoments) -> float:
     """Measure how far B's stream is from its mean on an ordinary token: the root of the mean squared distance."""
     return moments.cyy.trace().sqrt().item()
-
-
-# ---- vectors that set a component ------------------------------------------------------------------------------------
 
 
 class SteeringVector(NamedTuple):
@@ -141,7 +131,7 @@ class SteeringVector(NamedTuple):
 def steering_vector(means: MeanStreams, direction: Float[Tensor, " d_model"] | None = None) -> SteeringVector:
     """Make the vector along `direction`, by default from the one mean to the other, with both mean components.
 
-    ValueError if a direction is zero, or as wide as another model.
+    ValueError for means that do not differ, and for a direction of another width.
     """
     if direction is None:
         direction = _unit(means.target - means.source, "the difference of the two means")
@@ -156,10 +146,10 @@ def steering_vector(means: MeanStreams, direction: Float[Tensor, " d_model"] | N
 def condition_vectors(
     means: Mapping[tuple[str, str], MeanStreams], maps: Maps, seed: int, *, at_unit_length: bool = False
 ) -> dict[tuple[str, str], dict[str, SteeringVector]]:
-    """Make the vectors of all conditions from `means[side, what]`, with components taken in the steered model.
+    """Make the vectors of all conditions (`condition_directions`) from `means[side, what]`, for the model of `side`.
 
-    The conditions are those of `condition_directions`; along `random` the stream is moved as far as along `native`. The
-    other model's vector keeps its length, which counts where a bias is added, or comes `at_unit_length`.
+    Along `random` the stream is moved as far as along `native`. The other model's vector keeps its length, which counts
+    where a bias is added, or comes `at_unit_length`.
     """
     vectors = {}
     for number, ((side, what), own) in enumerate(means.items()):
@@ -172,14 +162,11 @@ def condition_vectors(
     return vectors
 
 
-# ---- vectors that are added ------------------------------------------------------------------------------------------
-
-
 def contrast_vectors(
     model: LanguageModel, layer: int, contrasts: Mapping[str, Sequence[tuple[str, str]]], *, batch_size: int = 64
 ) -> dict[str, Float[Tensor, " d_model"]]:
     """Average, for each name, the difference of the stream before block `layer` at the last token of (with, without)
-    texts, in float64 and on the CPU, at its own length. ValueError for a name without pairs."""
+    texts: float64 on the CPU, at its own length. ValueError for a name without pairs."""
     found = {}
     for name, pairs in progress(contrasts.items(), "vectors"):
         if not pairs:
@@ -208,17 +195,13 @@ def condition_directions(own: Tensor, other: Tensor, maps: Maps, *, to: str, see
     return {"native": _unit(own, "the native vector"), **carried, "random": random_direction(len(own), seed)}
 
 
-# ---- across a stitch, and into the stream ----------------------------------------------------------------------------
-
-
 def transfer_vector(
     vector: Float[Tensor, " d_from"], stitch: Stitch, *, to: str = "b", with_bias: bool = False, keep_norm: bool = False
 ) -> Float[Tensor, " d_to"]:
     """Carry a direction across a stitch: v P at unit length. `to="b"` makes one of A one of B.
 
-    `with_bias` adds the map's bias first, as Bello et al. do (arXiv 2506.00653): the image of v as if it were a point,
-    which depends on how long v is. `keep_norm` leaves the image as long as the map makes it.
-    ValueError for another `to`, a vector of another width, or one that the map takes to zero.
+    `with_bias` adds the map's bias first, as Bello et al. do (arXiv 2506.00653). `keep_norm` leaves the image as long
+    as the map makes it. ValueError for another `to`, a vector of another width, or one that the map takes to zero.
     """
     across = stitch.towards(to)
     if len(vector) != across.d_in:
