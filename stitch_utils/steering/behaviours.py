@@ -1,13 +1,12 @@
 r"""Behaviours with two answers: what contrast vectors are taken from, and what shows whether they steer.
 
 The sister paper (arXiv 2506.00653) steers models in multiple-choice questions from Anthropic's model-written
-evaluations, by the difference that one answer instead of the other makes to the stream at the last token. A behaviour
-here is a set of contrast pairs, two texts that differ in nothing but what the behaviour is about and end at the same
-place, and a set of questions: a prompt with two ways on, of which the first is the behaviour's.
+evaluations. A behaviour here is a set of contrast pairs, two texts that differ in nothing but what the behaviour is
+about and end at the same place, and a set of questions: a prompt with two ways on, the first of them the behaviour's.
 
 The embedded pair answers no questions, but it has clear preferences about the next word: after a sentence about a woman
 it expects "She", after a sentence in French a French one. So the world's behaviours are such choices, with prompts that
-call for either answer in equal numbers; that makes it possible to check first that the model has the preference at all
+call for either answer in equal numbers, to check first that the model has the preference at all
 (`multiple_choice.preference`). The pairs are drawn as one frame said in two ways.
 
 Offers `Behaviour`, `Choice`, `behaviours`, `world_behaviour`, `WORLD_BEHAVIOURS`, `FILES`, `COLUMNS`.
@@ -81,25 +80,24 @@ def behaviours(
     """Make the behaviours of the data set `behaviours` that the pair's file names, else the world's.
 
     Each has at most so many contrast pairs and choices; all are made, or `count` that lie far apart in their list.
-    ValueError for counts below one, or data without the columns of Anthropic's; HubError for data that cannot be had.
+    ValueError for counts below one, or data without `COLUMNS`; HubError for data that cannot be had.
     """
     if min(contrasts, choices) < 1 or count < 0:
         raise ValueError(f"expected at least one contrast pair and one choice: got {contrasts} and {choices}")
-    names = list(FILES if "behaviours" in pair.datasets else WORLD_BEHAVIOURS)
+    data = pair.datasets.get("behaviours")
+    names = list(FILES if data else WORLD_BEHAVIOURS)
     if 0 < count < len(names):
         names = [names[place * len(names) // count] for place in range(count)]
-    if "behaviours" not in pair.datasets:
+    if data is None:
         return [world_behaviour(name, contrasts=contrasts, choices=choices, seed=seed) for name in names]
     with blaming(pair, "datasets: behaviours"):
-        data = pair.datasets["behaviours"]
         return [_published(name, data, tokenizer, contrasts, choices, seed) for name in names]
 
 
 def _published(name: str, data: DatasetRef, tokenizer, contrasts: int, choices: int, seed: int) -> Behaviour:
-    """Order the rows by their texts and the seed, and take the first for contrasts and the others for choices.
+    """Order the rows by their texts and the seed, take the first, at most half, for contrasts, and others for choices.
 
-    Both get half of few rows. A contrast pair is a question with either answer, without the bracket after a letter, so
-    that the letter is the last token.
+    A contrast pair is a question with either answer, without the bracket after a letter: the letter is the last token.
     """
     file = FILES[name]
     with reaching("dataset", data.name, data.revision):

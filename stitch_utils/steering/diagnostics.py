@@ -52,12 +52,11 @@ class TemplateFit(NamedTuple):
     """Three stitches of one text, and the shares of held-out streams that each leaves unexplained."""
 
     stitches: Mapping[str, Stitch]
-    """`without` and `with` template tokens, and `often`, with each of them counted several times."""
+    """By what it was fitted on: `without` template tokens, `with` them, `often`, with each counted several times."""
     unexplained: Mapping[tuple[str, str, str], float]
-    """Share of the variance, by stitch, group of tokens (`ordinary`, `template`, and `last` of the prompts given) and
-    the model `b` or `a` that the map leads to; the mean of the stream leaves 1. `last_centred` leaves out the mean
-    error at `last` tokens, which no difference of means sees. A group that held-out text has too little of is left
-    out."""
+    """Share of the variance (the mean leaves 1), by stitch, group of tokens, of which held-out text has enough, and the
+    model `b` or `a` that the map leads to. `last` are those of the prompts given; `last_centred` leaves out their mean
+    error, which no difference of means sees."""
     tokens: Mapping[str, int | float]
     """Numbers of tokens fitted on: `ordinary` by all, `template` by all but the first."""
     repeats: int
@@ -65,15 +64,14 @@ class TemplateFit(NamedTuple):
     names: tuple[str, ...]
     """The template's tokens."""
     chats: int
-    """Number of chats made of documents and added to the text, for all; 0 where the text holds chats already."""
+    """Number of chats made of documents and added to the text; 0 where the text holds chats already."""
 
     def numbers(self, pair: str) -> dict[str, float]:
         """List the entries of a results file."""
-        found = {
-            f"template.{pair}.{name}.{group}.to_{to}": share for (name, group, to), share in self.unexplained.items()
-        }
-        found |= {f"template.{pair}.tokens.{name}": count for name, count in self.tokens.items()}
-        return found | {f"template.{pair}.repeats": self.repeats, f"template.{pair}.chats": self.chats}
+        found = {f"{name}.{group}.to_{to}": share for (name, group, to), share in self.unexplained.items()}
+        found |= {f"tokens.{name}": count for name, count in self.tokens.items()}
+        found |= {"repeats": self.repeats, "chats": self.chats}
+        return {f"template.{pair}.{name}": value for name, value in found.items()}
 
 
 def template_tokens(model: LanguageModel) -> list[int]:
@@ -236,11 +234,10 @@ def vector_noise(
     draws: int = DRAWS,
     seed: int = 0,
 ) -> VectorNoise:
-    """Compare vectors from prompts drawn apart; `shifts[side, kind]` is what an instruction adds to the stream of a
-    model, prompt by prompt.
+    """Compare vectors from prompts drawn apart, at each of `counts` pairs of prompts that some instruction has twice.
 
-    At each number of pairs, the mean is over the instructions that have it twice over; one that none has is left out.
-    ValueError without draws.
+    `shifts[side, kind]` is what an instruction adds to the stream of a model, prompt by prompt. ValueError without
+    draws.
     """
     if draws < 1:
         raise ValueError(f"draws={draws}: expected at least one")

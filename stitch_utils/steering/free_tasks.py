@@ -2,8 +2,7 @@
 
 The sister paper (arXiv 2506.00653) steers free responses towards capital letters, mentions of dogs, and French, and
 counts the responses that have become so. A task here is contrast pairs for a vector (`vectors.contrast_vectors`), and
-a rule that looks at a response alone. For models that read English at large the topic is dogs, as in that paper, in
-sentences written for this package; the embedded world has no dogs, so there it is the sea.
+a rule that looks at a response alone. The embedded world has no dogs, so there the topic is the sea.
 
 Offers `FreeTask`, `free_tasks`, `FreeConfig`, `free_config`, `sweep_free_tasks`, `FreeSweep`.
 """

@@ -6,7 +6,7 @@ the logits of two answers under native and under mapped steering, and their corr
 correlate, however little one of them rises, so beside it stands the ratio of their slopes, and a random direction as
 the control. The vectors are `vectors.contrast_vectors`, the questions those of `behaviours`.
 
-Offers `ChoiceConfig`, `choice_config`, `steer_choices`, `ChoiceSweep`; `Question`, `questions`, `logit_differences`,
+Offers `ChoiceConfig`, `choice_config`, `steer_choices`, `ChoiceSweep`; `Questions`, `questions`, `logit_differences`,
 `preference`; and `Comparison` of two dose-responses.
 """
 
@@ -29,11 +29,11 @@ from ..utils.stats import Estimate, clopper_pearson, from_draws, resampled_count
 from .behaviours import Behaviour, Choice
 from .vectors import add, at_last_tokens
 
-# What comes before the two answers of a choice part, and the two tokens with which they do.
-Question = tuple[list[int], int, int]
+# Of each question: what comes before its two answers part, and the two tokens with which they do.
+Questions = list[tuple[list[int], int, int]]
 
 
-def questions(model: LanguageModel, choices: Sequence[Choice]) -> list[Question]:
+def questions(model: LanguageModel, choices: Sequence[Choice]) -> Questions:
     """Tokenise prompts with their answers, to judge an answer where it parts from the other.
 
     ValueError for no choices, and for two answers that part nowhere.
@@ -51,19 +51,12 @@ def questions(model: LanguageModel, choices: Sequence[Choice]) -> list[Question]
 
 
 def logit_differences(
-    model: LanguageModel,
-    asked: Sequence[Question],
-    *,
-    layer: int | None = None,
-    edit: Edit | None = None,
-    batch_size: int = 64,
+    model: LanguageModel, asked: Questions, *, layer: int | None = None, edit: Edit | None = None, batch_size: int = 64
 ) -> Float[np.ndarray, " questions"]:
     """Subtract the logit of the other answer from that of the matching one, at the last token of each prompt."""
 
-    def read(tokens: Tensor) -> Tensor:
-        return model.logits(tokens, layer=layer, edit=edit)
-
     rows, *answers = zip(*asked)
+    read = functools.partial(model.logits, layer=layer, edit=edit)
     logits = at_last_tokens(model, rows, read, batch_size=batch_size)
     matching, other = (logits[torch.arange(len(rows)), torch.tensor(answer)] for answer in answers)
     return (matching - other).double().numpy()

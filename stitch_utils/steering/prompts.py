@@ -19,7 +19,6 @@ import random
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import httpx
@@ -90,9 +89,9 @@ def parallel_pairs(pair: ModelPair, language: str, count: int) -> list[tuple[str
 def steering_prompts(pair: ModelPair, count: int, *, tokenizer, split: str = "evaluated") -> list[str]:
     """List at most `count` different prompts, as the model should read them: in its chat template if there is one.
 
-    `split` is `chosen` for those on which a strength is chosen, `evaluated` for the others, `all` for both. From the
-    data set `prompts` of the pair's file, whose name is a Hub id or the path or URL of a .jsonl file, with a column
-    `prompt_without_instruction`; else from the world. ValueError for another split, and for data without prompts.
+    `split` is `chosen` for those on which a strength is chosen, `evaluated` for the others, `all` for both. They come
+    from the column `prompt_without_instruction` of the data set `prompts` of the pair's file, else from the world.
+    ValueError for another split, and for data without prompts.
     """
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}: expected {', '.join(SPLITS)}")
@@ -132,7 +131,7 @@ class InstructionPrompt(NamedTuple):
     """The request with the instruction in words."""
     instruction_id: str
     """The id of its rule in `verifiers`."""
-    kwargs: Mapping[str, object] = MappingProxyType({})
+    kwargs: Mapping[str, object]
     """What the rule needs."""
 
     def is_followed(self, response: str) -> bool:
@@ -141,8 +140,7 @@ class InstructionPrompt(NamedTuple):
 
 
 def instruction_kinds(pair: ModelPair) -> tuple[str, ...]:
-    """List the instructions that there are prompts for: the world's, or those with enough rows in the data set
-    `instructions`."""
+    """List the instructions with prompts: the world's, or those with enough rows in the data set `instructions`."""
     if "instructions" not in pair.datasets:
         return tuple(WORLD_INSTRUCTIONS)
     with blaming(pair, "datasets: instructions"):
@@ -159,10 +157,9 @@ def instruction_prompts(
     """List at most `count` different prompts for one instruction, of a split: fit, chosen or evaluated.
 
     Where no strength is chosen (`choosing=False`), the prompts of the split `chosen` belong to `fit`. From the world,
-    whose prompts are the same for every instruction; or from the data set `instructions` of the pair's file, a Hub id
-    or the path or URL of a .jsonl file, with the columns of Stolfo et al.'s `ifeval_single_instr_format.jsonl`:
-    IFEval's own, and `prompt_without_instruction`. ValueError for another split, a kind that has no prompts, or a data
-    set without these columns.
+    whose prompts are the same for every instruction; or from the data set `instructions` of the pair's file, with the
+    columns of Stolfo et al.'s `ifeval_single_instr_format.jsonl`. ValueError for another split, a kind that has no
+    prompts, or a data set without these columns.
     """
     if split not in INSTRUCTION_SPLITS:
         raise ValueError(f"unknown split {split!r}: expected {', '.join(INSTRUCTION_SPLITS)}")
@@ -170,8 +167,7 @@ def instruction_prompts(
         raise ValueError(f"unknown instruction {kind!r} for pair {pair.name!r}: known are {', '.join(known)}")
     wanted = (split, "chosen") if split == "fit" and not choosing else (split,)
     if "instructions" in pair.datasets:
-        with blaming(pair, "datasets: instructions"):
-            prompts, parts = _by_kind(pair.datasets["instructions"])[kind], itertools.cycle(ROW_PARTS)
+        prompts, parts = _by_kind(pair.datasets["instructions"])[kind], itertools.cycle(ROW_PARTS)
     else:  # by the text alone, so that a prompt is in one part for all instructions
         prompts = _instructions_of_world(kind)
         parts = (WORLD_PARTS[zlib.crc32(prompt.without.encode()) % len(WORLD_PARTS)] for prompt in prompts)
@@ -189,8 +185,7 @@ def _instructions_of_world(kind: str) -> tuple[InstructionPrompt, ...]:
 
 @functools.cache
 def _by_kind(data: DatasetRef) -> dict[str, list[InstructionPrompt]]:
-    """Sort the prompts with one instruction that has a rule by the instruction's name, in an order that their texts
-    give."""
+    """Sort the prompts with one instruction that has a rule by its name, in an order that their texts give."""
 
     def pick(row: dict) -> list:
         """Take what makes a prompt; nothing where there is no rule, or more than one instruction."""
@@ -221,7 +216,7 @@ def named_rows(data: DatasetRef, pick: Callable[[dict], Any], *, picked: str) ->
     """Yield what `pick` takes of each row of a data set of the Hub, or of a .jsonl file named by its path or its URL.
 
     What comes from elsewhere is fetched once and remembered under the name `picked`, as in `hub.dataset_rows`.
-    ValueError for a file that does not exist or is no .jsonl; HubError for what cannot be fetched.
+    ValueError for a file that does not exist or holds no JSON; HubError for what cannot be fetched.
     """
     name = data.name
     if not name.endswith(".jsonl"):
