@@ -3,12 +3,12 @@
 Figs. 12 and 13, after Stolfo et al. 2025; a vector is read at the last token of the prompt. Conditions: `none`, the
 bare prompt; `instructed`, the prompt with the instruction in words, which is what steering is to replace; `native`, the
 model's own vector; `transferred`, the other model's, carried across by the stitch as the paper fits it; `template` and
-`often`, carried across by stitches that have seen the chat template's tokens, as they come or many times over
-(`diagnostics`); and `random`, a random direction along which the stream is moved as far as the native vector moves it.
-The paper clamps to the mean over prompts with the instruction, s = 1; small models need more, so all conditions are run
-at a strength that is chosen for each model and instruction, and `native` and `transferred` at s = 1 as well. Carried
-vectors have their own strength, the best for `transferred` among larger ones: the farther their direction is from the
-model's own, the closer their two components lie, and they are not to fail for want of strength.
+`often`, carried across by stitches that have seen the chat template's tokens (`diagnostics`); and `random`, a random
+direction along which the stream is moved as far as the native vector moves it. The paper clamps to the mean over
+prompts with the instruction, s = 1. Small models need more, so all conditions are run at a strength that is chosen for
+each model and instruction, and `native` and `transferred` at s = 1 as well. Carried vectors have their own strength,
+the best for `transferred` among larger ones: the farther their direction is from the model's own, the closer their two
+components lie, and they are not to fail for want of strength.
 
 Offers `InstructionConfig`, `instruction_config`, `evaluated_chats`, `sweep_instructions`, `InstructionSweep`.
 """
@@ -55,12 +55,11 @@ class InstructionConfig(SweepConfig):
     carried_strengths: tuple[float, ...] = (1.0, 1.5, 2.0, 3.0, 6.0)
     """Strengths of which one is chosen for vectors that are carried across."""
     max_new_tokens: int = 64
-    """Tokens of a response: enough for most of the world's answers to come to their end, where some instructions
-    show."""
+    """Tokens of a response: enough for most of the world's answers to end, where some instructions show."""
 
 
 def instruction_config(pair: ModelPair, scale: str, *, strength: float = 0.0, seed: int = 0) -> InstructionConfig:
-    """Take the sizes of a scale; where there is no time for all instructions, some that lie far apart in their list.
+    """Take the sizes of a scale, with some instructions that lie far apart in their list, or all.
 
     Without a strength, take that of the pair's file.
     """
@@ -92,13 +91,6 @@ class InstructionSweep(Sweep):
         """Average over the instructions, whose prompts differ: they are drawn anew within each."""
         return stratified_mean(rows, self.config.seed)
 
-    def gain(self, side: str, *, casing: bool) -> Estimate | None:
-        """Measure the advantage of transferred over no steering in the instructions about letter case, or in all
-        others; None without any."""
-        ids = {kind: self.prompts["evaluated", kind][0].instruction_id for kind in self.config.kinds}
-        some = [kind for kind, id in ids.items() if id.startswith("change_case:") == casing]
-        return self.advantage(side, "transferred", "none", some) if some else None
-
     def followed_anyway(self) -> list[str]:
         """List the instructions that every response to a bare prompt follows, in both models: they tell nothing."""
         return [k for k in self.config.kinds if all(self.share(side, "none", k).value == 1 for side in FIGURES)]
@@ -106,8 +98,10 @@ class InstructionSweep(Sweep):
     def numbers(self, pair: str) -> dict[str, float]:
         """List the entries of a results file, under the ids of Figs. 12 and 13."""
         found: dict[str, float] = {}
+        kinds, prompts = self.config.kinds, self.prompts
+        casing = [kind for kind in kinds if prompts["evaluated", kind][0].instruction_id.startswith("change_case:")]
         for side, figure in FIGURES.items():
-            start, kinds = f"{figure}.{pair}", self.config.kinds
+            start = f"{figure}.{pair}"
             for condition, kind in itertools.product(CONDITIONS, kinds):
                 id = f"{start}.{kind}.{condition}"
                 found |= self.share(side, condition, kind).numbers(id)
@@ -122,8 +116,9 @@ class InstructionSweep(Sweep):
                         rise = self.nll_rise(side, condition, strength, alone=alone)
                         found |= rise.numbers(f"{start}.{name}.{condition}{suffix}")
             found |= self._counted(side, start)
-            for name, gain in (("casing", self.gain(side, casing=True)), ("other", self.gain(side, casing=False))):
-                found |= gain.numbers(f"{start}.{name}.gain") if gain else {}
+            for name, some in (("casing", casing), ("other", [kind for kind in kinds if kind not in casing])):
+                if some:
+                    found |= self.advantage(side, "transferred", "none", some).numbers(f"{start}.{name}.gain")
             for condition in CARRIED:
                 if condition != "transferred":
                     found |= self.advantage(side, condition, "transferred").numbers(f"{start}.{condition}_gain")
@@ -132,8 +127,7 @@ class InstructionSweep(Sweep):
         return found
 
     def _counted(self, side: str, start: str) -> dict[str, float]:
-        """Count the instructions that transferred steering wins, improves or matches, by intervals that do not
-        overlap."""
+        """Count what transferred steering wins, improves or matches, by intervals that do not overlap."""
         shares = {c + suffix: [self.share(side, c, k, s) for k in self.config.kinds] for c, s, suffix in RUNS}
 
         def ahead(first: str, second: str) -> list[bool]:

@@ -61,11 +61,6 @@ class LanguageConfig(SweepConfig):
     frequency_documents: int = 400
     """Documents of the training text in which languages are counted (Fig. 11)."""
 
-    def __post_init__(self):
-        super().__post_init__()
-        if unknown := sorted(set(self.choosing_languages) - set(self.languages)):
-            raise ValueError(f"languages to choose a strength on that are not steered towards: {', '.join(unknown)}")
-
 
 def language_config(pair: ModelPair, scale: str, *, strength: float = 0.0, seed: int = 0) -> LanguageConfig:
     """Take the sizes of a scale; the languages to choose on are spread over all, from frequent to rare.
@@ -124,14 +119,10 @@ class LanguageSweep(Sweep):
             found |= self.nll_rise(side, condition, strength).numbers(id)
             found |= self.nll_rise(side, condition, strength, alone=True).numbers(f"{id}_alone")
         found |= self._gap_numbers(f"figure3c.{pair}", failing)
-        counts, gaps = zip(*((self.frequencies.get(language, 0), gap) for language, gap in self.mean_gaps().items()))
+        counts = [self.frequencies.get(language, 0) for language in self.config.languages]
+        gaps = [sum(both) / 2 for both in zip(self.gaps("a").values(), self.gaps("b").values())]
         found |= rank_correlation(counts, gaps, seed=self.config.seed).numbers(f"figure11.{pair}.correlation")
         return found | {f"steering.{pair}.responses": len(self.prompts["evaluated"])}
-
-    def mean_gaps(self) -> dict[str, float]:
-        """Average Eq. 16 over both directions, for each language."""
-        a, b = self.gaps("a"), self.gaps("b")
-        return {language: (a[language] + b[language]) / 2 for language in self.config.languages}
 
     def _gap_numbers(self, start: str, failing: float) -> dict[str, float]:
         """Count the gaps at both ends of Fig. 3c, as shares of all and of those where native steering works."""

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import operator
 import re
 from collections.abc import Callable
 
@@ -35,7 +36,9 @@ WORLD_INSTRUCTIONS = {
     "language": "language:response_language",
     "closing": "startend:end_checker",
 }
-RELATIONS = ("less than", "at least")
+
+
+ANSWER = re.compile(r"My answer is (yes|no|maybe)\.")
 
 
 def verify(instruction_id: str, response: str, **kwargs) -> bool:
@@ -70,10 +73,11 @@ def detect_language(text: str) -> str:
 
 
 def _capital_words(response: str, capital_relation: str, capital_frequency: int) -> bool:
-    if capital_relation not in RELATIONS:
-        raise ValueError(f"unknown capital_relation {capital_relation!r}: expected {' or '.join(RELATIONS)}")
+    relations = {"less than": operator.lt, "at least": operator.ge}
+    if capital_relation not in relations:
+        raise ValueError(f"unknown capital_relation {capital_relation!r}: expected {' or '.join(relations)}")
     count = sum(word.isupper() for word in re.findall(r"\w+(?:['’-]\w+)*", response))
-    return count < capital_frequency if capital_relation == "less than" else count >= capital_frequency
+    return relations[capital_relation](count, capital_frequency)
 
 
 def _json(response: str) -> bool:
@@ -108,11 +112,6 @@ def _sections(response: str, section_spliter: str, num_sections: int) -> bool:
     return len(re.findall(rf"{re.escape(section_spliter)}\s?\d+", response)) >= num_sections
 
 
-def _quotation(response: str) -> bool:
-    inside = response.strip()
-    return len(inside) > 1 and inside[0] == inside[-1] == '"'
-
-
 def _ends_with(response: str, end_phrase: str) -> bool:
     """Compare in lower case; quotation marks around the response may follow."""
     return response.strip().strip('"').lower().endswith(end_phrase.strip().lower())
@@ -130,19 +129,15 @@ RULES: dict[str, Callable[..., bool]] = {
     "change_case:english_capital": lambda response: response.isupper() and detect_language(response) == "en",
     "change_case:english_lowercase": lambda response: response.islower() and detect_language(response) == "en",
     "detectable_content:postscript": _postscript,
-    "detectable_format:constrained_response": lambda response: bool(
-        re.search(r"My answer is (yes|no|maybe)\.", response)
-    ),
+    "detectable_format:constrained_response": lambda response: bool(ANSWER.search(response)),
     "detectable_format:json_format": _json,
     "detectable_format:multiple_sections": _sections,
     "detectable_format:number_bullet_lists": _bullets,
     "detectable_format:number_highlighted_sections": _highlights,
-    "detectable_format:title": lambda response: any(
-        found.strip("<> \t") for found in re.findall(r"<<[^\n]+>>", response)
-    ),
+    "detectable_format:title": lambda response: bool(re.search(r"<<[^\n]*[^<> \t\n][^\n]*>>", response)),
     "language:response_language": lambda response, language: detect_language(response) == language,
     "punctuation:no_comma": lambda response: "," not in response,
     "startend:end_checker": _ends_with,
-    "startend:quotation": _quotation,
+    "startend:quotation": lambda response: bool(re.fullmatch(r'".*"', response.strip(), re.DOTALL)),
     "world:bullet_list": _bullet_list,
 }

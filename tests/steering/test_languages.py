@@ -267,7 +267,6 @@ def test_the_sizes_of_a_scale(scale):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"choosing_languages": ("fr", "it")}, "languages to choose a strength on .*: it"),
         ({"prompts": 0}, "prompts=0: a sweep needs at least one"),
         ({"languages": (), "choosing_languages": ()}, r"languages=\(\): a sweep needs at least one"),
         ({"strengths": ()}, "strengths must be positive"),
