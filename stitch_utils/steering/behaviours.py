@@ -102,10 +102,7 @@ def _published(name: str, data: DatasetRef, tokenizer, contrasts: int, choices: 
     file = FILES[name]
     with reaching("dataset", data.name, data.revision):
         path = hf_hub_download(data.name, file, repo_type="dataset", revision=data.revision)
-
-    found = named_rows(
-        dataclasses.replace(data, name=path), lambda row: text_columns(row, COLUMNS, file), picked="answers"
-    )
+    found = named_rows(DatasetRef(path), lambda row: text_columns(row, COLUMNS, file), picked="answers")
     rows = sorted(set(map(tuple, found)))
     if len(rows) < 2:
         raise ValueError(f"{file!r} holds {len(rows)} questions: expected at least two")
@@ -117,8 +114,8 @@ def _published(name: str, data: DatasetRef, tokenizer, contrasts: int, choices: 
     ]
     first = min(contrasts, len(questions) // 2)
     pairs = tuple(
-        (one.prompt + one.matching.removesuffix(")"), one.prompt + one.other.removesuffix(")"))
-        for one in questions[:first]
+        (f"{prompt}{matching.removesuffix(')')}", f"{prompt}{other.removesuffix(')')}")
+        for prompt, matching, other, _ in questions[:first]
     )
     return Behaviour(name, pairs, tuple(questions[first : first + choices]))
 

@@ -128,18 +128,19 @@ class InstructionSweep(Sweep):
 
     def _counted(self, side: str, start: str) -> dict[str, float]:
         """Count what transferred steering wins, improves or matches, by intervals that do not overlap."""
-        shares = {c + suffix: [self.share(side, c, k, s) for k in self.config.kinds] for c, s, suffix in RUNS}
+        kinds = self.config.kinds  # value, low and high of each, (3, kinds)
+        shares = {c + suffix: np.array([self.share(side, c, k, s) for k in kinds]).T for c, s, suffix in RUNS}
 
-        def ahead(first: str, second: str) -> list[bool]:
-            return [one.low > other.high for one, other in zip(shares[first], shares[second])]
+        def ahead(first: str, second: str) -> np.ndarray:
+            return shares[first][1] > shares[second][2]
 
-        as_good = [carried.value >= own.value for carried, own in zip(shares["transferred"], shares["native"])]
-        return {
-            f"{start}.won": sum(ahead("transferred", "native")),
-            f"{start}.won_at_1": sum(ahead("transferred_at_1", "native_at_1")),
-            f"{start}.improved": sum(ahead("transferred", "none")),
-            f"{start}.matched": sum(works and reached for works, reached in zip(ahead("native", "none"), as_good)),
+        counted = {
+            "won": ahead("transferred", "native"),
+            "won_at_1": ahead("transferred_at_1", "native_at_1"),
+            "improved": ahead("transferred", "none"),
+            "matched": ahead("native", "none") & (shares["transferred"][0] >= shares["native"][0]),
         }
+        return {f"{start}.{name}": int(some.sum()) for name, some in counted.items()}
 
 
 def evaluated_chats(stitched: StitchedPair, config: InstructionConfig) -> list[str]:

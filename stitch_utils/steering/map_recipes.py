@@ -174,14 +174,13 @@ def recipe_numbers(
             numbers |= sweep.overall_slope(condition).numbers(f"{start}.steered.{name}.slope")
             numbers[f"{start}.steered.{name}.cosine"] = sweep.mean_cosine(condition)
             numbers[f"{start}.steered.{name}.likeness"] = sweep.likeness(condition)
-            compared = {one: sweep.compared(one, condition) for one in sweep.behaviours}
-            curves = {one: found.curve_correlation().value for one, found in compared.items()}
-            for one, found in compared.items():
+            curves = {one: sweep.curve_correlation(one, condition).value for one in sweep.behaviours}
+            for one, curve in curves.items():
                 id = f"{start}.steered.{name}.{one}"
-                numbers |= found.correlation().numbers(f"{id}.correlation")
-                numbers |= found.relative_slope().numbers(f"{id}.slope") | {f"{id}.curve_correlation": curves[one]}
+                numbers |= sweep.correlation(one, condition).numbers(f"{id}.correlation")
+                numbers |= sweep.slope(one, condition).numbers(f"{id}.slope") | {f"{id}.curve_correlation": curve}
             numbers[f"{start}.steered.{name}.curve_correlation_size"] = sum(map(abs, curves.values())) / len(curves)
-    own = {one: sweeps[True].compared(one, "sister").correlation() for one in sweeps[True].behaviours}
+    own = {one: sweeps[True].correlation(one, "sister") for one in sweeps[True].behaviours}
     for one, found in own.items():
         numbers |= found.numbers(f"{start}.correlation.{one}")
     numbers |= sweeps[True].mean_correlation("sister").numbers(f"{start}.correlation_summary.mean")

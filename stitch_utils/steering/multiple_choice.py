@@ -7,7 +7,7 @@ correlate, however little one of them rises, so beside it stands the ratio of th
 the control. The vectors are `vectors.contrast_vectors`, the questions those of `behaviours`.
 
 Offers `ChoiceConfig`, `choice_config`, `steer_choices`, `ChoiceSweep`; `Questions`, `questions`, `logit_differences`,
-`preference`; and `Comparison` of two dose-responses.
+`preference`, `correlations`.
 """
 
 from __future__ import annotations
@@ -75,52 +75,8 @@ def preference(model: LanguageModel, choices: Sequence[Choice], *, batch_size: i
     return clopper_pearson(int(right.sum()), len(right))
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """Answers to the same questions under native steering and under another, over the same lengths alpha.
-
-    Intervals are bootstraps over questions.
-    """
-
-    native: Float[np.ndarray, "alphas questions"]
-    other: Float[np.ndarray, "alphas questions"]
-    alphas: Sequence[float]
-    seed: int = 0
-
-    def each_correlation(self) -> Float[np.ndarray, " questions"]:
-        """Correlate, over alpha, the two answers to each question; 0 where one of them does not move."""
-        return _pearson(self.native, self.other)
-
-    def correlation(self) -> Estimate:
-        """Average the correlations of the questions."""
-        each = self.each_correlation()
-        return from_draws(each.mean(), self._drawn() @ each)
-
-    def curve_correlation(self) -> Estimate:
-        """Correlate, over alpha, the two curves of means."""
-        drawn, value = self._drawn().T, _pearson(self.native.mean(1), self.other.mean(1))
-        return from_draws(float(value), _pearson(self.native @ drawn, self.other @ drawn))
-
-    def relative_slope(self) -> Estimate:
-        """Divide the least-squares slopes over alpha of the mean answers, other by native.
-
-        Resamples whose native slope is zero are left out. ValueError where it is zero for the questions themselves.
-        """
-        weights = np.asarray(self.alphas, dtype=float) - np.mean(self.alphas)
-        native, other = (weights @ answers for answers in (self.native, self.other))  # up to one factor for both
-        if native.mean() == 0:
-            raise ValueError("native steering does not move the answers at all: there is nothing to compare with")
-        below, above = (self._drawn() @ slope for slope in (native, other))
-        return from_draws(other.mean() / native.mean(), above[below != 0] / below[below != 0])
-
-    def _drawn(self) -> np.ndarray:
-        """(resamples, questions): how often each question is drawn, as shares."""
-        questions = self.native.shape[1]
-        return resampled_counts(questions, self.seed) / questions
-
-
-def _pearson(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Pearson's correlation along the first axis; 0 where one side does not vary."""
+def correlations(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Correlate curves, (doses, ...) each, over the doses, by Pearson; 0 where one of two does not move."""
     x, y = x - x.mean(0), y - y.mean(0)
     norms = np.sqrt((x**2).sum(0) * (y**2).sum(0))
     return np.divide((x * y).sum(0), norms, out=np.zeros_like(norms), where=norms > 1e-12)
@@ -154,7 +110,7 @@ def choice_config(pair: ModelPair, scale: str, *, seed: int = 0) -> ChoiceConfig
 
 @dataclass(frozen=True)
 class ChoiceSweep:
-    """All answers, and what follows from them."""
+    """All answers, and what follows from them; intervals are bootstraps over questions."""
 
     config: ChoiceConfig
     directions: Mapping[str, Mapping[str, Tensor]]
@@ -175,22 +131,51 @@ class ChoiceSweep:
         """(doses,): mean over the questions."""
         return self.responses[behaviour, condition].mean(1)
 
-    def compared(self, behaviour: str, condition: str) -> Comparison:
-        """Set a condition's answers beside those under native steering."""
-        native, other = (self.responses[behaviour, which] for which in ("native", condition))
-        return Comparison(native, other, self.config.doses, self.config.seed)
+    def correlation(self, behaviour: str, condition: str) -> Estimate:
+        """Correlate the answers to each question with those under native steering, and average over the questions."""
+        each = correlations(*self._both(behaviour, condition))
+        return from_draws(each.mean(), self._drawn(len(each)) @ each)
+
+    def curve_correlation(self, behaviour: str, condition: str) -> Estimate:
+        """Correlate the mean answers with those under native steering."""
+        native, other = self._both(behaviour, condition)
+        drawn, value = self._drawn(native.shape[1]).T, correlations(native.mean(1), other.mean(1))
+        return from_draws(float(value), correlations(native @ drawn, other @ drawn))
+
+    def slope(self, behaviour: str, condition: str) -> Estimate:
+        """Divide the least-squares slopes over the doses of the mean answers by those under native steering.
+
+        Resamples whose native slope is zero are left out. ValueError where it is zero for the questions themselves.
+        """
+        return self._relative_slope(*self._both(behaviour, condition))
 
     def mean_correlation(self, condition: str) -> Estimate:
-        """Average the behaviours' correlations, with a bootstrap interval over the questions of each."""
-        rows = [self.compared(name, condition).each_correlation() for name in self.behaviours]
+        """Average the correlations of all behaviours, with a bootstrap interval over the questions of each."""
+        rows = [correlations(*self._both(name, condition)) for name in self.behaviours]
         return stratified_mean(rows, self.config.seed)
 
     def overall_slope(self, condition: str) -> Estimate:
         """Take the slope of the mean over the behaviours: one that native steering hardly moves counts little."""
-        rows = [[self.responses[name, which] for name in self.behaviours] for which in ("native", condition)]
-        fewest = min(answers.shape[1] for answers in rows[0])
-        native, other = (np.mean([answers[:, :fewest] for answers in row], axis=0) for row in rows)
-        return Comparison(native, other, self.config.doses, self.config.seed).relative_slope()
+        pairs = [self._both(name, condition) for name in self.behaviours]
+        fewest = min(native.shape[1] for native, _ in pairs)
+        return self._relative_slope(
+            *(np.mean([answers[:, :fewest] for answers in side], axis=0) for side in zip(*pairs))
+        )
+
+    def _both(self, behaviour: str, condition: str) -> tuple[np.ndarray, np.ndarray]:
+        return self.responses[behaviour, "native"], self.responses[behaviour, condition]
+
+    def _drawn(self, questions: int) -> np.ndarray:
+        """(resamples, questions): how often each question is drawn, as shares."""
+        return resampled_counts(questions, self.config.seed) / questions
+
+    def _relative_slope(self, native: np.ndarray, other: np.ndarray) -> Estimate:
+        weights = np.asarray(self.config.doses, dtype=float) - np.mean(self.config.doses)
+        native, other = weights @ native, weights @ other  # up to one factor for both
+        if native.mean() == 0:
+            raise ValueError("native steering does not move the answers at all: there is nothing to compare with")
+        below, above = (self._drawn(len(native)) @ slopes for slopes in (native, other))
+        return from_draws(other.mean() / native.mean(), above[below != 0] / below[below != 0])
 
     def mean_cosine(self, condition: str) -> float:
         """Average, over the behaviours, the cosine between the direction and the native one."""

@@ -105,7 +105,7 @@ def test_vectors_go_through_every_map_and_numbers_have_their_ids(pair, models, f
     numbers = recipe_numbers("mine", fitted, errors, sweeps)
     assert numbers["lrt.mine.validation_loss"] == errors["sister", "b"].length.value
     assert numbers["lrt.mine.validation_loss_of_mean"] == errors["same_layers_mean", "b"].length.value
-    own = [sweeps[True].compared(name, "sister").correlation().value for name in "xy"]
+    own = [sweeps[True].correlation(name, "sister").value for name in "xy"]
     assert [numbers[f"lrt.mine.correlation.{name}"] for name in "xy"] == own
     assert numbers["lrt.mine.correlation_summary.lowest"] == min(own)
     assert numbers["lrt.mine.correlation_summary.mean"] == pytest.approx(np.mean(own))

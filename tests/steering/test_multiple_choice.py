@@ -10,8 +10,9 @@ from stitch_utils.data.pairs import load_pair
 from stitch_utils.steering.behaviours import Behaviour, Choice
 from stitch_utils.steering.multiple_choice import (
     ChoiceConfig,
-    Comparison,
+    ChoiceSweep,
     choice_config,
+    correlations,
     logit_differences,
     preference,
     questions,
@@ -138,25 +139,31 @@ def curves():
     return alphas.tolist(), native, np.outer(alphas, slopes / 2) + 5 + rng.normal(size=(7, 40))
 
 
+def compared(native, other, alphas):
+    """A sweep of one behaviour, with answers that are given."""
+    answers = {("x", "native"): native, ("x", "other"): other}
+    return ChoiceSweep(ChoiceConfig(1, 1, doses=tuple(alphas)), {"x": {"native": None, "other": None}}, answers)
+
+
 def test_correlations_are_numpys(curves):
     alphas, native, other = curves
-    compared = Comparison(native, other, alphas)
+    sweep = compared(native, other, alphas)
     each = [np.corrcoef(native[:, i], other[:, i])[0, 1] for i in range(40)]
-    np.testing.assert_allclose(compared.each_correlation(), each)
-    found = compared.correlation()
+    np.testing.assert_allclose(correlations(native, other), each)
+    found = sweep.correlation("x", "other")
     assert found.value == pytest.approx(np.mean(each))
     half = 1.96 * np.std(each) / 40**0.5
     assert found.high - found.low == pytest.approx(2 * half, rel=0.15)
-    whole = compared.curve_correlation()
+    whole = sweep.curve_correlation("x", "other")
     assert whole.value == pytest.approx(np.corrcoef(native.mean(1), other.mean(1))[0, 1])
     assert whole.low <= whole.value <= whole.high and whole.value > found.value
-    assert Comparison(native, -other, alphas).correlation().value == pytest.approx(-np.mean(each))
+    assert compared(native, -other, alphas).correlation("x", "other").value == pytest.approx(-np.mean(each))
 
 
 def test_slopes_are_least_squares(curves):
     alphas, native, other = curves
     expected = np.polyfit(alphas, other.mean(1), 1)[0] / np.polyfit(alphas, native.mean(1), 1)[0]
-    found = Comparison(native, other, alphas).relative_slope()
+    found = compared(native, other, alphas).slope("x", "other")
     assert found.value == pytest.approx(expected) == pytest.approx(0.5, abs=0.05)
     assert found.low < expected < found.high < 0.7
 
@@ -165,10 +172,10 @@ def test_what_does_not_move_correlates_with_nothing(curves):
     alphas, native, other = curves
     still = other.copy()
     still[:, ::2] = 1.0
-    each = Comparison(native, still, alphas).each_correlation()
+    each = correlations(native, still)
     assert not each[::2].any() and each[1::2].all()
     with pytest.raises(ValueError, match="native steering does not move the answers"):
-        Comparison(np.zeros_like(native), other, alphas).relative_slope()
+        compared(np.zeros_like(native), other, alphas).slope("x", "other")
 
 
 # ---- the sweeps ---------------------------------------------------------------------------------------------------
@@ -216,9 +223,8 @@ def test_a_sweep_is_all_of_it(sweep, random_models):
             assert np.ptp(found.responses[name, condition], axis=0).min() > 0.01
             np.testing.assert_array_equal(found.responses[name, condition][1], found.responses[name, "native"][1])
     own = found.responses["x", "native"]
-    itself = found.compared("x", "native")
-    assert itself.correlation().value == pytest.approx(1) == itself.relative_slope().value
-    each = [found.compared(name, "with").correlation().value for name in "xy"]
+    assert found.correlation("x", "native").value == pytest.approx(1) == found.slope("x", "native").value
+    each = [found.correlation(name, "with").value for name in "xy"]
     assert found.mean_correlation("with").value == pytest.approx(np.mean(each))
     np.testing.assert_allclose(found.mean_response("x", "native"), own.mean(1))
     slopes = [
