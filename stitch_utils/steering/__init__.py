@@ -2,6 +2,6 @@
 
 `vectors` makes, carries and applies every steering vector (Eqs. 8 and 9). `sweep` is the engine of the experiments on
 free responses, `languages` (Eq. 16), `instructions` and `free_tasks`, which read `prompts` and judge by `verifiers`;
-`diagnostics` asks why instructions transfer badly. `multiple_choice`, on `behaviours`, and `map_recipes`, which compares
-ways to map A's stream to B's, are the sister paper's experiments (arXiv 2506.00653).
+`diagnostics` asks why instructions transfer badly. The sister paper's experiments (arXiv 2506.00653) are in
+`multiple_choice`, whose questions are those of `behaviours`, and `map_recipes`, an ablation of the map from A to B.
 """
