@@ -26,7 +26,7 @@ from ..stitching.pair import StitchedPair
 from ..utils.stats import Estimate, crossed_mean
 from .behaviours import world_behaviour
 from .prompts import parallel_pairs, steering_prompts
-from .sweep import Cell, Move, Sweep, SweepConfig
+from .sweep import Cell, Sweep, SweepConfig
 from .vectors import add
 from .verifiers import verify
 
@@ -161,7 +161,7 @@ def sweep_free_tasks(
         sweep.fill,
         stitched=stitched,
         prompts=lambda cell: prompts[cell.split],
-        move=lambda cell: Move(add, directions[cell.of][cell.condition], cell.strength * unit),
+        move=lambda cell: functools.partial(add, directions[cell.of][cell.condition], cell.strength * unit),
         is_done=lambda cell, found: [rules[cell.of](response.text) for response in found.responses],
         part="free tasks",
     )

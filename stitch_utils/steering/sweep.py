@@ -12,6 +12,7 @@ Offers `Cell`, `Answers`, `Move`, `clamped`, `SweepConfig`, `Sweep`, `chosen_str
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,8 +21,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
-from torch import Tensor
 
 from ..data.pairs import blaming
 from ..models.generation import Response, generate_texts
@@ -51,23 +50,13 @@ class Cell(NamedTuple):
     """How strongly; 0 without steering."""
 
 
-class Move(NamedTuple):
-    """How a stream is moved: `edit(direction, by)`, in parts that the key of an artifact can name."""
-
-    edit: Callable[[Float[Tensor, " d_model"], float], Edit]
-    """`vectors.clamp` or `vectors.add`."""
-    direction: Float[Tensor, " d_model"]
-    by: float
-
-    def key(self) -> list:
-        """Return what tells this move from others."""
-        direction = self.direction.cpu().double().numpy().tobytes()
-        return [self.edit.__name__, hashlib.sha256(direction).hexdigest(), self.by]
+# `partial(clamp, direction, z)` or `partial(add, direction, length)`: an edit in parts that a key can name.
+Move = functools.partial[Edit]
 
 
 def clamped(vector: SteeringVector, strength: float) -> Move:
     """Set the component along `vector` to what `strength` makes it (Eqs. 8 and 9)."""
-    return Move(clamp, vector.direction, vector.z(strength))
+    return functools.partial(clamp, vector.direction, vector.z(strength))
 
 
 class Answers(NamedTuple):
@@ -169,11 +158,16 @@ class Sweep:
     def _answer(self, stitched: StitchedPair, cell: Cell, prompts: Sequence[str], move: Move | None, judge) -> Answers:
         """Make the answers of a cell, or find those that were made before."""
         (model, layer), pair, config = stitched.side(cell.side), stitched.pair, self.config
+        moved = None
+        if move:
+            direction, by = move.args
+            digest = hashlib.sha256(direction.cpu().double().numpy().tobytes()).hexdigest()
+            moved = [move.func.__name__, digest, by]
         ingredients = {
             "model": weights_digest({"a": pair.a, "b": pair.b}[cell.side]),
             "dtype": pair.dtype,
             "layer": layer,
-            "moved": move and move.key(),
+            "moved": moved,
             "prompts": list(prompts),
             "tokens": config.max_new_tokens,
             "batch": config.batch_size,
@@ -185,7 +179,7 @@ class Sweep:
                 prompts,
                 max_new_tokens=config.max_new_tokens,
                 layer=layer,
-                edit=move and move.edit(move.direction, move.by),
+                edit=move and move(),
                 batch_size=config.batch_size,
                 title=f"{cell.side}, {cell.condition}",
             )
