@@ -174,16 +174,12 @@ def sweep_instructions(
         texts = [prompt.given if given else prompt.without for prompt in prompts[split, kind]]
         return chat(stitched.side(side)[0], texts)
 
+    def streams(side: str, kind: str) -> list[Float[Tensor, "pairs d_model"]]:
+        texts = [chats(side, "fit", kind, given) for given in (False, True)]
+        return [last_token_residuals(*stitched.side(side), some, batch_size=config.batch_size) for some in texts]
+
     with blaming(pair, "instructions"):
-        read = {
-            (side, kind): [
-                last_token_residuals(
-                    *stitched.side(side), chats(side, "fit", kind, given), batch_size=config.batch_size
-                )
-                for given in (False, True)
-            ]
-            for side, kind in both
-        }
+        read = {key: streams(*key) for key in both}
     means = {key: MeanStreams(*(stream.double().mean(0) for stream in found)) for key, found in read.items()}
     maps = {condition: (stitches[name], False) for condition, name in CARRIED.items()}
     vectors = condition_vectors(means, maps, config.seed, at_unit_length=True)

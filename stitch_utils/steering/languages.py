@@ -70,10 +70,8 @@ def language_config(pair: ModelPair, scale: str, *, strength: float = 0.0, seed:
     sizes = pair.sizes_of("languages", scale)
     some = languages(pair)[: sizes.pop("languages", None)]
     spread = np.linspace(0, len(some) - 1, sizes.pop("choosing_languages", len(some))).round().astype(int)
-    choosing = tuple(some[i] for i in spread)
-    return LanguageConfig(
-        languages=some, choosing_languages=choosing, strength=strength or pair.strength, seed=seed, **sizes
-    )
+    sizes |= {"languages": some, "choosing_languages": tuple(some[i] for i in spread)}
+    return LanguageConfig(strength=strength or pair.strength, seed=seed, **sizes)
 
 
 @dataclass(frozen=True, kw_only=True)

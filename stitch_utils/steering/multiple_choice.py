@@ -158,9 +158,8 @@ class ChoiceSweep:
         """Take the slope of the mean over the behaviours: one that native steering hardly moves counts little."""
         pairs = [self._both(name, condition) for name in self.behaviours]
         fewest = min(native.shape[1] for native, _ in pairs)
-        return self._relative_slope(
-            *(np.mean([answers[:, :fewest] for answers in side], axis=0) for side in zip(*pairs))
-        )
+        native, other = (np.mean([answers[:, :fewest] for answers in side], axis=0) for side in zip(*pairs))
+        return self._relative_slope(native, other)
 
     def _both(self, behaviour: str, condition: str) -> tuple[np.ndarray, np.ndarray]:
         return self.responses[behaviour, "native"], self.responses[behaviour, condition]
@@ -210,9 +209,8 @@ def steer_choices(
         raise ValueError(f"no directions for behaviour {missing[0]!r}: known are {', '.join(directions)}")
     responses = {}
     for one in progress(some, "behaviours"):
-        measure = functools.partial(
-            logit_differences, model, questions(model, one.choices), batch_size=config.batch_size
-        )
+        asked = questions(model, one.choices)
+        measure = functools.partial(logit_differences, model, asked, batch_size=config.batch_size)
         unsteered = measure()
         for condition, direction in progress(directions[one.name].items(), "doses"):
             rows = (

@@ -189,9 +189,7 @@ def steering_directions(
 def condition_directions(own: Tensor, other: Tensor, maps: Maps, *, to: str, seed: int) -> dict[str, Tensor]:
     """Make directions of unit length by condition: `native`, along the model's `own` vector; the other model's through
     each of `maps`; and `random`."""
-    carried = {
-        name: transfer_vector(other, stitch, to=to, with_bias=with_bias) for name, (stitch, with_bias) in maps.items()
-    }
+    carried = {name: transfer_vector(other, stitch, to=to, with_bias=bias) for name, (stitch, bias) in maps.items()}
     return {"native": _unit(own, "the native vector"), **carried, "random": random_direction(len(own), seed)}
 
 
