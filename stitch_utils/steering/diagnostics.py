@@ -54,9 +54,9 @@ class TemplateFit(NamedTuple):
     stitches: Mapping[str, Stitch]
     """By what it was fitted on: `without` template tokens, `with` them, `often`, with each counted several times."""
     unexplained: Mapping[tuple[str, str, str], float]
-    """Share of the variance (the mean leaves 1), by stitch, group of tokens, of which held-out text has enough, and the
-    model `b` or `a` that the map leads to. `last` are those of the prompts given; `last_centred` leaves out their mean
-    error, which no difference of means sees."""
+    """Share of the variance, by stitch, group of tokens, and the model `b` or `a` that the map leads to; the mean leaves
+    1. `last` are the last tokens of the prompts given; `last_centred` leaves out their mean error, which no difference
+    of means sees. A group that held-out text has too little of is left out."""
     tokens: Mapping[str, int | float]
     """Numbers of tokens fitted on: `ordinary` by all, `template` by all but the first."""
     repeats: int
@@ -206,8 +206,8 @@ class VectorNoise:
     """
 
     cosines: Mapping[tuple[str, int, str], Estimate]
-    """By model, `a` or `b`, and pairs of prompts behind each vector: `native`; `carried`, to the other model; and
-    `lost`, the one less the other, on the same draws."""
+    """By model, `a` or `b`, and pairs of prompts behind each vector: `native`; `carried` to the other model; and
+    `lost`, native less carried on the same draws."""
     instructions: Mapping[tuple[str, int], int]
     """By model and pairs of prompts: how many instructions the means are over."""
 

@@ -76,7 +76,7 @@ def preference(model: LanguageModel, choices: Sequence[Choice], *, batch_size: i
 
 
 def correlations(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Correlate curves, (doses, ...) each, over the doses, by Pearson; 0 where one of two does not move."""
+    """Compute Pearson's correlation of curves x and y, (doses, ...), over the doses; 0 where one does not move."""
     x, y = x - x.mean(0), y - y.mean(0)
     norms = np.sqrt((x**2).sum(0) * (y**2).sum(0))
     return np.divide((x * y).sum(0), norms, out=np.zeros_like(norms), where=norms > 1e-12)
@@ -128,7 +128,7 @@ class ChoiceSweep:
         return tuple(name for name in next(iter(self.directions.values())) if name != "native")
 
     def mean_response(self, behaviour: str, condition: str) -> np.ndarray:
-        """(doses,): mean over the questions."""
+        """Average the answers over the questions: (doses,)."""
         return self.responses[behaviour, condition].mean(1)
 
     def correlation(self, behaviour: str, condition: str) -> Estimate:
@@ -165,7 +165,7 @@ class ChoiceSweep:
         return self.responses[behaviour, "native"], self.responses[behaviour, condition]
 
     def _drawn(self, questions: int) -> np.ndarray:
-        """(resamples, questions): how often each question is drawn, as shares."""
+        """Draw questions anew: how often each is drawn, as shares, (resamples, questions)."""
         return resampled_counts(questions, self.config.seed) / questions
 
     def _relative_slope(self, native: np.ndarray, other: np.ndarray) -> Estimate:
@@ -185,7 +185,7 @@ class ChoiceSweep:
         return float(np.mean(cosines))
 
     def likeness(self, condition: str) -> float:
-        """Mean cosine between the directions of two behaviours: near 1 where all have become one direction."""
+        """Average the cosine between the directions of two behaviours: near 1 where all have become one direction."""
         rows = torch.stack([found[condition].double() for found in self.directions.values()])
         rows = rows / rows.norm(dim=1, keepdim=True)
         between, n = rows @ rows.T, len(rows)
@@ -201,7 +201,7 @@ def steer_choices(
     *,
     unit: float,
 ) -> ChoiceSweep:
-    """Measure the answers to each behaviour's questions under each of its directions, at each dose, in lengths `unit`.
+    """Measure the answers to each behaviour's questions under each of its directions at each dose; `unit` is dose 1.
 
     ValueError for a behaviour without directions.
     """

@@ -83,8 +83,8 @@ def language_means(
 def at_last_tokens(
     model: LanguageModel, rows: Sequence[Sequence[int]], read: Callable[[Tensor], Tensor], *, batch_size: int
 ) -> Float[Tensor, "rows _"]:
-    """Pick what `read` makes of tokens, (batch, pos) -> (batch, pos, width), at the last token of each row: float32 on
-    the CPU."""
+    """Apply `read`, (batch, pos) -> (batch, pos, width), to rows of tokens, and take what it gives at each row's last
+    token; float32 on the CPU."""
 
     def last(batch: TokenBatch) -> tuple[Tensor, Tensor]:
         ends = batch.mask.sum(1) - 1
