@@ -54,7 +54,7 @@ class TemplateFit(NamedTuple):
     stitches: Mapping[str, Stitch]
     """By what it was fitted on: `without` template tokens, `with` them, `often`, with each counted several times."""
     unexplained: Mapping[tuple[str, str, str], float]
-    """Share of the variance, by stitch, group of tokens, and the model `b` or `a` that the map leads to; the mean leaves
+    """Share of the variance, by stitch, group of tokens, and the model `b` or `a` that the map leads to; the mean has
     1. `last` are the last tokens of the prompts given; `last_centred` leaves out their mean error, which no difference
     of means sees. A group that held-out text has too little of is left out."""
     tokens: Mapping[str, int | float]
