@@ -67,7 +67,9 @@ def free_tasks(pair: ModelPair, contrasts: int, *, seed: int = 0) -> list[FreeTa
             world_behaviour(name, contrasts=contrasts, choices=1, seed=seed).contrasts
             for name in ("capitals", "sea", "french")
         )
-        topic, words = "sea", _sea_words()
+        concepts, nouns = load_concepts()["topics"]["sea"], load_lexicon("en").nouns
+        forms = {nouns[one][number] for one in concepts["agents"] + concepts["objects"] for number in ("sg", "pl")}
+        topic, words = "sea", re.compile(rf"\b({'|'.join(sorted(forms))})\b", re.IGNORECASE)
     else:
         english = parallel_pairs(pair, LANGUAGE, contrasts)
         capitals = tuple((text.upper(), text) for text, _ in english)
@@ -80,13 +82,6 @@ def free_tasks(pair: ModelPair, contrasts: int, *, seed: int = 0) -> list[FreeTa
         FreeTask(topic, about, lambda response: bool(words.search(response))),
         FreeTask("french", french, functools.partial(verify, "language:response_language", language=LANGUAGE)),
     ]
-
-
-def _sea_words() -> re.Pattern:
-    """Match the people and things of the sea in singular and plural."""
-    words, nouns = load_concepts()["topics"]["sea"], load_lexicon("en").nouns
-    forms = {nouns[concept][number] for concept in (*words["agents"], *words["objects"]) for number in ("sg", "pl")}
-    return re.compile(rf"\b({'|'.join(sorted(forms))})\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)

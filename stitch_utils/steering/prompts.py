@@ -100,7 +100,7 @@ def steering_prompts(pair: ModelPair, count: int, *, tokenizer, split: str = "ev
         if "prompts" in pair.datasets:
             data = pair.datasets["prompts"]
             rows = named_rows(data, lambda row: text_columns(row, [PROMPT_COLUMN], data.name)[0], picked=PROMPT_COLUMN)
-            texts = dict.fromkeys(rows)  # each once, in order
+            texts = dict.fromkeys(map(str.strip, rows))  # each once, in order
         # by the text alone, so that a prompt is in one part however many are drawn
         parts = {text: "evaluated" if zlib.crc32(text.encode()) % CHOSEN_SHARE else "chosen" for text in texts if text}
         part = [text for text in parts if split in ("all", parts[text])]
