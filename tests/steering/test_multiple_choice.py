@@ -142,7 +142,9 @@ def curves():
 def compared(native, other, alphas):
     """A sweep of one behaviour, with answers that are given."""
     answers = {("x", "native"): native, ("x", "other"): other}
-    return ChoiceSweep(ChoiceConfig(1, 1, doses=tuple(alphas)), {"x": {"native": None, "other": None}}, answers)
+    return ChoiceSweep(
+        ChoiceConfig(1, 1, doses=tuple(alphas)), {"x": dict.fromkeys(("native", "other"), normal(48))}, answers
+    )
 
 
 def test_correlations_are_numpys(curves):
