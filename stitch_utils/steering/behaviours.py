@@ -171,7 +171,8 @@ def _number(rng: random.Random) -> Drawn:
     """Draw a text in the present tense that ends with several things or one."""
     topic = rng.choice(TOPICS)
     before, thing = _frames(rng, topic, ["plain"], tense="pres"), _thing(rng, topic)
-    return *(_text(before, _noun_phrase(thing, number)) for number in ("pl", "sg")), " are", " is"
+    several, one = (_text(before, _noun_phrase(thing, number)) for number in ("pl", "sg"))
+    return several, one, " are", " is"
 
 
 def _sentiment(rng: random.Random) -> Drawn:

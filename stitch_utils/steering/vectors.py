@@ -75,7 +75,7 @@ def language_means(
         if not sum(counts):
             found = f"{len(texts)} texts without an ordinary token, such as {texts[0]!r}"
             raise ValueError(f"{found}: there is nothing to read")
-        return sum(sums) / sum(counts)
+        return sum(sums, torch.zeros(model.d_model, dtype=torch.float64)) / sum(counts)
 
     return MeanStreams(*map(mean, zip(*pairs)))
 
