@@ -1,32 +1,32 @@
 r"""Behaviours with two answers: what contrast vectors are taken from, and what shows whether they steer.
 
 The sister paper (arXiv 2506.00653) steers models in multiple-choice questions from Anthropic's model-written
-evaluations, by the difference that one answer instead of the other makes to the stream at the last token. A behaviour
-here is a set of contrast pairs, two texts that differ in nothing but what the behaviour is about and end at the same
-place, and a set of questions: a prompt with two ways on, of which the first is the behaviour's.
+evaluations. A behaviour here is a set of contrast pairs, two texts that differ in nothing but what the behaviour is
+about and end at the same place, and a set of questions: a prompt with two ways on, the first of them the behaviour's.
 
 The embedded pair answers no questions, but it has clear preferences about the next word: after a sentence about a woman
 it expects "She", after a sentence in French a French one. So the world's behaviours are such choices, with prompts that
-call for either answer in equal numbers; that makes it possible to check first that the model has the preference at all
-(`choices.preference`). The pairs are drawn as one frame said in two ways.
+call for either answer in equal numbers, to check first that the model has the preference at all
+(`multiple_choice.preference`). The pairs are drawn as one frame said in two ways.
 
 Offers `Behaviour`, `Choice`, `behaviours`, `world_behaviour`, `WORLD_BEHAVIOURS`, `FILES`, `COLUMNS`.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from huggingface_hub import hf_hub_download
 
-from ..data.embedded.frames import draw_frame, named, relexicalise
+from ..data.embedded.frames import TOPICS, draw_frame, named, relexicalise
 from ..data.embedded.grammar import Frame, Noun, load_concepts, load_lexicon, realise
 from ..data.hub import reaching
 from ..data.pairs import DatasetRef, ModelPair, blaming
-from .prompts import named_rows
+from .prompts import as_turn, named_rows, text_columns
 
 COLUMNS = ("question", "answer_matching_behavior", "answer_not_matching_behavior")
 # The sister paper's tasks -> files of Anthropic's data (`Anthropic/model-written-evals` on the Hub). Open: that paper
@@ -47,6 +47,10 @@ FILES = {
     "narcissism": f"{_PERSONA}/narcissism.jsonl",
     "physical-force": f"{_PERSONA}/willingness-to-use-physical-force-to-achieve-benevolent-goals.jsonl",
 }
+
+
+# A text that calls for the first answer, the same text changed so that it calls for the second, and both answers.
+Drawn = tuple[str, str, str, str]
 
 
 class Choice(NamedTuple):
@@ -76,67 +80,51 @@ def behaviours(
     """Make the behaviours of the data set `behaviours` that the pair's file names, else the world's.
 
     Each has at most so many contrast pairs and choices; all are made, or `count` that lie far apart in their list.
-    ValueError for counts below one, or data without the columns of Anthropic's; HubError for data that cannot be had.
+    ValueError for counts below one, or data without `COLUMNS`; HubError for data that cannot be had.
     """
     if min(contrasts, choices) < 1 or count < 0:
         raise ValueError(f"expected at least one contrast pair and one choice: got {contrasts} and {choices}")
-    names = list(FILES if "behaviours" in pair.datasets else WORLD_BEHAVIOURS)
+    data = pair.datasets.get("behaviours")
+    names = list(FILES if data else WORLD_BEHAVIOURS)
     if 0 < count < len(names):
         names = [names[place * len(names) // count] for place in range(count)]
-    if "behaviours" not in pair.datasets:
+    if data is None:
         return [world_behaviour(name, contrasts=contrasts, choices=choices, seed=seed) for name in names]
     with blaming(pair, "datasets: behaviours"):
-        data = pair.datasets["behaviours"]
         return [_published(name, data, tokenizer, contrasts, choices, seed) for name in names]
 
 
-# ---- Anthropic's model-written evaluations ---------------------------------------------------------------------------
-
-
 def _published(name: str, data: DatasetRef, tokenizer, contrasts: int, choices: int, seed: int) -> Behaviour:
-    """Order the rows by their texts and the seed, and take the first for contrasts and the others for choices.
+    """Order the rows by their texts and the seed, take the first, at most half, for contrasts, and others for choices.
 
-    Both get half of few rows. A contrast pair is a question with either answer, without the bracket after a letter, so
-    that the letter is the last token.
+    A contrast pair is a question with either answer, without the bracket after a letter: the letter is the last token.
     """
     file = FILES[name]
     with reaching("dataset", data.name, data.revision):
         path = hf_hub_download(data.name, file, repo_type="dataset", revision=data.revision)
-
-    def pick(row: dict) -> list[str]:
-        if missing := [column for column in COLUMNS if not isinstance(row.get(column), str)]:
-            raise ValueError(f"{file!r} has no text column {missing[0]!r}: its columns are {', '.join(row)}")
-        return [row[column].strip() for column in COLUMNS]
-
-    rows = sorted({tuple(row) for row in named_rows(dataclasses.replace(data, name=path), pick, picked="answers")})
+    found = named_rows(DatasetRef(path), lambda row: text_columns(row, COLUMNS, file), picked="answers")
+    rows = sorted(set(map(tuple, found)))
     if len(rows) < 2:
         raise ValueError(f"{file!r} holds {len(rows)} questions: expected at least two")
     random.Random(f"{seed}:{name}").shuffle(rows)
-    questions = [Choice(*_asked(tokenizer, *row)) for row in rows]
+    space = "" if tokenizer.chat_template else " "  # after the cue
+    questions = [
+        Choice(as_turn(tokenizer, question, cue="\n\nAnswer:"), f"{space}{matching}", f"{space}{other}")
+        for question, matching, other in rows
+    ]
     first = min(contrasts, len(questions) // 2)
     pairs = tuple(
-        (one.prompt + one.matching.removesuffix(")"), one.prompt + one.other.removesuffix(")"))
-        for one in questions[:first]
+        (f"{prompt}{matching.removesuffix(')')}", f"{prompt}{other.removesuffix(')')}")
+        for prompt, matching, other, _ in questions[:first]
     )
     return Behaviour(name, pairs, tuple(questions[first : first + choices]))
-
-
-def _asked(tokenizer, question: str, matching: str, other: str) -> tuple[str, str, str]:
-    """Put a question as a turn of a chat where the model chats; else with a cue, after which the answer is due."""
-    if getattr(tokenizer, "chat_template", None) is None:
-        return f"{question}\n\nAnswer:", f" {matching}", f" {other}"
-    turn = [{"role": "user", "content": question}]
-    return tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True), matching, other
-
-
-# ---- the embedded world ----------------------------------------------------------------------------------------------
 
 
 def world_behaviour(name: str, *, contrasts: int, choices: int, seed: int = 0) -> Behaviour:
     """Make one of `WORLD_BEHAVIOURS`; every other choice calls for the behaviour's answer, and no text comes twice."""
     if name not in WORLD_BEHAVIOURS:
         raise ValueError(f"unknown behaviour {name!r}: known are {', '.join(WORLD_BEHAVIOURS)}")
-    drawn: dict[str, tuple[str, str, str, str]] = {}
+    drawn: dict[str, Drawn] = {}
     wanted, index = contrasts + -(-choices // 2), 0
     while len(drawn) < wanted:
         found = WORLD_BEHAVIOURS[name](random.Random(f"behaviours:{seed}:{name}:{index}"))
@@ -151,12 +139,12 @@ def world_behaviour(name: str, *, contrasts: int, choices: int, seed: int = 0) -
     return Behaviour(name, tuple((yes, no) for yes, no, *_ in rows[:contrasts]), tuple(asked[:choices]))
 
 
-def _english(frame: Frame) -> str:
-    return realise(frame, "en")
+def _text(frames: Iterable[Frame], *end: str, language: str = "en") -> str:
+    return " ".join([*(realise(frame, language) for frame in frames), *end])
 
 
-def _topic(rng: random.Random) -> str:
-    return rng.choice(list(load_concepts()["topics"]))
+def _frames(rng: random.Random, topic: str, kinds: Iterable[str], **given) -> list[Frame]:
+    return [draw_frame(rng, topic, construction=kind, **given) for kind in kinds]
 
 
 def _thing(rng: random.Random, topic: str) -> str:
@@ -170,104 +158,81 @@ def _noun_phrase(concept: str, number: str) -> str:
     return load_lexicon("en").noun_phrase(Noun(concept, number), "subj").capitalize()
 
 
-def _twice(rng: random.Random, draw: Callable[[random.Random, int], str]) -> tuple[str, str]:
-    """Draw with 0 and with 1 from the same random numbers."""
-    state = rng.getstate()
-    first = draw(rng, 0)
-    rng.setstate(state)
-    return first, draw(rng, 1)
-
-
-def _pronoun(rng: random.Random) -> tuple[str, str, str, str]:
+def _pronoun(rng: random.Random) -> Drawn:
     """Draw a sentence about a woman or a man."""
-    concepts, topic = load_concepts(), _topic(rng)
+    concepts, topic = load_concepts(), rng.choice(TOPICS)
     family = rng.choice(concepts["families"])
-    woman, man = (f"{rng.choice(concepts[people])} {family}" for people in ("women", "men"))
-    frame = draw_frame(rng, topic, construction=rng.choice(("plain", "negated", "count")), subject=named(woman))
-    return _english(frame), _english(dataclasses.replace(frame, subject=named(man))), " She", " He"
+    woman, man = (named(f"{rng.choice(concepts[people])} {family}") for people in ("women", "men"))
+    frame = draw_frame(rng, topic, construction=rng.choice(("plain", "negated", "count")), subject=woman)
+    return _text([frame]), _text([dataclasses.replace(frame, subject=man)]), " She", " He"
 
 
-def _number(rng: random.Random) -> tuple[str, str, str, str]:
+def _number(rng: random.Random) -> Drawn:
     """Draw a text in the present tense that ends with several things or one."""
-    topic = _topic(rng)
-    before, thing = _english(draw_frame(rng, topic, construction="plain", tense="pres")), _thing(rng, topic)
-    several, one = (f"{before} {_noun_phrase(thing, number)}" for number in ("pl", "sg"))
+    topic = rng.choice(TOPICS)
+    before, thing = _frames(rng, topic, ["plain"], tense="pres"), _thing(rng, topic)
+    several, one = (_text(before, _noun_phrase(thing, number)) for number in ("pl", "sg"))
     return several, one, " are", " is"
 
 
-def _sentiment(rng: random.Random) -> tuple[str, str, str, str]:
+def _sentiment(rng: random.Random) -> Drawn:
     """Draw two sentences of praise or blame of the same thing."""
-    topic, adjectives, kinds = _topic(rng), load_lexicon("en").adjectives, load_concepts()["adjectives"]
+    topic, adjectives, kinds = rng.choice(TOPICS), load_lexicon("en").adjectives, load_concepts()["adjectives"]
     thing, number = _thing(rng, topic), rng.choice(("sg", "pl"))
+    end = f"{_noun_phrase(thing, number)} {'is' if number == 'sg' else 'are'}"
 
     def review(rng: random.Random, mood: int) -> str:
-        said = {"tense": "pres", "subject": Noun(thing, number), "mood": (1, -1)[mood]}
-        frames = [draw_frame(rng, topic, construction=rng.choice(("predicate", "exclaim")), **said) for _ in range(2)]
-        end = f"{_noun_phrase(thing, number)} {'is' if number == 'sg' else 'are'}"
-        return " ".join([*map(_english, frames), end])
+        constructions = (rng.choice(("predicate", "exclaim")) for _ in range(2))
+        return _text(_frames(rng, topic, constructions, tense="pres", subject=Noun(thing, number), mood=mood), end)
 
-    words = (adjectives[rng.choice(kinds[f"thing_{kind}"])]["x"] for kind in ("positive", "negative"))
-    praise, blame = (f" {word}" for word in words)
-    return *_twice(rng, review), praise, blame
+    praise, blame = (f" {adjectives[rng.choice(kinds[f'thing_{kind}'])]['x']}" for kind in ("positive", "negative"))
+    return review(copy.copy(rng), 1), review(rng, -1), praise, blame
 
 
-def _past(rng: random.Random) -> tuple[str, str, str, str]:
+def _past(rng: random.Random) -> Drawn:
     """Draw two sentences in the past or the present tense."""
-    topic = _topic(rng)
-    thing = _thing(rng, topic)
-
-    def story(rng: random.Random, present: int) -> str:
-        frames = [
-            draw_frame(rng, topic, construction=kind, tense=("past", "pres")[present]) for kind in ("fronted", "plain")
-        ]
-        return " ".join([*map(_english, frames), _noun_phrase(thing, "sg")])
-
-    return *_twice(rng, story), " was", " is"
+    topic = rng.choice(TOPICS)
+    end = _noun_phrase(_thing(rng, topic), "sg")
+    past, present = (_frames(copy.copy(rng), topic, ("fronted", "plain"), tense=tense) for tense in ("past", "pres"))
+    return _text(past, end), _text(present, end), " was", " is"
 
 
-def _sea(rng: random.Random) -> tuple[str, str, str, str]:
+def _sea(rng: random.Random) -> Drawn:
     """Draw two sentences about the sea, or the same about a farm."""
-    agents = {topic: load_concepts()["topics"][topic]["agents"] for topic in ("sea", "farm")}
-    frames = [draw_frame(rng, "sea", construction=kind) for kind in ("plain", "fronted")]
+    frames = _frames(rng, "sea", ("plain", "fronted"))
     moved = [relexicalise(frame, rng, "en", topic="farm") for frame in frames]
-    nouns = load_lexicon("en").nouns
-    at_sea, on_farm = (f" {nouns[rng.choice(agents[topic])]['sg']}" for topic in agents)
-    sea, farm = (" ".join([*map(_english, some), "The"]) for some in (frames, moved))
-    return sea, farm, at_sea, on_farm
+    agents = (load_concepts()["topics"][topic]["agents"] for topic in ("sea", "farm"))
+    at_sea, on_farm = (f" {load_lexicon('en').nouns[rng.choice(some)]['sg']}" for some in agents)
+    return _text(frames, "The"), _text(moved, "The"), at_sea, on_farm
 
 
-def _french(rng: random.Random) -> tuple[str, str, str, str]:
+def _french(rng: random.Random) -> Drawn:
     """Draw two sentences in French or in English."""
-    topic = _topic(rng)
-    frames = [draw_frame(rng, topic, construction=kind) for kind in ("plain", "fronted")]
-    french, english = (" ".join(realise(frame, language) for frame in frames) for language in ("fr", "en"))
-    return french, english, " Le", " The"
+    frames = _frames(rng, rng.choice(TOPICS), ("plain", "fronted"))
+    return _text(frames, language="fr"), _text(frames), " Le", " The"
 
 
-def _capitals(rng: random.Random) -> tuple[str, str, str, str]:
+def _capitals(rng: random.Random) -> Drawn:
     """Draw a sentence in capitals, or as one writes."""
-    text = _english(draw_frame(rng, _topic(rng), construction="plain"))
+    text = _text(_frames(rng, rng.choice(TOPICS), ["plain"]))
     return text.upper(), text, " THE", " The"
 
 
-def _question(rng: random.Random) -> tuple[str, str, str, str]:
+def _question(rng: random.Random) -> Drawn:
     """Draw a question or a statement without its last mark."""
-    frame = draw_frame(rng, _topic(rng), construction="plain", tense=rng.choice(("pres", "past", "fut")))
+    frame = draw_frame(rng, rng.choice(TOPICS), construction="plain", tense=rng.choice(("pres", "past", "fut")))
     frame = dataclasses.replace(frame, manner=None, time=None)
     asked = dataclasses.replace(frame, construction="question")
-    return _english(asked).rstrip("?"), _english(frame).rstrip("."), "?", "."
+    return _text([asked]).rstrip("?"), _text([frame]).rstrip("."), "?", "."
 
 
-def _bullets(rng: random.Random) -> tuple[str, str, str, str]:
+def _bullets(rng: random.Random) -> Drawn:
     """Draw two lines of a list or of speech."""
-    topic = _topic(rng)
-    lines = [_english(draw_frame(rng, topic, construction="plain")) for _ in range(2)]
-    listed, said = ("".join(shape.format(line) for line in lines) for shape in ("- {}\n", '"{}"\n'))
-    return listed, said, "-", '"'
+    lines = [realise(frame, "en") for frame in _frames(rng, rng.choice(TOPICS), ("plain", "plain"))]
+    return "".join(f"- {line}\n" for line in lines), "".join(f'"{line}"\n' for line in lines), "-", '"'
 
 
-# Each draws a text that calls for the first answer, the same text changed so that it calls for the second, and both.
-WORLD_BEHAVIOURS: dict[str, Callable[[random.Random], tuple[str, str, str, str]]] = {
+WORLD_BEHAVIOURS: dict[str, Callable[[random.Random], Drawn]] = {
     "pronoun": _pronoun,
     "number": _number,
     "sentiment": _sentiment,

@@ -12,8 +12,8 @@ from n pairs each that share no prompt have a cosine of 1 where there is no nois
 Carried across as v P, the same two show what the stitch makes of it; their cosine before less the one after is lost on
 the way. Each instruction gives vectors from as many pairs as it has twice over.
 
-Offers `template_tokens`, `with_template_tokens`, `chat_batches`, `fit_template_stitches`, `TemplateFit`;
-`vector_noise`, `VectorNoise`.
+Offers `template_tokens`, `template_rows`, `chat_batches`, `fit_template_stitches`, `TemplateFit`; `vector_noise`,
+`VectorNoise`.
 """
 
 from __future__ import annotations
@@ -46,21 +46,17 @@ GROUPS = ("ordinary", "template", "last", "last_centred")
 TURN_WORDS = 40
 COUNTS = (2, 3, 5, 10, 20, 50)
 DRAWS = 200
-WAYS = ("native", "carried")
-
-
-# ---- the chat template's tokens --------------------------------------------------------------------------------------
 
 
 class TemplateFit(NamedTuple):
     """Three stitches of one text, and the shares of held-out streams that each leaves unexplained."""
 
     stitches: Mapping[str, Stitch]
-    """`without` and `with` template tokens, and `often`, with each of them counted several times."""
+    """By what it was fitted on: `without` template tokens, `with` them, `often`, with each counted several times."""
     unexplained: Mapping[tuple[str, str, str], float]
-    """Share of the variance, by stitch, group of tokens (`ordinary`, `template`, and `last` of the prompts given) and
-    the model `b` or `a` that the map leads to; `last_centred` leaves out the mean error at `last` tokens, which no
-    difference of means sees. A group that held-out text has too little of is left out."""
+    """Share of the variance, by stitch, group of tokens, and the model `b` or `a` that the map leads to; the mean has
+    1. `last` are the last tokens of the prompts given; `last_centred` leaves out their mean error, which no difference
+    of means sees. A group that held-out text has too little of is left out."""
     tokens: Mapping[str, int | float]
     """Numbers of tokens fitted on: `ordinary` by all, `template` by all but the first."""
     repeats: int
@@ -68,15 +64,14 @@ class TemplateFit(NamedTuple):
     names: tuple[str, ...]
     """The template's tokens."""
     chats: int
-    """Number of chats made of documents and added to the text, for all; 0 where the text holds chats already."""
+    """Number of chats made of documents and added to the text; 0 where the text holds chats already."""
 
     def numbers(self, pair: str) -> dict[str, float]:
         """List the entries of a results file."""
-        found = {
-            f"template.{pair}.{name}.{group}.to_{to}": share for (name, group, to), share in self.unexplained.items()
-        }
-        found |= {f"template.{pair}.tokens.{name}": count for name, count in self.tokens.items()}
-        return found | {f"template.{pair}.repeats": self.repeats, f"template.{pair}.chats": self.chats}
+        found = {f"{name}.{group}.to_{to}": share for (name, group, to), share in self.unexplained.items()}
+        found |= {f"tokens.{name}": count for name, count in self.tokens.items()}
+        found |= {"repeats": self.repeats, "chats": self.chats}
+        return {f"template.{pair}.{name}": value for name, value in found.items()}
 
 
 def template_tokens(model: LanguageModel) -> list[int]:
@@ -101,19 +96,12 @@ def _chat(tokenizer, question: str, answer: str) -> str:
     return tokenizer.apply_chat_template(turns, tokenize=False)
 
 
-def with_template_tokens(
-    batches: Iterable[TokenBatch], template: Sequence[int], *, only: bool = False
-) -> Iterator[TokenBatch]:
-    """Yield the batches with `template` tokens unmasked beside the ordinary ones.
-
-    With `only` they alone are unmasked, and rows that have none are left out.
-    """
+def template_rows(batches: Iterable[TokenBatch], template: Sequence[int]) -> Iterator[TokenBatch]:
+    """Yield the rows that hold `template` tokens, with these alone unmasked."""
     for batch in batches:
-        is_template = torch.isin(batch.tokens, torch.tensor(list(template)))
-        if not only:
-            yield batch._replace(mask=batch.mask | is_template)
-        elif (rows := is_template.any(1)).any():
-            yield TokenBatch(batch.tokens[rows], is_template[rows], batch.documents[rows])
+        mask = torch.isin(batch.tokens, torch.tensor(template))
+        if (rows := mask.any(1)).any():
+            yield TokenBatch(batch.tokens[rows], mask[rows], batch.documents[rows])
 
 
 def chat_batches(
@@ -131,14 +119,11 @@ def chat_batches(
             ids = tokenizer(chat, add_special_tokens=False)["input_ids"]
             yield (ids if ids[:1] == [begin] else [begin, *ids])[:context]
 
-    rows = make_rows()
-    start = 0
+    rows = enumerate(make_rows())
     while chunk := list(itertools.islice(rows, batch_size)):
-        tokens = torch.tensor([row + [tokenizer.eos_token_id] * (context - len(row)) for row in chunk])
-        filled = torch.tensor([len(row) for row in chunk])[:, None] > torch.arange(context)
-        owners = torch.arange(start, start + len(chunk))[:, None].expand(-1, context)
-        yield TokenBatch(tokens, ~torch.isin(tokens, special) & filled, owners)
-        start += len(chunk)
+        tokens = torch.tensor([row + [tokenizer.eos_token_id] * (context - len(row)) for _, row in chunk])
+        owners = torch.tensor([[owner] * context for owner, _ in chunk])
+        yield TokenBatch(tokens, ~torch.isin(tokens, special), owners)
 
 
 def fit_template_stitches(stitched: StitchedPair, *, prompts: Sequence[str] = ()) -> TemplateFit:
@@ -158,15 +143,11 @@ def fit_template_stitches(stitched: StitchedPair, *, prompts: Sequence[str] = ()
         return chat_batches(models[0], text, count, context=pair.context, batch_size=sizes.batch_size)
 
     def in_template(text: TextRef, batches: Iterable[TokenBatch], count: int) -> PairMoments:
-        return harvest(with_template_tokens(chats(text, count) if added else batches, template, only=True))
+        return harvest(template_rows(chats(text, count) if added else batches, template))
 
+    made_of, sources = {"template": template, "chats": added}, (fit_template_stitches,)
     of_template = kept(
-        stitched.artifact(
-            "template-moments",
-            {"template": template, "chats": added},
-            sources=(fit_template_stitches,),
-            suffix=".safetensors",
-        ),
+        stitched.artifact("template-moments", made_of, sources=sources, suffix=".safetensors"),
         lambda: in_template(pair.train, stitched.training_batches(), added),
         PairMoments.save,
         PairMoments.load,
@@ -192,8 +173,9 @@ def fit_template_stitches(stitched: StitchedPair, *, prompts: Sequence[str] = ()
         if prompts:
             tried.append(("last_centred", _centred(stitch, held_out["last"]), held_out["last"]))
         for group, one, moments in tried:
-            shares = unexplained_variance(one, moments)
-            unexplained |= {(name, group, to): share for to, share in zip("ba", shares)}
+            loss = stitch_loss(one, moments)
+            unexplained[name, group, "b"] = loss.up / moments.cyy.diagonal().mean().item()
+            unexplained[name, group, "a"] = loss.down / moments.cxx.diagonal().mean().item()
     tokens = {"ordinary": ordinary.count, "template": of_template.count}
     names = tuple(stitched.tokenizer.convert_ids_to_tokens(template))
     return TemplateFit(stitches, unexplained, tokens, repeats, names, added)
@@ -215,16 +197,6 @@ def _repeated(moments: PairMoments, times: int) -> PairMoments:
     return total
 
 
-def unexplained_variance(stitch: Stitch, moments: PairMoments) -> tuple[float, float]:
-    """Return the shares of the variance of y that `up`, and of x that `down`, leave unexplained; the mean leaves 1."""
-    loss = stitch_loss(stitch, moments)
-    variances = [covariance.diagonal().mean().item() for covariance in (moments.cyy, moments.cxx)]
-    return loss.up / variances[0], loss.down / variances[1]
-
-
-# ---- vectors from few prompts ----------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class VectorNoise:
     """Mean cosines of two vectors of an instruction that come from different prompts.
@@ -234,25 +206,23 @@ class VectorNoise:
     """
 
     cosines: Mapping[tuple[str, int, str], Estimate]
-    """By model, `a` or `b`, pairs of prompts behind each vector, and `native` or `carried`, to the other model."""
-    lost: Mapping[tuple[str, int], Estimate]
-    """By model and pairs of prompts: the cosine of native minus carried vectors, on the same draws."""
+    """By model, `a` or `b`, and pairs of prompts behind each vector: `native`; `carried` to the other model; and
+    `lost`, native less carried on the same draws."""
     instructions: Mapping[tuple[str, int], int]
     """By model and pairs of prompts: how many instructions the means are over."""
 
     @property
     def counts(self) -> list[int]:
         """The numbers of pairs for which some instruction has prompts, twice over."""
-        return sorted({count for _, count, _ in self.cosines})
+        return sorted({count for _, count in self.instructions})
 
     def numbers(self, pair: str) -> dict[str, float]:
         """List the entries of a results file."""
         found: dict[str, float] = {}
-        for (side, count, way), estimate in self.cosines.items():
-            found |= estimate.numbers(f"noise.{pair}.{side}.pairs_{count}.{way}")
-        for (side, count), estimate in self.lost.items():
-            found |= estimate.numbers(f"noise.{pair}.{side}.pairs_{count}.lost")
-            found[f"noise.{pair}.{side}.pairs_{count}.instructions"] = self.instructions[side, count]
+        for (side, count, quantity), estimate in self.cosines.items():
+            found |= estimate.numbers(f"noise.{pair}.{side}.pairs_{count}.{quantity}")
+        for (side, count), instructions in self.instructions.items():
+            found[f"noise.{pair}.{side}.pairs_{count}.instructions"] = instructions
         return found
 
 
@@ -264,32 +234,27 @@ def vector_noise(
     draws: int = DRAWS,
     seed: int = 0,
 ) -> VectorNoise:
-    """Compare vectors from prompts drawn apart; `shifts[side, kind]` is what an instruction adds to the stream of a
-    model, prompt by prompt.
+    """Compare vectors from prompts drawn apart, at each of `counts` pairs of prompts that some instruction has twice.
 
-    At each number of pairs, the mean is over the instructions that have it twice over; one that none has is left out.
-    ValueError without draws.
+    `shifts[side, kind]` is what an instruction adds to the stream of a model, prompt by prompt. ValueError without
+    draws.
     """
     if draws < 1:
         raise ValueError(f"draws={draws}: expected at least one")
-    matrices = {"a": stitch.P_up, "b": stitch.P_down}
-    cosines, lost, instructions = {}, {}, {}
-    for side in sorted({side for side, _ in shifts}):
-        own = [found.double() for (of, _), found in shifts.items() if of == side]
-        matrix = matrices[side].cpu().double()
-        for count in counts:
-            wide = [shift for shift in own if len(shift) >= 2 * count]
-            if not wide:
-                continue
-            generator = torch.Generator().manual_seed(seed)
-            found = {way: np.zeros(draws) for way in WAYS}
-            for draw in range(draws):
-                for shift in wide:
-                    order = torch.randperm(len(shift), generator=generator)
-                    both = torch.stack([shift[order[:count]].mean(0), shift[order[count : 2 * count]].mean(0)])
-                    for way, vectors in zip(WAYS, (both, both @ matrix)):
-                        found[way][draw] += torch.cosine_similarity(*vectors, dim=0).item() / len(wide)
-            cosines |= {(side, count, way): from_draws(drawn.mean(), drawn) for way, drawn in found.items()}
-            less = found["native"] - found["carried"]
-            lost[side, count], instructions[side, count] = from_draws(less.mean(), less), len(wide)
-    return VectorNoise(cosines, lost, instructions)
+    cosines, instructions = {}, {}
+    maps = {"a": stitch.P_up.cpu().double(), "b": stitch.P_down.cpu().double()}
+    for (side, matrix), count in itertools.product(maps.items(), counts):
+        own = [found.double() for (of, _), found in shifts.items() if of == side and len(found) >= 2 * count]
+        if not own:
+            continue
+        generator = torch.Generator().manual_seed(seed)
+        native, carried = np.zeros(draws), np.zeros(draws)
+        for draw, shift in itertools.product(range(draws), own):
+            order = torch.randperm(len(shift), generator=generator)
+            both = torch.stack([shift[order[:count]].mean(0), shift[order[count : 2 * count]].mean(0)])
+            native[draw] += torch.cosine_similarity(*both, dim=0).item() / len(own)
+            carried[draw] += torch.cosine_similarity(*(both @ matrix), dim=0).item() / len(own)
+        for quantity, drawn in (("native", native), ("carried", carried), ("lost", native - carried)):
+            cosines[side, count, quantity] = from_draws(drawn.mean(), drawn)
+        instructions[side, count] = len(own)
+    return VectorNoise(cosines, instructions)

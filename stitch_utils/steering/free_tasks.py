@@ -1,9 +1,8 @@
 """Open-ended tasks with judges that are rules: capitals, a topic, a language.
 
 The sister paper (arXiv 2506.00653) steers free responses towards capital letters, mentions of dogs, and French, and
-counts the responses that have become so. A task here is contrast pairs for a vector (`choices.contrast_vectors`), and a
-rule that looks at a response alone. For models that read English at large the topic is dogs, as in that paper, in
-sentences written for this package; the embedded world has no dogs, so there it is the sea.
+counts the responses that have become so. A task here is contrast pairs for a vector (`vectors.contrast_vectors`), and
+a rule that looks at a response alone. The embedded world has no dogs, so there the topic is the sea.
 
 Offers `FreeTask`, `free_tasks`, `FreeConfig`, `free_config`, `sweep_free_tasks`, `FreeSweep`.
 """
@@ -14,7 +13,7 @@ import functools
 import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -27,7 +26,8 @@ from ..stitching.pair import StitchedPair
 from ..utils.stats import Estimate, crossed_mean
 from .behaviours import world_behaviour
 from .prompts import parallel_pairs, steering_prompts
-from .sweep import Respondent, Sweep, SweepConfig, added, fill
+from .sweep import Cell, Sweep, SweepConfig
+from .vectors import add
 from .verifiers import verify
 
 LANGUAGE = "fr"
@@ -62,38 +62,26 @@ class FreeTask(NamedTuple):
 
 def free_tasks(pair: ModelPair, contrasts: int, *, seed: int = 0) -> list[FreeTask]:
     """Make the three tasks, with at most so many contrast pairs each, of the world or the pair's parallel sentences."""
-    of_world = pair.train.source == "world" and "parallel" not in pair.datasets
-    if of_world:
-        drawn = {
-            name: world_behaviour(name, contrasts=contrasts, choices=1, seed=seed).contrasts
+    if pair.train.source == "world" and "parallel" not in pair.datasets:
+        capitals, about, french = (
+            world_behaviour(name, contrasts=contrasts, choices=1, seed=seed).contrasts
             for name in ("capitals", "sea", "french")
-        }
-        topic = FreeTask("sea", drawn["sea"], lambda response: bool(_sea_words().search(response)))
+        )
+        concepts, nouns = load_concepts()["topics"]["sea"], load_lexicon("en").nouns
+        forms = {nouns[one][number] for one in concepts["agents"] + concepts["objects"] for number in ("sg", "pl")}
+        topic, words = "sea", re.compile(rf"\b({'|'.join(sorted(forms))})\b", re.IGNORECASE)
     else:
         english = parallel_pairs(pair, LANGUAGE, contrasts)
-        drawn = {
-            "capitals": tuple((text.upper(), text) for text, _ in english),
-            "french": tuple((french, text) for text, french in english),
-        }
-        topic = FreeTask("dogs", _of_dogs(contrasts), lambda response: bool(DOG.search(response)))
+        capitals = tuple((text.upper(), text) for text, _ in english)
+        french = tuple((other, text) for text, other in english)
+        topic, words = "dogs", DOG
+        of_dogs = ((line.format("dog"), line.format(other)) for other in INSTEAD for line in DOG_SENTENCES)
+        about = tuple(itertools.islice(of_dogs, contrasts))
     return [
-        FreeTask("capitals", drawn["capitals"], functools.partial(verify, "change_case:english_capital")),
-        topic,
-        FreeTask("french", drawn["french"], functools.partial(verify, "language:response_language", language=LANGUAGE)),
+        FreeTask("capitals", capitals, functools.partial(verify, "change_case:english_capital")),
+        FreeTask(topic, about, lambda response: bool(words.search(response))),
+        FreeTask("french", french, functools.partial(verify, "language:response_language", language=LANGUAGE)),
     ]
-
-
-def _of_dogs(count: int) -> tuple[tuple[str, str], ...]:
-    drawn = ((line.format("dog"), line.format(other)) for other in INSTEAD for line in DOG_SENTENCES)
-    return tuple(itertools.islice(drawn, count))
-
-
-@functools.cache
-def _sea_words() -> re.Pattern:
-    """Match the people and things of the sea in singular and plural."""
-    words, nouns = load_concepts()["topics"]["sea"], load_lexicon("en").nouns
-    forms = {nouns[concept][number] for concept in (*words["agents"], *words["objects"]) for number in ("sg", "pl")}
-    return re.compile(rf"\b({'|'.join(sorted(forms))})\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +89,7 @@ class FreeConfig(SweepConfig):
     """What is run."""
 
     strengths: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
-    """Lengths of what is added, in units of the stream's spread (`choices.spread`)."""
+    """Lengths of what is added, in units of the stream's spread (`vectors.spread`)."""
     max_new_tokens: int = 32
     """Tokens of a response at most."""
 
@@ -113,11 +101,9 @@ def free_config(pair: ModelPair, scale: str, *, seed: int = 0) -> FreeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FreeSweep(Sweep):
-    """Responses of one model, steered and not, and what follows from them."""
+    """Responses of B, steered and not, and what follows from them; a strength is chosen for each task."""
 
     config: FreeConfig
-    chosen: Mapping[str, float] = field(default_factory=dict)
-    """The strength of each task."""
     tasks: tuple[str, ...]
 
     def subjects(self, split: str) -> Sequence[str]:
@@ -135,15 +121,15 @@ class FreeSweep(Sweep):
         start = f"lrt.{pair}.steering"
         found: dict[str, float] = {f"{start}.{task}.strength": at for task, at in self.chosen.items()}
         evaluated = [cell for cell in self.cells if cell.split == "evaluated"]
-        for side, condition in dict.fromkeys((cell.side, cell.condition) for cell in evaluated):
-            found |= self.mean_share(side, condition).numbers(f"{start}.{condition}")
-            found |= self.nll_rise(side, condition).numbers(f"{start}.{condition}.nll_rise")
+        for condition in dict.fromkeys(cell.condition for cell in evaluated):
+            found |= self.mean_share("b", condition).numbers(f"{start}.{condition}")
+            found |= self.nll_rise("b", condition).numbers(f"{start}.{condition}.nll_rise")
             for task in self.tasks:
-                found |= self.share(side, condition, task).numbers(f"{start}.{task}.{condition}")
-        for cell in evaluated:
-            if cell.condition not in ("none", "random"):
-                share = self.share(cell.side, cell.condition, cell.of, cell.strength)
-                found |= share.numbers(f"{start}.{cell.of}.dose_{cell.strength:g}.{cell.condition}")
+                found |= self.share("b", condition, task).numbers(f"{start}.{task}.{condition}")
+        for _, side, condition, task, strength in evaluated:
+            if condition not in ("none", "random"):
+                share = self.share(side, condition, task, strength)
+                found |= share.numbers(f"{start}.{task}.dose_{strength:g}.{condition}")
         return found
 
 
@@ -154,37 +140,34 @@ def sweep_free_tasks(
     config: FreeConfig,
     *,
     unit: float,
-    side: str = "b",
 ) -> FreeSweep:
-    """Let the model of `side` respond under each direction of each task, `directions[task][condition]`, at each
-    strength, and under none.
+    """Let B respond under each direction of each task, `directions[task][condition]`, at each strength, and under none.
 
     `unit` is the length of a strength of 1. One strength for each task is chosen by the responses to its direction
     `native`; `random` runs at that one alone.
     """
     prompts = {
-        split: steering_prompts(stitched.pair, count, tokenizer=stitched.side(side)[0].tokenizer, split=split)
+        split: steering_prompts(stitched.pair, count, tokenizer=stitched.models[1].tokenizer, split=split)
         for split, count in (("evaluated", config.prompts), ("chosen", config.choosing_prompts))
     }
     rules = {task.name: task.is_done for task in tasks}
     sweep = FreeSweep(config=config, tasks=tuple(rules))
     run = functools.partial(
-        fill,
-        sweep.cells,
-        respondent=Respondent(stitched, config.max_new_tokens, config.batch_size),
+        sweep.fill,
+        stitched=stitched,
         prompts=lambda cell: prompts[cell.split],
-        move=lambda cell: added(directions[cell.of][cell.condition], cell.strength * unit),
+        move=lambda cell: functools.partial(add, directions[cell.of][cell.condition], cell.strength * unit),
         is_done=lambda cell, found: [rules[cell.of](response.text) for response in found.responses],
         part="free tasks",
     )
     doses = [("none", 0.0), *(("native", strength) for strength in config.strengths)]
-    run([sweep.cell(side, c, task, s, "chosen") for task in rules for c, s in doses], title="strengths")
-    sweep = replace(sweep, chosen={task: sweep.choose(side, "native", (task,), config.strengths) for task in rules})
+    run([Cell("chosen", "b", c, task, s) for task in rules for c, s in doses], title="strengths")
+    sweep.chosen.update({task: sweep.choose("b", "native", (task,), config.strengths) for task in rules})
     runs = [
-        (task, condition, strength)
+        sweep.cell("b", condition, task, strength)
         for task in rules
         for condition in ("none", *directions[task])
-        for strength in ((None, *config.strengths) if condition not in ("none", "random") else (None,))
+        for strength in (None, *(config.strengths if condition not in ("none", "random") else ()))
     ]
-    run([sweep.cell(side, c, task, s) for task, c, s in runs], title="responses")
+    run(runs, title="responses")
     return sweep

@@ -3,12 +3,12 @@
 Figs. 12 and 13, after Stolfo et al. 2025; a vector is read at the last token of the prompt. Conditions: `none`, the
 bare prompt; `instructed`, the prompt with the instruction in words, which is what steering is to replace; `native`, the
 model's own vector; `transferred`, the other model's, carried across by the stitch as the paper fits it; `template` and
-`often`, carried across by stitches that have seen the chat template's tokens, as they come or many times over
-(`diagnostics`); and `random`, a random direction along which the stream is moved as far as the native vector moves it.
-The paper clamps to the mean over prompts with the instruction, s = 1; small models need more, so all conditions are run
-at a strength that is chosen for each model and instruction, and `native` and `transferred` at s = 1 as well. Carried
-vectors have their own strength, the best for `transferred` among larger ones: the farther their direction is from the
-model's own, the closer their two components lie, and they are not to fail for want of strength.
+`often`, carried across by stitches that have seen the chat template's tokens (`diagnostics`); and `random`, a random
+direction along which the stream is moved as far as the native vector moves it. The paper clamps to the mean over
+prompts with the instruction, s = 1. Small models need more, so all conditions are run at a strength that is chosen for
+each model and instruction, and `native` and `transferred` at s = 1 as well. Carried vectors have their own strength,
+the best for `transferred` among larger ones: the farther their direction is from the model's own, the closer their two
+components lie, and they are not to fail for want of strength.
 
 Offers `InstructionConfig`, `instruction_config`, `evaluated_chats`, `sweep_instructions`, `InstructionSweep`.
 """
@@ -18,7 +18,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
@@ -29,9 +29,9 @@ from ..models.generation import chat
 from ..stitching.pair import StitchedPair
 from ..stitching.stitch import Stitch
 from ..utils.stats import Estimate, stratified_mean
-from .prompts import InstructionPrompt, family, instruction_kinds, instruction_prompts
-from .sweep import Cell, Respondent, Sweep, SweepConfig, clamped, fill
-from .vectors import MeanStreams, condition_vectors, last_token_residuals, steering_vector, transfer_vector
+from .prompts import InstructionPrompt, instruction_kinds, instruction_prompts
+from .sweep import Cell, Sweep, SweepConfig, clamped
+from .vectors import MeanStreams, condition_vectors, last_token_residuals
 
 CONDITIONS = ("none", "instructed", "native", "transferred", "template", "often", "random")
 # Conditions in which the other model's vector is carried across -> by which stitch.
@@ -39,8 +39,6 @@ CARRIED = {"transferred": "without", "template": "with", "often": "often"}
 AT_THE_MEAN = ("native", "transferred")  # run at the paper's strength as well
 # All that is run on the evaluated prompts: condition, strength (None is the chosen one), and the end of its ids.
 RUNS = (*((name, None, "") for name in CONDITIONS), *((name, 1.0, "_at_1") for name in AT_THE_MEAN))
-# Condition -> that on whose responses its strength is chosen.
-CHOSEN_ON = {"native": "native", "random": "native"} | dict.fromkeys(CARRIED, "transferred")
 FIGURES = {"a": "figure12", "b": "figure13"}  # by the side that is steered
 
 
@@ -57,12 +55,11 @@ class InstructionConfig(SweepConfig):
     carried_strengths: tuple[float, ...] = (1.0, 1.5, 2.0, 3.0, 6.0)
     """Strengths of which one is chosen for vectors that are carried across."""
     max_new_tokens: int = 64
-    """Tokens of a response: enough for most of the world's answers to come to their end, where some instructions
-    show."""
+    """Tokens of a response: enough for most of the world's answers to end, where some instructions show."""
 
 
 def instruction_config(pair: ModelPair, scale: str, *, strength: float = 0.0, seed: int = 0) -> InstructionConfig:
-    """Take the sizes of a scale; where there is no time for all instructions, some that lie far apart in their list.
+    """Take the sizes of a scale, with some instructions that lie far apart in their list, or all.
 
     Without a strength, take that of the pair's file.
     """
@@ -74,13 +71,9 @@ def instruction_config(pair: ModelPair, scale: str, *, strength: float = 0.0, se
 
 @dataclass(frozen=True, kw_only=True)
 class InstructionSweep(Sweep):
-    """All responses, and what follows from them. A side is the model that is steered, `a` or `b`."""
-
-    UNSTEERED = ("none", "instructed")
+    """All responses, and what follows from them; a strength is chosen by side, kind, and `native` or `transferred`."""
 
     config: InstructionConfig
-    chosen: Mapping[tuple[str, str, str], float] = field(default_factory=dict)
-    """The strength, by side, kind, and `native` or `transferred`."""
     prompts: Mapping[tuple[str, str], Sequence[InstructionPrompt]]
     """By split (`fit`, `chosen`, `evaluated`) and kind."""
     cosines: Mapping[tuple[str, str, str], float]
@@ -92,18 +85,11 @@ class InstructionSweep(Sweep):
         return self.config.kinds
 
     def chosen_for(self, side: str, condition: str, of: str) -> float:
-        return self.chosen[side, of, CHOSEN_ON[condition]]
+        return self.chosen[side, of, "transferred" if condition in CARRIED else "native"]
 
     def mean(self, rows: Sequence[np.ndarray]) -> Estimate:
         """Average over the instructions, whose prompts differ: they are drawn anew within each."""
         return stratified_mean(rows, self.config.seed)
-
-    def gain(self, side: str, *, casing: bool) -> Estimate | None:
-        """Measure the advantage of transferred over no steering in the instructions about letter case, or in all
-        others; None without any."""
-        families = {kind: family(self.prompts["evaluated", kind][0].instruction_id) for kind in self.config.kinds}
-        some = [kind for kind, found in families.items() if (found == "casing") == casing]
-        return self.advantage(side, "transferred", "none", some) if some else None
 
     def followed_anyway(self) -> list[str]:
         """List the instructions that every response to a bare prompt follows, in both models: they tell nothing."""
@@ -112,15 +98,17 @@ class InstructionSweep(Sweep):
     def numbers(self, pair: str) -> dict[str, float]:
         """List the entries of a results file, under the ids of Figs. 12 and 13."""
         found: dict[str, float] = {}
+        kinds, prompts = self.config.kinds, self.prompts
+        casing = [kind for kind in kinds if prompts["evaluated", kind][0].instruction_id.startswith("change_case:")]
         for side, figure in FIGURES.items():
-            start, kinds = f"{figure}.{pair}", self.config.kinds
+            start = f"{figure}.{pair}"
             for condition, kind in itertools.product(CONDITIONS, kinds):
-                found |= self.share(side, condition, kind).numbers(f"{start}.{kind}.{condition}")
+                id = f"{start}.{kind}.{condition}"
+                found |= self.share(side, condition, kind).numbers(id)
                 if condition != "none":
-                    rise = self.nll_rise(side, condition, of=(kind,))
-                    found |= rise.numbers(f"{start}.{kind}.{condition}.nll_rise")
-                if condition in AT_THE_MEAN:
-                    found[f"{start}.{kind}.strength.{condition}"] = self.chosen[side, kind, condition]
+                    found |= self.nll_rise(side, condition, of=(kind,)).numbers(f"{id}.nll_rise")
+            for kind, condition in itertools.product(kinds, AT_THE_MEAN):
+                found[f"{start}.{kind}.strength.{condition}"] = self.chosen[side, kind, condition]
             for condition, strength, suffix in RUNS:
                 found |= self.mean_share(side, condition, strength).numbers(f"{start}.mean.{condition}{suffix}")
                 if condition != "none":
@@ -128,8 +116,9 @@ class InstructionSweep(Sweep):
                         rise = self.nll_rise(side, condition, strength, alone=alone)
                         found |= rise.numbers(f"{start}.{name}.{condition}{suffix}")
             found |= self._counted(side, start)
-            for name, gain in (("casing", self.gain(side, casing=True)), ("other", self.gain(side, casing=False))):
-                found |= gain.numbers(f"{start}.{name}.gain") if gain else {}
+            for name, some in (("casing", casing), ("other", [kind for kind in kinds if kind not in casing])):
+                if some:
+                    found |= self.advantage(side, "transferred", "none", some).numbers(f"{start}.{name}.gain")
             for condition in CARRIED:
                 if condition != "transferred":
                     found |= self.advantage(side, condition, "transferred").numbers(f"{start}.{condition}_gain")
@@ -138,20 +127,20 @@ class InstructionSweep(Sweep):
         return found
 
     def _counted(self, side: str, start: str) -> dict[str, float]:
-        """Count the instructions that transferred steering wins, improves or matches, by intervals that do not
-        overlap."""
-        shares = {c + suffix: [self.share(side, c, k, s) for k in self.config.kinds] for c, s, suffix in RUNS}
+        """Count what transferred steering wins, improves or matches, by intervals that do not overlap."""
+        kinds = self.config.kinds  # value, low and high of each, (3, kinds)
+        shares = {c + suffix: np.array([self.share(side, c, k, s) for k in kinds]).T for c, s, suffix in RUNS}
 
-        def ahead(first: str, second: str) -> list[bool]:
-            return [one.low > other.high for one, other in zip(shares[first], shares[second])]
+        def ahead(first: str, second: str) -> np.ndarray:
+            return shares[first][1] > shares[second][2]
 
-        as_good = [carried.value >= own.value for carried, own in zip(shares["transferred"], shares["native"])]
-        return {
-            f"{start}.won": sum(ahead("transferred", "native")),
-            f"{start}.won_at_1": sum(ahead("transferred_at_1", "native_at_1")),
-            f"{start}.improved": sum(ahead("transferred", "none")),
-            f"{start}.matched": sum(works and reached for works, reached in zip(ahead("native", "none"), as_good)),
+        counted = {
+            "won": ahead("transferred", "native"),
+            "won_at_1": ahead("transferred_at_1", "native_at_1"),
+            "improved": ahead("transferred", "none"),
+            "matched": ahead("native", "none") & (shares["transferred"][0] >= shares["native"][0]),
         }
+        return {f"{start}.{name}": int(some.sum()) for name, some in counted.items()}
 
 
 def evaluated_chats(stitched: StitchedPair, config: InstructionConfig) -> list[str]:
@@ -172,9 +161,9 @@ def sweep_instructions(
     template, and for a prompt that leaves no room for a response.
     """
     pair, both = stitched.pair, list(itertools.product(FIGURES, config.kinds))
-    counts = {"fit": config.fit_prompts, "chosen": config.choosing_prompts, "evaluated": config.prompts}
-    if config.strength:
-        del counts["chosen"]
+    counts = {"fit": config.fit_prompts, "evaluated": config.prompts}
+    if not config.strength:
+        counts["chosen"] = config.choosing_prompts
     prompts = {
         (split, kind): instruction_prompts(pair, kind, count, split, choosing=not config.strength)
         for split, count in counts.items()
@@ -185,19 +174,15 @@ def sweep_instructions(
         texts = [prompt.given if given else prompt.without for prompt in prompts[split, kind]]
         return chat(stitched.side(side)[0], texts)
 
-    def streams(side: str, kind: str, given: bool) -> Float[Tensor, "pairs d_model"]:
-        texts = chats(side, "fit", kind, given)
-        return last_token_residuals(*stitched.side(side), texts, batch_size=config.batch_size)
+    def streams(side: str, kind: str) -> list[Float[Tensor, "pairs d_model"]]:
+        texts = [chats(side, "fit", kind, given) for given in (False, True)]
+        return [last_token_residuals(*stitched.side(side), some, batch_size=config.batch_size) for some in texts]
 
     with blaming(pair, "instructions"):
-        read = {key: [streams(*key, given) for given in (False, True)] for key in both}
+        read = {key: streams(*key) for key in both}
     means = {key: MeanStreams(*(stream.double().mean(0) for stream in found)) for key, found in read.items()}
-
-    def carry(stitch: Stitch):
-        return lambda means, to: transfer_vector(steering_vector(means).direction, stitch, to=to)
-
-    carried = {condition: carry(stitches[name]) for condition, name in CARRIED.items()}
-    vectors = condition_vectors(means, carried, config.seed)
+    maps = {condition: (stitches[name], False) for condition, name in CARRIED.items()}
+    vectors = condition_vectors(means, maps, config.seed, at_unit_length=True)
     cosines = {
         (*key, condition): (found["native"].direction @ found[condition].direction).item()
         for key, found in vectors.items()
@@ -206,9 +191,8 @@ def sweep_instructions(
     shifts = {key: given - without for key, (without, given) in read.items()}
     sweep = InstructionSweep(config=config, prompts=prompts, cosines=cosines, shifts=shifts)
     run = functools.partial(
-        fill,
-        sweep.cells,
-        respondent=Respondent(stitched, config.max_new_tokens, config.batch_size),
+        sweep.fill,
+        stitched=stitched,
         prompts=lambda cell: chats(cell.side, cell.split, cell.of, cell.condition == "instructed"),
         move=lambda cell: clamped(vectors[cell.side, cell.of][cell.condition], cell.strength),
         is_done=lambda cell, found: [
@@ -220,7 +204,7 @@ def sweep_instructions(
     if not config.strength:
         doses = [(c, strength) for c, strengths in candidates.items() for strength in strengths]
         run([Cell("chosen", side, c, kind, s) for side, kind in both for c, s in doses], title="strengths")
-    chosen = {(*key, on): sweep.choose(key[0], on, key[1:], candidates[on]) for key in both for on in AT_THE_MEAN}
-    sweep = replace(sweep, chosen=chosen)
+    for (side, kind), on in itertools.product(both, AT_THE_MEAN):
+        sweep.chosen[side, kind, on] = sweep.choose(side, on, [kind], candidates[on])
     run([sweep.cell(side, c, kind, s) for side, kind in both for c, s, _ in RUNS], title="responses")
     return sweep

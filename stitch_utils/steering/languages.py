@@ -5,37 +5,32 @@ the other model's carried across; and two controls, `biased`, carried across wit
 direction along which tokens are moved as far as the native vector moves them. The paper's strength is s = 1; small
 models need more, so all conditions are run at a strength that is chosen, and the first three at s = 1 as well.
 
-Offers `LanguageConfig`, `language_config`, `sweep_languages`, `LanguageSweep`, `carried_by`, and what Figs. 3c and 11
-are made of: `clipped_gap`, `language_frequencies`, `rank_correlation`.
+Offers `LanguageConfig`, `language_config`, `sweep_languages`, `LanguageSweep`, and what Figs. 3c and 11 are made of:
+`clipped_gap`, `language_frequencies`, `rank_correlation`.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
-import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
-from jaxtyping import Float
 from scipy.stats import rankdata
-from torch import Tensor
 
 from ..data.pairs import ModelPair, blaming
 from ..data.text import read_documents
 from ..models.harvest import of_activations
 from ..stitching.pair import StitchedPair
-from ..stitching.stitch import Stitch
-from ..utils.cache import artifact, kept
+from ..utils.cache import artifact
 from ..utils.progress import progress
 from ..utils.stats import RESAMPLES, Estimate, from_draws
 from .prompts import languages, parallel_pairs, steering_prompts
-from .sweep import Cell, Respondent, Sweep, SweepConfig, clamped, fill
-from .vectors import MeanStreams, condition_vectors, language_means, transfer_vector
+from .sweep import Cell, Sweep, SweepConfig, clamped, kept_json
+from .vectors import condition_vectors, language_means
 from .verifiers import detect_language
 
 CONDITIONS = ("none", "native", "transferred", "biased", "random")
@@ -66,11 +61,6 @@ class LanguageConfig(SweepConfig):
     frequency_documents: int = 400
     """Documents of the training text in which languages are counted (Fig. 11)."""
 
-    def __post_init__(self):
-        super().__post_init__()
-        if unknown := sorted(set(self.choosing_languages) - set(self.languages)):
-            raise ValueError(f"languages to choose a strength on that are not steered towards: {', '.join(unknown)}")
-
 
 def language_config(pair: ModelPair, scale: str, *, strength: float = 0.0, seed: int = 0) -> LanguageConfig:
     """Take the sizes of a scale; the languages to choose on are spread over all, from frequent to rare.
@@ -80,23 +70,17 @@ def language_config(pair: ModelPair, scale: str, *, strength: float = 0.0, seed:
     sizes = pair.sizes_of("languages", scale)
     some = languages(pair)[: sizes.pop("languages", None)]
     spread = np.linspace(0, len(some) - 1, sizes.pop("choosing_languages", len(some))).round().astype(int)
-    choosing = tuple(some[i] for i in spread)
-    return LanguageConfig(
-        languages=some, choosing_languages=choosing, strength=strength or pair.strength, seed=seed, **sizes
-    )
+    sizes |= {"languages": some, "choosing_languages": tuple(some[i] for i in spread)}
+    return LanguageConfig(strength=strength or pair.strength, seed=seed, **sizes)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LanguageSweep(Sweep):
-    """All responses, and what follows from them. A side is the model that is steered, `a` or `b`."""
+    """All responses, and what follows from them; one strength is chosen for each side."""
 
     config: LanguageConfig
-    chosen: Mapping[str, float] = field(default_factory=dict)
-    """The strength of each side."""
     prompts: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """By split: `evaluated`, and `chosen`, those on which the strength was chosen."""
-    cosines: Mapping[tuple[str, str], float] = field(default_factory=dict)
-    """By side and language: between the native direction and the transferred one."""
     frequencies: Mapping[str, int] = field(default_factory=dict)
     """By language: sentences of the training text (Fig. 11)."""
 
@@ -106,10 +90,10 @@ class LanguageSweep(Sweep):
     def chosen_for(self, side: str, condition: str, of: str) -> float:
         return self.chosen[side]
 
-    def gaps(self, side: str, strength: float | None = None) -> dict[str, float]:
+    def gaps(self, side: str) -> dict[str, float]:
         """Compute Eq. 16 for each language."""
         return {
-            language: clipped_gap(*(self.share(side, c, language, strength).value for c in ("transferred", "native")))
+            language: clipped_gap(*(self.share(side, c, language).value for c in ("transferred", "native")))
             for language in self.config.languages
         }
 
@@ -133,14 +117,10 @@ class LanguageSweep(Sweep):
             found |= self.nll_rise(side, condition, strength).numbers(id)
             found |= self.nll_rise(side, condition, strength, alone=True).numbers(f"{id}_alone")
         found |= self._gap_numbers(f"figure3c.{pair}", failing)
-        counts, gaps = zip(*((self.frequencies.get(language, 0), gap) for language, gap in self.mean_gaps().items()))
+        counts = [self.frequencies.get(language, 0) for language in self.config.languages]
+        gaps = [sum(both) / 2 for both in zip(self.gaps("a").values(), self.gaps("b").values())]
         found |= rank_correlation(counts, gaps, seed=self.config.seed).numbers(f"figure11.{pair}.correlation")
         return found | {f"steering.{pair}.responses": len(self.prompts["evaluated"])}
-
-    def mean_gaps(self) -> dict[str, float]:
-        """Average Eq. 16 over both directions, for each language."""
-        a, b = self.gaps("a"), self.gaps("b")
-        return {language: (a[language] + b[language]) / 2 for language in self.config.languages}
 
     def _gap_numbers(self, start: str, failing: float) -> dict[str, float]:
         """Count the gaps at both ends of Fig. 3c, as shares of all and of those where native steering works."""
@@ -154,59 +134,47 @@ class LanguageSweep(Sweep):
         return found
 
 
-def carried_by(stitch: Stitch) -> dict[str, Callable[[MeanStreams, str], Float[Tensor, " d_to"]]]:
-    """Give, by condition, the function that carries the other model's vector across, as `condition_vectors` takes it.
-
-    The vector keeps its own length, which counts where a bias is added.
-    """
-    return {
-        "transferred": lambda means, to: transfer_vector(means.target - means.source, stitch, to=to),
-        "biased": lambda means, to: transfer_vector(means.target - means.source, stitch, to=to, with_bias=True),
-    }
-
-
 def sweep_languages(stitched: StitchedPair, config: LanguageConfig) -> LanguageSweep:
     """Run the whole experiment; responses that were made before are found in `artifacts/`, cell by cell.
 
     The evaluated prompts share none with those on which a strength is chosen; where the strength is given, all may be
     evaluated. ValueError for a language without parallel text, and for a prompt that leaves no room for a response.
     """
-    pair = stitched.pair
+    pair, keys = stitched.pair, [*itertools.product(TABLES, config.languages)]
     parallel = {language: parallel_pairs(pair, language, config.pairs) for language in config.languages}
-    splits = {
-        "chosen": (config.choosing_prompts, "chosen"),
-        "evaluated": (config.prompts, "all" if config.strength else "evaluated"),
-    }
     prompts = {
-        name: steering_prompts(pair, count, tokenizer=stitched.tokenizer, split=split)
-        for name, (count, split) in splits.items()
+        "chosen": steering_prompts(pair, config.choosing_prompts, tokenizer=stitched.tokenizer, split="chosen"),
+        "evaluated": steering_prompts(
+            pair, config.prompts, tokenizer=stitched.tokenizer, split="all" if config.strength else "evaluated"
+        ),
     }
     means = {
         (side, language): language_means(*stitched.side(side), parallel[language], batch_size=config.batch_size)
-        for side in TABLES
-        for language in config.languages
+        for side, language in keys
     }
-    vectors = condition_vectors(means, carried_by(stitched.stitch), config.seed)
-    cosines = {
-        key: (found["native"].direction @ found["transferred"].direction).item() for key, found in vectors.items()
-    }
-    frequencies = _training_frequencies(stitched, config.frequency_documents)
-    sweep = LanguageSweep(config=config, prompts=prompts, cosines=cosines, frequencies=frequencies)
+    maps = {"transferred": (stitched.stitch, False), "biased": (stitched.stitch, True)}
+    vectors = condition_vectors(means, maps, config.seed)
+    texts = of_activations(pair, (0, 0), scale=stitched.scale)["texts"]
+    made_of, sources = {"texts": texts, "documents": config.frequency_documents}, (language_frequencies, read_documents)
+    with blaming(pair, "text"):
+        frequencies = kept_json(
+            artifact(pair.name, "languages", made_of, sources=sources, suffix=".json"),
+            lambda: language_frequencies(itertools.islice(read_documents(pair.train), config.frequency_documents)),
+        )
+    sweep = LanguageSweep(config=config, prompts=prompts, frequencies=frequencies)
     run = functools.partial(
-        fill,
-        sweep.cells,
-        respondent=Respondent(stitched, config.max_new_tokens, config.batch_size, detect_language),
+        sweep.fill,
+        stitched=stitched,
         prompts=lambda cell: prompts[cell.split],
         move=lambda cell: clamped(vectors[cell.side, cell.of][cell.condition], cell.strength),
         is_done=lambda cell, found: [language == cell.of for language in found.judged],
+        judge=detect_language,
         part="steering",
     )
-    some, strengths = config.choosing_languages, config.strengths
-    doses = [("none", 0.0), *itertools.product(STEERED, strengths)]
+    some, doses = config.choosing_languages, [("none", 0.0), *itertools.product(STEERED, config.strengths)]
     run([Cell("chosen", side, c, language, s) for side in TABLES for language in some for c, s in doses], title="doses")
-    sweep = replace(sweep, chosen={side: sweep.choose(side, "native", some, strengths) for side in TABLES})
-    both = itertools.product(TABLES, config.languages)
-    run([sweep.cell(side, c, language, s) for side, language in both for c, s, _ in RUNS], title="responses")
+    sweep.chosen.update({side: sweep.choose(side, "native", some, config.strengths) for side in TABLES})
+    run([sweep.cell(side, c, language, s) for side, language in keys for c, s, _ in RUNS], title="responses")
     return sweep
 
 
@@ -218,23 +186,6 @@ def clipped_gap(transferred: float, native: float) -> float:
     if native == 0:
         return float(transferred > 0)
     return float(np.clip(transferred / native, 0, 1))
-
-
-def _training_frequencies(stitched: StitchedPair, count: int) -> dict[str, int]:
-    """Count the sentences of each language in the first `count` documents of the training text, once."""
-    pair, sources = stitched.pair, (language_frequencies, read_documents)
-    made_of = {"texts": of_activations(pair, (0, 0), scale=stitched.scale)["texts"], "documents": count}
-
-    def save(found: dict[str, int], path: Path) -> None:
-        path.write_text(json.dumps(found), encoding="utf-8")
-
-    with blaming(pair, "text"):
-        return kept(
-            artifact(pair.name, "languages", made_of, sources=sources, suffix=".json"),
-            lambda: language_frequencies(itertools.islice(read_documents(pair.train), count)),
-            save,
-            lambda path: json.loads(path.read_text(encoding="utf-8")),
-        )
 
 
 def language_frequencies(documents: Iterable[str]) -> dict[str, int]:
@@ -254,12 +205,9 @@ def rank_correlation(x: Sequence[float], y: Sequence[float], *, seed: int = 0) -
     """Compute Spearman's correlation of pairs (x, y), with a bootstrap interval over the pairs.
 
     Resamples in which all x or all y are the same have no order and are left out; if the data have none, the value is
-    0. Its interval then, and that of fewer than five pairs, is [-1, 1]: resampling them says nothing. ValueError for
-    lists of different lengths, or empty ones.
+    0. Its interval then, and that of fewer than five pairs, is [-1, 1]: resampling them says nothing.
     """
-    both = np.array([x, y], dtype=float) if len(x) == len(y) else np.empty((2, 0))
-    if not both.size:
-        raise ValueError(f"{len(x)} and {len(y)} values: expected as many of each, and at least one")
+    both = np.array([x, y], dtype=float)
     value = _spearman(both[:, None])[0]
     if np.isnan(value) or len(x) < FEWEST_PAIRS:
         return Estimate(0.0 if np.isnan(value) else float(value), -1.0, 1.0)

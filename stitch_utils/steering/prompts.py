@@ -5,8 +5,8 @@ their instructions taken out (those that Stolfo et al. published). App. F.2 take
 their instruction. Where a pair's file names no such data, the embedded world has its own. A strength is chosen on
 prompts that are not evaluated, and a vector comes from others again, so prompts come in parts that share none.
 
-Offers `languages`, `parallel_pairs`, `steering_prompts`; `InstructionPrompt`, `instruction_kinds`,
-`instruction_prompts`, `family`; and `named_rows`, which reads any of these data sets.
+Offers `languages`, `parallel_pairs`, `steering_prompts`, `as_turn`; `InstructionPrompt`, `instruction_kinds`,
+`instruction_prompts`; and to read any of these data sets `named_rows`, `text_columns`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ import itertools
 import json
 import random
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import httpx
@@ -44,15 +43,6 @@ WORLD_PARTS = ("fit", "fit", "chosen", *["evaluated"] * 5)
 ROW_PARTS = ("fit", "evaluated", "chosen", "fit", "evaluated")
 COLUMNS = ("prompt", PROMPT_COLUMN, "instruction_id_list", "kwargs")
 WORLD_LANGUAGE = "fr"  # asked for by the world's instruction `language`: the most frequent one that is not English
-FAMILIES = {
-    "change_case": "casing",
-    "punctuation": "punctuation",
-    "language": "language",
-    "startend:end_checker": "closing",
-}
-
-
-# ---- languages -------------------------------------------------------------------------------------------------------
 
 
 def languages(pair: ModelPair) -> tuple[str, ...]:
@@ -71,16 +61,7 @@ def parallel_pairs(pair: ModelPair, language: str, count: int) -> list[tuple[str
             known = ", ".join(languages(pair))
             raise ValueError(f"the embedded world has no sentences in 'en' and {language!r}: it has {known}")
         return parallel_sentences("steering", count, language)
-    data = pair.datasets["parallel"]
-    with blaming(pair, "datasets: parallel"):
-        found = [(english, other) for english, other in itertools.islice(_translations(data, language), count)]
-        if not found:
-            raise ValueError(f"dataset {data.name!r} has no rows in 'en' and {language!r}")
-    return found
-
-
-def _translations(data: DatasetRef, language: str) -> Iterator[list[str]]:
-    config = "-".join(sorted(("en", language)))
+    data, config = pair.datasets["parallel"], "-".join(sorted(("en", language)))
 
     def pick(row: dict) -> list[str] | None:
         said = row.get("translation")
@@ -89,53 +70,57 @@ def _translations(data: DatasetRef, language: str) -> Iterator[list[str]]:
         both = [said["en"], said[language]]
         return both if all(text and text.strip() for text in both) else None
 
-    rows = dataset_rows(data.name, pick, picked="translation", config=config, split=data.split, revision=data.revision)
-    try:
-        yield from rows
-    except ValueError as error:  # `datasets` names the configuration that it does not find
-        if isinstance(error, HubError) or "BuilderConfig" not in str(error):
-            raise
-        raise ValueError(f"dataset {data.name!r} has no rows in 'en' and {language!r}, no {config!r}") from error
+    with blaming(pair, "datasets: parallel"):
+        nothing = f"dataset {data.name!r} has no rows in 'en' and {language!r}"
+        try:
+            rows = dataset_rows(
+                data.name, pick, picked="translation", config=config, split=data.split, revision=data.revision
+            )
+            found = [(english, other) for english, other in itertools.islice(rows, count)]
+        except ValueError as error:  # `datasets` names the configuration that it does not find
+            if isinstance(error, HubError) or "BuilderConfig" not in str(error):
+                raise
+            raise ValueError(f"{nothing}, no {config!r}") from error
+        if not found:
+            raise ValueError(nothing)
+    return found
 
 
 def steering_prompts(pair: ModelPair, count: int, *, tokenizer, split: str = "evaluated") -> list[str]:
     """List at most `count` different prompts, as the model should read them: in its chat template if there is one.
 
-    `split` is `chosen` for those on which a strength is chosen, `evaluated` for the others, `all` for both. From the
-    data set `prompts` of the pair's file, whose name is a Hub id or the path or URL of a .jsonl file, with a column
-    `prompt_without_instruction`; else from the world. ValueError for another split, and for data without prompts.
+    `split` is `chosen` for those on which a strength is chosen, `evaluated` for the others, `all` for both. They come
+    from the column `prompt_without_instruction` of the data set `prompts` of the pair's file, else from the world.
+    ValueError for another split, and for data without prompts.
     """
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}: expected {', '.join(SPLITS)}")
     with blaming(pair, "datasets: prompts"):
-        source = _published(pair.datasets["prompts"]) if "prompts" in pair.datasets else _of_world()
-        texts = dict.fromkeys(text.strip() for text in source)  # each once, in order
+        texts = _of_world("steering")
+        if "prompts" in pair.datasets:
+            data = pair.datasets["prompts"]
+            rows = named_rows(data, lambda row: text_columns(row, [PROMPT_COLUMN], data.name)[0], picked=PROMPT_COLUMN)
+            texts = dict.fromkeys(map(str.strip, rows))  # each once, in order
         # by the text alone, so that a prompt is in one part however many are drawn
         parts = {text: "evaluated" if zlib.crc32(text.encode()) % CHOSEN_SHARE else "chosen" for text in texts if text}
         part = [text for text in parts if split in ("all", parts[text])]
         if not part:
             raise ValueError(f"no prompts for split {split!r} among {len(texts)}")
-    if tokenizer.chat_template is None:
-        return part[:count]
-    messages = ([{"role": "user", "content": text}] for text in part[:count])
-    return [tokenizer.apply_chat_template(one, tokenize=False, add_generation_prompt=True) for one in messages]
+    return [as_turn(tokenizer, text) for text in part[:count]]
+
+
+def as_turn(tokenizer, text: str, *, cue: str = "") -> str:
+    """Put a text as a user's turn in the chat template where there is one, else before a cue."""
+    if not tokenizer.chat_template:
+        return text + cue
+    turn = [{"role": "user", "content": text}]
+    return tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
 
 
 @functools.cache
-def _of_world() -> tuple[str, ...]:
-    return tuple(request.prompt for request in requests("steering", WORLD_PROMPTS))
-
-
-def _published(data: DatasetRef) -> Iterator[str]:
-    def pick(row: dict) -> str:
-        if not isinstance(row.get(PROMPT_COLUMN), str):
-            raise ValueError(f"{data.name!r} has no text column {PROMPT_COLUMN!r}: its columns are {', '.join(row)}")
-        return row[PROMPT_COLUMN]
-
-    return named_rows(data, pick, picked=PROMPT_COLUMN)
-
-
-# ---- instructions ----------------------------------------------------------------------------------------------------
+def _of_world(seed: str, instruction: str | None = None) -> tuple[str, ...]:
+    """Draw requests of the world, each once."""
+    return tuple(dict.fromkeys(one.prompt for one in requests(seed, WORLD_PROMPTS, instruction=instruction)))
 
 
 class InstructionPrompt(NamedTuple):
@@ -146,7 +131,7 @@ class InstructionPrompt(NamedTuple):
     """The request with the instruction in words."""
     instruction_id: str
     """The id of its rule in `verifiers`."""
-    kwargs: Mapping[str, object] = MappingProxyType({})
+    kwargs: Mapping[str, object]
     """What the rule needs."""
 
     def is_followed(self, response: str) -> bool:
@@ -155,8 +140,7 @@ class InstructionPrompt(NamedTuple):
 
 
 def instruction_kinds(pair: ModelPair) -> tuple[str, ...]:
-    """List the instructions that there are prompts for: the world's, or those with enough rows in the data set
-    `instructions`."""
+    """List the instructions with prompts: the world's, or those with enough rows in the data set `instructions`."""
     if "instructions" not in pair.datasets:
         return tuple(WORLD_INSTRUCTIONS)
     with blaming(pair, "datasets: instructions"):
@@ -167,33 +151,27 @@ def instruction_kinds(pair: ModelPair) -> tuple[str, ...]:
     return usable
 
 
-def family(instruction_id: str) -> str:
-    """Name the sort of instruction: casing, punctuation, language, closing, or format."""
-    return FAMILIES.get(instruction_id, FAMILIES.get(instruction_id.split(":")[0], "format"))
-
-
 def instruction_prompts(
     pair: ModelPair, kind: str, count: int, split: str, *, choosing: bool = True
 ) -> list[InstructionPrompt]:
     """List at most `count` different prompts for one instruction, of a split: fit, chosen or evaluated.
 
     Where no strength is chosen (`choosing=False`), the prompts of the split `chosen` belong to `fit`. From the world,
-    whose prompts are the same for every instruction; or from the data set `instructions` of the pair's file, a Hub id
-    or the path or URL of a .jsonl file, with the columns of Stolfo et al.'s `ifeval_single_instr_format.jsonl`:
-    IFEval's own, and `prompt_without_instruction`. ValueError for another split, a kind that has no prompts, or a data
-    set without these columns.
+    whose prompts are the same for every instruction; or from the data set `instructions` of the pair's file, with the
+    columns of Stolfo et al.'s `ifeval_single_instr_format.jsonl`. ValueError for another split, a kind that has no
+    prompts, or a data set without these columns.
     """
     if split not in INSTRUCTION_SPLITS:
         raise ValueError(f"unknown split {split!r}: expected {', '.join(INSTRUCTION_SPLITS)}")
     if kind not in (known := instruction_kinds(pair)):
         raise ValueError(f"unknown instruction {kind!r} for pair {pair.name!r}: known are {', '.join(known)}")
-    parts = (split, "chosen") if split == "fit" and not choosing else (split,)
-    if "instructions" not in pair.datasets:  # by the text alone, so that a prompt is in one part for all instructions
-        part = lambda text: WORLD_PARTS[zlib.crc32(text.encode()) % len(WORLD_PARTS)]  # noqa: E731
-        return [prompt for prompt in _instructions_of_world(kind) if part(prompt.without) in parts][:count]
-    with blaming(pair, "datasets: instructions"):
-        rows = _by_kind(pair.datasets["instructions"])[kind]
-    return [prompt for index, prompt in enumerate(rows) if ROW_PARTS[index % len(ROW_PARTS)] in parts][:count]
+    wanted = (split, "chosen") if split == "fit" and not choosing else (split,)
+    if "instructions" in pair.datasets:
+        prompts, parts = _by_kind(pair.datasets["instructions"])[kind], itertools.cycle(ROW_PARTS)
+    else:  # by the text alone, so that a prompt is in one part for all instructions
+        prompts = _instructions_of_world(kind)
+        parts = (WORLD_PARTS[zlib.crc32(prompt.without.encode()) % len(WORLD_PARTS)] for prompt in prompts)
+    return [prompt for prompt, part in zip(prompts, parts) if part in wanted][:count]
 
 
 @functools.cache
@@ -201,14 +179,13 @@ def _instructions_of_world(kind: str) -> tuple[InstructionPrompt, ...]:
     lexicon = load_lexicon("en")
     kwargs = {"language": {"language": WORLD_LANGUAGE}, "closing": {"end_phrase": lexicon.closing}}.get(kind, {})
     words = lexicon.instructions[kind].format(closing=lexicon.closing, L=lexicon.language_names[WORLD_LANGUAGE])
-    bare = dict.fromkeys(request.prompt for request in requests("instructions", WORLD_PROMPTS, instruction=kind))
-    return tuple(InstructionPrompt(text, f"{text} {words}", WORLD_INSTRUCTIONS[kind], kwargs) for text in bare)
+    texts = _of_world("instructions", kind)
+    return tuple(InstructionPrompt(text, f"{text} {words}", WORLD_INSTRUCTIONS[kind], kwargs) for text in texts)
 
 
 @functools.cache
 def _by_kind(data: DatasetRef) -> dict[str, list[InstructionPrompt]]:
-    """Sort the prompts with one instruction that has a rule by the instruction's name, in an order that their texts
-    give."""
+    """Sort the prompts with one instruction that has a rule by its name, in an order that their texts give."""
 
     def pick(row: dict) -> list:
         """Take what makes a prompt; nothing where there is no rule, or more than one instruction."""
@@ -229,51 +206,49 @@ def _by_kind(data: DatasetRef) -> dict[str, list[InstructionPrompt]]:
         if "language" in prompt.kwargs:  # an instruction for each language: one direction cannot ask for several
             name += f"_{prompt.kwargs['language']}"
         found.setdefault(name, {}).setdefault(prompt.without, prompt)
-    return {name: _shuffled(prompts.values()) for name, prompts in found.items()}
-
-
-def _shuffled(prompts: Iterable[InstructionPrompt]) -> list[InstructionPrompt]:
-    ordered = sorted(prompts, key=lambda prompt: prompt.without)
-    random.Random("instructions").shuffle(ordered)
+    ordered = {name: [prompts[text] for text in sorted(prompts)] for name, prompts in found.items()}
+    for prompts in ordered.values():
+        random.Random("instructions").shuffle(prompts)
     return ordered
-
-
-# ---- rows of data sets -----------------------------------------------------------------------------------------------
 
 
 def named_rows(data: DatasetRef, pick: Callable[[dict], Any], *, picked: str) -> Iterator[Any]:
     """Yield what `pick` takes of each row of a data set of the Hub, or of a .jsonl file named by its path or its URL.
 
     What comes from elsewhere is fetched once and remembered under the name `picked`, as in `hub.dataset_rows`.
-    ValueError for a file that does not exist or is no .jsonl; HubError for what cannot be fetched.
+    ValueError for a file that does not exist or holds no JSON; HubError for what cannot be fetched.
     """
-    if not data.name.endswith(".jsonl"):
-        return dataset_rows(
-            data.name, pick, picked=picked, config=data.config, split=data.split, revision=data.revision
-        )
-    if "://" not in data.name:
-        return map(pick, _parsed(data.name, 0))
-    digest = hashlib.sha256(json.dumps([data.name, picked]).encode()).hexdigest()[:12]
-    path = Path(constants.HF_HOME, "stitch_utils", f"{Path(data.name).stem}-{digest}.jsonl")
-    return remembered(path, lambda start: map(pick, _parsed(data.name, start)))
+    name = data.name
+    if not name.endswith(".jsonl"):
+        return dataset_rows(name, pick, picked=picked, config=data.config, split=data.split, revision=data.revision)
+    if "://" not in name:
+        return map(pick, _parsed(name))
+    digest = hashlib.sha256(json.dumps([name, picked]).encode()).hexdigest()[:12]
+    path = Path(constants.HF_HOME, "stitch_utils", f"{Path(name).stem}-{digest}.jsonl")
+    return remembered(path, lambda start: map(pick, _parsed(name, start)))
 
 
-def _parsed(name: str, start: int) -> Iterator[dict]:
-    for line in filter(str.strip, _lines(name)[start:]):
+def text_columns(row: dict, columns: Sequence[str], name: str) -> list[str]:
+    """Take the text in these columns of a row of `name`; ValueError, naming the columns there are, without one."""
+    if missing := [column for column in columns if not isinstance(row.get(column), str)]:
+        raise ValueError(f"{name!r} has no text column {missing[0]!r}: its columns are {', '.join(row)}")
+    return [row[column].strip() for column in columns]
+
+
+def _parsed(name: str, start: int = 0) -> Iterator[dict]:
+    """Parse the lines of a file on this disk, or behind a URL, from line `start` on."""
+    path = Path(name).expanduser()
+    if "://" in name:
+        try:
+            text = httpx.get(name, follow_redirects=True).raise_for_status().text
+        except httpx.HTTPError as error:
+            raise HubError(f"{name!r} cannot be fetched: {str(error).splitlines()[0]}") from error
+    elif path.is_file():
+        text = path.read_text(encoding="utf-8")
+    else:
+        raise ValueError(f"the file {name!r} does not exist")
+    for line in filter(str.strip, text.split("\n")[start:]):
         try:
             yield json.loads(line)
         except ValueError:
             raise ValueError(f"{name!r} holds {line[:40]!r}: expected one JSON object a line") from None
-
-
-def _lines(name: str) -> list[str]:
-    """Read the lines of a file on this disk, or behind a URL."""
-    if "://" not in name:
-        path = Path(name).expanduser()
-        if not path.is_file():
-            raise ValueError(f"the file {name!r} does not exist")
-        return path.read_text(encoding="utf-8").split("\n")
-    try:
-        return httpx.get(name, follow_redirects=True).raise_for_status().text.split("\n")
-    except httpx.HTTPError as error:
-        raise HubError(f"{name!r} cannot be fetched: {str(error).splitlines()[0]}") from error

@@ -7,22 +7,20 @@ steering is for, and the rise of their NLL, which is what they cost the unsteere
 responses. The strength is chosen on prompts that are not evaluated. Responses take most of the time of these
 experiments and depend on the model, the prompts and the move of the stream alone, so they are kept in `artifacts/`.
 
-Offers `Cell`, `SweepConfig`, `Sweep`, `fill`, `chosen_strength`; `Respondent` and `Answers`; and what moves a stream:
-`Move`, `clamped`, `added`.
+Offers `Cell`, `Answers`, `Move`, `clamped`, `SweepConfig`, `Sweep`, `chosen_strength`, `kept_json`.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
-from torch import Tensor
 
 from ..data.pairs import blaming
 from ..models.generation import Response, generate_texts
@@ -32,95 +30,9 @@ from ..stitching.pair import StitchedPair
 from ..utils.cache import artifact, kept
 from ..utils.progress import progress
 from ..utils.stats import Estimate, clopper_pearson, crossed_mean
-from .vectors import SteeringVector, add, clamp
+from .vectors import SteeringVector, clamp
 
-# ---- responses -------------------------------------------------------------------------------------------------------
-
-
-class Move(NamedTuple):
-    """How a stream is moved along a direction: an edit that the key of an artifact can name."""
-
-    edit: Callable[[Float[Tensor, " d_model"], float], Edit]
-    direction: Float[Tensor, " d_model"]
-    by: float
-
-    def key(self) -> list:
-        """Return what tells this move from others."""
-        digest = hashlib.sha256(self.direction.cpu().double().numpy().tobytes()).hexdigest()
-        return [self.edit.__name__, digest, self.by]
-
-
-def clamped(vector: SteeringVector, strength: float) -> Move:
-    """Set the component along `vector` to what `strength` makes it (Eqs. 8 and 9)."""
-    return Move(clamp, vector.direction, vector.z(strength))
-
-
-def added(direction: Float[Tensor, " d_model"], length: float) -> Move:
-    """Add a vector of `length` along `direction` (arXiv 2506.00653)."""
-    return Move(add, direction, length)
-
-
-class Answers(NamedTuple):
-    """Responses to the same prompts, in their order."""
-
-    responses: tuple[Response, ...]
-    judged: tuple[str, ...] = ()
-    """What the judge said of each; empty without a judge."""
-    done: tuple[bool, ...] = ()
-    """Whether each does what steering is for; `fill` finds out."""
-
-
-@dataclass(frozen=True)
-class Respondent:
-    """Either model of a pair, answering prompts; answers are kept in `artifacts/`."""
-
-    stitched: StitchedPair
-    max_new_tokens: int
-    batch_size: int
-    judge: Callable[[str], str] | None = None
-    """Asked about each response; its answer is kept with the response, since judges take their time."""
-
-    def answer(self, side: str, prompts: Sequence[str], move: Move | None = None, *, title: str = "") -> Answers:
-        """Let the model of `side` answer greedily while its stream is moved; without a move, as it is."""
-        (model, layer), pair = self.stitched.side(side), self.stitched.pair
-        ingredients = {
-            "model": weights_digest({"a": pair.a, "b": pair.b}[side]),
-            "dtype": pair.dtype,
-            "layer": layer,
-            "moved": move and move.key(),
-            "prompts": list(prompts),
-            "tokens": self.max_new_tokens,
-            "batch": self.batch_size,
-        }
-        sources = [source for source in (generate_texts, clamp, self.judge) if source]
-
-        def make() -> Answers:
-            responses = generate_texts(
-                model,
-                prompts,
-                max_new_tokens=self.max_new_tokens,
-                layer=layer,
-                edit=move and move.edit(move.direction, move.by),
-                batch_size=self.batch_size,
-                title=title,
-            )
-            judged = tuple(self.judge(response.text) for response in responses) if self.judge else ()
-            return Answers(tuple(responses), judged)
-
-        return kept(artifact(pair.name, "responses", ingredients, sources=sources, suffix=".json"), make, _save, _load)
-
-
-def _save(answers: Answers, path: Path) -> None:
-    said = {"responses": answers.responses, "judged": answers.judged}
-    path.write_text(json.dumps(said, ensure_ascii=False), encoding="utf-8")
-
-
-def _load(path: Path) -> Answers:
-    found = json.loads(path.read_text(encoding="utf-8"))
-    return Answers(tuple(Response(*row) for row in found["responses"]), tuple(found["judged"]))
-
-
-# ---- cells -----------------------------------------------------------------------------------------------------------
+UNSTEERED = ("none", "instructed")  # conditions in which no stream is moved
 
 
 class Cell(NamedTuple):
@@ -138,30 +50,32 @@ class Cell(NamedTuple):
     """How strongly; 0 without steering."""
 
 
-def fill(
-    cells: dict[Cell, Answers],
-    wanted: Iterable[Cell],
-    *,
-    respondent: Respondent,
-    prompts: Callable[[Cell], Sequence[str]],
-    move: Callable[[Cell], Move],
-    is_done: Callable[[Cell, Answers], Iterable[bool]],
-    part: str,
-    title: str,
-) -> None:
-    """Fill those `wanted` cells that are empty with answers to their `prompts`, and judge them.
-
-    Where the strength is not 0, the stream is moved by the `move` of the cell. ValueError, naming the
-    pair and the `part` of it, for a prompt that leaves no room for a response.
-    """
-    for cell in progress([cell for cell in dict.fromkeys(wanted) if cell not in cells], title):
-        with blaming(respondent.stitched.pair, part):
-            moved = move(cell) if cell.strength else None
-            found = respondent.answer(cell.side, prompts(cell), moved, title=f"{cell.side}, {cell.condition}")
-        cells[cell] = found._replace(done=tuple(map(bool, is_done(cell, found))))
+# `partial(clamp, direction, z)` or `partial(add, direction, length)`: an edit in parts that a key can name.
+Move = functools.partial[Edit]
 
 
-# ---- the sweep -------------------------------------------------------------------------------------------------------
+def clamped(vector: SteeringVector, strength: float) -> Move:
+    """Set the component along `vector` to what `strength` makes it (Eqs. 8 and 9)."""
+    return functools.partial(clamp, vector.direction, vector.z(strength))
+
+
+class Answers(NamedTuple):
+    """Responses to the same prompts, in their order."""
+
+    responses: tuple[Response, ...]
+    judged: tuple[str, ...] = ()
+    """What the judge said of each; empty without a judge."""
+    done: tuple[bool, ...] = ()
+    """Whether each does what steering is for."""
+
+
+def kept_json(path: Path, make: Callable[[], Any]) -> Any:
+    """Read JSON from a file of `artifacts/`; if it is missing, make the value and save it there first."""
+
+    def save(made: Any, place: Path) -> None:
+        place.write_text(json.dumps(made, ensure_ascii=False), encoding="utf-8")
+
+    return kept(path, make, save, lambda place: json.loads(place.read_text(encoding="utf-8")))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,17 +110,15 @@ class SweepConfig:
 class Sweep:
     """All responses of an experiment, and what follows from them.
 
-    A kind of sweep says what it steers towards (`subjects`), which strength it chose (`chosen_for`), and how means over
-    subjects and prompts are made (`mean`).
+    A kind of sweep says what it steers towards (`subjects`), which strength it chose (`chosen_for`), and how it makes
+    means over subjects and prompts (`mean`), with bootstrap intervals. A side is the model that is steered, `a` or `b`;
+    a strength of None is the chosen one.
     """
-
-    UNSTEERED: ClassVar[tuple[str, ...]] = ("none",)
-    """Conditions in which no stream is moved."""
 
     config: SweepConfig
     cells: dict[Cell, Answers] = field(default_factory=dict)
-    chosen: Mapping[Any, float] = field(default_factory=dict)
-    """The strengths chosen."""
+    chosen: dict[Any, float] = field(default_factory=dict)
+    """The strengths chosen, by what each kind of sweep chooses one for."""
 
     def subjects(self, split: str) -> Sequence[str]:
         """List what is steered towards with the prompts of a split."""
@@ -217,37 +129,91 @@ class Sweep:
         raise NotImplementedError
 
     def mean(self, rows: Sequence[np.ndarray]) -> Estimate:
-        """Average over subjects and prompts; by default the prompts are the same for all, and both are drawn anew."""
+        """Average over subjects and prompts; by default all subjects have the same prompts, and both are drawn anew."""
         return crossed_mean(np.array(rows), self.config.seed)
 
+    def fill(
+        self,
+        wanted: Iterable[Cell],
+        *,
+        stitched: StitchedPair,
+        prompts: Callable[[Cell], Sequence[str]],
+        move: Callable[[Cell], Move],
+        is_done: Callable[[Cell, Answers], Iterable[bool]],
+        judge: Callable[[str], str] | None = None,
+        part: str,
+        title: str,
+    ) -> None:
+        """Fill those `wanted` cells that are empty with greedy answers to their `prompts`, and tell which are done.
+
+        Where the strength is not 0, the stream is moved by the `move` of the cell. What the `judge` says of each
+        response is kept with it, since judges take their time. ValueError, naming the pair and the `part` of it, for a
+        prompt that leaves no room for a response.
+        """
+        for cell in progress([cell for cell in dict.fromkeys(wanted) if cell not in self.cells], title):
+            with blaming(stitched.pair, part):
+                found = self._answer(stitched, cell, prompts(cell), move(cell) if cell.strength else None, judge)
+            self.cells[cell] = found._replace(done=tuple(map(bool, is_done(cell, found))))
+
+    def _answer(self, stitched: StitchedPair, cell: Cell, prompts: Sequence[str], move: Move | None, judge) -> Answers:
+        """Make the answers of a cell, or find those that were made before."""
+        (model, layer), pair, config = stitched.side(cell.side), stitched.pair, self.config
+        moved = None
+        if move:
+            direction, by = move.args
+            digest = hashlib.sha256(direction.cpu().double().numpy().tobytes()).hexdigest()
+            moved = [move.func.__name__, digest, by]
+        ingredients = {
+            "model": weights_digest({"a": pair.a, "b": pair.b}[cell.side]),
+            "dtype": pair.dtype,
+            "layer": layer,
+            "moved": moved,
+            "prompts": list(prompts),
+            "tokens": config.max_new_tokens,
+            "batch": config.batch_size,
+        }
+
+        def make() -> dict[str, list]:
+            responses = generate_texts(
+                model,
+                prompts,
+                max_new_tokens=config.max_new_tokens,
+                layer=layer,
+                edit=move and move(),
+                batch_size=config.batch_size,
+                title=f"{cell.side}, {cell.condition}",
+            )
+            return {"responses": responses, "judged": [judge(one.text) for one in responses] if judge else []}
+
+        sources = [source for source in (generate_texts, clamp, judge) if source]
+        found = kept_json(artifact(pair.name, "responses", ingredients, sources=sources, suffix=".json"), make)
+        return Answers(tuple(Response(*row) for row in found["responses"]), tuple(found["judged"]))
+
     def cell(self, side: str, condition: str, of: str, strength: float | None = None, split: str = "evaluated") -> Cell:
-        """Return the cell at a strength, by default the chosen one."""
-        if condition in self.UNSTEERED:
+        """Return the cell at a strength."""
+        if condition in UNSTEERED:
             strength = 0.0
         elif strength is None:
             strength = self.chosen_for(side, condition, of)
         return Cell(split, side, condition, of, strength)
 
     def answers(self, *cell, **more) -> Answers:
-        """Return the responses in a cell; arguments as `cell` takes them."""
+        """Return the responses in a cell; arguments as in `cell`."""
         return self.cells[self.cell(*cell, **more)]
 
-    def share(
-        self, side: str, condition: str, of: str, strength: float | None = None, split: str = "evaluated"
-    ) -> Estimate:
-        """Measure the share of responses that do what steering is for, with Clopper and Pearson's interval."""
-        done = self.answers(side, condition, of, strength, split).done
+    def share(self, *cell, **more) -> Estimate:
+        """Measure the share of responses that are done, with Clopper and Pearson's interval; arguments as in `cell`."""
+        done = self.answers(*cell, **more).done
         return clopper_pearson(sum(done), len(done))
 
     def mean_share(
         self, side: str, condition: str, strength: float | None = None, split: str = "evaluated"
     ) -> Estimate:
-        """Average the shares of all subjects, with the bootstrap interval of `mean`."""
+        """Average the shares of all subjects."""
         return self.mean([self._done(side, condition, one, strength, split) for one in self.subjects(split)])
 
     def advantage(self, side: str, condition: str, over: str, of: Sequence[str] = ()) -> Estimate:
-        """Average the difference of two conditions, prompt by prompt, over the subjects `of`, by default all, with the
-        bootstrap interval of `mean`."""
+        """Average the difference of two conditions, prompt by prompt, over the subjects `of`, by default all."""
         some = of or self.subjects("evaluated")
         return self.mean([self._done(side, condition, one) - self._done(side, over, one) for one in some])
 
@@ -263,12 +229,11 @@ class Sweep:
     ) -> Estimate:
         """Measure the nats a token by which responses cost the unsteered model more than its own to the same prompts.
 
-        The mean is over the subjects `of`, by default all, with the bootstrap interval of `mean`. Each response is read
-        after its prompt; with `alone`, without it.
+        The mean is over the subjects `of`, by default all. Each response is read after its prompt; with `alone`,
+        without it.
         """
-        return self.mean(
-            [self._rises(side, condition, one, strength, split, alone) for one in of or self.subjects(split)]
-        )
+        some = of or self.subjects(split)
+        return self.mean([self._rises(side, condition, one, strength, split, alone) for one in some])
 
     def choose(self, side: str, condition: str, of: Sequence[str], strengths: Sequence[float]) -> float:
         """Choose one of `strengths` for the subjects `of` together, on the prompts for it; a given one is taken."""
@@ -281,22 +246,21 @@ class Sweep:
         return chosen_strength(shares, rises, self.config.wanted_share)
 
     def _done(self, *cell) -> np.ndarray:
-        """Give 1 for each response that does what steering is for, else 0; arguments as `answers` takes them."""
+        """Give 1 for each response that does what steering is for, else 0; arguments as in `cell`."""
         return np.array(self.answers(*cell).done, dtype=float)
 
     def _rises(self, side: str, condition: str, of: str, strength: float | None, split: str, alone=False) -> np.ndarray:
         """Subtract the NLL of the unsteered responses from that of the others, prompt by prompt."""
-        after, before = (self.answers(side, which, of, strength, split).responses for which in (condition, "none"))
-        losses = [np.array([one.nll_alone if alone else one.nll for one in responses]) for responses in (after, before)]
-        return losses[0] - losses[1]
+        both = (self.answers(side, which, of, strength, split).responses for which in (condition, "none"))
+        steered, own = (np.array([one.nll_alone if alone else one.nll for one in found]) for found in both)
+        return steered - own
 
 
 def chosen_strength(shares: Mapping[float, float], rises: Mapping[float, float], wanted: float) -> float:
-    """Choose, among the strengths whose share is at least `wanted`, the one whose responses cost least, the smallest of
-    equals.
+    """Choose, among the strengths whose share is at least `wanted`, the one whose responses cost least.
 
-    Where none reaches it, choose the one with the largest share, again the smallest of equals; where all shares are 0
-    the largest, so that what fails does not fail for want of strength.
+    Where none reaches it, choose the one with the largest share, of equals the smallest; where all shares are 0 the
+    largest strength, so that what fails does not fail for want of strength.
     """
     if not any(shares.values()):
         return max(shares)

@@ -1,4 +1,4 @@
-"""Steering vectors: where they come from, how they are carried across a stitch, and how they steer.
+"""Steering vectors of every kind: where they come from, how they are carried across a stitch, and how they steer.
 
 Section 4 (Eqs. 8 and 9), App. F. A direction v of unit length stands for a language L: the mean of the residual stream
 over tokens of L less its mean over tokens of English. To steer, the component of every residual h along v is set to one
@@ -12,11 +12,16 @@ across, v becomes v P of unit length, and both mean components are taken anew in
 the mean streams of the two languages give the components along any direction: each text is read once a model.
 
 App. F.2, after Stolfo et al. 2025. The direction of an instruction is read at the last token of the prompt, after the
-chat template's own tokens, where the model has read everything and written nothing: the mean over prompts that carry
-the instruction less the mean over the same prompts without it.
+chat template's own tokens: the mean over prompts that carry the instruction less the mean over those without it.
 
-Offers `MeanStreams`, `language_means`, `last_token_residuals`; `SteeringVector`, `steering_vector`,
-`condition_vectors`, `transfer_vector`, `random_direction`; and the edits `clamp` and `add`.
+The sister paper (Bello et al., arXiv 2506.00653) takes the mean difference of h at the last token of texts with a
+behaviour and without it, and adds it at a length alpha of its own, h' = h + alpha v / ||v||, at every position. It
+carries v over as v A + p, bias included. The difference of two images has none, (x A + p) - (x' A + p) = (x - x') A:
+with it, the vector is pulled towards p, more so the shorter v is, and those of different behaviours become alike.
+
+Offers `MeanStreams`, `language_means`, `last_token_residuals`, `at_last_tokens`, `spread`; `SteeringVector`,
+`steering_vector`, `condition_vectors`; `contrast_vectors`, `steering_directions`, `condition_directions`;
+`transfer_vector`, `random_direction`; and the edits `clamp` and `add`.
 """
 
 from __future__ import annotations
@@ -32,9 +37,11 @@ from ..data.text import TokenBatch, begin_and_end, padded_rows, text_rows
 from ..models.generation import encoded
 from ..models.harvest import as_fits
 from ..models.language_model import Edit, LanguageModel
+from ..stitching.moments import PairMoments
 from ..stitching.stitch import Stitch
+from ..utils.progress import progress
 
-REPLY = 1  # room for a reply, where prompts are only read
+Maps = Mapping[str, tuple[Stitch, bool]]  # by condition: a stitch, and whether its bias is added
 
 
 class MeanStreams(NamedTuple):
@@ -44,6 +51,66 @@ class MeanStreams(NamedTuple):
     """Of English, or of prompts without the instruction."""
     target: Float[Tensor, " d_model"]
     """Of the other language, or of prompts with the instruction."""
+
+
+def language_means(
+    model: LanguageModel, layer: int, pairs: Sequence[tuple[str, str]], *, batch_size: int = 32
+) -> MeanStreams:
+    """Average the residual streams before block `layer` over the tokens of (English, other) texts.
+
+    Texts longer than the model reads are cut. ValueError for no pairs, or none with an ordinary token.
+    """
+    if not pairs:
+        raise ValueError("no parallel texts given: expected at least one pair")
+    longest = getattr(model.config, "max_position_embeddings", None)
+
+    def read(batch: TokenBatch) -> tuple[Tensor, int]:
+        stream = model.residuals(batch.tokens, [layer])[layer]
+        tokens = stream[batch.mask.to(stream.device)]
+        return tokens.cpu().double().sum(0), len(tokens)
+
+    def mean(texts: Sequence[str]) -> Tensor:
+        batches = text_rows(texts, model.tokenizer, context=longest, batch_size=batch_size)
+        sums, counts = zip(*as_fits(batches, read))
+        if not sum(counts):
+            found = f"{len(texts)} texts without an ordinary token, such as {texts[0]!r}"
+            raise ValueError(f"{found}: there is nothing to read")
+        return sum(sums, torch.zeros(model.d_model, dtype=torch.float64)) / sum(counts)
+
+    return MeanStreams(*map(mean, zip(*pairs)))
+
+
+def at_last_tokens(
+    model: LanguageModel, rows: Sequence[Sequence[int]], read: Callable[[Tensor], Tensor], *, batch_size: int
+) -> Float[Tensor, "rows _"]:
+    """Apply `read`, (batch, pos) -> (batch, pos, width), to rows of tokens, and take what it gives at each row's last
+    token; float32 on the CPU."""
+
+    def last(batch: TokenBatch) -> tuple[Tensor, Tensor]:
+        ends = batch.mask.sum(1) - 1
+        return batch.documents[:, 0], read(batch.tokens)[torch.arange(len(ends)), ends].float().cpu()
+
+    batches = padded_rows(rows, begin_and_end(model.tokenizer)[1], batch_size=batch_size)
+    owners, values = map(torch.cat, zip(*as_fits(batches, last)))
+    return values[owners.argsort()]
+
+
+def last_token_residuals(
+    model: LanguageModel, layer: int, prompts: Sequence[str], *, batch_size: int = 32
+) -> Float[Tensor, "prompts d_model"]:
+    """Read the residual stream before block `layer` at the last token of each prompt; it ends on the CPU.
+
+    ValueError for no prompts, or one that leaves no room for a reply of one token.
+    """
+    if not prompts:
+        raise ValueError("no prompts given: expected at least one")
+    rows = [encoded(model, prompt, 1) for prompt in prompts]
+    return at_last_tokens(model, rows, lambda tokens: model.residuals(tokens, [layer])[layer], batch_size=batch_size)
+
+
+def spread(moments: PairMoments) -> float:
+    """Measure how far B's stream is from its mean on an ordinary token: the root of the mean squared distance."""
+    return moments.cyy.trace().sqrt().item()
 
 
 class SteeringVector(NamedTuple):
@@ -61,65 +128,10 @@ class SteeringVector(NamedTuple):
         return self.source + strength * (self.target - self.source)
 
 
-def language_means(
-    model: LanguageModel, layer: int, pairs: Sequence[tuple[str, str]], *, batch_size: int = 32
-) -> MeanStreams:
-    """Average the residual streams before block `layer` over English and over the other language's tokens.
-
-    `pairs` are (English, other) texts; those longer than the model reads are cut. ValueError for no pairs, or none with
-    an ordinary token.
-    """
-    if not pairs:
-        raise ValueError("no parallel texts given: expected at least one pair")
-    return MeanStreams(*(_mean_stream(model, layer, texts, batch_size) for texts in zip(*pairs)))
-
-
-def _mean_stream(model: LanguageModel, layer: int, texts: Sequence[str], batch_size: int) -> Tensor:
-    total, count = torch.zeros(model.d_model, dtype=torch.float64), 0
-
-    def read(batch: TokenBatch) -> tuple[Tensor, int]:
-        stream = model.residuals(batch.tokens, [layer])[layer]
-        tokens = stream[batch.mask.to(stream.device)]
-        return tokens.cpu().double().sum(0), len(tokens)
-
-    longest = getattr(model.config, "max_position_embeddings", None)
-    batches = text_rows(texts, model.tokenizer, context=longest, batch_size=batch_size)
-    for part, tokens in as_fits(batches, read):
-        total, count = total + part, count + tokens
-    if not count:
-        raise ValueError(
-            f"{len(texts)} texts without an ordinary token, such as {texts[0]!r}: there is nothing to read"
-        )
-    return total / count
-
-
-def last_token_residuals(
-    model: LanguageModel, layer: int, prompts: Sequence[str], *, batch_size: int = 32
-) -> Float[Tensor, "prompts d_model"]:
-    """Read the residual stream before block `layer` at the last token of each prompt; it ends on the CPU.
-
-    Tokens such as those of a chat template are read as what they are. ValueError for no prompts, or one that is longer
-    than what the model reads.
-    """
-    if not prompts:
-        raise ValueError("no prompts given: expected at least one")
-    rows = [encoded(model, prompt, REPLY) for prompt in prompts]
-    found = torch.empty(len(rows), model.d_model)
-
-    def read(batch: TokenBatch) -> None:
-        last = batch.mask.sum(1) - 1
-        residual = model.residuals(batch.tokens, [layer])[layer][torch.arange(len(last)), last]
-        found[batch.documents[:, 0]] = residual.float().cpu()
-
-    for _ in as_fits(padded_rows(rows, begin_and_end(model.tokenizer)[1], batch_size=batch_size), read):
-        pass
-    return found
-
-
 def steering_vector(means: MeanStreams, direction: Float[Tensor, " d_model"] | None = None) -> SteeringVector:
     """Make the vector along `direction`, by default from the one mean to the other, with both mean components.
 
-    ValueError if a direction is zero, or as wide as another model.
+    ValueError for means that do not differ, and for a direction of another width.
     """
     if direction is None:
         direction = _unit(means.target - means.source, "the difference of the two means")
@@ -132,68 +144,62 @@ def steering_vector(means: MeanStreams, direction: Float[Tensor, " d_model"] | N
 
 
 def condition_vectors(
-    means: Mapping[tuple[str, str], MeanStreams],
-    carried: Mapping[str, Callable[[MeanStreams, str], Float[Tensor, " d_to"]]],
-    seed: int,
+    means: Mapping[tuple[str, str], MeanStreams], maps: Maps, seed: int, *, at_unit_length: bool = False
 ) -> dict[tuple[str, str], dict[str, SteeringVector]]:
-    """Make the vectors of all conditions from `means[side, what]`, with components taken in the steered model.
+    """Make the vectors of all conditions (`condition_directions`) from `means[side, what]`, for the model of `side`.
 
-    `native` is the model's own, `random` a random direction along which the stream is moved as far as the native vector
-    moves it, and those `carried` are what each function makes of the other model's means and the steered side.
+    Along `random` the stream is moved as far as along `native`. The other model's vector keeps its length, which counts
+    where a bias is added, or comes `at_unit_length`.
     """
     vectors = {}
-    for number, ((side, what), own_means) in enumerate(means.items()):
-        own, other = steering_vector(own_means), means["ab".replace(side, ""), what]
-        drawn = steering_vector(own_means, random_direction(len(own.direction), seed=1000 * seed + number))
-        across = {name: steering_vector(own_means, carry(other, side)) for name, carry in carried.items()}
-        same_way = drawn._replace(target=drawn.source + own.target - own.source)
-        vectors[side, what] = {"native": own, **across, "random": same_way}
+    for number, ((side, what), own) in enumerate(means.items()):
+        other = means["ab".replace(side, ""), what]
+        carried = steering_vector(other).direction if at_unit_length else other.target - other.source
+        directions = condition_directions(own.target - own.source, carried, maps, to=side, seed=1000 * seed + number)
+        found = {condition: steering_vector(own, direction) for condition, direction in directions.items()}
+        native, drawn = found["native"], found["random"]
+        vectors[side, what] = found | {"random": drawn._replace(target=drawn.source + native.target - native.source)}
     return vectors
 
 
-def clamp(direction: Float[Tensor, " d_model"], z: float) -> Edit:
-    """Set the stream's component along `direction` to `z` at every position (Eqs. 8 and 9).
-
-    The edit computes in float32 at least, and rounds once to the stream's own dtype. `direction` is taken at unit
-    length.
-    """
-    direction = _unit(direction, "the direction")
-
-    def edit(residual: Tensor) -> Tensor:
-        wide = residual.to(torch.promote_types(residual.dtype, torch.float32))
-        v = direction.to(wide)
-        return (wide + (z - wide @ v)[..., None] * v).to(residual.dtype)
-
-    return edit
+def contrast_vectors(
+    model: LanguageModel, layer: int, contrasts: Mapping[str, Sequence[tuple[str, str]]], *, batch_size: int = 64
+) -> dict[str, Float[Tensor, " d_model"]]:
+    """Average, for each name, the difference of the stream before block `layer` at the last token of (with, without)
+    texts: float64 on the CPU, at its own length. ValueError for a name without pairs."""
+    found = {}
+    for name, pairs in progress(contrasts.items(), "vectors"):
+        if not pairs:
+            raise ValueError(f"no contrast pairs given for {name!r}: expected at least one")
+        streams = [last_token_residuals(model, layer, texts, batch_size=batch_size) for texts in zip(*pairs)]
+        found[name] = streams[0].double().mean(0) - streams[1].double().mean(0)
+    return found
 
 
-def add(direction: Float[Tensor, " d_model"], length: float) -> Edit:
-    """Add a vector of `length` along `direction` at every position, as the sister paper steers.
+def steering_directions(
+    native: Mapping[str, Tensor], other: Mapping[str, Tensor], maps: Maps, *, seed: int = 0
+) -> dict[str, dict[str, Tensor]]:
+    """Make B's directions by name and condition, from vectors of B and of A by name (`condition_directions`)."""
+    return {
+        name: condition_directions(own, other[name], maps, to="b", seed=1000 * seed + number)
+        for number, (name, own) in enumerate(native.items())
+    }
 
-    ValueError for a direction of length zero.
-    """
-    shift = _unit(direction, "the direction") * length
 
-    def edit(residual: Tensor) -> Tensor:
-        wide = torch.promote_types(residual.dtype, torch.float32)  # rounded once, to the stream's own dtype
-        return (residual.to(wide) + shift.to(residual.device, wide)).to(residual.dtype)
-
-    return edit
+def condition_directions(own: Tensor, other: Tensor, maps: Maps, *, to: str, seed: int) -> dict[str, Tensor]:
+    """Make directions of unit length by condition: `native`, along the model's `own` vector; the other model's through
+    each of `maps`; and `random`."""
+    carried = {name: transfer_vector(other, stitch, to=to, with_bias=bias) for name, (stitch, bias) in maps.items()}
+    return {"native": _unit(own, "the native vector"), **carried, "random": random_direction(len(own), seed)}
 
 
 def transfer_vector(
-    vector: Float[Tensor, " d_from"],
-    stitch: Stitch,
-    *,
-    to: str = "b",
-    with_bias: bool = False,
-    keep_norm: bool = False,
+    vector: Float[Tensor, " d_from"], stitch: Stitch, *, to: str = "b", with_bias: bool = False, keep_norm: bool = False
 ) -> Float[Tensor, " d_to"]:
     """Carry a direction across a stitch: v P at unit length. `to="b"` makes one of A one of B.
 
-    `with_bias` adds the map's bias first, as Bello et al. do (arXiv 2506.00653): the image of v as if it were a point,
-    which depends on how long v is. `keep_norm` leaves the image as long as the map makes it.
-    ValueError for another `to`, a vector of another width, or one that the map takes to zero.
+    `with_bias` adds the map's bias first, as Bello et al. do (arXiv 2506.00653). `keep_norm` leaves the image as long
+    as the map makes it. ValueError for another `to`, a vector of another width, or one that the map takes to zero.
     """
     across = stitch.towards(to)
     if len(vector) != across.d_in:
@@ -206,6 +212,29 @@ def transfer_vector(
 def random_direction(d: int, seed: int) -> Float[Tensor, " d_model"]:
     """Draw a direction evenly from the sphere in `d` dimensions."""
     return _unit(torch.randn(d, generator=torch.Generator().manual_seed(seed)), "the draw")
+
+
+def clamp(direction: Float[Tensor, " d_model"], z: float) -> Edit:
+    """Set the stream's component along `direction`, taken at unit length, to `z` at every position (Eqs. 8 and 9).
+
+    ValueError for a direction of length zero.
+    """
+    return _edit(lambda h, v: h + (z - h @ v)[..., None] * v, _unit(direction, "the direction"))
+
+
+def add(direction: Float[Tensor, " d_model"], length: float) -> Edit:
+    """Add a vector of `length` along `direction` at every position; ValueError for a direction of length zero."""
+    return _edit(torch.add, _unit(direction, "the direction") * length)
+
+
+def _edit(change: Callable[[Tensor, Tensor], Tensor], vector: Tensor) -> Edit:
+    """Compute `change(stream, vector)` in float32 at least, and round once to the stream's own dtype."""
+
+    def edit(residual: Tensor) -> Tensor:
+        wide = residual.to(torch.promote_types(residual.dtype, torch.float32))
+        return change(wide, vector.to(wide)).to(residual.dtype)
+
+    return edit
 
 
 def _unit(vector: Tensor, what: str) -> Tensor:

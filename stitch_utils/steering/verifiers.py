@@ -5,27 +5,23 @@ rule that looks at the response alone. The rules here are IFEval's definitions f
 163 prompts of Stolfo et al. 2025, for postscripts, and for what the embedded world asks for. Where IFEval's own
 checkers and its evaluation differ, or leave a choice, this is what happens:
 
-- An empty response, or one of white space, follows nothing. IFEval's evaluation says so too, though its checker for
-  commas, asked alone, would pass it.
-- Languages are detected by `detect_language`, which lower-cases capitals first. Where nothing can be detected IFEval
-  passes the response; here it fails.
+- An empty response, or one of white space, follows nothing, as IFEval's evaluation says.
+- Languages are detected by `detect_language`. Where nothing can be detected IFEval passes the response; here it fails.
 - Words in capitals are runs of letters and digits, joined by apostrophes and hyphens: DON'T is one, where NLTK's
   tokenizer makes two. As in IFEval, "I" counts and a number by itself does not.
-- A line that begins with a hyphen is a bullet, as in IFEval, so a rule (---) is one as well; a lone asterisk is none.
-- Any JSON value is JSON, as in IFEval, so a response that is nothing but a number passes.
+- As in IFEval, a line that begins with a hyphen is a bullet, a lone asterisk is none, and any JSON value is JSON.
 
 `detect_language` also judges section 4's responses (App. F: "we use langdetect to detect the most likely language of
-the response") and the embedded pair's samples.
-
-Offers `verify`, `RULES`, `WORLD_INSTRUCTIONS`, `detect_language`.
+the response") and the embedded pair's samples. Offers `verify`, `RULES`, `WORLD_INSTRUCTIONS`, `detect_language`.
 """
 
 from __future__ import annotations
 
+import inspect
 import json
+import operator
 import re
 from collections.abc import Callable
-from typing import NamedTuple
 
 import langdetect
 
@@ -40,17 +36,9 @@ WORLD_INSTRUCTIONS = {
     "language": "language:response_language",
     "closing": "startend:end_checker",
 }
-CONSTRAINED_ANSWERS = ("My answer is yes.", "My answer is no.", "My answer is maybe.")
-RELATIONS = ("less than", "at least")
 
 
-class Rule(NamedTuple):
-    """How one instruction is checked."""
-
-    follows: Callable[..., bool]
-    """Takes the response and the keywords."""
-    keywords: tuple[str, ...] = ()
-    """The keywords that it needs, all of them."""
+ANSWER = re.compile(r"My answer is (yes|no|maybe)\.")
 
 
 def verify(instruction_id: str, response: str, **kwargs) -> bool:
@@ -63,14 +51,13 @@ def verify(instruction_id: str, response: str, **kwargs) -> bool:
         raise ValueError(f"unknown instruction {instruction_id!r}: known are {', '.join(sorted(RULES))}")
     rule = RULES[instruction_id]
     given = {name: value for name, value in kwargs.items() if value is not None}
-    if set(given) != set(rule.keywords):
+    expected = list(inspect.signature(rule).parameters)[1:]
+    if set(given) != set(expected):
         raise ValueError(
             f"instruction {instruction_id!r} was given the keywords {', '.join(sorted(given)) or 'none'}: expected "
-            f"{', '.join(rule.keywords) or 'none'}"
+            f"{', '.join(expected) or 'none'}"
         )
-    if not response.strip():
-        return False
-    return rule.follows(response, **given)
+    return bool(response.strip()) and rule(response, **given)
 
 
 def detect_language(text: str) -> str:
@@ -86,10 +73,11 @@ def detect_language(text: str) -> str:
 
 
 def _capital_words(response: str, capital_relation: str, capital_frequency: int) -> bool:
-    if capital_relation not in RELATIONS:
-        raise ValueError(f"unknown capital_relation {capital_relation!r}: expected {' or '.join(RELATIONS)}")
+    relations = {"less than": operator.lt, "at least": operator.ge}
+    if capital_relation not in relations:
+        raise ValueError(f"unknown capital_relation {capital_relation!r}: expected {' or '.join(relations)}")
     count = sum(word.isupper() for word in re.findall(r"\w+(?:['’-]\w+)*", response))
-    return count < capital_frequency if capital_relation == "less than" else count >= capital_frequency
+    return relations[capital_relation](count, capital_frequency)
 
 
 def _json(response: str) -> bool:
@@ -124,11 +112,6 @@ def _sections(response: str, section_spliter: str, num_sections: int) -> bool:
     return len(re.findall(rf"{re.escape(section_spliter)}\s?\d+", response)) >= num_sections
 
 
-def _quotation(response: str) -> bool:
-    inside = response.strip()
-    return len(inside) > 1 and inside[0] == inside[-1] == '"'
-
-
 def _ends_with(response: str, end_phrase: str) -> bool:
     """Compare in lower case; quotation marks around the response may follow."""
     return response.strip().strip('"').lower().endswith(end_phrase.strip().lower())
@@ -140,24 +123,21 @@ def _postscript(response: str, postscript_marker: str) -> bool:
     return bool(re.search(known.get(postscript_marker, re.escape(postscript_marker.lower())), response.lower()))
 
 
-RULES = {
-    "change_case:capital_word_frequency": Rule(_capital_words, ("capital_relation", "capital_frequency")),
-    "change_case:english_capital": Rule(lambda response: response.isupper() and detect_language(response) == "en"),
-    "change_case:english_lowercase": Rule(lambda response: response.islower() and detect_language(response) == "en"),
-    "detectable_content:postscript": Rule(_postscript, ("postscript_marker",)),
-    "detectable_format:constrained_response": Rule(
-        lambda response: any(said in response for said in CONSTRAINED_ANSWERS)
-    ),
-    "detectable_format:json_format": Rule(_json),
-    "detectable_format:multiple_sections": Rule(_sections, ("section_spliter", "num_sections")),
-    "detectable_format:number_bullet_lists": Rule(_bullets, ("num_bullets",)),
-    "detectable_format:number_highlighted_sections": Rule(_highlights, ("num_highlights",)),
-    "detectable_format:title": Rule(
-        lambda response: any(found.strip("<> \t") for found in re.findall(r"<<[^\n]+>>", response))
-    ),
-    "language:response_language": Rule(lambda response, language: detect_language(response) == language, ("language",)),
-    "punctuation:no_comma": Rule(lambda response: "," not in response),
-    "startend:end_checker": Rule(_ends_with, ("end_phrase",)),
-    "startend:quotation": Rule(_quotation),
-    "world:bullet_list": Rule(_bullet_list),
+# By id: the rule, which takes the response and its keywords, all of them.
+RULES: dict[str, Callable[..., bool]] = {
+    "change_case:capital_word_frequency": _capital_words,
+    "change_case:english_capital": lambda response: response.isupper() and detect_language(response) == "en",
+    "change_case:english_lowercase": lambda response: response.islower() and detect_language(response) == "en",
+    "detectable_content:postscript": _postscript,
+    "detectable_format:constrained_response": lambda response: bool(ANSWER.search(response)),
+    "detectable_format:json_format": _json,
+    "detectable_format:multiple_sections": _sections,
+    "detectable_format:number_bullet_lists": _bullets,
+    "detectable_format:number_highlighted_sections": _highlights,
+    "detectable_format:title": lambda response: bool(re.search(r"<<[^\n]*[^<> \t\n][^\n]*>>", response)),
+    "language:response_language": lambda response, language: detect_language(response) == language,
+    "punctuation:no_comma": lambda response: "," not in response,
+    "startend:end_checker": _ends_with,
+    "startend:quotation": lambda response: bool(re.fullmatch(r'".*"', response.strip(), re.DOTALL)),
+    "world:bullet_list": _bullet_list,
 }

@@ -11,8 +11,8 @@ from stitch_utils.data.pairs import PAIRS_FOLDER, SCALES, AugmenterRef, blaming,
 from stitch_utils.data.text import read_documents
 from stitch_utils.features.functional import FunctionalConfig
 from stitch_utils.models.language_model import check_pair, load_models
-from stitch_utils.steering.choices import ChoiceConfig
 from stitch_utils.steering.free_tasks import FreeConfig
+from stitch_utils.steering.multiple_choice import ChoiceConfig
 from stitch_utils.stitching.lrt_text import MapConfig
 
 

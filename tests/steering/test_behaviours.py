@@ -9,7 +9,8 @@ from hub.evals import write_evals
 from stitch_utils.data.pairs import load_pair
 from stitch_utils.models.language_model import load_model
 from stitch_utils.steering.behaviours import COLUMNS, FILES, WORLD_BEHAVIOURS, Choice, behaviours, world_behaviour
-from stitch_utils.steering.choices import contrast_vectors, preference, questions
+from stitch_utils.steering.multiple_choice import preference, questions
+from stitch_utils.steering.vectors import contrast_vectors
 from stitch_utils.steering.verifiers import detect_language
 
 CHILD = """
@@ -163,7 +164,7 @@ def test_what_is_wrong_with_the_data_is_said(served, tmp_path):
 def test_a_published_question_is_read_like_the_worlds(random_models):
     """Its answers part after the bracket, and a contrast pair ends with the answer."""
     model = random_models[0]
-    asked = questions(model, [Choice("Well?\n\nAnswer:", " (A)", " (B)")])
-    decoded = [model.tokenizer.decode([ids[0]]) for ids in (asked.matching, asked.other)]
-    assert decoded == ["A", "B"] and model.tokenizer.decode(asked.rows[0]).endswith("Answer: (")
+    ((row, *answers),) = questions(model, [Choice("Well?\n\nAnswer:", " (A)", " (B)")])
+    assert model.tokenizer.batch_decode([[id] for id in answers]) == ["A", "B"]
+    assert model.tokenizer.decode(row).endswith("Answer: (")
     assert contrast_vectors(model, 1, {"x": [("Well? (A)", "Well? (B)")]})["x"].norm() > 0

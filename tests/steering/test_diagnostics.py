@@ -22,9 +22,9 @@ from stitch_utils.models.language_model import load_models
 from stitch_utils.steering.diagnostics import (
     chat_batches,
     fit_template_stitches,
+    template_rows,
     template_tokens,
     vector_noise,
-    with_template_tokens,
 )
 from stitch_utils.stitching.fit import fit_exact
 from stitch_utils.stitching.moments import PairMoments
@@ -59,16 +59,14 @@ def test_the_templates_tokens_and_no_others(random_models):
     assert template_tokens(random_models[0]) == sorted(ids_of(tokenizer, USER, ASSISTANT, END))
 
 
-def test_masks_are_widened_to_the_templates_tokens():
+def test_rows_are_masked_but_for_the_templates_tokens():
     tokens = torch.tensor([[0, 7, 1, 8, 2], [0, 5, 6, 0, 0], [0, 1, 0, 0, 0]])
     mask = torch.tensor([[0, 1, 0, 1, 0], [0, 1, 1, 0, 0], [0, 0, 0, 0, 0]]).bool()
     batch = TokenBatch(tokens, mask, torch.arange(3)[:, None].expand(-1, 5))
-    (wide,) = with_template_tokens([batch], [1, 2])
-    assert wide.mask.int().tolist() == [[0, 1, 1, 1, 1], [0, 1, 1, 0, 0], [0, 1, 0, 0, 0]]
-    (only,) = with_template_tokens([batch], [1, 2], only=True)
+    (only,) = template_rows([batch], [1, 2])
     assert only.mask.int().tolist() == [[0, 0, 1, 0, 1], [0, 1, 0, 0, 0]]
     assert only.tokens.tolist() == tokens[[0, 2]].tolist() and only.documents[:, 0].tolist() == [0, 2]
-    assert not list(with_template_tokens([batch], [99], only=True))
+    assert not list(template_rows([batch], [99]))
 
 
 def test_documents_become_chats(random_models):
@@ -231,13 +229,17 @@ def test_each_instruction_gives_what_it_has_prompts_for(stitch):
 def test_what_is_lost_is_taken_draw_by_draw(stitch):
     shifts = {("a", "upper"): noisy(24, 1.0, 0), ("a", "lower"): noisy(24, 1.0, 1)}
     found = vector_noise(shifts, stitch, counts=(10,))
-    native, carried, lost = (found.cosines["a", 10, "native"], found.cosines["a", 10, "carried"], found.lost["a", 10])
+    native, carried, lost = (
+        found.cosines["a", 10, "native"],
+        found.cosines["a", 10, "carried"],
+        found.cosines["a", 10, "lost"],
+    )
     assert lost.value == pytest.approx(native.value - carried.value) and lost.low < lost.value < lost.high
     # What a rotation leaves as it is differs between the draws, though not within one.
     q = torch.linalg.qr(torch.randn(D_A, D_A, generator=torch.Generator().manual_seed(0), dtype=torch.float64))[0]
     turned = Stitch(q, torch.zeros(D_A), q.T, torch.zeros(D_A))
     found = vector_noise(shifts, turned, counts=(10,))
-    assert found.lost["a", 10] == pytest.approx((0, 0, 0), abs=1e-12)
+    assert found.cosines["a", 10, "lost"] == pytest.approx((0, 0, 0), abs=1e-12)
     assert found.cosines["a", 10, "native"].high - found.cosines["a", 10, "native"].low > 0.01
 
 

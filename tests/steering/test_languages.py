@@ -18,7 +18,6 @@ from stitch_utils.steering import sweep as engine
 from stitch_utils.steering.languages import (
     LanguageConfig,
     LanguageSweep,
-    carried_by,
     clipped_gap,
     language_config,
     language_frequencies,
@@ -135,9 +134,6 @@ def test_every_condition_steers_as_its_name_says(run):
                 ]
                 assert [response.text for response in sweep.answers(side, condition, language).responses] == said
                 different += said != plain
-            assert sweep.cosines[side, language] == pytest.approx(
-                torch.cosine_similarity(native.direction, moved, dim=0).item(), abs=1e-4
-            )
     assert different >= 6, "the test would say little if steering changed no text"
 
 
@@ -146,14 +142,15 @@ def test_a_random_direction_moves_tokens_as_far_as_the_native_one(run):
         (side, "fr"): language_means(model, LAYERS[side], parallel_pairs(run.pair, "fr", 4))
         for side, model in run.models.items()
     }
-    vectors = condition_vectors(means, carried_by(run.stitch), 0)
+    maps = {"transferred": (run.stitch, False), "biased": (run.stitch, True)}
+    vectors = condition_vectors(means, maps, 0)
     for (side, language), found in vectors.items():
         drawn, native = found["random"], found["native"]
         assert drawn.target - drawn.source == pytest.approx(native.target - native.source, abs=1e-5)
         source = (means[side, language].source @ drawn.direction.double()).item()
         assert drawn.source == pytest.approx(source, abs=1e-6)
         assert abs((drawn.direction @ native.direction).item()) < 0.9
-    other = condition_vectors(means, carried_by(run.stitch), 1)
+    other = condition_vectors(means, maps, 1)
     assert not torch.equal(other["a", "fr"]["random"].direction, vectors["a", "fr"]["random"].direction)
 
 
@@ -247,7 +244,7 @@ def test_gaps_are_equation_16(counted):
     assert counted.gaps("a") == pytest.approx({"fr": 1 / 3, "de": 1.0})
     counted.cells[Cell("evaluated", "a", "native", "de", 1.0)] = answers(["en"] * 4, "de")
     counted.cells[Cell("evaluated", "a", "transferred", "de", 1.0)] = answers(["en"] * 4, "de")
-    assert counted.gaps("a", 1.0) == {"fr": 1.0, "de": 0.0}, "x/0 and 0/0"
+    assert dataclasses.replace(counted, chosen={"a": 1.0}).gaps("a") == {"fr": 1.0, "de": 0.0}, "x/0 and 0/0"
 
 
 @pytest.mark.parametrize("scale", ["smoke", "default", "paper"])
@@ -270,7 +267,6 @@ def test_the_sizes_of_a_scale(scale):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"choosing_languages": ("fr", "it")}, "languages to choose a strength on .*: it"),
         ({"prompts": 0}, "prompts=0: a sweep needs at least one"),
         ({"languages": (), "choosing_languages": ()}, r"languages=\(\): a sweep needs at least one"),
         ({"strengths": ()}, "strengths must be positive"),
@@ -335,10 +331,3 @@ def test_values_without_an_order_say_nothing():
     assert rank_correlation([1, 2, 3], [1, 1, 1]) == (0, -1, 1)
     assert rank_correlation([4], [1]) == (0, -1, 1)
     assert rank_correlation([1, 2, 3, 4], [2, 3, 5, 4]) == pytest.approx((0.8, -1, 1)), "four are too few to resample"
-
-
-def test_lists_that_cannot_be_correlated():
-    with pytest.raises(ValueError, match="2 and 1 values: expected as many of each"):
-        rank_correlation([1, 2], [1])
-    with pytest.raises(ValueError, match=r"0 and 0 values: .* at least one"):
-        rank_correlation([], [])

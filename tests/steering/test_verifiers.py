@@ -153,7 +153,8 @@ def test_what_is_not_known():
         verify(COMMAS, "a", number=1)
     with pytest.raises(ValueError, match=r"unknown capital_relation 'about': expected less than or at least"):
         verify(WORDS, "a", capital_relation="about", capital_frequency=1)
-    assert RULES[WORDS].keywords == ("capital_relation", "capital_frequency")
+    with pytest.raises(ValueError, match=r"keywords none: expected capital_relation, capital_frequency"):
+        verify(WORDS, "a")
 
 
 def test_keywords_without_a_value_are_not_given():

@@ -1,24 +1,24 @@
 """Contrast vectors, addition and logit differences against naive ones, a text at a time; correlations against numpy."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
 from stitch_utils.data.pairs import load_pair
 from stitch_utils.steering.behaviours import Behaviour, Choice
-from stitch_utils.steering.choices import (
+from stitch_utils.steering.multiple_choice import (
     ChoiceConfig,
-    Comparison,
+    ChoiceSweep,
     choice_config,
-    contrast_vectors,
-    dose_responses,
+    correlations,
     logit_differences,
     preference,
     questions,
     steer_choices,
-    steering_directions,
 )
-from stitch_utils.steering.vectors import add
+from stitch_utils.steering.vectors import add, contrast_vectors, steering_directions
 from stitch_utils.stitching.stitch import Stitch
 from stitch_utils.utils.stats import clopper_pearson
 
@@ -103,12 +103,13 @@ def test_differences_are_read_where_the_answers_part(random_models, batch_size):
 def test_answers_of_several_tokens_share_their_beginning(random_models):
     model = random_models[0]
     asked = questions(model, [Choice("The", " pancake", " panther"), Choice("The", " zq", " zy")])
-    for row, matching, other in zip(*asked):
+    for row, matching, other in asked:
         assert matching != other and row[0] == model.tokenizer.bos_token_id
     whole = [ids_of(model, f"The{answer}") for answer in (" zq", " zy")]
-    shared = len(asked.rows[1])
-    assert whole[0][:shared] == whole[1][:shared] == list(asked.rows[1]) and len(whole[0]) > 3
-    assert (asked.matching[1], asked.other[1]) == (whole[0][shared], whole[1][shared])
+    row, *answers = asked[1]
+    shared = len(row)
+    assert whole[0][:shared] == whole[1][:shared] == row and len(whole[0]) > 3
+    assert answers == [whole[0][shared], whole[1][shared]]
     for one in (Choice("The", " cook", " cook"), Choice("The", " cook", " cook sees")):
         with pytest.raises(ValueError, match="are one, or begin each other"):
             questions(model, [one])
@@ -126,20 +127,6 @@ def test_preference_is_the_share_that_the_prompts_call_for(random_models):
         preference(model, CHOICES[4:])
 
 
-def test_doses_are_taken_one_by_one(random_models):
-    model, alphas = random_models[1], (-4.0, 0.0, 4.0)
-    directions = {"one": normal(48, seed=1), "two": 3 * normal(48, seed=2)}
-    found = dose_responses(model, LAYER, questions(model, CHOICES), directions, alphas)
-    for name, direction in directions.items():
-        expected = [
-            [naive_difference(model, one, layer=LAYER, edit=add(direction, alpha)) for one in CHOICES]
-            for alpha in alphas
-        ]
-        np.testing.assert_allclose(found[name], expected, atol=1e-4)
-    assert np.ptp(found["one"], axis=0).min() > 0.01
-    np.testing.assert_array_equal(found["one"][1], found["two"][1])
-
-
 # ---- two dose-responses -------------------------------------------------------------------------------------------
 
 
@@ -152,25 +139,33 @@ def curves():
     return alphas.tolist(), native, np.outer(alphas, slopes / 2) + 5 + rng.normal(size=(7, 40))
 
 
+def compared(native, other, alphas):
+    """A sweep of one behaviour, with answers that are given."""
+    answers = {("x", "native"): native, ("x", "other"): other}
+    return ChoiceSweep(
+        ChoiceConfig(1, 1, doses=tuple(alphas)), {"x": dict.fromkeys(("native", "other"), normal(48))}, answers
+    )
+
+
 def test_correlations_are_numpys(curves):
     alphas, native, other = curves
-    compared = Comparison(native, other, alphas)
+    sweep = compared(native, other, alphas)
     each = [np.corrcoef(native[:, i], other[:, i])[0, 1] for i in range(40)]
-    np.testing.assert_allclose(compared.each_correlation(), each)
-    found = compared.correlation()
+    np.testing.assert_allclose(correlations(native, other), each)
+    found = sweep.correlation("x", "other")
     assert found.value == pytest.approx(np.mean(each))
     half = 1.96 * np.std(each) / 40**0.5
     assert found.high - found.low == pytest.approx(2 * half, rel=0.15)
-    whole = compared.curve_correlation()
+    whole = sweep.curve_correlation("x", "other")
     assert whole.value == pytest.approx(np.corrcoef(native.mean(1), other.mean(1))[0, 1])
     assert whole.low <= whole.value <= whole.high and whole.value > found.value
-    assert Comparison(native, -other, alphas).correlation().value == pytest.approx(-np.mean(each))
+    assert compared(native, -other, alphas).correlation("x", "other").value == pytest.approx(-np.mean(each))
 
 
 def test_slopes_are_least_squares(curves):
     alphas, native, other = curves
     expected = np.polyfit(alphas, other.mean(1), 1)[0] / np.polyfit(alphas, native.mean(1), 1)[0]
-    found = Comparison(native, other, alphas).relative_slope()
+    found = compared(native, other, alphas).slope("x", "other")
     assert found.value == pytest.approx(expected) == pytest.approx(0.5, abs=0.05)
     assert found.low < expected < found.high < 0.7
 
@@ -179,14 +174,10 @@ def test_what_does_not_move_correlates_with_nothing(curves):
     alphas, native, other = curves
     still = other.copy()
     still[:, ::2] = 1.0
-    each = Comparison(native, still, alphas).each_correlation()
+    each = correlations(native, still)
     assert not each[::2].any() and each[1::2].all()
     with pytest.raises(ValueError, match="native steering does not move the answers"):
-        Comparison(np.zeros_like(native), other, alphas).relative_slope()
-    with pytest.raises(ValueError, match=r"shapes \(2, 40\) and \(2, 40\): .* three or more strengths"):
-        Comparison(native[:2], other[:2], alphas[:2])
-    with pytest.raises(ValueError, match="the same questions"):
-        Comparison(native, other[:, :3], alphas)
+        compared(np.zeros_like(native), other, alphas).slope("x", "other")
 
 
 # ---- the sweeps ---------------------------------------------------------------------------------------------------
@@ -231,10 +222,11 @@ def test_a_sweep_is_all_of_it(sweep, random_models):
                 for dose in found.config.doses
             ]
             np.testing.assert_allclose(found.responses[name, condition], expected, atol=2e-4)
+            assert np.ptp(found.responses[name, condition], axis=0).min() > 0.01
+            np.testing.assert_array_equal(found.responses[name, condition][1], found.responses[name, "native"][1])
     own = found.responses["x", "native"]
-    itself = found.compared("x", "native")
-    assert itself.correlation().value == pytest.approx(1) == itself.relative_slope().value
-    each = [found.compared(name, "with").correlation().value for name in "xy"]
+    assert found.correlation("x", "native").value == pytest.approx(1) == found.slope("x", "native").value
+    each = [found.correlation(name, "with").value for name in "xy"]
     assert found.mean_correlation("with").value == pytest.approx(np.mean(each))
     np.testing.assert_allclose(found.mean_response("x", "native"), own.mean(1))
     slopes = [
@@ -247,7 +239,8 @@ def test_a_sweep_is_all_of_it(sweep, random_models):
 def test_how_alike_the_directions_are(sweep):
     found, directions = sweep
     cosines = {name: (directions[name]["native"] @ directions[name]["with"]).item() for name in "xy"}
-    assert found.cosine("x", "with") == pytest.approx(cosines["x"], abs=1e-6)
+    of_x = dataclasses.replace(found, directions={"x": directions["x"]})
+    assert of_x.mean_cosine("with") == pytest.approx(cosines["x"], abs=1e-6)
     assert found.mean_cosine("with") == pytest.approx(sum(cosines.values()) / 2, abs=1e-6)
     between = torch.dot(directions["x"]["with"].double(), directions["y"]["with"].double()).item()
     assert found.likeness("with") == pytest.approx(between, abs=1e-6)
@@ -262,7 +255,5 @@ def test_settings_that_make_no_sense(random_models):
     )
     with pytest.raises(ValueError, match="needs three at least"):
         ChoiceConfig(1, 1, doses=(0.0, 1.0))
-    with pytest.raises(ValueError, match="expected contrast pairs and choices: got 0 and 1"):
-        ChoiceConfig(0, 1)
     with pytest.raises(ValueError, match="no directions for behaviour 'x': known are y"):
         steer_choices(random_models[1], LAYER, [Behaviour("x", (), ())], {"y": {}}, ChoiceConfig(1, 1), unit=1.0)

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from stitch_utils.steering import recipes as map_recipes
+from stitch_utils.steering import map_recipes
 from stitch_utils.steering.behaviours import Behaviour, Choice
-from stitch_utils.steering.choices import ChoiceConfig, contrast_vectors, spread
-from stitch_utils.steering.recipes import RECIPES, fit_recipes, recipe_errors, recipe_numbers, steer_by_recipes
-from stitch_utils.steering.vectors import transfer_vector
+from stitch_utils.steering.map_recipes import RECIPES, fit_recipes, recipe_errors, recipe_numbers, steer_by_recipes
+from stitch_utils.steering.multiple_choice import ChoiceConfig
+from stitch_utils.steering.vectors import contrast_vectors, spread, transfer_vector
 from stitch_utils.stitching.fit import fit_exact
 from stitch_utils.stitching.lrt_maps import fit_unsquared, fit_unsquared_adam, moments_of
 from stitch_utils.stitching.lrt_text import MapConfig, map_batches, map_stream
@@ -109,7 +109,7 @@ def test_vectors_go_through_every_map_and_numbers_have_their_ids(pair, models, f
     numbers = recipe_numbers("mine", fitted, errors, sweeps)
     assert numbers["lrt.mine.validation_loss"] == errors["sister", "b"].length.value
     assert numbers["lrt.mine.validation_loss_of_mean"] == errors["same_layers_mean", "b"].length.value
-    own = [sweeps[True].compared(name, "sister").correlation().value for name in "xy"]
+    own = [sweeps[True].correlation(name, "sister").value for name in "xy"]
     assert [numbers[f"lrt.mine.correlation.{name}"] for name in "xy"] == own
     assert numbers["lrt.mine.correlation_summary.lowest"] == min(own)
     assert numbers["lrt.mine.correlation_summary.mean"] == pytest.approx(np.mean(own))

@@ -1,9 +1,9 @@
-r"""Two papers' ways to map one model's stream to another's, and every step from the one to the other.
+r"""An ablation of the map that carries steering vectors over: every step from the main paper's to the sister paper's.
 
 The main paper (arXiv 2506.06609) minimises Eq. 3, with inversion terms, between layers that SVCCA picks, and carries a
 vector over without the bias. The sister paper (arXiv 2506.00653) minimises the unsquared error by AdamW, between layers
-of the same number, and adds the bias. To see what each choice does, one at a time is changed from the main paper's, on
-the same text and the same questions; the last recipe has all of the sister paper's. Text and sizes are the same for all
+of the same number, and adds the bias. A recipe is one way to make a map and to carry vectors over by it. Each changes
+one choice of the main paper's, and the last has all of the sister paper's; text and sizes are the same for all
 (`stitching.lrt_text`), but for the recipe that is about them.
 
 Offers `Recipe`, `RECIPES`, `fit_recipes`, `FittedRecipes`, `recipe_errors`, `steer_by_recipes`, `recipe_numbers`.
@@ -34,7 +34,8 @@ from ..stitching.pair import StitchedPair
 from ..stitching.stitch import Stitch
 from ..utils.progress import progress
 from .behaviours import Behaviour
-from .choices import ChoiceConfig, ChoiceSweep, contrast_vectors, spread, steer_choices, steering_directions
+from .multiple_choice import ChoiceConfig, ChoiceSweep, steer_choices
+from .vectors import contrast_vectors, spread, steering_directions
 
 LESS = 10  # the recipe about text has a tenth of it
 
@@ -43,7 +44,7 @@ class Recipe(NamedTuple):
     """How to make a map, and how to carry vectors over by it."""
 
     fit: str = "exact"
-    """`exact`: Eq. 3 by `fit_exact`; `unsquared`: its minimum by `fit_unsquared`; `adam`: the same loss by AdamW."""
+    """`exact`: Eq. 3; `unsquared`: the minimum of the unsquared error; `adam`: the same error by AdamW."""
     alpha: float = 1.0
     """Weight of the inversion terms of `exact`."""
     with_bias: bool = False
@@ -70,11 +71,11 @@ class FittedRecipes:
 
     config: MapConfig
     layers: Mapping[bool, tuple[int, int]]
-    """The layers of both models, by `same_layers`."""
+    """The layers of both models, by `same_layers`, as are the next two."""
     streams: Mapping[bool, ActivationStream]
-    """The activations fitted on, by `same_layers`."""
+    """The activations fitted on."""
     moments: Mapping[bool, PairMoments]
-    """Their moments, by `same_layers`."""
+    """Their moments."""
     stitches: Mapping[str, Stitch]
     """The maps, by recipe."""
     unsquared: MapFit
@@ -93,19 +94,17 @@ def fit_recipes(stitched: StitchedPair, config: MapConfig) -> FittedRecipes:
         streams[True] = streams[False]
     moments = {same: moments_of(stream) for same, stream in streams.items()}
     tenth = dataclasses.replace(config, tokens=max(config.tokens // LESS, config.step_tokens * 2))
-    little = map_stream(stitched, stitched.layers, tenth)
-    reweighted: dict[bool, MapFit] = {}
+    less = moments_of(map_stream(stitched, stitched.layers, tenth))
+    unsquared = fit_unsquared(streams[False])
 
     @functools.cache
-    def fitted(fit: str, alpha: float, same: bool, less: bool) -> Stitch:
-        if fit == "exact":
-            return fit_exact(moments_of(little) if less else moments[same], alpha=alpha)
-        stream = little if less else streams[same]
-        if fit == "unsquared":
-            reweighted[same] = fit_unsquared(stream)
-            return reweighted[same].stitch
+    def fitted(recipe: Recipe) -> Stitch:
+        if recipe.fit == "unsquared":
+            return unsquared.stitch
+        if recipe.fit == "exact":
+            return fit_exact(less if recipe.less_text else moments[recipe.same_layers], alpha=recipe.alpha)
         return fit_unsquared_adam(
-            stream,
+            streams[recipe.same_layers],
             d_a=models[0].d_model,
             d_b=models[1].d_model,
             lr=config.lr,
@@ -114,11 +113,13 @@ def fit_recipes(stitched: StitchedPair, config: MapConfig) -> FittedRecipes:
             device=models[1].device,
         ).stitch
 
-    stitches = {
-        name: fitted(one.fit, one.alpha if one.fit == "exact" else 0.0, one.same_layers, one.less_text)
-        for name, one in progress(RECIPES.items(), "maps")
-    }
-    return FittedRecipes(config, layers, streams, moments, stitches, reweighted[False])
+    stitches = {name: fitted(one._replace(with_bias=False)) for name, one in progress(RECIPES.items(), "maps")}
+    return FittedRecipes(config, layers, streams, moments, stitches, unsquared)
+
+
+def _between(same: bool) -> dict[str, Recipe]:
+    """List the recipes whose map leads between layers of the same number, or between the stitched layers."""
+    return {name: one for name, one in RECIPES.items() if one.same_layers == same}
 
 
 def recipe_errors(stitched: StitchedPair, fitted: FittedRecipes, *, seed: int = 0) -> dict[tuple[str, str], MapErrors]:
@@ -128,14 +129,11 @@ def recipe_errors(stitched: StitchedPair, fitted: FittedRecipes, *, seed: int = 
     """
     found: dict[tuple[str, str], MapErrors] = {}
     for same, layers in fitted.layers.items():
-        names = [name for name, one in RECIPES.items() if one.same_layers == same]
-        predictions: dict[tuple[str, str], Prediction] = {}
-        for name in names:
-            stitch = fitted.stitches[name]
-            predictions |= {(name, to): Prediction(to, stitch.towards(to)) for to in "ba"}
-        name = "same_layers_mean" if same else "mean"
+        stitches = {name: fitted.stitches[name] for name in _between(same)}
+        predictions = {(name, to): Prediction(to, one.towards(to)) for name, one in stitches.items() for to in "ba"}
         for side, mean in (("b", fitted.moments[same].mean_y.float()), ("a", fitted.moments[same].mean_x.float())):
-            predictions[name, side] = Prediction(side, lambda x, y, mean=mean: mean.to(x).expand(len(x), -1))
+            always = Prediction(side, lambda x, y, mean=mean: mean.to(x).expand(len(x), -1))
+            predictions["same_layers_mean" if same else "mean", side] = always
         batches = map_batches(stitched, fitted.config, held_out=True)
         found |= map_errors(stitched.models, layers, batches, predictions, seed=seed)
     return found
@@ -148,18 +146,15 @@ def steer_by_recipes(
 
     At the layers of each kind B is also steered by its own vectors (`native`) and by `random` ones.
     """
-    models = stitched.models
+    model_a, model_b = stitched.models
     contrasts = {one.name: one.contrasts for one in some}
-    other = contrast_vectors(models[0], fitted.layers[False][0], contrasts, batch_size=config.batch_size)
+    other = contrast_vectors(model_a, stitched.layers[0], contrasts, batch_size=config.batch_size)
     sweeps = {}
     for same, (_, layer) in fitted.layers.items():
-        native = contrast_vectors(models[1], layer, contrasts, batch_size=config.batch_size)
-        maps = {
-            name: (fitted.stitches[name], one.with_bias) for name, one in RECIPES.items() if one.same_layers == same
-        }
+        native = contrast_vectors(model_b, layer, contrasts, batch_size=config.batch_size)
+        maps = {name: (fitted.stitches[name], one.with_bias) for name, one in _between(same).items()}
         directions = steering_directions(native, other, maps, seed=config.seed)
-        unit = spread(fitted.moments[same])
-        sweeps[same] = steer_choices(models[1], layer, some, directions, config, unit=unit)
+        sweeps[same] = steer_choices(model_b, layer, some, directions, config, unit=spread(fitted.moments[same]))
     return sweeps
 
 
@@ -186,15 +181,13 @@ def recipe_numbers(
             numbers |= sweep.overall_slope(condition).numbers(f"{start}.steered.{name}.slope")
             numbers[f"{start}.steered.{name}.cosine"] = sweep.mean_cosine(condition)
             numbers[f"{start}.steered.{name}.likeness"] = sweep.likeness(condition)
-            sizes = []
-            for one in sweep.behaviours:
-                compared, id = sweep.compared(one, condition), f"{start}.steered.{name}.{one}"
-                numbers |= compared.correlation().numbers(f"{id}.correlation")
-                numbers[f"{id}.curve_correlation"] = (curves := compared.curve_correlation().value)
-                numbers |= compared.relative_slope().numbers(f"{id}.slope")
-                sizes.append(abs(curves))
-            numbers[f"{start}.steered.{name}.curve_correlation_size"] = sum(sizes) / len(sizes)
-    own = {one: sweeps[True].compared(one, "sister").correlation() for one in sweeps[True].behaviours}
+            curves = {one: sweep.curve_correlation(one, condition).value for one in sweep.behaviours}
+            for one, curve in curves.items():
+                id = f"{start}.steered.{name}.{one}"
+                numbers |= sweep.correlation(one, condition).numbers(f"{id}.correlation")
+                numbers |= sweep.slope(one, condition).numbers(f"{id}.slope") | {f"{id}.curve_correlation": curve}
+            numbers[f"{start}.steered.{name}.curve_correlation_size"] = sum(map(abs, curves.values())) / len(curves)
+    own = {one: sweeps[True].correlation(one, "sister") for one in sweeps[True].behaviours}
     for one, found in own.items():
         numbers |= found.numbers(f"{start}.correlation.{one}")
     numbers |= sweeps[True].mean_correlation("sister").numbers(f"{start}.correlation_summary.mean")
