@@ -18,6 +18,7 @@ from stitch_utils.features.attribution import (
     against_random,
     attribution_correlations,
     carried,
+    over_features,
     summarise,
 )
 from stitch_utils.models.language_model import load_model
@@ -261,3 +262,17 @@ def test_shares_beyond_the_random_correlations():
     assert found.better.low < 0.7 < found.better.high and found.better.low > 0.5
     with pytest.raises(ValueError, match="none of 3 random correlations"):
         against_random(values, np.full(3, np.nan))
+
+
+def test_groups_are_drawn_anew_one_after_the_other():
+    groups = np.arange(30.0), np.arange(12.0) ** 2
+
+    def statistics(first, second):
+        return first.mean() - second.mean(), second.std(), np.nan, np.nan if first.max() == 28 else 1.0
+
+    found = over_features(statistics, *groups, seed=4)
+    generator = np.random.default_rng(4)
+    draws = [statistics(*(generator.choice(group, len(group)) for group in groups)) for _ in range(1000)]
+    for estimate, value, column in list(zip(found, statistics(*groups), np.array(draws).T))[:2]:
+        assert estimate == pytest.approx((value, *np.quantile(column, (0.025, 0.975))))
+    assert np.isnan(found[2]).all() and found[3] == (1, 1, 1), "draws without a number are left out"
