@@ -72,7 +72,7 @@ class LanguageModel:
         weights = {id(tensor): tensor for tensor in (*self.model.parameters(), *self.model.buffers())}
         hf_model: Any = copy.deepcopy(self.model, weights)
         return TransformerBridge.boot_transformers(
-            resolve(self.ref),
+            self.ref,  # a name only: nothing is loaded again
             hf_model=hf_model,
             tokenizer=self.tokenizer,
             device=str(self.device),
@@ -82,8 +82,11 @@ class LanguageModel:
     @cached_property
     def blocks(self) -> torch.nn.ModuleList:
         """The blocks of the model, in their order: the first list of so many modules."""
-        lists = (module for module in self.model.modules() if isinstance(module, torch.nn.ModuleList))
-        return next(blocks for blocks in lists if len(blocks) == self.n_layers)
+        for module in self.model.modules():
+            if isinstance(module, torch.nn.ModuleList) and len(module) == self.n_layers:
+                return module
+        kind = type(self.model).__name__
+        raise ValueError(f"{self.ref!r}, a {kind}, has no list of {self.n_layers} blocks: expected a decoder of text")
 
     @cached_property
     def n_parameters(self) -> int:
