@@ -1,5 +1,5 @@
 """Random models whose norms and biases are random too: untrained ones have scales of 1 and biases of 0, under which a
-norm or a bias that is left out would not show. For `test_heads.py`, `test_functional.py`, `test_deactivation.py`."""
+norm or a bias that is left out would not show. For `test_heads.py`, `test_entropy.py`, `test_attention.py`."""
 
 import functools
 import tempfile

@@ -71,10 +71,12 @@ class LanguageModel:
         """
         weights = {id(tensor): tensor for tensor in (*self.model.parameters(), *self.model.buffers())}
         hf_model: Any = copy.deepcopy(self.model, weights)
+        tokenizer = copy.deepcopy(self.tokenizer)
+        tokenizer.init_kwargs["add_bos_token"] = True  # or it would be loaded again, and may be gone
         return TransformerBridge.boot_transformers(
-            self.ref,  # a name only: nothing is loaded again
+            self.ref,
             hf_model=hf_model,
-            tokenizer=self.tokenizer,
+            tokenizer=tokenizer,
             device=str(self.device),
             dtype=self.model.dtype,
         ).eval()
