@@ -110,7 +110,7 @@ import json, time
 time.sleep = lambda seconds: None
 from stitch_utils.models.language_model import load_model
 model = load_model("EleutherAI/pythia-70m-deduped")
-print(json.dumps(model.model.gpt_neox.embed_in.weight.double().sum().item()))
+print(json.dumps(model.bridge.original_model.gpt_neox.embed_in.weight.double().sum().item()))
 """
 
 

@@ -59,6 +59,8 @@ def top_contexts(
     with the document and at special tokens. A feature that never fires has an empty list. ValueError for an SAE of
     another width than the model.
     """
+    if n < 1:
+        raise ValueError(f"n must be positive: got {n}")
     if sae.cfg.d_in != model.d_model:
         raise ValueError(f"the SAE reads {sae.cfg.d_in} dimensions: expected {model.d_model}, those of {model.ref!r}")
     at_once = min(TOKENS_AT_ONCE, max(1, ENTRIES_AT_ONCE // sae.cfg.d_sae))

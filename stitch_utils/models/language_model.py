@@ -1,8 +1,7 @@
 """One small interface to a language model's residual stream: read it, replace it, edit it while generating.
 
-Section 2 and Table 1. Layer l is the residual stream *before* block l, `blocks.{l}.hook_resid_pre`. It comes from the
-modules of Hugging Face (no folded norms, no centred weights), as the paper's streams do. What lies within a block is
-read through `LanguageModel.bridge`, transformer_lens' view of the same model.
+Section 2 and Table 1. Layer l is the residual stream *before* block l, `blocks.{l}.hook_resid_pre`. TransformerBridge
+keeps the raw numerics of Hugging Face (no folded norms, no centred weights), so these are the paper's streams.
 
 Offers `LanguageModel` and `Edit`; `load_model`, `load_tokenizer` and `load_config` for one model reference;
 `count_parameters`; for a pair `load_models`, `forget_models`, `set_threads`, and `check_pair`, which loads no weights.
@@ -13,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -23,7 +22,7 @@ from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
 from ..data.hub import fetched, model_is_there, resolve
@@ -39,56 +38,22 @@ class _Enough(Exception):
 
 
 class LanguageModel:
-    """A causal language model with its tokenizer: `model` is transformers' own, which computes all that is read here.
+    """A causal language model with its tokenizer. `ref` says what it was loaded from; `config` is Hugging Face's."""
 
-    `ref` says what it was loaded from; `config` is Hugging Face's.
-    """
-
-    def __init__(self, model: PreTrainedModel, tokenizer, ref: str, bridge: TransformerBridge | None = None):
-        self.model: Any = model
-        self.tokenizer, self.ref = tokenizer, ref
-        self.config: Any = model.config
-        self.n_layers: int = self.config.num_hidden_layers
-        self.d_model: int = self.config.hidden_size
-        if bridge is not None:
-            self.bridge = bridge
+    def __init__(self, bridge: TransformerBridge, tokenizer, ref: str):
+        self.bridge, self.tokenizer, self.ref = bridge, tokenizer, ref
+        self.config: Any = bridge.original_model.config
+        self.n_layers: int = bridge.cfg.n_layers
+        self.d_model: int = bridge.cfg.d_model
 
     @classmethod
     def from_bridge(cls, bridge: TransformerBridge, tokenizer) -> LanguageModel:
-        """Wrap a model that is loaded already; it is called what its configuration calls it.
+        """Wrap a model that is loaded already, by the name in its configuration.
 
         Load it with eager attention and without folded norms, as `load_model` does, or its streams are others.
         """
-        model: Any = bridge.original_model
-        return cls(model, tokenizer, model.config.name_or_path or bridge.cfg.model_name, bridge)
-
-    @cached_property
-    def bridge(self) -> TransformerBridge:
-        """The view of transformer_lens, with hooks within blocks: for heads, final norms and attention patterns.
-
-        It computes the same as `model`, bit by bit, and shares its weights where it does not rearrange them. Its hooks
-        take time at every layer, so it is built when it is first asked for.
-        """
-        weights = {id(tensor): tensor for tensor in (*self.model.parameters(), *self.model.buffers())}
-        hf_model: Any = copy.deepcopy(self.model, weights)
-        tokenizer = copy.deepcopy(self.tokenizer)
-        tokenizer.init_kwargs["add_bos_token"] = True  # or it would be loaded again, and may be gone
-        return TransformerBridge.boot_transformers(
-            self.ref,
-            hf_model=hf_model,
-            tokenizer=tokenizer,
-            device=str(self.device),
-            dtype=self.model.dtype,
-        ).eval()
-
-    @cached_property
-    def blocks(self) -> torch.nn.ModuleList:
-        """The blocks of the model, in their order: the first list of so many modules."""
-        for module in self.model.modules():
-            if isinstance(module, torch.nn.ModuleList) and len(module) == self.n_layers:
-                return module
-        kind = type(self.model).__name__
-        raise ValueError(f"{self.ref!r}, a {kind}, has no list of {self.n_layers} blocks: expected a decoder of text")
+        config: Any = bridge.original_model.config
+        return cls(bridge, tokenizer, config.name_or_path or bridge.cfg.model_name)
 
     @cached_property
     def n_parameters(self) -> int:
@@ -97,29 +62,12 @@ class LanguageModel:
 
     @property
     def device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        return next(self.bridge.original_model.parameters()).device
 
     def hook_name(self, layer: int) -> str:
         """Name the hook point before block `layer`; ValueError if there is no such block."""
         _check_layer(self.ref, layer, self.n_layers)
         return f"blocks.{layer}.hook_resid_pre"
-
-    @contextlib.contextmanager
-    def _before(self, layer: int, see: Callable[[Tensor], Tensor | None]):
-        """Show `see` the residual stream before block `layer` within a context; what it returns takes its place."""
-        _check_layer(self.ref, layer, self.n_layers)
-
-        def hook(block, given: tuple, named: dict):
-            residual = see(given[0] if given else named["hidden_states"])
-            if residual is None:
-                return None
-            return ((residual, *given[1:]), named) if given else (given, named | {"hidden_states": residual})
-
-        handle = self.blocks[layer].register_forward_pre_hook(hook, with_kwargs=True)
-        try:
-            yield
-        finally:
-            handle.remove()
 
     @torch.no_grad()
     def residuals(self, tokens: Tokens, layers: Sequence[int]) -> dict[int, Float[Tensor, "batch pos d_model"]]:
@@ -128,19 +76,15 @@ class LanguageModel:
             raise ValueError("no layers given: expected at least one")
         found: dict[int, Tensor] = {}
 
-        def reader(layer: int):
-            def see(residual: Tensor) -> None:
-                found[layer] = residual
-                if layer == max(layers):
-                    raise _Enough
+        def read(residual: Tensor, hook, layer: int) -> None:
+            found[layer] = residual
+            if layer == max(layers):
+                raise _Enough
 
-            return see
-
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(contextlib.suppress(_Enough))
-            for layer in sorted(set(layers)):
-                stack.enter_context(self._before(layer, reader(layer)))
-            self.model(tokens.to(self.device), use_cache=False)
+        hooks = [(self.hook_name(layer), partial(read, layer=layer)) for layer in sorted(set(layers))]
+        # run_with_cache(stop_at_layer=l) stops before it has read layer l, so it would run one block too many.
+        with self.bridge.hooks(fwd_hooks=hooks), contextlib.suppress(_Enough):
+            self.bridge(tokens.to(self.device), return_type=None)
         return {layer: found[layer] for layer in layers}
 
     def _edited(self, layer: int | None, edit: Edit | None):
@@ -148,40 +92,48 @@ class LanguageModel:
         if layer is None or edit is None:
             return contextlib.nullcontext()
 
-        def see(residual: Tensor) -> Tensor:
+        def hook(residual: Tensor, hook) -> Tensor:
             edited = edit(residual)
             given, wanted = tuple(edited.shape), tuple(residual.shape)
             if given != wanted:
                 raise ValueError(f"the edit at layer {layer} of {self.ref!r} returned shape {given}: expected {wanted}")
             return edited.to(residual.dtype)
 
-        return self._before(layer, see)
+        return self.bridge.hooks(fwd_hooks=[(self.hook_name(layer), hook)])
 
     @contextlib.contextmanager
     def _begun(self, layer: int | None, stream: Tensor | None):
         """Begin the computation at block `layer` with `stream` within a context: the blocks before it do nothing."""
-        if layer is None or stream is None:
+        if stream is None:
             yield
             return
+        if layer is None:
+            raise ValueError("a residual stream was given, and not the layer that it stands before")
 
-        in_tuples = self._gives_tuples
+        def replace(residual: Tensor, hook) -> Tensor:
+            if stream.shape != residual.shape:
+                given, wanted = tuple(stream.shape), tuple(residual.shape)
+                raise ValueError(f"the stream before layer {layer} has shape {given}: expected {wanted}")
+            return stream.to(residual)
+
+        name, in_tuples = self.hook_name(layer), self._gives_tuples
 
         def nothing(hidden_states: Tensor, *given, **named):
             return (hidden_states, None) if in_tuples else hidden_states
 
         with contextlib.ExitStack() as stack:
-            for index in range(layer):
-                stack.enter_context(mock.patch.object(self.blocks[index], "forward", nothing))
-            stack.enter_context(self._before(layer, lambda residual: stream))
+            for block in list(self.bridge.blocks)[:layer]:
+                stack.enter_context(mock.patch.dict(block.__dict__, forward=nothing))
+            stack.enter_context(self.bridge.hooks(fwd_hooks=[(name, replace)]))
             yield
 
     @cached_property
     def _gives_tuples(self) -> bool:
-        """Whether the blocks return the stream with other things in a tuple, as seen on one token."""
+        """Whether blocks return the stream with other things in a tuple, as seen on one token."""
         found = []
-        handle = self.blocks[0].register_forward_hook(lambda block, given, output: found.append(type(output)))
+        handle = self.bridge.blocks[0].register_forward_hook(lambda block, given, output: found.append(type(output)))
         try:
-            self.model(torch.zeros(1, 1, dtype=torch.long, device=self.device), use_cache=False)
+            self.bridge(torch.zeros(1, 1, dtype=torch.long, device=self.device), return_type=None)
         finally:
             handle.remove()
         return issubclass(found[0], tuple)
@@ -198,12 +150,12 @@ class LanguageModel:
     ) -> Float[Tensor, "batch pos vocab"]:
         """Compute next-token logits, with `edit` applied to the residual stream before `layer` if both are given.
 
-        `mask` is False at padding, on either side: no token attends to it, and positions are counted without it. Where
-        the residual stream before `layer` of these tokens is known, as `stream`, the blocks before are not computed.
+        `mask` is False at padding, on either side, to which no token attends; positions are counted without it. Where
+        the residual stream before `layer` is known, as `stream`, the blocks before it are not computed.
         """
         shown = {} if mask is None else {"attention_mask": mask.to(self.device, torch.long)}
         with self._begun(layer, stream), self._edited(layer, edit):
-            return self.model(tokens.to(self.device), use_cache=False, **shown).logits
+            return self.bridge(tokens.to(self.device), return_type="logits", **shown)
 
     @torch.no_grad()
     def cross_entropy(
@@ -226,7 +178,7 @@ class LanguageModel:
     @property
     def stop_tokens(self) -> list[int]:
         """The tokens that end a response: end-of-text, and those that the model's generation settings name."""
-        named = getattr(self.model.generation_config, "eos_token_id", None)
+        named = getattr(self.bridge.original_model.generation_config, "eos_token_id", None)
         named = named if isinstance(named, list) else [named]
         return sorted({self.tokenizer.eos_token_id, *named} - {None})
 
@@ -252,9 +204,11 @@ class LanguageModel:
         choice |= {"do_sample": temperature > 0, "eos_token_id": self.stop_tokens, "pad_token_id": end}
         settings = GenerationConfig(max_new_tokens=max_new_tokens, use_cache=True, **choice)
         devices = [self.device.index or 0] if self.device.type == "cuda" else []
+        # The bridge's own `generate` knows no padding. Its hooks are in the modules that this one runs, too.
         with self._edited(layer, edit), torch.random.fork_rng(devices=devices):
             torch.manual_seed(seed)
-            output = self.model.generate(tokens, attention_mask=mask, generation_config=settings)
+            model: Any = self.bridge.original_model
+            output = model.generate(tokens, attention_mask=mask, generation_config=settings)
         return output[:, tokens.shape[1] :]
 
 
@@ -307,15 +261,19 @@ def load_model(
         raise ValueError(f"unknown dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = load_tokenizer(ref, revision=revision)
-    # Eager attention, as the bridge computes it.
+    # The bridge's hooks see the patterns of eager attention.
     options = {"dtype": getattr(torch, dtype), "attn_implementation": "eager", "use_safetensors": True}
     if Path(resolve(ref)).is_dir():  # is read in no time
         transformers_logging.disable_progress_bar()
     try:
-        model: Any = _from_anywhere(AutoModelForCausalLM.from_pretrained, ref, revision, **options)
+        hf_model: Any = _from_anywhere(AutoModelForCausalLM.from_pretrained, ref, revision, **options)
+        hf_model = hf_model.to(device)
     finally:
         transformers_logging.enable_progress_bar()
-    return LanguageModel(model.to(device).eval(), tokenizer, ref)
+    bridge = TransformerBridge.boot_transformers(
+        resolve(ref), hf_model=hf_model.eval(), tokenizer=tokenizer, device=device, dtype=options["dtype"]
+    )
+    return LanguageModel(bridge.eval(), tokenizer, ref)
 
 
 def check_pair(pair: ModelPair) -> None:

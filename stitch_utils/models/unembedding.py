@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -28,7 +29,8 @@ class LogitWeights:
 
     def __init__(self, model: LanguageModel):
         self.norm = copy.deepcopy(model.bridge.ln_final.original_component).float().requires_grad_(False)
-        self.weight: Tensor = model.model.get_output_embeddings().weight.detach()  # (vocab, d_model)
+        hf_model: Any = model.bridge.original_model
+        self.weight: Tensor = hf_model.get_output_embeddings().weight.detach()  # (vocab, d_model)
         ones = torch.ones(model.d_model, device=self.weight.device)
         self.shift: Tensor = self.norm(0 * ones)
         self.takes_mean = bool(torch.allclose(self.norm(ones), self.shift, atol=1e-4))

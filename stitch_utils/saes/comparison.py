@@ -80,12 +80,20 @@ class _Coded:
 
 
 def fit_code_map(
-    sae: SAE, batches: Pairs, held_out: Pairs, *, reads: int = 0, ridges: Sequence[float] = RIDGES, **options
+    sae: SAE,
+    batches: Pairs,
+    held_out: Pairs,
+    *,
+    reads: int = 0,
+    ridges: Sequence[float] = RIDGES,
+    lr: float = 1e-4,
+    epochs: int = 4,
+    seed: int = 0,
 ) -> CodeMap:
     """Fit the map from an SAE's code to y: exactly up to `LARGEST_EXACT` latents, else by AdamW.
 
     `batches` and `held_out` give (x, y); the SAE reads x, or y if `reads` is 1. The exact fit chooses one of `ridges`;
-    `options` are those of `fit_unsquared_adam`, such as `lr`, `epochs` and `seed`, which reads `batches` alone.
+    AdamW takes `lr`, `epochs` and `seed`, and reads `batches` alone.
     ValueError for a stream of another width than the SAE reads.
     """
     coded = _Coded(sae, batches, reads)
@@ -96,7 +104,8 @@ def fit_code_map(
         method, decoder = "exact", stitches[ridge].up
     else:
         widths = {"d_a": sae.cfg.d_sae, "d_b": next(iter(batches))[1].shape[1]}
-        fit = fit_unsquared_adam(coded, **widths, up_alone=True, device=sae.W_enc.device, **options)
+        options = {"lr": lr, "epochs": epochs, "seed": seed, "device": sae.W_enc.device}
+        fit = fit_unsquared_adam(coded, **widths, up_alone=True, **options)
         method, decoder, ridge = "adam", fit.maps["up"], 0.0
     return CodeMap(sae, decoder.P.to(sae.W_enc), decoder.b.to(sae.W_enc), method, ridge)
 

@@ -69,7 +69,7 @@ def native_saes(stitched: StitchedPair, *, seed: int = 0, sides: str = "ab", ane
         folder = _folder(stitched, f"sae-{side}", {"config": asdict(config)})
         hook = f"blocks.{stitched.side(side)[1]}.hook_resid_pre"
         metadata = {"model_name": getattr(stitched.pair, side).model, "hook_name": hook}
-        train_saes(stream, [config], held_out=held_out, folder=folder, metadata=metadata)
+        train_saes(stream, [config], held_out=held_out, folder=folder, key=folder.name, metadata=metadata)
         saes[side] = load_trained(folder, config, device=str(held_out.device))
     return tuple(saes[side] for side in sides)
 
@@ -116,7 +116,8 @@ def sweep_saes(stitched: StitchedPair, *, widths: Sequence[int], seeds: Sequence
     def train(side: str, configs: list[SAETrainingConfig], saes: dict[str, SAE] | None = None) -> dict[str, Curve]:
         stream, held_out = activations.pop(side)  # A's are not kept while B's are read
         held_out = held_out[:JUDGED_TOKENS]
-        return train_saes(stream, configs, held_out=held_out, folder=folders[side], initial_saes=saes, **every)
+        given = {"folder": folders[side], "key": folders[side].name, "initial_saes": saes}
+        return train_saes(stream, configs, held_out=held_out, **given, **every)
 
     both = [(width, seed) for width in widths for seed in seeds]
     of_a = {key: config("random", *key) for key in both}

@@ -170,6 +170,7 @@ def train_saes(
     *,
     held_out: Float[Tensor, "n d"],
     folder: str | Path,
+    key: str = "",
     initial_saes: Mapping[str, SAE] | None = None,
     evaluate_every: int = 100,
     checkpoint_every: int = 500,
@@ -183,8 +184,8 @@ def train_saes(
 
     `folder` keeps the state of the sweep, written every `checkpoint_every` steps, and the trained SAEs. A sweep that
     was cut off goes on from its state, without running the model on what it has read of a `ModelStream`, and gives the
-    same curves as one that was not; a finished one is read back. What is damaged, or of other arguments but for the
-    stream, starts anew. Of two processes with one folder the second waits for the first.
+    same curves as one that was not; a finished one is read back. What is damaged or of other arguments starts anew; `key`
+    says what the stream is, which cannot be compared. Of two processes with one folder the second waits for the first.
 
     ValueError for configs of one name or of different batches, an SAE that does not fit, or a stream that is too short.
     """
@@ -197,7 +198,7 @@ def train_saes(
     if unknown := sorted(set(given) - set(names)):
         raise ValueError(f"initial_saes has {', '.join(unknown)}: expected names of runs, {', '.join(names)}")
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoint, digest = folder / "sweep.safetensors", _digest(configs, held_out, given, evaluate_every, metadata)
+    checkpoint, digest = folder / "sweep.safetensors", _digest(configs, held_out, given, key, evaluate_every, metadata)
     n_steps, held_out = max(config.n_steps for config in configs), held_out.float()
     with FileLock(folder / ".lock"):
         done, states = _read_state(checkpoint, digest)

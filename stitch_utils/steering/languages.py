@@ -61,6 +61,10 @@ class LanguageConfig(SweepConfig):
     frequency_documents: int = 400
     """Documents of the training text in which languages are counted (Fig. 11)."""
 
+    def __post_init__(self):
+        if unknown := sorted(set(self.choosing_languages) - set(self.languages)):
+            raise ValueError(f"choosing_languages has {', '.join(unknown)}: expected some of the languages")
+
 
 def language_config(pair: ModelPair, scale: str, *, strength: float = 0.0, seed: int = 0) -> LanguageConfig:
     """Take the sizes of a scale; the languages to choose on are spread over all, from frequent to rare.
@@ -207,6 +211,8 @@ def rank_correlation(x: Sequence[float], y: Sequence[float], *, seed: int = 0) -
     Resamples in which all x or all y are the same have no order and are left out; if the data have none, the value is
     0. Its interval then, and that of fewer than five pairs, is [-1, 1]: resampling them says nothing.
     """
+    if len(x) != len(y) or not len(x):
+        raise ValueError(f"{len(x)} and {len(y)} values: expected as many of each, and at least one")
     both = np.array([x, y], dtype=float)
     value = _spearman(both[:, None])[0]
     if np.isnan(value) or len(x) < FEWEST_PAIRS:

@@ -48,7 +48,9 @@ class Fidelity:
 
     def increase(self, stitch: str, condition: str) -> Estimate:
         """Compare with the own loss of the model that comes last: 0.11 is a loss 11% higher."""
-        return self._ratio(self.sums[stitch, condition], self.sums["own", CONDITIONS[condition]], less=1)
+        return self._ratio(
+            self.sums[stitch, condition], self.sums["own", CONDITIONS.get(condition, condition[0])], less=1
+        )
 
     def _ratio(self, above: np.ndarray, below: np.ndarray, less: int = 0) -> Estimate:
         draws = resampled_counts(len(self.tokens), self.seed, self.resamples)  # the same for every condition

@@ -51,7 +51,9 @@ class MapFit(NamedTuple):
 
     @property
     def stitch(self) -> Stitch:
-        """Both maps in one."""
+        """Both maps in one; ValueError if only the map up was fitted."""
+        if "down" not in self.maps:
+            raise ValueError("only the map up was fitted: a stitch has both")
         return Stitch.of(self.maps["up"], self.maps["down"], report=self.report)
 
 
@@ -64,6 +66,8 @@ def fit_unsquared(
     `max_passes` reweightings, until one lowers no loss by more than `tolerance` of it. ValueError for no batches, and
     for batches that can be iterated only once.
     """
+    if max_passes < 1:
+        raise ValueError(f"max_passes must be positive: got {max_passes}")
     began = time.perf_counter()
     moments = moments_of(batches)
     solve = functools.partial(fit_exact, alpha=0, ridge=RIDGE, dtype=torch.float64)
@@ -181,8 +185,11 @@ def map_errors(
 ) -> dict[Key, MapErrors]:
     """Measure the errors of all predictions, by their names, in one pass over the text.
 
-    ValueError for a prediction of another shape than its target's, and for batches without an ordinary token.
+    ValueError for a prediction of another stream than a's or b's, or of another shape than its target's, and for
+    batches without an ordinary token.
     """
+    if unknown := sorted({side for side, _ in predictions.values()} - {"a", "b"}):
+        raise ValueError(f"unknown target {unknown[0]!r}: expected a or b")
 
     @torch.no_grad()
     def read(batch: TokenBatch) -> DocumentSums:

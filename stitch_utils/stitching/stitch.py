@@ -71,6 +71,11 @@ class AffineMap:
     P: Float[Tensor, "d_in d_out"]
     b: Float[Tensor, " d_out"]
 
+    def __post_init__(self):
+        if self.P.dim() != 2 or self.b.shape != self.P.shape[1:]:
+            given = f"P has shape {tuple(self.P.shape)} and b {tuple(self.b.shape)}"
+            raise ValueError(f"{given}: expected (d_in, d_out) and (d_out,)")
+
     @property
     def d_in(self) -> int:
         return self.P.shape[0]

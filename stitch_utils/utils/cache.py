@@ -24,7 +24,7 @@ from typing import TypeVar
 
 from filelock import FileLock
 
-from .files import project_root, remove_if_damaged, write_whole
+from .files import is_intact, project_root, remove_if_damaged, write_whole
 
 T = TypeVar("T")
 PACKAGE = Path(__file__).parents[1]
@@ -114,6 +114,8 @@ def kept(
 
     Where two processes want it at once, one makes it and the other waits and loads it.
     """
+    if not anew and is_intact(path):
+        return load(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f".{path.name}.lock")):
         if not anew and path.exists() and not remove_if_damaged(path):

@@ -79,7 +79,7 @@ def check_ours(folder: Path, mark: str, *others: str) -> None:
     """Raise ValueError unless the folder may be replaced: new, empty, or with `mark` and nothing but `others`."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is there and is no folder")
-    found, known = {path.name for path in folder.glob("*")}, {mark, *others}
+    found, known = {path.name for path in folder.iterdir()} if folder.exists() else set(), {mark, *others}
     if found and (mark not in found or found - known):
         first, *more = sorted(found - known or found)
         raise ValueError(

@@ -24,7 +24,7 @@ def test_the_shipped_weights_reach_the_recorded_loss(config, report):
     model = load_model(f"embedded:{config.name}")
     texts = [document.text for document in documents(f"held-out:{report['seed']}", stop=HELD_OUT_DOCUMENTS)]
     rows = pack(model.tokenizer, texts, config.context)
-    found = held_out_loss(model.model, rows)
+    found = held_out_loss(model.bridge.original_model, rows)
     assert found == pytest.approx(report["models"][config.name]["held_out_loss"], abs=2e-3)
 
 

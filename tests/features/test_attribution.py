@@ -80,7 +80,7 @@ def naive(model, layer, sae, batches, *, centre=False):
     is_rms = "RMS" in type(norm).__name__
     rows = sae.W_dec.detach().double()
     rows = rows * (1 + weight) if is_rms else (rows - rows.mean(1, keepdim=True)) * weight
-    logit_weights = rows @ model.model.get_output_embeddings().weight.detach().double().T
+    logit_weights = rows @ model.bridge.original_model.get_output_embeddings().weight.detach().double().T
     if centre:
         logit_weights -= logit_weights.mean(1, keepdim=True)
     activations, attributions = [], []

@@ -65,7 +65,7 @@ def test_shares_are_those_of_a_loop_over_tokens(model, groups, monkeypatch):
 
 def detector(model, tokens):
     """An SAE of the embeddings with a feature for each of these tokens."""
-    rows = model.model.get_input_embeddings().weight.detach()[torch.tensor(tokens)]
+    rows = model.bridge.original_model.get_input_embeddings().weight.detach()[torch.tensor(tokens)]
     config = StandardSAEConfig(model.d_model, len(tokens), apply_b_dec_to_input=False)
     sae = SAE.get_sae_class_for_architecture("standard")(config)
     with torch.no_grad():

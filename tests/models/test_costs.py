@@ -137,7 +137,7 @@ def test_a_truncated_pass_takes_what_the_formulas_say(small_model, dtype, layer,
 
 
 def test_weights_take_what_the_formula_says(small_model, dtype):
-    parameters = small_model.model.parameters()
+    parameters = small_model.bridge.parameters()
     storages = {storage._cdata: storage.nbytes() for storage in (p.untyped_storage() for p in parameters)}
     assert Architecture.of(small_model.config).weight_bytes(dtype) == sum(storages.values())
 

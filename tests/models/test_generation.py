@@ -47,7 +47,7 @@ def test_a_response_ends_with_the_first_stop_token(random_models, monkeypatch):
     prompt, stop = next(
         (prompt, new[i]) for prompt, new in answers.items() for i in range(1, 5) if new[i] not in new[:i]
     )  # a token that comes up in the middle of a response
-    monkeypatch.setattr(model.model.generation_config, "eos_token_id", [stop])
+    monkeypatch.setattr(model.bridge.original_model.generation_config, "eos_token_id", [stop])
     expected, (after, alone) = naive(model, prompt, 6, stops=[stop])
     assert 2 <= len(expected) < 6
     response = generate_texts(model, PROMPTS, max_new_tokens=6)[PROMPTS.index(prompt)]

@@ -45,7 +45,7 @@ def test_a_truncated_forward_does_not_run_the_blocks_behind(random_models):
 @contextlib.contextmanager
 def watched(model, ran):
     """Adds to `ran` the number of each block whose MLP runs."""
-    blocks = enumerate(model.blocks)
+    blocks = enumerate(model.bridge.blocks)
     handles = [block.mlp.register_forward_hook(lambda *_, index=index: ran.append(index)) for index, block in blocks]
     yield
     for handle in handles:
@@ -67,12 +67,14 @@ def test_a_known_stream_begins_at_its_block(random_models):
 
 # In transformers some families' blocks return the stream, others a tuple.
 @pytest.mark.parametrize("kind", ["gpt2", "gptj", "gpt_neo", "llama", "bloom"])
-def test_other_families_begin_at_a_block_too(kind, random_models):
+def test_other_families_begin_at_a_block_too(kind, random_models, tmp_path):
     sizes = {"vocab_size": 500, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4}
     sizes |= {"gpt_neo": {"attention_types": [[["global", "local"], 2]]}, "gptj": {"rotary_dim": 4}}.get(kind, {})
     config = AutoConfig.for_model(kind, **sizes, eos_token_id=0, bos_token_id=0)
     torch.manual_seed(0)
-    model = LanguageModel(AutoModelForCausalLM.from_config(config).eval(), random_models[0].tokenizer, kind)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    random_models[0].tokenizer.save_pretrained(tmp_path)
+    model = load_model(str(tmp_path), "cpu")
     assert (model.n_layers, model.d_model) == (4, 32)
     for layer in (0, 1, 3):
         stream = model.residuals(TOKENS, [layer])[layer]
@@ -83,12 +85,16 @@ def test_other_families_begin_at_a_block_too(kind, random_models):
         assert not torch.equal(edited, model.logits(TOKENS))
 
 
-def test_the_bridge_computes_the_same_bits_with_the_same_weights(random_models):
-    for model in random_models:
-        assert torch.equal(model.bridge(TOKENS, return_type="logits"), model.logits(TOKENS))
-        ours = {tensor.untyped_storage().data_ptr() for tensor in model.model.parameters()}
-        theirs = {tensor.untyped_storage().data_ptr() for tensor in model.bridge.parameters()}
-        assert len(ours & theirs) > len(ours) / 2
+def test_a_stream_needs_its_layer_and_the_shape_of_its_tokens(random_models):
+    stream = random_models[0].residuals(TOKENS, [1])[1]
+    for given, layer, message in (
+        (stream, None, "not the layer that it stands before"),
+        (stream, 9, "layer 9 of .* does not exist"),
+        (stream[..., :5], 1, r"shape \(2, 8, 5\): expected \(2, 8, 32\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            random_models[0].logits(TOKENS, layer=layer, stream=given)
+    assert torch.equal(random_models[0].logits(TOKENS, layer=1, stream=stream), random_models[0].logits(TOKENS))
 
 
 def test_cross_entropy_is_the_loss_of_transformers(random_models, reference):

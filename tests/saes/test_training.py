@@ -382,6 +382,7 @@ def test_whatever_is_new_starts_anew(tmp_path, held_out):
     configs, _ = run_sweep(tmp_path, held_out)
     longer, other = dataclasses.replace(configs[0], n_steps=31), transferred(seed=4)
     changes = [
+        lambda stream: run_sweep(tmp_path, held_out, stream, key="another"),
         lambda stream: run_sweep(tmp_path, held_out, stream, evaluate_every=5),
         lambda stream: run_sweep(tmp_path, held_out, stream, initial_saes={configs[1].name: other}),
         lambda stream: run_sweep(tmp_path, held_out, stream, metadata={"model_name": "b"}),

@@ -141,6 +141,8 @@ def test_adamw_approaches_the_minimum_and_is_seeded():
 
 def test_what_cannot_be_fitted():
     x, y = data(n=20)
+    with pytest.raises(ValueError, match="max_passes must be positive: got 0"):
+        fit_unsquared([(x, y)], max_passes=0)
     with pytest.raises(ValueError, match="no batches given"):
         fit_unsquared([])
     with pytest.raises(ValueError, match="batches gave 20 tokens, then 0: expected the same each time"):
@@ -193,6 +195,8 @@ def test_errors_are_those_of_every_token(pair, models):
         expected = (lengths**2).sum() / ((target - target.mean(0)) ** 2).sum()
         assert found[name].fuv.value == pytest.approx(expected, rel=1e-4)
         assert found[name].length.low < found[name].length.value < found[name].length.high
+    with pytest.raises(ValueError, match="unknown target 'c': expected a or b"):
+        map_errors(models, (1, 2), batches, {"x": Prediction("c", lambda x, y: x)})
     with pytest.raises(ValueError, match=r"prediction 'x' has shape .*expected .*, that of the stream of b"):
         map_errors(models, (1, 2), batches, {"x": Prediction("b", lambda x, y: x)})
     with pytest.raises(ValueError, match="hold no ordinary token"):

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from toy_streams import gaussian_pair, moments_of, naive_loss
 
 from stitch_utils.stitching.fit import fit_exact
-from stitch_utils.stitching.stitch import TENSORS, FitReport, Stitch, stitch_loss
+from stitch_utils.stitching.stitch import TENSORS, AffineMap, FitReport, Stitch, stitch_loss
 
 
 def test_loss_from_moments_is_the_loss_on_the_data():
@@ -22,6 +22,16 @@ def test_loss_from_moments_is_the_loss_on_the_data():
     expected = naive_loss(stitch.P_up, stitch.b_up, stitch.P_down, stitch.b_down, x, y, 0.3)
     for ours, naive in zip(stitch_loss(stitch, moments, alpha=0.3), expected):
         assert ours == pytest.approx(naive.item(), rel=1e-10)
+
+
+@pytest.mark.parametrize("shape", [(1,), (4,), (3, 6), ()])
+def test_a_bias_that_would_be_broadcast_is_no_bias(shape):
+    config.update("jaxtyping_disable", True)  # as it is outside the tests
+    try:
+        with pytest.raises(ValueError, match=r"P has shape \(4, 6\) and b .* expected \(d_in"):
+            AffineMap(torch.zeros(4, 6), torch.zeros(shape))
+    finally:
+        config.update("jaxtyping_disable", False)
 
 
 def test_save_and_load(tmp_path):
