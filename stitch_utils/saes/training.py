@@ -184,8 +184,8 @@ def train_saes(
 
     `folder` keeps the state of the sweep, written every `checkpoint_every` steps, and the trained SAEs. A sweep that
     was cut off goes on from its state, without running the model on what it has read of a `ModelStream`, and gives the
-    same curves as one that was not; a finished one is read back. What is damaged or of other arguments starts anew; `key`
-    says what the stream is, which cannot be compared. Of two processes with one folder the second waits for the first.
+    same curves as one that was not; a finished one is read back. What is damaged or of other arguments starts anew, and
+    `key` says what the stream is, which is not compared. Of two processes with one folder the second waits.
 
     ValueError for configs of one name or of different batches, an SAE that does not fit, or a stream that is too short.
     """
