@@ -128,10 +128,10 @@ def test_halved_batches_and_short_pieces_give_the_same(random_models, batches, s
     expected = evaluate_saes(saes, model, LAYER, batches())
     cross_entropy = model.cross_entropy
 
-    def small(tokens, *, layer=None, edit=None):
+    def small(tokens, *, layer=None, edit=None, stream=None):
         if len(tokens) > 1 and edit is not None:
             raise torch.OutOfMemoryError("no room")
-        return cross_entropy(tokens, layer=layer, edit=edit)
+        return cross_entropy(tokens, layer=layer, edit=edit, stream=stream)
 
     monkeypatch.setattr(model, "cross_entropy", small)
     monkeypatch.setattr("stitch_utils.saes.evaluation.TOKENS_AT_ONCE", 7)
