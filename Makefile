@@ -22,7 +22,7 @@ test: $(STAMP)
 	$(BIN)/lint-imports
 	$(BIN)/pyright
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile --nbval-lax --nbval-current-env -o addopts= tests/reference
+	$(BIN)/python -m pytest -q --nbval-lax --nbval-current-env -o addopts= tests/reference
 
 reference: $(STAMP)
 	$(BIN)/python tests/renew_reference.py
