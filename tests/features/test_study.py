@@ -105,7 +105,7 @@ def test_words_are_recovered_from_all_groups_and_from_those_that_keep_the_struct
     monkeypatch.setattr(structure, "feature_presence", lambda model, *_, threshold: of_model[model])
     monkeypatch.setattr(structure, "known_words", lambda *_: known)
     monkeypatch.setattr(attribution, "carried", lambda _, sae, **__: attribution.Twins(sae, {"transferred": sae}))
-    monkeypatch.setattr(attribution, "attribution_correlations", lambda _, twins: dict.fromkeys(twins))
+    monkeypatch.setattr(attribution, "attribution_correlations", lambda _, twins: {way: {} for way in twins})
     monkeypatch.setattr(feature_study, "top_contexts", lambda *_, **__: {})
     monkeypatch.setattr(FeatureStudy, "_figure14", lambda *_: {})
     monkeypatch.setattr(FeatureStudy, "_figure4b", lambda *_: {})
