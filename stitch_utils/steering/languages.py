@@ -62,6 +62,7 @@ class LanguageConfig(SweepConfig):
     """Documents of the training text in which languages are counted (Fig. 11)."""
 
     def __post_init__(self):
+        super().__post_init__()
         if unknown := sorted(set(self.choosing_languages) - set(self.languages)):
             raise ValueError(f"choosing_languages has {', '.join(unknown)}: expected some of the languages")
 
