@@ -41,7 +41,7 @@ def stitch_book(root, environment, *arguments):
         env={**environment, "STITCH_ROOT": str(root)},
         capture_output=True,
         text=True,
-        timeout=1800,
+        timeout=1800,  # ends a run that hangs: bfloat16 takes a slow machine minutes a chapter
     )
     ours = [line for line in done.stderr.splitlines() if line.startswith("stitch-book: ")]
     return done.returncode, done.stdout, "\n".join(ours) or done.stderr

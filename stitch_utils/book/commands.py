@@ -28,7 +28,10 @@ if TYPE_CHECKING:  # what takes seconds to import is imported where it is used
 
 @contextlib.contextmanager
 def _in_one_line() -> Iterator[None]:
-    """Re-raise ValueErrors as RequestErrors, which are printed in one line."""
+    """Re-raise ValueErrors as RequestErrors, which are printed in one line.
+
+    It stands around steps that refuse what a user gave, and not around what prints, whose errors are our own.
+    """
     try:
         yield
     except ValueError as error:
@@ -44,7 +47,6 @@ def look_ahead(root: Path, pair: str) -> ModelPair:
     return models
 
 
-@_in_one_line()
 def fit(root: Path, *, pair: str, scale: str, alpha: float, out: str | None) -> None:
     """Fit the stitch of a pair, print its losses and save it, by default in `artifacts/<pair>/`."""
     from ..stitching.pair import fit_pair, stitch_file
@@ -52,7 +54,8 @@ def fit(root: Path, *, pair: str, scale: str, alpha: float, out: str | None) -> 
     found = find_pair(root, pair)
     path = _target(out) if out else stitch_file(found.name)
     models = look_ahead(root, found.value)
-    fitted = fit_pair(models, scale=scale, alpha=alpha)
+    with _in_one_line():
+        fitted = fit_pair(models, scale=scale, alpha=alpha)
     write_whole(path, fitted.stitch.save, sealed=False)
     print(f"A: {models.a.model}, before layer {fitted.layers[0]}")
     print(f"B: {models.b.model}, before layer {fitted.layers[1]}{'' if models.b.layer is not None else ', by SVCCA'}")
@@ -106,7 +109,8 @@ class _AtHand:
         from ..stitching.pair import StitchedPair
 
         set_threads(self.pair)
-        stitched = StitchedPair(self.pair, load_models(self.pair), (self.layers["a"], self.layers["b"]), scale)
+        with _in_one_line():
+            stitched = StitchedPair(self.pair, load_models(self.pair), (self.layers["a"], self.layers["b"]), scale)
         if stitched.is_stand_in:
             print("These are random weights under the names of real models: the numbers below mean nothing.")
         return stitched
@@ -147,18 +151,17 @@ def _target(out: str, ending: str | None = None, given: str | None = None) -> Pa
     return path
 
 
-@_in_one_line()
 def transfer_sae(root: Path, *, pair: str, sae: str, out: str, to: str, stitch: str | None, scale: str) -> None:
     """Carry an SAE that `load_sae` reads (Eq. 6) to a folder of SAELens, and print how both do on held-out text."""
     from ..saes.evaluation import judge_sae
     from ..saes.io import read_sae, reads_elsewhere, save_sae
     from ..saes.transfer import transfer_sae as transfer
 
-    path, at_hand = _target(out, "", sae), _AtHand(root, pair, stitch, scale)
-    source = "a" if to == "b" else "b"
-    original = read_sae(sae)
-    carried = transfer(original, at_hand.stitch, to=to)
-    save_sae(carried, path)
+    path, source = _target(out, "", sae), "a" if to == "b" else "b"
+    with _in_one_line():
+        at_hand, original = _AtHand(root, pair, stitch, scale), read_sae(sae)
+        carried = transfer(original, at_hand.stitch, to=to)
+        save_sae(carried, path)
     print(f"{carried.cfg.d_sae:,} latents; the SAE of {at_hand.name(to)} is in {path.as_posix()}")
     layer = at_hand.layers[source]
     if elsewhere := reads_elsewhere(original, layer):
@@ -168,7 +171,8 @@ def transfer_sae(root: Path, *, pair: str, sae: str, out: str, to: str, stitch: 
         print(f"Beware: the SAE says that it is of {said!r}, and the pair has {model!r} as {source}.")
     stitched = at_hand.opened(scale)
     device = str(stitched.side(source)[0].device)
-    trust = judge_sae(stitched, original.to(device), carried.to(device), stitch=at_hand.stitch, to=to)
+    with _in_one_line():
+        trust = judge_sae(stitched, original.to(device), carried.to(device), stitch=at_hand.stitch, to=to)
     print(f"{f'{trust.tokens:,} held-out tokens':44}{'L0':>8}{'FUV':>8}{'CE':>8}   more than the model's own")
     for name, metrics, loss in (
         (f"{at_hand.name(source)} itself", None, trust.source_loss),
@@ -188,7 +192,6 @@ def transfer_sae(root: Path, *, pair: str, sae: str, out: str, to: str, stitch: 
     print("FUV: fraction of variance unexplained, 1 for what always says the mean. CE: nats a token.")
 
 
-@_in_one_line()
 def transfer_vector(
     root: Path, *, pair: str, vector: str, out: str, to: str, stitch: str | None, keep_norm: bool
 ) -> None:
@@ -200,14 +203,14 @@ def transfer_vector(
     from ..stitching.survival import survival
     from ..utils.arrays import read_vectors, save_arrays
 
-    path, vectors = _target(out, ".npy", vector), read_vectors(vector)
-    at_hand = _AtHand(root, pair, stitch)
-    rows = []
-    for index, row in enumerate(np.atleast_2d(vectors)):
-        try:
-            rows.append(transfer(torch.from_numpy(row), at_hand.stitch, to=to, keep_norm=keep_norm))
-        except ValueError as error:
-            raise ValueError(f"row {index}: {error}") from error
+    path, rows = _target(out, ".npy", vector), []
+    with _in_one_line():
+        vectors, at_hand = read_vectors(vector), _AtHand(root, pair, stitch)
+        for index, row in enumerate(np.atleast_2d(vectors)):
+            try:
+                rows.append(transfer(torch.from_numpy(row), at_hand.stitch, to=to, keep_norm=keep_norm))
+            except ValueError as error:
+                raise ValueError(f"row {index}: {error}") from error
     carried = torch.stack(rows).numpy().reshape(*vectors.shape[:-1], -1)
     save_arrays(path, carried)
     length = "as long as the stitch makes them" if keep_norm else "of unit length"
@@ -215,20 +218,22 @@ def transfer_vector(
     _say_survival(survival(vectors, at_hand.stitch, to=to))
 
 
-@_in_one_line()
 def transfer_probe(root: Path, *, pair: str, probe: str, out: str, to: str, stitch: str | None, scale: str) -> None:
     """Carry a linear probe, and print what the stitch leaves of it and how both do on held-out text."""
     from ..probing.probes import judge_probe, read_probe, save_probe
     from ..probing.probes import transfer_probe as transfer
     from ..stitching.survival import survival
 
-    path, original = _target(out, ".npz", probe), read_probe(probe)
-    at_hand = _AtHand(root, pair, stitch, scale)
-    carried = transfer(original, at_hand.stitch, to=to)
+    path = _target(out, ".npz", probe)
+    with _in_one_line():
+        original, at_hand = read_probe(probe), _AtHand(root, pair, stitch, scale)
+        carried = transfer(original, at_hand.stitch, to=to)
     save_probe(carried, path)
     print(f"coef_ {carried.coef.shape}, intercept_ and classes_ for {at_hand.name(to)} are in {path.as_posix()}")
     _say_survival(survival(original.coef[original.coef.any(1)], at_hand.stitch, to=to, reads=True))
-    trust = judge_probe(at_hand.opened(scale), original, carried, stitch=at_hand.stitch, to=to)
+    stitched = at_hand.opened(scale)
+    with _in_one_line():
+        trust = judge_probe(stitched, original, carried, stitch=at_hand.stitch, to=to)
     source = "A" if to == "b" else "B"
     same = f"{trust.agreement:.1%} (always the same answer: {trust.constant:.1%})"
     print(f"on {trust.tokens:,} held-out tokens:")
@@ -251,19 +256,19 @@ def _spread(values: Sequence[float]) -> str:
     return f"{min(values):.3f} to {max(values):.3f}, mean {sum(values) / len(values):.3f}"
 
 
-@_in_one_line()
 def push(
     root: Path, *, pair: str, name: str, stitch: str | None, licence: str | None, private: bool, folder: str | None
 ) -> None:
     """Publish the stitch of a pair with a model card on the Hub, or write both to a folder."""
     from ..stitching.publish import push_stitch, write_repository
 
-    loaded = _AtHand(root, pair, stitch).stitch
-    if folder:
-        write_repository(loaded, folder, name, licence=licence)
-        print(f"card and stitch are in {folder}: `hf upload {name} {folder}` publishes them")
-    else:
-        print(f"published: {push_stitch(loaded, name, licence=licence, private=private)}")
+    with _in_one_line():
+        loaded = _AtHand(root, pair, stitch).stitch
+        if folder:
+            write_repository(loaded, folder, name, licence=licence)
+            print(f"card and stitch are in {folder}: `hf upload {name} {folder}` publishes them")
+        else:
+            print(f"published: {push_stitch(loaded, name, licence=licence, private=private)}")
 
 
 def add_parsers(commands: argparse._SubParsersAction) -> None:

@@ -2,8 +2,8 @@
 
 Feature i of A's SAE and feature i of the transferred SAE are twins. Entropy features (Fig. 5a) are found by geometry
 and put to a causal test. Attention deactivation (Figs. 5b and 16) is searched for in A, and the feature that moves a
-head most is followed to B. What chosen features and heads do is measured on another text; the sizes and ranks by which
-entropy features are chosen are of the text that is searched. A's SAE through random stitches stands beside everything.
+head most is followed to B. What chosen features and heads do is measured on another text. Sizes and ranks choose the
+entropy features, so they are measured on the text that is searched. Every result is compared with random stitches.
 
 Offers `FunctionalConfig`, `functional_config`, `functional_texts`, `functional_twins`, `FunctionalTwins`,
 `study_entropy`, `EntropyStudy`, `study_deactivation`, `DeactivationStudy`.

@@ -5,9 +5,9 @@ feature of the original SAE fires in all versions (on some ordinary token of eac
 *structural* if it fires in all versions of at least a share of the groups in which it fires in any, *semantic* if of
 fewer, and *dead* if it fires in too few groups to tell. The paper gives no share.
 
-A feature that fires in every sentence is structural by this rule, whatever it is about, so two things stand beside it.
-Frequent features may transfer better for that alone: `matched_rates` compares the classes where they fire equally
-often. And `unrelated` deals versions out among the groups: what is still consistent there is so for its density.
+This rule calls a feature that fires in every sentence structural, whatever it is about. Two checks follow. Frequent
+features may transfer better for that alone, so `matched_rates` compares the classes where they fire equally often.
+`unrelated` deals versions out among the groups: a feature that is still consistent there is only dense.
 
 The paper cannot check the classes. The embedded world's grammar marks every word that came from a slot for content: a
 feature whose activation falls on such words should be semantic, any other structural. Where that fails, the feature

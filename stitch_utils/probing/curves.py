@@ -80,9 +80,9 @@ class ProbeCurves(NamedTuple):
         `reused_over_random` is what carried probes are ahead of random features at one k, on the same resamples. A
         `gap` is B's own SAE minus a curve, over all ks; `other` are the sets that are neither code nor language.
         `sets.there` is the share of the data sets that have something to transfer. The other `sets` are shares of
-        those, if there are any (elsewhere any retrained probe would come near B's own): where reused probes are better
-        than random ones beyond doubt, where retrained ones come within .03 of B's own, and where B's own are better
-        than a single token beyond doubt.
+        those, if there are any (elsewhere any retrained probe would come near B's own). They count the sets where the
+        whole 95% interval puts reused probes above random ones, where retrained ones come within .03 of B's own, and
+        where the whole interval puts B's own above a single token.
         """
         numbers: dict[str, float] = {}
         panels: dict[str, list[str]] = {f"figure3a.{pair}": []}

@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -107,7 +108,7 @@ class SweepConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sweep:
+class Sweep(ABC):
     """All responses of an experiment, and what follows from them.
 
     A kind of sweep says what it steers towards (`subjects`), which strength it chose (`chosen_for`), and how it makes
@@ -120,13 +121,13 @@ class Sweep:
     chosen: dict[Any, float] = field(default_factory=dict)
     """The strengths chosen, by what each kind of sweep chooses one for."""
 
+    @abstractmethod
     def subjects(self, split: str) -> Sequence[str]:
         """List what is steered towards with the prompts of a split."""
-        raise NotImplementedError
 
+    @abstractmethod
     def chosen_for(self, side: str, condition: str, of: str) -> float:
         """Return the strength that was chosen for a condition."""
-        raise NotImplementedError
 
     def mean(self, rows: Sequence[np.ndarray]) -> Estimate:
         """Average over subjects and prompts; by default all subjects have the same prompts, and both are drawn anew."""

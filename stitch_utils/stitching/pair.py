@@ -175,7 +175,7 @@ def fit_pair(
     fitted, unseen = (stitch_loss(opened.stitch, part, alpha=alpha) for part in (moments, held_out))
     variance_a, variance_b = (covariance.diagonal().mean().item() for covariance in (held_out.cxx, held_out.cyy))
     unexplained = unseen.up / variance_b, unseen.down / variance_a
-    # What the stitch file says of itself, for whoever is handed it.
+    # The stitch file carries these facts about itself.
     about = {"pair": pair.name, "a": pair.a.model, "layer_a": layers[0], "b": pair.b.model, "layer_b": layers[1]}
     about |= {"text": pair.train.name, "text_source": pair.train.source, "held_out_text": pair.evaluation.name}
     about |= {"tokens": moments.count, "loss_fitted": fitted._asdict(), "loss_held_out": unseen._asdict()}
