@@ -53,7 +53,3 @@ class LogitWeights:
     @functools.cached_property
     def _mean_column(self) -> Tensor:
         return self.weight.mean(0, dtype=torch.float32)
-
-    def divisors(self, final: Float[Tensor, "n d_model"]) -> Float[Tensor, " n"]:
-        """Compute what the final norm divides each of these final residual streams by."""
-        return self.fold(final).norm(dim=-1) / (self.norm(final.to(self.scale)) - self.shift).norm(dim=-1)

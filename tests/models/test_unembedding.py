@@ -25,7 +25,9 @@ def test_final_streams_become_the_models_logits(hub_root, id):
         readout = LogitWeights(model)
         assert readout.takes_mean == ("gemma" not in id)
         y, every = final[0][0], torch.arange(logits.shape[-1])
-        read = (readout.fold(y) / readout.divisors(y)[:, None] + readout.shift) @ readout.columns(every).T
+        centred = y - y.mean(-1, keepdim=True) if readout.takes_mean else y
+        divisors = (centred.square().mean(-1, keepdim=True) + norm.eps).sqrt()  # what the final norm divides by
+        read = (readout.fold(y) / divisors + readout.shift) @ readout.columns(every).T
         cap = getattr(model.config, "final_logit_softcapping", None)
         read = cap * torch.tanh(read / cap) if cap else read
         torch.testing.assert_close(read, logits[0], rtol=1e-4, atol=1e-4)
