@@ -7,8 +7,6 @@ before it is killed, its pages and numbers are removed, and the kills go on with
 code 0 if all numbers but timings are equal, in every digit that is stored; else 1, and the ids that differ.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import importlib.util

@@ -7,8 +7,6 @@ Run `python -m tools.full_adam` (ten minutes on two cores). It writes `stitch_ut
 the chapter shows.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 from pathlib import Path

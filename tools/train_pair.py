@@ -8,8 +8,6 @@ Run `python -m tools.train_pair --out FOLDER` (about an hour on two cores). It w
 `tiny-b/`, Hugging Face folders with float16 weights, and `training.json` (tokens, steps, losses, versions).
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import math

@@ -7,8 +7,6 @@ Run `python -m tools.train_saes` (about a minute on two cores). It writes `tiny-
 `stitch_utils/data/embedded/`, folders that SAELens reads.
 """
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

@@ -7,8 +7,6 @@ Offers `fit`, `transfer_sae`, `transfer_vector`, `transfer_probe` and `push`; `a
 under `act`; and `look_ahead`.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import os
@@ -103,7 +101,7 @@ class _AtHand:
             self.pair.scale(scale)
             preflight(self.pair)
 
-    def opened(self, scale: str) -> StitchedPair:
+    def opened(self, scale: str) -> "StitchedPair":
         """Load the models; the experiments of the package take the result, together with the stitch at hand."""
         from ..models.language_model import load_models, set_threads
         from ..stitching.pair import StitchedPair
@@ -242,7 +240,7 @@ def transfer_probe(root: Path, *, pair: str, probe: str, out: str, to: str, stit
     print(f"  says what the original says of the stitched stream: {trust.check:.2%} (a check: 100% up to rounding)")
 
 
-def _say_survival(found: Sequence[Survival]) -> None:
+def _say_survival(found: "Sequence[Survival]") -> None:
     random, random_trip = found[0].kept_random, found[0].round_trip_random
     kept, ratios = _spread([each.kept for each in found]), _spread([each.kept / random for each in found])
     print(f"length that the stitch keeps: {kept} (random directions: {random:.3f}), {ratios} times that of random ones")

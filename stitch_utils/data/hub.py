@@ -8,8 +8,6 @@ Offers `HubError`, `HubBusy`, `reaching`, `fetched`, `model_is_there`, `dataset_
 what a model reference means: `resolve`, `embedded_folder`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

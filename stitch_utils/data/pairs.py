@@ -16,8 +16,6 @@ Offers `ModelPair` and its parts (`ModelRef`, `TextRef`, `DatasetRef`, `SAERef`,
 `load_pair`, `known_pairs`, `blaming`, and for configurations `check_known` and `check_whole_numbers`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools
@@ -47,7 +45,7 @@ def check_whole_numbers(config: Any, **least: int) -> None:
     """Raise ValueError unless all fields of type `int` hold whole numbers of 1 or more, or of what `least` gives."""
     for entry in dataclasses.fields(config):
         value, lowest = getattr(config, entry.name), least.get(entry.name, 1)
-        if entry.type == "int" and (type(value) is not int or value < lowest):
+        if entry.type in (int, "int") and (type(value) is not int or value < lowest):
             kind = "" if type(value) is int else "a whole number, "
             raise ValueError(f"{entry.name} must be {kind}{lowest} or more: got {value!r}")
 

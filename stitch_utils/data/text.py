@@ -8,8 +8,6 @@ Offers `TokenBatch`, `read_documents`, `token_batches`; for texts that are in me
 `begin_and_end`.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -35,7 +33,7 @@ class TokenBatch(NamedTuple):
     documents: Int[Tensor, "batch pos"]
     """The number of each token's document."""
 
-    def split(self, rows: int) -> Iterator[TokenBatch]:
+    def split(self, rows: int) -> "Iterator[TokenBatch]":
         """Split into batches of at most `rows` rows."""
         return (TokenBatch(*parts) for parts in zip(*(part.split(rows) for part in self)))
 

@@ -17,8 +17,6 @@ Offers `Path`, `PathEffect`, `path_ablation`, `heuristic_scores`, `deactivation_
 `head_roles`, `HeadRoles`.
 """
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence

@@ -19,8 +19,6 @@ Offers `Twins`, `carried`, `attribution_correlations`, `AttributionCorrelation`,
 `against_random`, `AgainstRandom`, and `over_features`, which gives intervals over features.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -91,7 +89,7 @@ class _Sums(NamedTuple):
     fires: Tensor
 
     @classmethod
-    def of(cls, *sides: tuple[Tensor, Tensor]) -> _Sums:
+    def of(cls, *sides: tuple[Tensor, Tensor]) -> "_Sums":
         """Sum up both sides' attributions (n, features), with how often each feature fires."""
         values, fires = zip(*sides)
         means = torch.stack([some.mean(0) for some in values])
@@ -99,7 +97,7 @@ class _Sums(NamedTuple):
         squares = torch.stack([ours.square().sum(0), theirs.square().sum(0)])
         return cls(len(ours), means, squares, (ours * theirs).sum(0), torch.stack(fires))
 
-    def merged(self, other: _Sums) -> _Sums:
+    def merged(self, other: "_Sums") -> "_Sums":
         count, step = self.tokens + other.tokens, other.means - self.means
         weight = self.tokens * other.tokens / count
         return _Sums(

@@ -7,8 +7,6 @@ what can still enter a list, so memory holds the lists and no activations.
 Offers `Context`, `top_contexts`, `highlighted`.
 """
 
-from __future__ import annotations
-
 import functools
 import html
 import itertools

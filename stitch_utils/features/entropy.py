@@ -18,8 +18,6 @@ Offers `unembedding`, `null_space`, `NullSpace`, `decoder_rows`, `summarise_acti
 `entropy_features`, `EntropyFeatures`; `entropy_effects`, `EntropyEffects`, `entropy_tests`, `EntropyTests`.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
@@ -220,7 +218,7 @@ class EntropyEffects(NamedTuple):
         """The size of the entropy's change for each unit of change of the rank."""
         return self.entropy_size / self.rank_size.clamp_min(1e-6)
 
-    def resampled(self, counts: np.ndarray) -> EntropyEffects:
+    def resampled(self, counts: np.ndarray) -> "EntropyEffects":
         """Take each document as often as `counts`, (draws, documents), says; means get a first dimension of draws.
 
         ValueError for a single document, which says nothing of others.
@@ -299,7 +297,7 @@ class EntropyTests(NamedTuple):
         """Whether a feature exceeds at least 95% of them, and changes the entropy at all."""
         return (self.exceeded >= 0.95) & (self.features.entropy_size > 0)
 
-    def resampled(self, counts: np.ndarray) -> EntropyTests:
+    def resampled(self, counts: np.ndarray) -> "EntropyTests":
         """Resample both with the same draws of documents; see `EntropyEffects.resampled`."""
         return EntropyTests(*(effects.resampled(counts) for effects in self))
 

@@ -9,8 +9,6 @@ Offers `FunctionalConfig`, `functional_config`, `functional_texts`, `functional_
 `study_entropy`, `EntropyStudy`, `study_deactivation`, `DeactivationStudy`.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +18,7 @@ import numpy as np
 from sae_lens import SAE
 from torch import Tensor
 
-from ..data.pairs import ModelPair
+from ..data.pairs import ModelPair, check_whole_numbers
 from ..data.text import TokenBatch
 from ..models.harvest import evaluation_batches, training_batches
 from ..models.language_model import LanguageModel
@@ -71,11 +69,7 @@ class FunctionalConfig:
     """Seed of the random stitches and directions, and of the bootstrap."""
 
     def __post_init__(self):
-        for entry in dataclasses.fields(self):
-            value = getattr(self, entry.name)
-            least = {"random_stitches": 2, "entropy_documents": 2, "seed": 0}.get(entry.name, 1)
-            if entry.type == "int" and value < least:
-                raise ValueError(f"{entry.name} must be {least} or more: got {value}")
+        check_whole_numbers(self, random_stitches=2, entropy_documents=2, seed=0)
         if not (0 < self.quantile < 1 and 0 < self.bottom < 1):
             raise ValueError(f"quantile and bottom lie between 0 and 1: got {self.quantile} and {self.bottom}")
 

@@ -12,8 +12,6 @@ fixed places, so it then samples what it would have sampled without the stop.
 Offers `augmented_groups`, `AugmentedGroups`, `broken_rules`, `sentences`, `show_augmentations`, `world_stream`.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import random

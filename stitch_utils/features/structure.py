@@ -17,8 +17,6 @@ Offers `feature_presence`, `classify`, `FeatureClasses`, `unrelated`, `matched_r
 `density_ratios`, `known_words`, `KnownWords`, `recovery`, `Recovery`.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple

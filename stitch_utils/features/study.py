@@ -8,8 +8,6 @@ at matched firing rates tests that. Where the truth about words is known, so is 
 Offers `FeatureStudyConfig`, `feature_study_config`, `study_features`, `FeatureStudy`, `KINDS`, `TWINS`.
 """
 
-from __future__ import annotations
-
 import functools
 import itertools
 from collections.abc import Mapping

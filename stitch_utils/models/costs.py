@@ -11,8 +11,6 @@ Offers `Architecture`, `architecture_of`, `forward_flops`, `activation_bytes`, `
 `stitch_adam_flops`; `measure` and `Measured`, what a run really took; and `power_of_ten`.
 """
 
-from __future__ import annotations
-
 import math
 import weakref
 from collections.abc import Callable
@@ -80,7 +78,7 @@ class Architecture:
     """The number of parameters; tied matrices count once."""
 
     @classmethod
-    def of(cls, config) -> Architecture:
+    def of(cls, config) -> "Architecture":
         """Read the sizes off a Hugging Face config; ValueError for a model_type other than the four known ones."""
         if config.model_type not in _FAMILIES:
             raise ValueError(f"unknown model_type {config.model_type!r}: known are {', '.join(_FAMILIES)}")

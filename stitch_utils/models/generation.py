@@ -6,8 +6,6 @@ its own model's loss on it, after its prompt and by itself: a change of language
 Offers `generate_texts` and `Response`; `encoded`, the tokens of a prompt, and `chat`, prompts in the chat template.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 

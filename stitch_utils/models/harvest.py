@@ -8,8 +8,6 @@ Offers `training_batches`, `evaluation_batches`, `as_fits`, `paired_residuals`, 
 is made from activations, and `weights_digest`.
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import json

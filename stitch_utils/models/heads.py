@@ -12,8 +12,6 @@ is seen. Weights are read from the model as it is (no norm folded into them), so
 Offers `Norm`, `Head`, `heads_of`, `first_streams`.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -7,8 +7,6 @@ Offers `LanguageModel` and `Edit`; `load_model`, `load_tokenizer` and `load_conf
 `count_parameters`; for a pair `load_models`, `forget_models`, `set_threads`, and `check_pair`, which loads no weights.
 """
 
-from __future__ import annotations
-
 import contextlib
 import copy
 from collections.abc import Callable, Sequence
@@ -47,7 +45,7 @@ class LanguageModel:
         self.d_model: int = bridge.cfg.d_model
 
     @classmethod
-    def from_bridge(cls, bridge: TransformerBridge, tokenizer) -> LanguageModel:
+    def from_bridge(cls, bridge: TransformerBridge, tokenizer) -> "LanguageModel":
         """Wrap a model that is loaded already, by the name in its configuration.
 
         Load it with eager attention and without folded norms, as `load_model` does, or its streams are others.

@@ -7,8 +7,6 @@ divides by the size of the stream, which is not linear. Applying the norm measur
 Offers `LogitWeights`.
 """
 
-from __future__ import annotations
-
 import copy
 import functools
 from typing import Any

@@ -8,8 +8,6 @@ single token tells.
 Offers `probe_curves`, `ProbeCurves`, and `KS`, `SPARSE` and `DENSE`: numbers of features, and names of curves.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 

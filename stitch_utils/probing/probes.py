@@ -13,8 +13,6 @@ Offers `mean_activations`, `choose_features`, `LinearProbe`, `fit_probe`, `trans
 `judge_probe`, `ProbeTrust`, and `CONTEXT`, the tokens of a text that are read.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple

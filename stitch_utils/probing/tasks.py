@@ -12,8 +12,6 @@ files of the same repository, and the language off a file's ending, which is all
 Offers `ProbingTask` and `probing_tasks`, and `WORLD`, the sets of the embedded world.
 """
 
-from __future__ import annotations
-
 import itertools
 import random
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence

@@ -17,8 +17,6 @@ Offers `fit_code_map`, `CodeMap`, `code_map_flops`, `reconstructions`; `decoder_
 `chance_norm`; `match_latents`, `Matches`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 

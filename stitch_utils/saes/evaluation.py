@@ -3,8 +3,6 @@
 Offers `evaluate_saes` and `SAEMetrics`; `judge_sae` and `SAETrust`, which set a transferred SAE beside the original.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 

@@ -8,8 +8,6 @@ the encoder keeps both what latents write and how TopK ranks them; ours keeps wh
 Offers `SAETrainingConfig`, `starting_sae`, and `INITIALS`, the ways to start.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -6,8 +6,6 @@ Offers `load_sae`; `built`, which makes an SAE from a configuration and weights;
 checks them, `save_sae`, and `reads_elsewhere`, which finds an SAE of another layer.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import json

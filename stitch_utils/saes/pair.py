@@ -9,8 +9,6 @@ Training an SAE of one model never runs the other.
 Offers `native_saes`, `sweep_saes`, `SAESweep`, `side_activations`.
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 from collections.abc import Iterable, Sequence

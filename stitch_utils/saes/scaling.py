@@ -12,8 +12,6 @@ Offers `Cost`, `in_flops`, `in_tokens`, `threshold_cost`, `saved`, `savings`, `a
 `frontier`, `PowerLaw`, `fit_power_law`, `frontier_law`, `crossing`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 

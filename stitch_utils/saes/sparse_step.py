@@ -7,8 +7,6 @@ those that autograd has for SAELens' losses.
 Offers `encode`, `sparse_gradients`, `add_auxiliary_gradients`, `top`.
 """
 
-from __future__ import annotations
-
 import torch
 from sae_lens import TopKTrainingSAE
 from torch import Tensor

@@ -11,8 +11,6 @@ on a CPU `sparse_step` computes the same gradients. FLOPs count all dense produc
 Offers `train_saes`, `load_trained`, `Curve`, `training_flops`.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import shutil

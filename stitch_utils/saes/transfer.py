@@ -15,8 +15,6 @@ f_i a TopK SAE may choose its latents.
 Offers `transfer_sae`, `sae_ranks`; `for_inference` and `with_unit_decoder` for the starts of training.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from typing import Any

@@ -12,8 +12,6 @@ call for either answer in equal numbers, to check first that the model has the p
 Offers `Behaviour`, `Choice`, `behaviours`, `world_behaviour`, `WORLD_BEHAVIOURS`, `FILES`, `COLUMNS`.
 """
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import random

@@ -16,8 +16,6 @@ Offers `template_tokens`, `template_rows`, `chat_batches`, `fit_template_stitche
 `VectorNoise`.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -7,8 +7,6 @@ a rule that looks at a response alone. The embedded world has no dogs, so there 
 Offers `FreeTask`, `free_tasks`, `FreeConfig`, `free_config`, `sweep_free_tasks`, `FreeSweep`.
 """
 
-from __future__ import annotations
-
 import functools
 import itertools
 import re

@@ -9,8 +9,6 @@ Offers `LanguageConfig`, `language_config`, `sweep_languages`, `LanguageSweep`, 
 `clipped_gap`, `language_frequencies`, `rank_correlation`.
 """
 
-from __future__ import annotations
-
 import functools
 import itertools
 import re

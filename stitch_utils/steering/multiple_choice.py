@@ -10,8 +10,6 @@ Offers `ChoiceConfig`, `choice_config`, `steer_choices`, `ChoiceSweep`; `Questio
 `preference`, `correlations`.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -9,8 +9,6 @@ Offers `languages`, `parallel_pairs`, `steering_prompts`, `as_turn`; `Instructio
 `instruction_prompts`; and to read any of these data sets `named_rows`, `text_columns`.
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import itertools

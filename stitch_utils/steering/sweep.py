@@ -10,8 +10,6 @@ experiments and depend on the model, the prompts and the move of the stream alon
 Offers `Cell`, `Answers`, `Move`, `clamped`, `SweepConfig`, `Sweep`, `chosen_strength`, `kept_json`.
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import json

@@ -24,8 +24,6 @@ Offers `MeanStreams`, `language_means`, `last_token_residuals`, `at_last_tokens`
 `transfer_vector`, `random_direction`; and the edits `clamp` and `add`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 

@@ -15,8 +15,6 @@ checkers and its evaluation differ, or leave a choice, this is what happens:
 the response") and the embedded pair's samples. Offers `verify`, `RULES`, `WORLD_INSTRUCTIONS`, `detect_language`.
 """
 
-from __future__ import annotations
-
 import inspect
 import json
 import operator

@@ -8,8 +8,6 @@ losses stands what counts of tokens, or of pairs of tokens, already predict.
 Offers `measure_fidelity`, `Fidelity`, `CONDITIONS`, `splice`, and `ngram_cross_entropy`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 

@@ -9,8 +9,6 @@ Offers `fit_exact`; `best_given_other`, its step; `fit_adam`; `trace_adam` and `
 and `last_tenth`, which other fitters by gradient descent share.
 """
 
-from __future__ import annotations
-
 import itertools
 import time
 from collections.abc import Callable, Iterable

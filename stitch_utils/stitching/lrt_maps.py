@@ -17,8 +17,6 @@ one model's stream in the units of both papers, the mean length of the error and
 Offers `fit_unsquared`, `fit_unsquared_adam`, `MapFit`, `moments_of`; `map_errors`, `MapErrors`, `Prediction`.
 """
 
-from __future__ import annotations
-
 import functools
 import time
 from collections.abc import Callable, Hashable, Iterable, Mapping

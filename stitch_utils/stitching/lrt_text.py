@@ -8,8 +8,6 @@ tokens are masked out, of which that paper says nothing.
 Offers `MapConfig`, `map_config`, `map_batches`, `map_stream`, `same_layers`.
 """
 
-from __future__ import annotations
-
 import functools
 import itertools
 from collections.abc import Iterable, Iterator

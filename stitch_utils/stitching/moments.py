@@ -7,8 +7,6 @@ the number of tokens. The moments of two shards add up.
 Offers `PairMoments`, `harvest_moments`.
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 from collections.abc import Iterable, Sequence
@@ -77,7 +75,7 @@ class PairMoments:
         self.mean = self.mean + shift * (count / total)
         self.count = total
 
-    def __add__(self, other: PairMoments) -> PairMoments:
+    def __add__(self, other: "PairMoments") -> "PairMoments":
         """Add up the moments of two shards."""
         if (self.d_a, self.d_b) != (other.d_a, other.d_b):
             raise ValueError(f"widths differ: {self.d_a}, {self.d_b} and {other.d_a}, {other.d_b}")
@@ -121,7 +119,7 @@ class PairMoments:
         save_file(tensors, str(path), metadata=meta)
 
     @classmethod
-    def load(cls, path: str | Path) -> PairMoments:
+    def load(cls, path: str | Path) -> "PairMoments":
         """Read what `save` wrote; ValueError for another file."""
         with safe_open(str(path), framework="pt") as file:
             meta = file.metadata() or {}

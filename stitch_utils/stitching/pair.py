@@ -7,8 +7,6 @@ Offers `StitchedPair`, which the experiments take; `fit_pair` and `FittedPair`, 
 `stitch_file`, the path of a pair's stitch; and `preflight`, which finds mistakes before anything heavy is loaded.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -53,7 +51,7 @@ class StitchedPair:
         ridge: float = 1e-8,
         variance: float = 0.99,
         device: str | None = None,
-    ) -> StitchedPair:
+    ) -> "StitchedPair":
         """Load the models of a pair (a name, a pair file, or a `ModelPair`) and find its layers.
 
         The threads that the pair's file fixes are set for the whole process; the models stay in memory for the next

@@ -7,8 +7,6 @@ down to names.
 Offers `load_stitch`, `push_stitch`, `write_repository` and `model_card`.
 """
 
-from __future__ import annotations
-
 import re
 import tempfile
 from collections.abc import Mapping

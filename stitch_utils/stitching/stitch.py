@@ -10,8 +10,6 @@ All four terms are squared errors of affine maps, so L follows from the means an
 Offers `AffineMap`, `Stitch`, `FitReport`, `StitchLoss`, `stitch_loss`, `random_stitch`, and the names `TENSORS`.
 """
 
-from __future__ import annotations
-
 import hashlib
 import importlib
 import json
@@ -87,11 +85,11 @@ class AffineMap:
         here = self.to(x.device)
         return (x.to(here.P.dtype) @ here.P + here.b).to(x.dtype)
 
-    def to(self, *args, **kwargs) -> AffineMap:
+    def to(self, *args, **kwargs) -> "AffineMap":
         """Copy the map to another device or dtype."""
         return AffineMap(self.P.to(*args, **kwargs), self.b.to(*args, **kwargs))
 
-    def copy(self) -> AffineMap:
+    def copy(self) -> "AffineMap":
         """Copy the map to the CPU, in memory of its own."""
         return AffineMap(self.P.cpu().clone(), self.b.cpu().clone())
 
@@ -133,17 +131,17 @@ class Stitch:
             raise ValueError(f"to={to!r}: expected 'a' or 'b', the model that things are transferred to")
         return self.up if to == "b" else self.down
 
-    def to(self, *args, **kwargs) -> Stitch:
+    def to(self, *args, **kwargs) -> "Stitch":
         """Copy the maps to another device or dtype."""
         return replace(self, **{name: getattr(self, name).to(*args, **kwargs) for name in TENSORS})
 
     @classmethod
-    def of(cls, up: AffineMap, down: AffineMap, *, report: FitReport | None = None) -> Stitch:
+    def of(cls, up: AffineMap, down: AffineMap, *, report: FitReport | None = None) -> "Stitch":
         """Join two maps that lead to and fro."""
         return cls(up.P, up.b, down.P, down.b, report=report)
 
     @classmethod
-    def identity(cls, d: int) -> Stitch:
+    def identity(cls, d: int) -> "Stitch":
         """Make maps that change nothing, between streams of one width."""
         return cls(torch.eye(d), torch.zeros(d), torch.eye(d), torch.zeros(d))
 
@@ -155,7 +153,7 @@ class Stitch:
         save_file(tensors, str(path), metadata=meta)
 
     @classmethod
-    def load(cls, path: str | Path) -> Stitch:
+    def load(cls, path: str | Path) -> "Stitch":
         """Read what `save` wrote; ValueError for another file, or a damaged one."""
         try:
             with safe_open(str(path), framework="pt") as file:
@@ -177,7 +175,7 @@ class Stitch:
         return cls(**tensors, report=report, about=about or {})
 
     @classmethod
-    def from_pretrained(cls, name: str, *, revision: str | None = None) -> Stitch:
+    def from_pretrained(cls, name: str, *, revision: str | None = None) -> "Stitch":
         """Load a stitch from the Hub (`owner/name`) or from a file; see `publish.load_stitch`."""
         return _publish().load_stitch(name, revision=revision)
 

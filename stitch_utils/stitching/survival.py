@@ -6,8 +6,6 @@ the other map: to w P_down^T in B. The maps may shorten a direction, and the way
 Offers `survival` and `Survival`.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

@@ -7,8 +7,6 @@ count; canonical correlations between the two reduced streams are then averaged.
 Offers `svcca_table`, `main_directions`, and `stitched_layers`, which chooses.
 """
 
-from __future__ import annotations
-
 import torch
 from jaxtyping import Float
 from torch import Tensor

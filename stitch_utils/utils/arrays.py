@@ -6,8 +6,6 @@ something unexpected, raises a ValueError of one line with its name.
 Offers `read_arrays`, `numbers_of` and `read_vectors`, and `save_arrays`, which writes a file whole or not at all.
 """
 
-from __future__ import annotations
-
 import zipfile
 import zlib
 from pathlib import Path

@@ -9,8 +9,6 @@ the number of threads change the last bits of a sum, but not the name, so that a
 Offers `artifact` and `kept`.
 """
 
-from __future__ import annotations
-
 import ast
 import functools
 import hashlib

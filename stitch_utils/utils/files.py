@@ -10,8 +10,6 @@ Offers `project_root`, `NotWritten`, `write_whole`, `check_ours`, `is_sealed`, `
 `remove_leftovers`, `remove_if_damaged`, `damage_message`, `remove_damaged`, `digest` and `tree_digest`.
 """
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import os

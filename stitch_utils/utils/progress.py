@@ -4,8 +4,6 @@ A terminal or an open notebook shows it. Logs and pipes get none of its control 
 hides it everywhere. Offers `progress`.
 """
 
-from __future__ import annotations
-
 import sys
 from typing import Any
 

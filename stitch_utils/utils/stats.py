@@ -7,8 +7,6 @@ Offers `Estimate`, `from_draws`, `DocumentSums`, `resampled_counts`, `stratified
 `clopper_pearson`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -46,14 +44,14 @@ class DocumentSums:
         self._sums = dict(sums or {})
 
     @classmethod
-    def of(cls, documents: Int[Tensor, " n"], values: Float[Tensor, " n *columns"]) -> DocumentSums:
+    def of(cls, documents: Int[Tensor, " n"], values: Float[Tensor, " n *columns"]) -> "DocumentSums":
         """Sum `values` over the tokens of each document, in float64; `documents` tells whose each token is."""
         owners, place = documents.unique(return_inverse=True)
         sums = torch.zeros(len(owners), *values.shape[1:], dtype=torch.float64, device=values.device)
         sums.index_add_(0, place.to(values.device), values.double())
         return cls(dict(zip(owners.tolist(), sums.cpu().numpy())))
 
-    def add(self, other: DocumentSums) -> None:
+    def add(self, other: "DocumentSums") -> None:
         """Add the sums of another batch, which may hold more tokens of the same documents."""
         for document, values in other._sums.items():
             self._sums[document] = self._sums[document] + values if document in self._sums else values

@@ -10,8 +10,6 @@ Offers `draw_frame`, `relexicalise`, `labels_of`, the smaller draws `draw_action
 `python -m stitch_utils.data.embedded.frames LANGUAGE [COUNT]` prints random sentences beside their English.
 """
 
-from __future__ import annotations
-
 import random
 import sys
 from dataclasses import replace

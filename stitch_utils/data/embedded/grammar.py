@@ -10,8 +10,6 @@ Offers `Lexicon`, `load_lexicon`, `LANGUAGES`, the frame classes `Noun`, `Named`
 `load_concepts`, `person_of`, `by_class`, `realise` and `realise_fact`.
 """
 
-from __future__ import annotations
-
 import functools
 import re
 from dataclasses import dataclass

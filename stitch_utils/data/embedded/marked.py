@@ -9,8 +9,6 @@ other languages a few short words are.
 Offers `MarkedSentence`, `mark`, `marked_groups`.
 """
 
-from __future__ import annotations
-
 import collections
 import functools
 import re

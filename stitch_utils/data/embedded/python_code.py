@@ -3,8 +3,6 @@
 No section of the paper; it stands in for SAEBench's code data set. Offers `draw_function`.
 """
 
-from __future__ import annotations
-
 import random
 
 from .grammar import load_concepts, load_lexicon

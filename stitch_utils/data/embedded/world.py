@@ -10,8 +10,6 @@ Offers `Document`, `documents`, `Request`, `requests`, `people`, `cities`, `stor
 `SHARES`, `FORMATS`, `INSTRUCTIONS`, `ELSEWHERE`.
 """
 
-from __future__ import annotations
-
 import functools
 import itertools
 import json
