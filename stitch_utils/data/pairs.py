@@ -32,7 +32,6 @@ DTYPES = ("float32", "bfloat16", "float16")
 SOURCES = ("world", "hub", "files")
 FILE_KINDS = (".txt", ".jsonl", ".parquet")
 HELD_OUT_EVERY = 10
-OWN_CONTEXT = 128
 
 
 def check_known(what: str, value: Any, known: Iterable[str]) -> None:
@@ -176,7 +175,7 @@ def _sizes() -> dict[str, dict[str, dict[str, Any]]]:
     return yaml.safe_load((Path(__file__).parent / "sizes.yml").read_text(encoding="utf-8"))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelPair:
     """A small model A and a large model B of one family, and the text that both read."""
 
@@ -184,7 +183,7 @@ class ModelPair:
     title: str
     a: ModelRef
     b: ModelRef
-    context: int
+    context: int = 128
     """Positions of a row, with the beginning-of-text token."""
     train: TextRef
     evaluation: TextRef
@@ -283,38 +282,30 @@ def load_pair(name: str | Path) -> ModelPair:
 def _parsed(data: dict, path: Path) -> dict:
     """Turn the entries of a file into the fields of `ModelPair`."""
     folder, augmenter = path.parent, data.get("augmenter")
-    train, evaluation = _texts(data["text"], folder)
     scales = data.get("scales", {key: found["own_pair"] for key, found in _sizes().items()})
     return {key: value for key, value in data.items() if key != "text"} | {
         "title": data.get("title", data["name"]),
-        "a": _model(ModelRef, data["a"], folder),
-        "b": _model(ModelRef, data["b"], folder),
-        "context": data.get("context", OWN_CONTEXT),
-        "train": train,
-        "evaluation": evaluation,
+        "a": _build(ModelRef, data["a"], folder),
+        "b": _build(ModelRef, data["b"], folder),
+        **_texts(data["text"], folder),
         "scales": {key: _build(Scale, value) for key, value in scales.items()},
         "saes": {
             side: _beside(folder, ref) if isinstance(ref, str) else _build(SAERef, ref)
             for side, ref in data.get("saes", {}).items()
         },
         "sae_recipe": _build(SAERecipe, data.get("sae_recipe", {})),
-        "datasets": {key: _dataset(value, folder) for key, value in data.get("datasets", {}).items()},
-        "augmenter": None if augmenter is None else _model(AugmenterRef, augmenter, folder),
+        "datasets": {key: _build(DatasetRef, value, folder) for key, value in data.get("datasets", {}).items()},
+        "augmenter": None if augmenter is None else _build(AugmenterRef, augmenter, folder),
         "file": path.relative_to(PAIRS_FOLDER.parents[2]).as_posix() if folder == PAIRS_FOLDER else str(path),
     }
 
 
-def _model(kind, data: dict, folder: Path):
-    ref = _build(kind, data)
-    return dataclasses.replace(ref, model=_beside(folder, ref.model))
-
-
-def _texts(data: str | dict, folder: Path) -> tuple[TextRef, TextRef]:
+def _texts(data: str | dict, folder: Path) -> dict[str, TextRef]:
     """Parse the text to fit on and to evaluate on, which is every tenth document unless the file gives it."""
     if isinstance(data, dict) and ("train" in data or "evaluation" in data):
-        return _text(data["train"], folder), _text(data["evaluation"], folder)
+        return {part: _text(data[part], folder) for part in ("train", "evaluation")}
     both = _text(data, folder)
-    return dataclasses.replace(both, held_out=False), dataclasses.replace(both, held_out=True)
+    return {"train": dataclasses.replace(both, held_out=False), "evaluation": dataclasses.replace(both, held_out=True)}
 
 
 def _text(data: str | dict, folder: Path) -> TextRef:
@@ -322,13 +313,7 @@ def _text(data: str | dict, folder: Path) -> TextRef:
     if isinstance(data, str):
         of_file = data.endswith(FILE_KINDS) or (folder / Path(data).expanduser()).is_file()
         data = {"source": "files" if of_file else "hub", "name": data}
-    ref = _build(TextRef, data)
-    return dataclasses.replace(ref, name=_beside(folder, ref.name)) if ref.source == "files" else ref
-
-
-def _dataset(data: dict, folder: Path) -> DatasetRef:
-    ref = _build(DatasetRef, data)
-    return dataclasses.replace(ref, name=_beside(folder, ref.name)) if ref.name.endswith(".jsonl") else ref
+    return _build(TextRef, data, folder)
 
 
 def _beside(folder: Path, name: str) -> str:
@@ -337,8 +322,11 @@ def _beside(folder: Path, name: str) -> str:
     return str(path) if path.exists() else name
 
 
-def _build(kind, data: dict):
-    """Build a dataclass from a mapping; raise ValueError, naming the expected entries, for others."""
+def _build(kind, data: dict, folder: Path | None = None):
+    """Build a dataclass from a mapping; raise ValueError, naming the expected entries, for others.
+
+    A model, or a text that is a file, is sought in `folder` first.
+    """
     if not isinstance(data, dict):
         raise ValueError(f"{kind.__name__}: expected a mapping, got {data!r}")
     fields = dataclasses.fields(kind)
@@ -347,4 +335,7 @@ def _build(kind, data: dict):
     wrong = {"unknown": set(data) - set(expected), "missing": required - set(data)}
     if said := [f"{word} {', '.join(sorted(names))}" for word, names in wrong.items() if names]:
         raise ValueError(f"{kind.__name__}: {'; '.join(said)}; expected {', '.join(expected)}")
+    entry = "model" if "model" in data else "name"
+    if folder and (entry == "model" or str(data[entry]).endswith(FILE_KINDS)):
+        data = data | {entry: _beside(folder, data[entry])}
     return kind(**data)

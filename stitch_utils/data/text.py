@@ -45,7 +45,10 @@ def read_documents(text: TextRef) -> Iterator[str]:
     file of .txt (blank lines separate documents), .jsonl or .parquet. Raise HubError if a data set cannot be read.
     """
     if text.source == "hub":  # the Hub's rows are skipped before they are fetched
-        source = _hub(text)
+        asked: dict[str, Any] = {"config": text.config, "split": text.split, "revision": text.revision}
+        source = dataset_rows(
+            text.name, lambda row: _column(row, text), picked=text.column, skip=text.skip, **asked
+        )
     else:
         found = _files(text) if text.source == "files" else (one.text for one in documents(text.name))
         source = itertools.islice(found, text.skip, None)
@@ -67,19 +70,14 @@ def read_documents(text: TextRef) -> Iterator[str]:
         )
 
 
-def _hub(text: TextRef) -> Iterator[str]:
-    asked: dict[str, Any] = {"config": text.config, "split": text.split, "revision": text.revision, "skip": text.skip}
-    return dataset_rows(text.name, lambda row: _column(row, text), picked=text.column, **asked)
-
-
 def _files(text: TextRef) -> Iterator[str]:
     path = Path(text.name).expanduser()
+    if path.suffix not in FILE_KINDS:
+        raise ValueError(f"text file {text.name!r} is not of a known kind: expected .txt, .jsonl or .parquet")
     if not path.is_file():
         raise ValueError(f"text file {text.name!r} does not exist")
     if path.suffix == ".txt":
         return iter(path.read_text(encoding="utf-8").split("\n\n"))
-    if path.suffix not in FILE_KINDS:
-        raise ValueError(f"text file {text.name!r} is not of a known kind: expected .txt, .jsonl or .parquet")
     if not path.stat().st_size:
         raise ValueError(f"text file {text.name!r} is empty")
     from datasets import load_dataset  # slow to import, and not needed by the other sources

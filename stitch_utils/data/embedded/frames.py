@@ -1,8 +1,7 @@
 """Draw frames of the embedded world, change their words, and label them.
 
-No section of the paper. `draw_frame` fills one construction with words of a topic. `relexicalise` keeps the
-construction, the function words and the punctuation, and takes every content word from another topic, as App. H.1's
-prompted model does. `labels_of` names the concepts that probes look for (section 4).
+No section of the paper. `relexicalise` takes every content word from another topic, as App. H.1's prompted model does.
+`labels_of` names the concepts that probes look for (section 4).
 
 Offers `draw_frame`, `relexicalise`, `labels_of`, the smaller draws `draw_action` and `draw_noun`, and `named`,
 `speaker`, `gender_of`, `polarity`.
@@ -216,16 +215,14 @@ def labels_of(frame: Frame) -> dict[str, str]:
 
 def _print_samples(language: str, count: int) -> None:
     """Print sentences of every topic beside their English, then every fact, prompt and instruction."""
-    rng, lex = random.Random(0), load_lexicon(language)
-    names = lina, tomo, sela = ("Lina Varo", "Tomo Resta", "Sela Mido")
-    pronouns = [named(*cast, as_pronoun=True) for cast in ((tomo,), (lina, tomo), (sela,))]
-    subjects = (named(lina), pronouns[0], named(lina, sela), *pronouns[1:])
+    rng, lex, names = random.Random(0), load_lexicon(language), ("Lina Varo", "Tomo Resta")
     for index in range(count):
-        subject = rng.choice((None, None, speaker(rng), *subjects))
+        people = named(*rng.choice((names, names[:1], names[1:])), as_pronoun=rng.random() < 0.5)
+        subject = rng.choice((None, speaker(rng), people))
         frame = draw_frame(rng, TOPICS[index % len(TOPICS)], subject=subject, names=names)
         print(realise(frame, language), "|", realise(frame, "en"))
     for kind in lex.facts:
-        fact = Fact(kind, lina, tomo, "in_kitchen", "Melora", "colour_red", 34)
+        fact = Fact(kind, *names, "in_kitchen", "Melora", "colour_red", 34)
         print(realise_fact(fact, language, question=True), realise_fact(fact, language))
     for prompt in lex.prompts:
         for noun in (Noun("bread"), Noun("shoe", "pl")):
