@@ -1,7 +1,6 @@
 """Which two models, which layers, which text, how much of it: the only place where such choices live.
 
-Table 1 and App. A: the paper's model-layer pairs and the text they are stitched on. A pair is a YAML file of the
-package (`pairs/<name>.yml`) or of the user. Chapters and commands take its name or its path. A file must name two
+Table 1 and App. A. A pair is a YAML file of the package (`pairs/<name>.yml`) or of the user. A file must name two
 models, a layer of the first, and a text:
 
     name: mine
@@ -29,7 +28,6 @@ import yaml
 PAIRS_FOLDER = Path(__file__).parent / "pairs"
 SCALES = ("smoke", "default", "paper")
 DTYPES = ("float32", "bfloat16", "float16")
-SOURCES = ("world", "hub", "files")
 FILE_KINDS = (".txt", ".jsonl", ".parquet")
 HELD_OUT_EVERY = 10
 
@@ -54,11 +52,10 @@ class ModelRef:
     """One side of a pair."""
 
     model: str
-    """Hub id, folder, or `embedded:NAME`."""
+    """Hub id (whose branch, tag or commit is `revision`), folder, or `embedded:NAME`."""
     layer: int | None = None
     """The stitch joins the residual streams before this block. None, for B alone, lets SVCCA choose."""
     revision: str | None = None
-    """Branch, tag or commit on the Hub."""
     config: Mapping[str, Any] | None = None
     """Sizes from the model's Hugging Face configuration; they give its cost before it is downloaded."""
 
@@ -70,7 +67,7 @@ class ModelRef:
 
 @dataclass(frozen=True)
 class TextRef:
-    """A source of documents."""
+    """A source of documents: `take` of them at most, after the first `skip`."""
 
     source: str
     """`world`, `hub` or `files`."""
@@ -80,17 +77,14 @@ class TextRef:
     """The column that holds the text of a dataset, .jsonl or .parquet file."""
     split: str = "train"
     config: str | None = None
-    """Configuration of a Hub dataset."""
     revision: str | None = None
     skip: int = 0
-    """How many documents are passed over at the start."""
     take: int | None = None
-    """How many documents are used at most."""
     held_out: bool | None = None
     """False leaves every tenth document out; True uses every tenth alone; None uses all."""
 
     def __post_init__(self):
-        check_known("text source", self.source, SOURCES)
+        check_known("text source", self.source, ("world", "hub", "files"))
         if self.skip < 0 or (self.take is not None and self.take < 1):
             raise ValueError(f"skip must not be negative and take must be positive: got {self.skip} and {self.take}")
 
@@ -111,9 +105,8 @@ class SAERef:
     """A sparse autoencoder of a model's stitched residual stream."""
 
     format: str
-    """`sae_lens`: a release of SAELens' directory. `sparsify`: a checkpoint in EleutherAI's format."""
+    """`sae_lens`: `release` is one of SAELens' directory. `sparsify`: it is a checkpoint on the Hub by EleutherAI."""
     release: str
-    """Name of the release, or Hub id of the checkpoint."""
     id: str
     """Which SAE of the release or checkpoint."""
     revision: str | None = None
@@ -161,7 +154,6 @@ class Scale:
     sae_latents: int = 512
     """Width of the SAEs that the chapters train."""
     sae_steps: int = 20
-    """Steps of a training."""
     sae_sweep_steps: int = 10
     """Steps of each training that a sweep compares."""
 

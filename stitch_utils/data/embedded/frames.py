@@ -4,7 +4,7 @@ No section of the paper. `relexicalise` takes every content word from another to
 `labels_of` names the concepts that probes look for (section 4).
 
 Offers `draw_frame`, `relexicalise`, `labels_of`, the smaller draws `draw_action` and `draw_noun`, and `named`,
-`speaker`, `gender_of`, `polarity`.
+`speaker`, `gender_of`.
 
 `python -m stitch_utils.data.embedded.frames LANGUAGE [COUNT]` prints random sentences beside their English.
 """
@@ -38,14 +38,6 @@ def named(*names: str, as_pronoun: bool = False) -> Named:
 def speaker(rng: random.Random) -> Named:
     """Draw `I` or `we`."""
     return Named((), rng.choice("fm"), rng.choice(("sg", "pl")), person=1, as_pronoun=True)
-
-
-def polarity(adjective: str | None) -> int:
-    """Return +1 for the id of a positive adjective, -1 for a negative one, and 0 for any other or None."""
-    kinds = load_concepts()["adjectives"]
-    positive = adjective in kinds["thing_positive"] + kinds["person_positive"]
-    negative = adjective in kinds["thing_negative"] + kinds["person_negative"]
-    return positive - negative
 
 
 def _draw_adjective(rng: random.Random, *, of_person: bool, mood: int = 0) -> str:
@@ -201,7 +193,11 @@ def relexicalise(frame: Frame, rng: random.Random, language: str, *, topic: str 
 def labels_of(frame: Frame) -> dict[str, str]:
     """Return what is true of the sentence: topic, tense, number, person, sentence type, sentiment."""
     nouns = [noun for noun in (frame.subject, frame.object, frame.object2) if isinstance(noun, Noun)]
-    mood = sum(polarity(adjective) for adjective in (frame.predicate, *(noun.adjective for noun in nouns)))
+    said, kinds = [frame.predicate, *(noun.adjective for noun in nouns)], load_concepts()["adjectives"]
+    good, bad = (
+        sum(adjective in kinds[f"thing_{sign}"] + kinds[f"person_{sign}"] for adjective in said)
+        for sign in ("positive", "negative")
+    )
     kind = {"negated": "negation", "question": "question", "who": "question", "exclaim": "exclamation"}
     return {
         "topic": frame.topic,
@@ -209,7 +205,7 @@ def labels_of(frame: Frame) -> dict[str, str]:
         "number": frame.subject.number,
         "person": str(getattr(frame.subject, "person", 3)),
         "sentence_type": kind.get(frame.construction, "statement"),
-        "sentiment": {1: "positive", -1: "negative"}.get((mood > 0) - (mood < 0), "neutral"),
+        "sentiment": "positive" if good > bad else "negative" if bad > good else "neutral",
     }
 
 

@@ -13,7 +13,7 @@ import functools
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
 
 import yaml
 
@@ -22,7 +22,8 @@ LEXICON_FOLDER = Path(__file__).parent / "lexicons"
 # From the most to the least frequent in the training text.
 LANGUAGES = ("en", "fr", "de", "es", "it", "pt", "nl", "sv", "ro", "fi", "hu")
 # What the templates of the constructions leave open.
-SLOTS = ("S", "fin", "nonfin", "O", "Q", "M", "P", "T", "A", "cop", "copnf", "rel", "pron", "N", "fin2", "nonfin2", "O2")
+SLOTS = ["S", "fin", "nonfin", "O", "Q", "M", "P", "T", "A", "cop", "copnf", "rel", "pron", "N"]
+SLOTS += ["fin2", "nonfin2", "O2"]
 
 
 @dataclass(frozen=True)
@@ -89,27 +90,22 @@ class Fact:
 class Forms(dict):
     """The forms of one word, which a template reads as attributes (`{n.sg}`)."""
 
-    def __getattr__(self, key):
-        try:
-            return self[key]
-        except KeyError:
-            raise AttributeError(f"the word {dict(self)} has no form {key!r}") from None
+    __getattr__ = dict.__getitem__
+
+    def __missing__(self, key: str):
+        raise AttributeError(f"the word {dict(self)} has no form {key!r}")
 
 
-class Lexicon:
+class Lexicon(SimpleNamespace):
     """One language. The entries of its file (`nouns`, `templates`, `facts`, ...) are attributes."""
 
     def __init__(self, data: dict):
-        self.__dict__.update(data)
+        super().__init__(**data)
         for kind in ("nouns", "verbs", "adjectives", "numerals"):
             setattr(self, kind, {key: Forms(forms) for key, forms in data[kind].items()})
         self.joiner = data.get("and", "and")
         self.action = data.get("action", "{fin} {nonfin}")  # a verb without its subject and objects
         self._fixes = [(re.compile(pattern), replacement) for pattern, replacement in data["fix"]]
-
-    def __getattr__(self, name: str) -> Any:
-        """Raise AttributeError, since Python asks here for missing entries alone; type checkers see a return type."""
-        raise AttributeError(f"the lexicon has no entry {name!r}")
 
     def finish(self, text: str, *, capital: bool = True) -> str:
         """Collapse the gaps of empty slots, apply the language's contractions and begin with a capital."""

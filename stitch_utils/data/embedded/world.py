@@ -1,8 +1,8 @@
 """The embedded world: an endless, seeded supply of short documents about a few hundred people and things.
 
-No section of the paper. A document is about one topic, in one language and one of the `FORMATS`, or Python. A fact about
-a person or a city holds in every document, so that a model can learn it. Within a document names recur and pronouns
-agree with them, so that attention has work to do.
+No section of the paper. A document has a topic, a language and one of the `FORMATS`, or is Python. A fact about a
+person or a city holds in every document, so that a model can learn it. Within a document names recur and pronouns agree
+with them, so that attention has work to do.
 
 Offers `Document`, `documents`, `Request`, `requests`, `people`, `cities`, `story_frames`, `sentence_frames`,
 `parallel_sentences`, `labelled_sentences`, `augmented_frames`, `augmented_sentences`, and what is drawn how often:
