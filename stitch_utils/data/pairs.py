@@ -105,7 +105,7 @@ class SAERef:
     """A sparse autoencoder of a model's stitched residual stream."""
 
     format: str
-    """`sae_lens`: `release` is one of SAELens' directory. `sparsify`: it is a checkpoint on the Hub by EleutherAI."""
+    """`sae_lens` (`release` is one of SAELens' directory) or `sparsify` (a checkpoint's Hub id, EleutherAI's format)."""
     release: str
     id: str
     """Which SAE of the release or checkpoint."""
@@ -193,7 +193,7 @@ class ModelPair:
     strength: float = 0.0
     """The default strength of a steering vector; the paper's is 1. 0 chooses one on prompts that are not evaluated."""
     augmenter: AugmenterRef | None = None
-    """The model that writes versions of sentences; without it, the sentences are the embedded world's."""
+    """Writes versions of sentences; without it, the sentences are the embedded world's."""
     file: str = ""
     """The pair's file, for messages."""
 

@@ -1,8 +1,7 @@
 """Make batches of tokens from a text source, with special tokens marked once.
 
-App. A: stitches are fitted on the first documents of OpenWebText with a fixed context, special tokens masked out.
-Every row begins with the beginning-of-text token, as the models saw in training. It and all other special tokens are
-marked here and nowhere else, since their residual streams are so large that they would dominate every moment.
+App. A: stitches are fitted on the first documents of OpenWebText with a fixed context, special tokens masked out, since
+their residual streams are so large that they would dominate every moment. Every row begins with such a token.
 
 Offers `TokenBatch`, `read_documents`, `token_batches`; for texts that are in memory `text_rows`, `padded_rows`; and
 `begin_and_end`.

@@ -14,7 +14,7 @@ import itertools
 import json
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from .frames import TENSES, TOPICS, draw_action, draw_frame, draw_noun, labels_of, named, relexicalise, speaker
 from .grammar import LANGUAGES, Fact, Frame, Named, Noun, load_concepts, load_lexicon, person_of, realise, realise_fact
@@ -48,7 +48,7 @@ class Document:
     """One of `LANGUAGES`, or `code`: the language of the answer to a request, the first one of a bilingual text."""
     format: str
     """A key of `FORMATS`, or `code`."""
-    labels: dict[str, str] = field(default_factory=dict)
+    labels: dict[str, str]
     """The topic; the tense or sentiment that all sentences share; the instruction of a request."""
 
 
