@@ -105,7 +105,7 @@ class SAERef:
     """A sparse autoencoder of a model's stitched residual stream."""
 
     format: str
-    """`sae_lens` (`release` is one of SAELens' directory) or `sparsify` (a checkpoint's Hub id, EleutherAI's format)."""
+    """`sae_lens` (`release` is one of SAELens' directory) or `sparsify` (the Hub id of one in EleutherAI's format)."""
     release: str
     id: str
     """Which SAE of the release or checkpoint."""
