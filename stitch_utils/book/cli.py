@@ -31,7 +31,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from ..data.pairs import ModelPair, load_pair
-from ..utils.files import damage_message, project_root, remove_damaged, remove_leftovers, tree_digest
+from ..utils.files import DAMAGED, project_root, remove_damaged, remove_leftovers, tree_digest
 from ..utils.progress import progress
 from .chapters import CHAT_CHAPTERS, SUMMARIES, RequestError, one_line, toc_files
 from .claims import VERDICTS, named, said_of_turns, verdicts
@@ -74,7 +74,7 @@ def run_chapters(root: Path, *, jobs: int | None, **choices: Any) -> None:
                     stale.remove(run)
             if stale and not tidied:  # artifacts are read by what is executed
                 for damaged in remove_damaged(root):
-                    bar.write(f"stitch-book: {damage_message(damaged.relative_to(root))}", file=sys.stderr)
+                    bar.write(f"stitch-book: {damaged.relative_to(root)} {DAMAGED}", file=sys.stderr)
                 tidied = True
             bar.update(len(group) - len(stale))
             for run, seconds in execute_all(stale, keys, jobs):

@@ -4,12 +4,13 @@ No section of the paper. The Hub's clients report errors in many classes and man
 asked for and what to do. The Hub's own cache keeps models, but not the rows of a streamed data set. This module keeps
 what is taken of each row, so that a run can be made again without a network, and a lost connection loses no row.
 
-Offers `HubError`, `HubBusy`, `reaching`, `fetched`, `model_is_there`, `dataset_rows`, `remembered`, `EMBEDDED`, and
-what a model reference means: `resolve`, `embedded_folder`.
+Offers `HubError`, `HubBusy`, `reaching`, `fetched`, `dataset_rows`, `remembered`, `EMBEDDED`, and what a model
+reference means: `resolve`, `embedded_folder`.
 """
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
-from huggingface_hub import HfApi, constants, errors, hf_hub_download
+from huggingface_hub import HfApi, constants, errors
 from safetensors import SafetensorError
 
 from ..utils.files import NotWritten
@@ -57,14 +58,13 @@ def reaching(kind: str, name: str, revision: str | None = None):
 
 def fetched(kind: str, name: str, fetch: Callable[[], T], *, revision: str | None = None) -> T:
     """Call `fetch`, again if the Hub is busy, and return its result; raise HubError if it still fails."""
+    asked = reaching(kind, name, revision)(fetch)
     for wait in WAITS:
         try:
-            with reaching(kind, name, revision):
-                return fetch()
+            return asked()
         except HubBusy:
             time.sleep(wait)
-    with reaching(kind, name, revision):
-        return fetch()
+    return asked()
 
 
 def _chain(error: BaseException | None) -> list[BaseException]:
@@ -122,11 +122,6 @@ def _meaning(raised: BaseException, kind: str, name: str, revision: str | None) 
     return None
 
 
-def model_is_there(name: str, revision: str | None = None) -> None:
-    """Fetch a model's config.json or find it in the cache; raise HubError if neither works."""
-    fetched("model", name, lambda: hf_hub_download(name, "config.json", revision=revision), revision=revision)
-
-
 def dataset_rows(
     name: str,
     pick: Callable[[dict], Any],
@@ -180,23 +175,26 @@ def remembered(path: Path, stream: Callable[[int], Iterator[Any]]) -> Iterator[A
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
-    count, chain, end, finished = 0, b"", 0, False
+    count, chain, lock = 0, b"", FileLock(f"{path}.lock")
     with open(path, "r+b") as file, contextlib.ExitStack() as stack:
-
-        def known() -> Iterator[Any]:
-            nonlocal count, chain, finished
+        for locking in (False, True):  # before there was a lock, another process may have written more
+            if locking:
+                with contextlib.suppress(Timeout):
+                    stack.enter_context(lock.acquire(timeout=0))
             while line := file.readline():
                 digest, _, said = line.partition(b" ")
                 if digest != (following := _link(chain, said)):
                     file.seek(-len(line), 1)
-                    return
+                    break
                 count, chain, value = count + 1, following, json.loads(said)
-                if finished := value is None:
+                if value is None:
                     return
                 yield value
-
-        def write(value: Any) -> None:
-            nonlocal chain, end
+        if not lock.is_locked:
+            yield from stream(count)
+            return
+        end = file.truncate()
+        for value in itertools.chain(stream(count), [None]):
             said = json.dumps(value, ensure_ascii=False).encode() + b"\n"
             chain = _link(chain, said)
             line = chain + b" " + said
@@ -206,23 +204,8 @@ def remembered(path: Path, stream: Callable[[int], Iterator[Any]]) -> Iterator[A
                     line, end = line[written:], end + written
             except OSError as error:
                 raise NotWritten(f"{path} could not be written ({error.strerror}): what it holds is kept") from error
-
-        yield from known()
-        if finished:
-            return
-        writing = False
-        with contextlib.suppress(Timeout):
-            stack.enter_context(FileLock(f"{path}.lock", timeout=0))
-            yield from known()  # another process may have written more
-            if finished:
-                return
-            writing, end = True, file.truncate()
-        for value in stream(count):
-            if writing:
-                write(value)
-            yield value
-        if writing:
-            write(None)
+            if value is not None:
+                yield value
 
 
 def _link(chain: bytes, said: bytes) -> bytes:
@@ -238,8 +221,7 @@ def resolve(ref: str) -> str:
     if (folder / "config.json").exists():
         return str(folder)
     if ref.startswith((".", "/", "~")) or folder.is_dir() or not re.fullmatch(HUB_ID, ref):
-        no_folder = "no folder with a Hugging Face model, since config.json was not found there"
-        raise ValueError(f"{ref!r} is {no_folder}, and no Hub id")
+        raise ValueError(f"{ref!r} is no folder with a Hugging Face model (config.json is not in it), and no Hub id")
     return ref
 
 

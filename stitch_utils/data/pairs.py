@@ -1,7 +1,6 @@
 """Which two models, which layers, which text, how much of it: the only place where such choices live.
 
-Table 1 and App. A: the paper's model-layer pairs and the text they are stitched on. A pair is a YAML file of the
-package (`pairs/<name>.yml`) or of the user. Chapters and commands take its name or its path. A file must name two
+Table 1 and App. A. A pair is a YAML file of the package (`pairs/<name>.yml`) or of the user. A file must name two
 models, a layer of the first, and a text:
 
     name: mine
@@ -29,10 +28,8 @@ import yaml
 PAIRS_FOLDER = Path(__file__).parent / "pairs"
 SCALES = ("smoke", "default", "paper")
 DTYPES = ("float32", "bfloat16", "float16")
-SOURCES = ("world", "hub", "files")
 FILE_KINDS = (".txt", ".jsonl", ".parquet")
 HELD_OUT_EVERY = 10
-OWN_CONTEXT = 128
 
 
 def check_known(what: str, value: Any, known: Iterable[str]) -> None:
@@ -55,11 +52,10 @@ class ModelRef:
     """One side of a pair."""
 
     model: str
-    """Hub id, folder, or `embedded:NAME`."""
+    """Hub id (whose branch, tag or commit is `revision`), folder, or `embedded:NAME`."""
     layer: int | None = None
     """The stitch joins the residual streams before this block. None, for B alone, lets SVCCA choose."""
     revision: str | None = None
-    """Branch, tag or commit on the Hub."""
     config: Mapping[str, Any] | None = None
     """Sizes from the model's Hugging Face configuration; they give its cost before it is downloaded."""
 
@@ -71,7 +67,7 @@ class ModelRef:
 
 @dataclass(frozen=True)
 class TextRef:
-    """A source of documents."""
+    """A source of documents: `take` of them at most, after the first `skip`."""
 
     source: str
     """`world`, `hub` or `files`."""
@@ -81,17 +77,14 @@ class TextRef:
     """The column that holds the text of a dataset, .jsonl or .parquet file."""
     split: str = "train"
     config: str | None = None
-    """Configuration of a Hub dataset."""
     revision: str | None = None
     skip: int = 0
-    """How many documents are passed over at the start."""
     take: int | None = None
-    """How many documents are used at most."""
     held_out: bool | None = None
     """False leaves every tenth document out; True uses every tenth alone; None uses all."""
 
     def __post_init__(self):
-        check_known("text source", self.source, SOURCES)
+        check_known("text source", self.source, ("world", "hub", "files"))
         if self.skip < 0 or (self.take is not None and self.take < 1):
             raise ValueError(f"skip must not be negative and take must be positive: got {self.skip} and {self.take}")
 
@@ -112,9 +105,8 @@ class SAERef:
     """A sparse autoencoder of a model's stitched residual stream."""
 
     format: str
-    """`sae_lens`: a release of SAELens' directory. `sparsify`: a checkpoint in EleutherAI's format."""
+    """`sae_lens` (`release` is one of SAELens' directory) or `sparsify` (the Hub id of one in EleutherAI's format)."""
     release: str
-    """Name of the release, or Hub id of the checkpoint."""
     id: str
     """Which SAE of the release or checkpoint."""
     revision: str | None = None
@@ -162,7 +154,6 @@ class Scale:
     sae_latents: int = 512
     """Width of the SAEs that the chapters train."""
     sae_steps: int = 20
-    """Steps of a training."""
     sae_sweep_steps: int = 10
     """Steps of each training that a sweep compares."""
 
@@ -176,7 +167,7 @@ def _sizes() -> dict[str, dict[str, dict[str, Any]]]:
     return yaml.safe_load((Path(__file__).parent / "sizes.yml").read_text(encoding="utf-8"))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelPair:
     """A small model A and a large model B of one family, and the text that both read."""
 
@@ -184,7 +175,7 @@ class ModelPair:
     title: str
     a: ModelRef
     b: ModelRef
-    context: int
+    context: int = 128
     """Positions of a row, with the beginning-of-text token."""
     train: TextRef
     evaluation: TextRef
@@ -202,7 +193,7 @@ class ModelPair:
     strength: float = 0.0
     """The default strength of a steering vector; the paper's is 1. 0 chooses one on prompts that are not evaluated."""
     augmenter: AugmenterRef | None = None
-    """The model that writes versions of sentences; without it, the sentences are the embedded world's."""
+    """Writes versions of sentences; without it, the sentences are the embedded world's."""
     file: str = ""
     """The pair's file, for messages."""
 
@@ -283,38 +274,30 @@ def load_pair(name: str | Path) -> ModelPair:
 def _parsed(data: dict, path: Path) -> dict:
     """Turn the entries of a file into the fields of `ModelPair`."""
     folder, augmenter = path.parent, data.get("augmenter")
-    train, evaluation = _texts(data["text"], folder)
     scales = data.get("scales", {key: found["own_pair"] for key, found in _sizes().items()})
     return {key: value for key, value in data.items() if key != "text"} | {
         "title": data.get("title", data["name"]),
-        "a": _model(ModelRef, data["a"], folder),
-        "b": _model(ModelRef, data["b"], folder),
-        "context": data.get("context", OWN_CONTEXT),
-        "train": train,
-        "evaluation": evaluation,
+        "a": _build(ModelRef, data["a"], folder),
+        "b": _build(ModelRef, data["b"], folder),
+        **_texts(data["text"], folder),
         "scales": {key: _build(Scale, value) for key, value in scales.items()},
         "saes": {
             side: _beside(folder, ref) if isinstance(ref, str) else _build(SAERef, ref)
             for side, ref in data.get("saes", {}).items()
         },
         "sae_recipe": _build(SAERecipe, data.get("sae_recipe", {})),
-        "datasets": {key: _dataset(value, folder) for key, value in data.get("datasets", {}).items()},
-        "augmenter": None if augmenter is None else _model(AugmenterRef, augmenter, folder),
+        "datasets": {key: _build(DatasetRef, value, folder) for key, value in data.get("datasets", {}).items()},
+        "augmenter": None if augmenter is None else _build(AugmenterRef, augmenter, folder),
         "file": path.relative_to(PAIRS_FOLDER.parents[2]).as_posix() if folder == PAIRS_FOLDER else str(path),
     }
 
 
-def _model(kind, data: dict, folder: Path):
-    ref = _build(kind, data)
-    return dataclasses.replace(ref, model=_beside(folder, ref.model))
-
-
-def _texts(data: str | dict, folder: Path) -> tuple[TextRef, TextRef]:
+def _texts(data: str | dict, folder: Path) -> dict[str, TextRef]:
     """Parse the text to fit on and to evaluate on, which is every tenth document unless the file gives it."""
     if isinstance(data, dict) and ("train" in data or "evaluation" in data):
-        return _text(data["train"], folder), _text(data["evaluation"], folder)
+        return {part: _text(data[part], folder) for part in ("train", "evaluation")}
     both = _text(data, folder)
-    return dataclasses.replace(both, held_out=False), dataclasses.replace(both, held_out=True)
+    return {"train": dataclasses.replace(both, held_out=False), "evaluation": dataclasses.replace(both, held_out=True)}
 
 
 def _text(data: str | dict, folder: Path) -> TextRef:
@@ -322,13 +305,7 @@ def _text(data: str | dict, folder: Path) -> TextRef:
     if isinstance(data, str):
         of_file = data.endswith(FILE_KINDS) or (folder / Path(data).expanduser()).is_file()
         data = {"source": "files" if of_file else "hub", "name": data}
-    ref = _build(TextRef, data)
-    return dataclasses.replace(ref, name=_beside(folder, ref.name)) if ref.source == "files" else ref
-
-
-def _dataset(data: dict, folder: Path) -> DatasetRef:
-    ref = _build(DatasetRef, data)
-    return dataclasses.replace(ref, name=_beside(folder, ref.name)) if ref.name.endswith(".jsonl") else ref
+    return _build(TextRef, data, folder)
 
 
 def _beside(folder: Path, name: str) -> str:
@@ -337,8 +314,11 @@ def _beside(folder: Path, name: str) -> str:
     return str(path) if path.exists() else name
 
 
-def _build(kind, data: dict):
-    """Build a dataclass from a mapping; raise ValueError, naming the expected entries, for others."""
+def _build(kind, data: dict, folder: Path | None = None):
+    """Build a dataclass from a mapping; raise ValueError, naming the expected entries, for others.
+
+    A model, or a text that is a file, is sought in `folder` first.
+    """
     if not isinstance(data, dict):
         raise ValueError(f"{kind.__name__}: expected a mapping, got {data!r}")
     fields = dataclasses.fields(kind)
@@ -347,4 +327,7 @@ def _build(kind, data: dict):
     wrong = {"unknown": set(data) - set(expected), "missing": required - set(data)}
     if said := [f"{word} {', '.join(sorted(names))}" for word, names in wrong.items() if names]:
         raise ValueError(f"{kind.__name__}: {'; '.join(said)}; expected {', '.join(expected)}")
+    entry = "model" if "model" in data else "name"
+    if folder and (entry == "model" or str(data[entry]).endswith(FILE_KINDS)):
+        data = data | {entry: _beside(folder, data[entry])}
     return kind(**data)

@@ -1,15 +1,15 @@
 """Make batches of tokens from a text source, with special tokens marked once.
 
-App. A: stitches are fitted on the first documents of OpenWebText with a fixed context, special tokens masked out.
-Every row begins with the beginning-of-text token, as the models saw in training. It and all other special tokens are
-marked here and nowhere else, since their residual streams are so large that they would dominate every moment.
+App. A: stitches are fitted on the first documents of OpenWebText with a fixed context, special tokens masked out, since
+their residual streams are so large that they would dominate every moment. Every row begins with such a token.
 
 Offers `TokenBatch`, `read_documents`, `token_batches`; for texts that are in memory `text_rows`, `padded_rows`; and
 `begin_and_end`.
 """
 
+import functools
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,11 +44,14 @@ def read_documents(text: TextRef) -> Iterator[str]:
     Raise ValueError, naming the source, if it holds no documents or too few, has no such column of text, or is not a
     file of .txt (blank lines separate documents), .jsonl or .parquet. Raise HubError if a data set cannot be read.
     """
+    column = functools.partial(_column, text)
     if text.source == "hub":  # the Hub's rows are skipped before they are fetched
-        source = _hub(text)
+        asked: dict[str, Any] = {"config": text.config, "split": text.split, "revision": text.revision}
+        source = dataset_rows(text.name, column, picked=text.column, skip=text.skip, **asked)
+    elif text.source == "files":
+        source = itertools.islice(map(column, _file_rows(text)), text.skip, None)
     else:
-        found = _files(text) if text.source == "files" else (one.text for one in documents(text.name))
-        source = itertools.islice(found, text.skip, None)
+        source = (document.text for document in documents(text.name, start=text.skip))
     usable = (document for document in itertools.islice(source, text.take) if document.strip())
     read = 0
     for read, document in enumerate(usable, start=1):
@@ -67,38 +70,29 @@ def read_documents(text: TextRef) -> Iterator[str]:
         )
 
 
-def _hub(text: TextRef) -> Iterator[str]:
-    asked: dict[str, Any] = {"config": text.config, "split": text.split, "revision": text.revision, "skip": text.skip}
-    return dataset_rows(text.name, lambda row: _column(row, text), picked=text.column, **asked)
-
-
-def _files(text: TextRef) -> Iterator[str]:
+def _file_rows(text: TextRef) -> Iterator[dict]:
+    """Yield the rows of a file; a .txt file has one for each paragraph."""
     path = Path(text.name).expanduser()
+    if path.suffix not in FILE_KINDS:
+        raise ValueError(f"text file {text.name!r} is not of a known kind: expected .txt, .jsonl or .parquet")
     if not path.is_file():
         raise ValueError(f"text file {text.name!r} does not exist")
     if path.suffix == ".txt":
-        return iter(path.read_text(encoding="utf-8").split("\n\n"))
-    if path.suffix not in FILE_KINDS:
-        raise ValueError(f"text file {text.name!r} is not of a known kind: expected .txt, .jsonl or .parquet")
+        yield from ({text.column: document} for document in path.read_text(encoding="utf-8").split("\n\n"))
+        return
     if not path.stat().st_size:
         raise ValueError(f"text file {text.name!r} is empty")
     from datasets import load_dataset  # slow to import, and not needed by the other sources
 
     kind = "json" if path.suffix == ".jsonl" else "parquet"
-    rows = load_dataset(kind, data_files=str(path), split="train", streaming=True)
-    return (_column(row, text) for row in _readable(rows, text))
-
-
-def _readable(rows: Iterable[dict], text: TextRef) -> Iterator[dict]:
-    """Yield the rows of a file; raise one ValueError for any error of its reader."""
     try:
-        yield from rows
+        yield from load_dataset(kind, data_files=str(path), split="train", streaming=True)
     except Exception as error:  # the readers of each kind raise classes of their own, pyarrow's among them
-        expected = f'one object such as {{"{text.column}": "..."}} a line' if ".jsonl" in text.name else "rows"
+        expected = f'one object such as {{"{text.column}": "..."}} a line' if kind == "json" else "rows"
         raise ValueError(f"text file {text.name!r} cannot be read ({error}): expected {expected}") from error
 
 
-def _column(row: dict, text: TextRef) -> str:
+def _column(text: TextRef, row: dict) -> str:
     if isinstance(found := row.get(text.column), str):
         return found
     kind = "dataset" if text.source == "hub" else "text file"
@@ -125,14 +119,16 @@ def token_batches(
         raise ValueError(f"n_tokens={n_tokens} is less than one context of {context} tokens")
     begin, end = begin_and_end(tokenizer)
     special = torch.tensor(sorted({*tokenizer.all_special_ids, begin}))
-    make_rows = _packed if rows == "packed" else _one_per_document
-    n_rows = None if n_tokens is None else -(-n_tokens // context)
-    source = itertools.islice(read_documents(text), n_documents)
-    stream = itertools.islice(make_rows(_tokenized(source, tokenizer), context, begin, end, text), n_rows)
-    while chunk := list(itertools.islice(stream, batch_size)):
-        tokens = torch.tensor([tokens for tokens, _, _ in chunk])
-        filled = torch.tensor([length for _, _, length in chunk])[:, None] > torch.arange(context)
-        owners = torch.tensor([owners for _, owners, _ in chunk])
+    found = _tokenized(itertools.islice(read_documents(text), n_documents), tokenizer)
+    if rows == "packed":
+        made = _packed(found, context, begin, end, text)
+    else:
+        made = (([begin, *ids[: context - 1]], [index] * context) for index, ids in enumerate(found))
+    made = itertools.islice(made, None if n_tokens is None else -(-n_tokens // context))
+    while chunk := list(itertools.islice(made, batch_size)):
+        tokens = torch.tensor([row + [end] * (context - len(row)) for row, _ in chunk])
+        filled = torch.tensor([len(row) for row, _ in chunk])[:, None] > torch.arange(context)
+        owners = torch.tensor([owners for _, owners in chunk])
         yield TokenBatch(tokens, ~torch.isin(tokens, special) & filled, owners)
 
 
@@ -142,12 +138,6 @@ def _tokenized(source: Iterator[str], tokenizer) -> Iterator[list[int]]:
         yield from tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
 
 
-def _one_per_document(source, context, begin, end, text):
-    for index, ids in enumerate(source):
-        row = [begin, *ids[: context - 1]]
-        yield row + [end] * (context - len(row)), [index] * context, len(row)
-
-
 def _packed(source, context, begin, end, text):
     tokens, owners, made = [], [], 0
     for index, ids in enumerate(source):
@@ -155,7 +145,7 @@ def _packed(source, context, begin, end, text):
         owners += [index] * (len(ids) + 1)
         while len(tokens) >= context - 1:
             made += 1
-            yield [begin, *tokens[: context - 1]], [owners[0], *owners[: context - 1]], context
+            yield [begin, *tokens[: context - 1]], [owners[0], *owners[: context - 1]]
             tokens, owners = tokens[context - 1 :], owners[context - 1 :]
     if not made:
         raise ValueError(

@@ -16,6 +16,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from huggingface_hub import hf_hub_download
 from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError
 from torch import Tensor
@@ -23,7 +24,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
-from ..data.hub import fetched, model_is_there, resolve
+from ..data.hub import fetched, resolve
 from ..data.pairs import DTYPES, ModelPair, blaming
 from .half_precision import fast_products
 
@@ -223,7 +224,7 @@ def _from_anywhere(load, ref: str, revision: str | None, **options):
     """Load a part of a model by transformers; HubError from the Hub, ValueError for bad weights in a folder."""
     path = resolve(ref)
     if not Path(path).is_dir():
-        model_is_there(path, revision)
+        fetched("model", path, lambda: hf_hub_download(path, "config.json", revision=revision), revision=revision)
         return fetched("model", path, lambda: load(path, revision=revision, **options), revision=revision)
     try:
         return load(path, **options)

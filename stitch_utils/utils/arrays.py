@@ -1,7 +1,6 @@
 """Read a user's arrays from files, without running anything that they hold (no section of its own).
 
-.npy, .npz and .safetensors files are read without pickles, which can run code. A file that is damaged, or holds
-something unexpected, raises a ValueError of one line with its name.
+A file that is damaged, or holds something unexpected such as a pickle, raises a ValueError of one line with its name.
 
 Offers `read_arrays`, `numbers_of` and `read_vectors`, and `save_arrays`, which writes a file whole or not at all.
 """
@@ -74,9 +73,7 @@ def save_arrays(path: str | Path, *array: np.ndarray, **named: np.ndarray) -> No
 
     def write(scratch: Path) -> None:
         with open(scratch, "wb") as file:  # given a name, NumPy would add an ending to it
-            if named:
-                np.savez(file, allow_pickle=False, **named)
-            else:
-                np.save(file, *array, allow_pickle=False)
+            save = np.savez if named else np.save
+            save(file, *array, allow_pickle=False, **named)
 
     write_whole(path, write, sealed=False)

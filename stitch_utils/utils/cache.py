@@ -1,10 +1,10 @@
 """Keep what takes long to make in `artifacts/`, under a name that says what made it (no section of its own).
 
 A file's name holds a digest of its ingredients (the pair, the sizes, the models' weights), of the code that made it,
-and of the versions of the libraries that compute. When one of these changes, the name changes, so nothing stale is
-read. The code is that of the named modules, of all that they import of this package, and of the data files that a
-module names in `DATA_FILES`; a package's `__init__.py` computes nothing and is left out. The processor, the device and
-the number of threads change the last bits of a sum, but not the name, so that an artifact serves on another machine.
+and of the versions of the libraries that compute, so nothing stale is read. The code is that of the named modules, of
+all that they import of this package but its `__init__.py`s, and of the data files that a module names in `DATA_FILES`.
+The processor, the device and the number of threads change the last bits of a sum, but not the name, so that an artifact
+serves on another machine.
 
 Offers `artifact` and `kept`.
 """

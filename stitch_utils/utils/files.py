@@ -3,11 +3,10 @@
 Runs are killed, disks fill up and bits flip, and none of this may change a number. `write_whole` writes a file or
 folder under a scratch name beside its place, writes its digest to a hidden file, its seal, and then moves it to its
 place in one step. A file that does not agree with its seal is removed and made again. A seal keeps the digests of the
-last few contents: if a process dies between sealing and moving, the earlier content still agrees with the seal; if two
-processes write at once, either content does.
+last few contents, since a process may die between sealing and moving, and two may write at once.
 
 Offers `project_root`, `NotWritten`, `write_whole`, `check_ours`, `is_sealed`, `is_intact`, `remove_sealed`,
-`remove_leftovers`, `remove_if_damaged`, `damage_message`, `remove_damaged`, `digest` and `tree_digest`.
+`remove_leftovers`, `remove_if_damaged`, `DAMAGED`, `remove_damaged`, `digest` and `tree_digest`.
 """
 
 import errno
@@ -22,6 +21,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 CONTENTS = 4  # digests that a seal keeps
+DAMAGED = "is not as it was written (truncated, or changed on the disk): it is made again"
 SCRATCH = re.compile(r"\.(\d+)\.new\..+")
 
 
@@ -105,8 +105,7 @@ def remove_sealed(path: str | Path) -> None:
 def remove_leftovers(folder: Path) -> None:
     """Remove what dead processes left half-written in the folder and its subfolders."""
     for scratch in folder.rglob(".*.new.*"):
-        found = SCRATCH.fullmatch(scratch.name)
-        if found and not _runs(int(found[1])):
+        if (found := SCRATCH.fullmatch(scratch.name)) and not _runs(int(found[1])):
             _remove(scratch)
 
 
@@ -115,14 +114,9 @@ def remove_if_damaged(path: Path) -> bool:
     if is_intact(path):
         return False
     if path.exists():
-        warnings.warn(damage_message(path), stacklevel=3)
+        warnings.warn(f"{path} {DAMAGED}", stacklevel=3)
     remove_sealed(path)
     return True
-
-
-def damage_message(path: Path) -> str:
-    """Return the message about a damaged file."""
-    return f"{path} is not as it was written (truncated, or changed on the disk): it is made again"
 
 
 def remove_damaged(root: Path) -> Iterator[Path]:

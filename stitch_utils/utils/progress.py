@@ -1,7 +1,6 @@
-"""Show a progress bar where somebody is watching. No section of the paper.
+"""Show a progress bar in a terminal or an open notebook, and none in logs and pipes. No section of the paper.
 
-A terminal or an open notebook shows it. Logs and pipes get none of its control characters, and setting TQDM_DISABLE
-hides it everywhere. Offers `progress`.
+Setting TQDM_DISABLE hides it everywhere. Offers `progress`.
 """
 
 import sys
@@ -15,5 +14,4 @@ def progress(items: Any, title: str, **options: Any) -> tqdm:
     in_notebook = type(sys.stderr).__module__.startswith("ipykernel.")
     if not (in_notebook or sys.stderr.isatty()):
         options["disable"] = True
-    options.setdefault("leave", False)
-    return tqdm(items, desc=title, **options)
+    return tqdm(items, desc=title, leave=False, **options)

@@ -1,7 +1,4 @@
-"""Values with 95% intervals: bootstrap over documents, and Clopper-Pearson for shares.
-
-App. F computes Clopper-Pearson intervals at 0.05 for shares of responses; the paper gives no intervals for losses,
-where we resample documents.
+"""Values with 95% intervals: Clopper-Pearson for shares (App. F), and bootstraps over documents, which the paper lacks.
 
 Offers `Estimate`, `from_draws`, `DocumentSums`, `resampled_counts`, `stratified_mean`, `crossed_mean`, `over_seeds`,
 `clopper_pearson`.
@@ -37,11 +34,8 @@ def from_draws(value: float, draws: np.ndarray) -> Estimate:
     return Estimate(float(value), float(low), float(high))
 
 
-class DocumentSums:
-    """Sums over the tokens of each document, for bootstraps that resample documents."""
-
-    def __init__(self, sums: dict[int, np.ndarray] | None = None):
-        self._sums = dict(sums or {})
+class DocumentSums(dict[int, np.ndarray]):
+    """Sums over the tokens of each document, by its number, for bootstraps that resample documents."""
 
     @classmethod
     def of(cls, documents: Int[Tensor, " n"], values: Float[Tensor, " n *columns"]) -> "DocumentSums":
@@ -49,20 +43,16 @@ class DocumentSums:
         owners, place = documents.unique(return_inverse=True)
         sums = torch.zeros(len(owners), *values.shape[1:], dtype=torch.float64, device=values.device)
         sums.index_add_(0, place.to(values.device), values.double())
-        return cls(dict(zip(owners.tolist(), sums.cpu().numpy())))
+        return cls(zip(owners.tolist(), sums.cpu().numpy()))
 
     def add(self, other: "DocumentSums") -> None:
         """Add the sums of another batch, which may hold more tokens of the same documents."""
-        for document, values in other._sums.items():
-            self._sums[document] = self._sums[document] + values if document in self._sums else values
-
-    def __len__(self) -> int:
-        """Return the number of documents."""
-        return len(self._sums)
+        for document, values in other.items():
+            self[document] = self[document] + values if document in self else values
 
     def table(self) -> np.ndarray:
         """Return the sums, (documents, *columns), in the order of the documents' numbers."""
-        return np.array([self._sums[document] for document in sorted(self._sums)])
+        return np.array([self[document] for document in sorted(self)])
 
 
 def resampled_counts(n: int, seed: int | np.random.Generator, resamples: int = RESAMPLES) -> np.ndarray:

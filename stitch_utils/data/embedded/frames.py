@@ -1,11 +1,10 @@
 """Draw frames of the embedded world, change their words, and label them.
 
-No section of the paper. `draw_frame` fills one construction with words of a topic. `relexicalise` keeps the
-construction, the function words and the punctuation, and takes every content word from another topic, as App. H.1's
-prompted model does. `labels_of` names the concepts that probes look for (section 4).
+No section of the paper. `relexicalise` takes every content word from another topic, as App. H.1's prompted model does.
+`labels_of` names the concepts that probes look for (section 4).
 
 Offers `draw_frame`, `relexicalise`, `labels_of`, the smaller draws `draw_action` and `draw_noun`, and `named`,
-`speaker`, `gender_of`, `polarity`.
+`speaker`, `gender_of`.
 
 `python -m stitch_utils.data.embedded.frames LANGUAGE [COUNT]` prints random sentences beside their English.
 """
@@ -39,14 +38,6 @@ def named(*names: str, as_pronoun: bool = False) -> Named:
 def speaker(rng: random.Random) -> Named:
     """Draw `I` or `we`."""
     return Named((), rng.choice("fm"), rng.choice(("sg", "pl")), person=1, as_pronoun=True)
-
-
-def polarity(adjective: str | None) -> int:
-    """Return +1 for the id of a positive adjective, -1 for a negative one, and 0 for any other or None."""
-    kinds = load_concepts()["adjectives"]
-    positive = adjective in kinds["thing_positive"] + kinds["person_positive"]
-    negative = adjective in kinds["thing_negative"] + kinds["person_negative"]
-    return positive - negative
 
 
 def _draw_adjective(rng: random.Random, *, of_person: bool, mood: int = 0) -> str:
@@ -202,7 +193,11 @@ def relexicalise(frame: Frame, rng: random.Random, language: str, *, topic: str 
 def labels_of(frame: Frame) -> dict[str, str]:
     """Return what is true of the sentence: topic, tense, number, person, sentence type, sentiment."""
     nouns = [noun for noun in (frame.subject, frame.object, frame.object2) if isinstance(noun, Noun)]
-    mood = sum(polarity(adjective) for adjective in (frame.predicate, *(noun.adjective for noun in nouns)))
+    said, kinds = [frame.predicate, *(noun.adjective for noun in nouns)], load_concepts()["adjectives"]
+    good, bad = (
+        sum(adjective in kinds[f"thing_{sign}"] + kinds[f"person_{sign}"] for adjective in said)
+        for sign in ("positive", "negative")
+    )
     kind = {"negated": "negation", "question": "question", "who": "question", "exclaim": "exclamation"}
     return {
         "topic": frame.topic,
@@ -210,22 +205,20 @@ def labels_of(frame: Frame) -> dict[str, str]:
         "number": frame.subject.number,
         "person": str(getattr(frame.subject, "person", 3)),
         "sentence_type": kind.get(frame.construction, "statement"),
-        "sentiment": {1: "positive", -1: "negative"}.get((mood > 0) - (mood < 0), "neutral"),
+        "sentiment": "positive" if good > bad else "negative" if bad > good else "neutral",
     }
 
 
 def _print_samples(language: str, count: int) -> None:
     """Print sentences of every topic beside their English, then every fact, prompt and instruction."""
-    rng, lex = random.Random(0), load_lexicon(language)
-    names = lina, tomo, sela = ("Lina Varo", "Tomo Resta", "Sela Mido")
-    pronouns = [named(*cast, as_pronoun=True) for cast in ((tomo,), (lina, tomo), (sela,))]
-    subjects = (named(lina), pronouns[0], named(lina, sela), *pronouns[1:])
+    rng, lex, names = random.Random(0), load_lexicon(language), ("Lina Varo", "Tomo Resta")
     for index in range(count):
-        subject = rng.choice((None, None, speaker(rng), *subjects))
+        people = named(*rng.choice((names, names[:1], names[1:])), as_pronoun=rng.random() < 0.5)
+        subject = rng.choice((None, speaker(rng), people))
         frame = draw_frame(rng, TOPICS[index % len(TOPICS)], subject=subject, names=names)
         print(realise(frame, language), "|", realise(frame, "en"))
     for kind in lex.facts:
-        fact = Fact(kind, lina, tomo, "in_kitchen", "Melora", "colour_red", 34)
+        fact = Fact(kind, *names, "in_kitchen", "Melora", "colour_red", 34)
         print(realise_fact(fact, language, question=True), realise_fact(fact, language))
     for prompt in lex.prompts:
         for noun in (Noun("bread"), Noun("shoe", "pl")):

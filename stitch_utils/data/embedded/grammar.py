@@ -1,10 +1,9 @@
 """From a frame to a sentence: the embedded world's grammar.
 
 No section of the paper: the embedded world stands in for OpenWebText, EuroParl, SAEBench's data and IFEval. A *frame*
-says who does what to what, where, when and how, without words. A *lexicon* (`lexicons/<language>.yml`) spells it, so
-that one frame gives the same sentence in every language. The lexicon lists a template for each construction, and with
-each word every form that a template can name. This module only looks forms up and fills templates: a speaker can
-correct a language without reading Python.
+says who does what to what, where, when and how, without words. A *lexicon* (`lexicons/<language>.yml`) has a template
+for each construction, and every form of each word, so that one frame gives the same sentence in every language. This
+module only looks forms up and fills templates: a speaker can correct a language without reading Python.
 
 Offers `Lexicon`, `load_lexicon`, `LANGUAGES`, the frame classes `Noun`, `Named`, `Frame` and `Fact`,
 `load_concepts`, `person_of`, `by_class`, `realise` and `realise_fact`.
@@ -14,7 +13,7 @@ import functools
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
 
 import yaml
 
@@ -29,40 +28,34 @@ SLOTS += ["fin2", "nonfin2", "O2"]
 
 @dataclass(frozen=True)
 class Noun:
-    """A thing or a kind of person, as subject or object."""
+    """A thing or a kind of person, as subject or object, in the singular (`sg`) or plural (`pl`)."""
 
     concept: str
-    """An id of the lexicons' `nouns`."""
     number: str = "sg"
-    """`sg` or `pl`."""
     adjective: str | None = None
-    """An id of the lexicons' `adjectives`; the adjective stands with the noun."""
+    """The adjective that stands with the noun."""
 
 
 @dataclass(frozen=True)
 class Named:
-    """One or two named people, or a pronoun for them, or the speaker."""
+    """One or two named people, or a pronoun for them, or the speaker (person 1: `I`, `we`), who has no name."""
 
     names: tuple[str, ...]
-    """One or two names; none for the speaker (`I`, `we`)."""
     gender: str
     """`f` or `m`: the pronoun and the adjectives agree with it."""
     number: str = "sg"
-    """`sg` or `pl`."""
     person: int = 3
-    """1 or 3."""
     as_pronoun: bool = False
     """Whether a pronoun stands for the names."""
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One thing to say. Fields that the construction does not use are None; words are ids of the lexicons."""
+    """One thing to say, with content words of a topic, by their ids in the lexicons; what is not said is None."""
 
     construction: str
     """A key of the lexicons' `templates`."""
     topic: str
-    """The topic that the content words come from."""
     tense: str
     """`pres`, `past` or `fut`."""
     subject: Noun | Named
@@ -73,7 +66,6 @@ class Frame:
     predicate: str | None = None
     """The adjective after the copula."""
     numeral: str | None = None
-    """How many objects there are."""
     speaker: str | None = None
     """The name of the person who says it, in reported speech."""
     place: str | None = None
@@ -83,14 +75,12 @@ class Frame:
 
 @dataclass(frozen=True)
 class Fact:
-    """Something that holds throughout the world."""
+    """Something that holds throughout the world, about a person (`name`, whose friend is `name2`) or a city."""
 
     kind: str
     """A key of the lexicons' `facts`."""
     name: str = ""
-    """The person that the fact is about."""
     name2: str = ""
-    """The friend of that person."""
     place: str = ""
     city: str = ""
     colour: str = ""
@@ -100,32 +90,26 @@ class Fact:
 class Forms(dict):
     """The forms of one word, which a template reads as attributes (`{n.sg}`)."""
 
-    def __getattr__(self, key):
-        try:
-            return self[key]
-        except KeyError:
-            raise AttributeError(f"the word {dict(self)} has no form {key!r}") from None
+    __getattr__ = dict.__getitem__
+
+    def __missing__(self, key: str):
+        raise AttributeError(f"the word {dict(self)} has no form {key!r}")
 
 
-class Lexicon:
+class Lexicon(SimpleNamespace):
     """One language. The entries of its file (`nouns`, `templates`, `facts`, ...) are attributes."""
 
     def __init__(self, data: dict):
-        self.__dict__.update(data)
+        super().__init__(**data)
         for kind in ("nouns", "verbs", "adjectives", "numerals"):
             setattr(self, kind, {key: Forms(forms) for key, forms in data[kind].items()})
         self.joiner = data.get("and", "and")
         self.action = data.get("action", "{fin} {nonfin}")  # a verb without its subject and objects
         self._fixes = [(re.compile(pattern), replacement) for pattern, replacement in data["fix"]]
 
-    def __getattr__(self, name: str) -> Any:
-        """Raise AttributeError, since Python asks here for missing entries alone; type checkers see a return type."""
-        raise AttributeError(f"the lexicon has no entry {name!r}")
-
     def finish(self, text: str, *, capital: bool = True) -> str:
         """Collapse the gaps of empty slots, apply the language's contractions and begin with a capital."""
-        text = re.sub(r"\s+", " ", text).strip()
-        text = re.sub(r" ([.,?!])", r"\1", text)
+        text = re.sub(r" ([.,?!])", r"\1", " ".join(text.split()))
         for pattern, replacement in self._fixes:
             text = pattern.sub(replacement, text)
         return re.sub(r"\w", lambda first: first.group().upper(), text, count=1) if capital else text
@@ -145,11 +129,6 @@ class Lexicon:
         entry = by_class(table.get(kind + tense, table[tense]), person)
         finite, _, rest = entry.format(v=word).partition("|")
         return finite, rest
-
-    def pronoun(self, named: Named) -> str:
-        """Return the pronoun for people, in the subject's case."""
-        person = person_of(named)
-        return self.pronouns.get(f"{person}_{named.gender}") or self.pronouns[person]
 
     def fill_prompt(self, prompt: str, noun: Noun) -> str:
         """Return a prompt about a thing, which its template may name as subject, object or negated object."""
@@ -193,13 +172,13 @@ def realise(frame: Frame, language: str, *, capital: bool = True) -> str:
     subject, person = frame.subject, person_of(frame.subject)
     kind = {"negated": "neg_", "question": "ask_", "count": "count_"}.get(frame.construction, "")
 
-    slots: dict[str, str] = dict.fromkeys(SLOTS, "")
+    slots: dict[str, str] = dict.fromkeys(SLOTS, "") | {"N": frame.speaker or ""}
     if isinstance(subject, Noun):
         slots["S"] = lex.noun_phrase(subject, "subj")
         agreement = lex.nouns[subject.concept]["class"]
         slots["rel"] = by_class(lex.relative[subject.number], agreement)
     else:
-        slots["pron"] = lex.pronoun(subject)
+        slots["pron"] = lex.pronouns.get(f"{person}_{subject.gender}") or lex.pronouns[person]
         slots["S"] = slots["pron"] if subject.as_pronoun else f" {lex.joiner} ".join(subject.names)
         agreement = lex.name_class[subject.gender]
 
@@ -215,9 +194,8 @@ def realise(frame: Frame, language: str, *, capital: bool = True) -> str:
         slots["Q"] = lex.noun_phrase(frame.object, "count", numeral=frame.numeral)
     elif frame.object is not None:
         slots["O"] = lex.noun_phrase(frame.object, "negobj" if frame.construction == "negated" else "obj")
-    slots["N"] = frame.speaker or ""
-    phrases = {"M": frame.manner, "P": frame.place, "T": frame.time}
-    slots |= {slot: lex.phrases[phrase] for slot, phrase in phrases.items() if phrase}
+    for slot, phrase in (("M", frame.manner), ("P", frame.place), ("T", frame.time)):
+        slots[slot] = lex.phrases[phrase] if phrase else ""
     return lex.finish(lex.templates[frame.construction].format(**slots), capital=capital)
 
 

@@ -1,10 +1,9 @@
 """Sentences of the embedded world with their content words marked.
 
 Section 5.1 tells classes of features from activations alone. Here we know which words of a sentence came from the slots
-that re-lexicalising fills (nouns, verbs, adjectives, numbers, names, and the words of place, time and manner), and
-which belong to the grammar. A word is marked if it is a form of one of the words that its frame names; in a phrase such
-as "in the kitchen", the words that several phrases share belong to the grammar. In English no word is ever both; in
-other languages a few short words are.
+that re-lexicalising fills, and which belong to the grammar. A word is marked if it is a form of one of the words that
+its frame names; in a phrase such as "in the kitchen", the words that several phrases share belong to the grammar. In
+English no word is ever both; in other languages a few short words are.
 
 Offers `MarkedSentence`, `mark`, `marked_groups`.
 """

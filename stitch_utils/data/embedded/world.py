@@ -1,9 +1,8 @@
 """The embedded world: an endless, seeded supply of short documents about a few hundred people and things.
 
-No section of the paper. A document is about one topic, in one language: a story, a review, facts about people,
-questions with answers, a list, records, a conversation in quotation marks, a request with its answer, or a Python
-function. A fact about a person or a city holds in every document, so that a model can learn it. Within a document names
-recur and pronouns agree with them, so that attention has work to do.
+No section of the paper. A document has a topic, a language and one of the `FORMATS`, or is Python. A fact about a
+person or a city holds in every document, so that a model can learn it. Within a document names recur and pronouns agree
+with them, so that attention has work to do.
 
 Offers `Document`, `documents`, `Request`, `requests`, `people`, `cities`, `story_frames`, `sentence_frames`,
 `parallel_sentences`, `labelled_sentences`, `augmented_frames`, `augmented_sentences`, and what is drawn how often:
@@ -15,7 +14,7 @@ import itertools
 import json
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from .frames import TENSES, TOPICS, draw_action, draw_frame, draw_noun, labels_of, named, relexicalise, speaker
 from .grammar import LANGUAGES, Fact, Frame, Named, Noun, load_concepts, load_lexicon, person_of, realise, realise_fact
@@ -49,7 +48,7 @@ class Document:
     """One of `LANGUAGES`, or `code`: the language of the answer to a request, the first one of a bilingual text."""
     format: str
     """A key of `FORMATS`, or `code`."""
-    labels: dict[str, str] = field(default_factory=dict)
+    labels: dict[str, str]
     """The topic; the tense or sentiment that all sentences share; the instruction of a request."""
 
 
@@ -59,7 +58,7 @@ class Request:
 
     prompt: str
     instruction_text: str
-    """The instruction in the language of the prompt; empty without one."""
+    """In the language of the prompt; empty without an instruction."""
     answer: str
     answer_language: str
 
@@ -118,18 +117,16 @@ def _draw_document(rng: random.Random, language: str, format: str) -> Document:
         is_chat = rng.random() < 0.7
         text = f"{USER}{prompt}{ASSISTANT}{request.answer}{END}" if is_chat else f"{prompt}\n{request.answer}"
         return Document(text, request.answer_language, format, labels | {"instruction": instruction or "none"})
-    more = {}
-    if format == "review":
-        text, more = _review(rng, language, topic)
-    elif format == "facts":
+    if format == "facts":
         text = _facts(rng, language)
     elif format == "questions":
         text = _questions(rng, language, topic)
     elif format == "record":
         text = "\n".join(_record(rng, language, topic) for _ in range(rng.randrange(2, 5)))
     else:
-        text, more = _story(rng, language, topic, format)
-    return Document(text, language, format, labels | more)
+        text, more = _review(rng, language, topic) if format == "review" else _story(rng, language, topic, format)
+        labels |= more
+    return Document(text, language, format, labels)
 
 
 def story_frames(rng: random.Random, topic: str, *, count: int) -> list[Frame]:
@@ -245,29 +242,23 @@ def _respond(rng: random.Random, language: str, topic: str, about: str, instruct
 def _draw_request(
     rng: random.Random, language: str, topic: str, instruction: str | None, *, elsewhere: float = 0.0
 ) -> Request:
-    """Draw a request about a thing of the topic, and an answer.
-
-    `elsewhere` is the probability that an answer without an instruction is in another language.
-    """
+    """Draw a request about a thing, and an answer: without an instruction, `elsewhere` of them in another language."""
     lex = load_lexicon(language)
-    about = rng.choice(load_concepts()["topics"][topic]["objects"])
-    noun = Noun(about, rng.choice(("sg", "pl")))
+    noun = Noun(rng.choice(load_concepts()["topics"][topic]["objects"]), rng.choice(("sg", "pl")))
     prompt = lex.fill_prompt(rng.choice(lex.prompts), noun)
     answer_language = language
     if instruction == "language" or (instruction is None and rng.random() < elsewhere):
         answer_language = _another_language(rng, language)
     pattern = lex.instructions[instruction] if instruction else ""
     text = pattern.format(closing=lex.closing, L=lex.language_names[answer_language])
-    answer = _respond(rng, answer_language, topic, about, instruction)
+    answer = _respond(rng, answer_language, topic, noun.concept, instruction)
     return Request(prompt, text, answer, answer_language)
 
 
 def requests(seed: int | str, count: int, *, language: str = "en", instruction: str | None = None) -> list[Request]:
     """Draw requests with one instruction (None: without), for steering and instruction following."""
-    return [
-        _draw_request(random.Random(f"{seed}:request:{index}"), language, TOPICS[index % len(TOPICS)], instruction)
-        for index in range(count)
-    ]
+    rngs = (random.Random(f"{seed}:request:{index}") for index in range(count))
+    return [_draw_request(rng, language, topic, instruction) for rng, topic in zip(rngs, itertools.cycle(TOPICS))]
 
 
 def sentence_frames(seed: int | str, count: int) -> list[Frame]:
@@ -296,7 +287,7 @@ def labelled_sentences(seed: int | str, count: int, language: str = "en") -> lis
 
 
 def augmented_frames(seed: int | str, count: int, k: int, *, language: str = "en") -> list[list[Frame]]:
-    """Draw frames, each followed by `k` versions of it with the words of `k` other topics."""
+    """Draw frames, each followed by `k` versions of it with the words of `k` other topics (App. H)."""
     groups = []
     for index, frame in enumerate(sentence_frames(seed, count)):
         rng = random.Random(f"{seed}:augmented:{index}")
@@ -306,6 +297,6 @@ def augmented_frames(seed: int | str, count: int, k: int, *, language: str = "en
 
 
 def augmented_sentences(seed: int | str, count: int, k: int, *, language: str = "en") -> list[list[str]]:
-    """Draw sentences, each followed by `k` versions of it with the words of `k` other topics (App. H)."""
+    """Say the `augmented_frames`."""
     groups = augmented_frames(seed, count, k, language=language)
     return [[realise(frame, language) for frame in group] for group in groups]

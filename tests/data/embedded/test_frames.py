@@ -16,7 +16,6 @@ from stitch_utils.data.embedded.frames import (
     draw_frame,
     labels_of,
     named,
-    polarity,
     relexicalise,
 )
 from stitch_utils.data.embedded.grammar import (
@@ -491,7 +490,8 @@ def test_drawn_frames_keep_what_is_given():
         if frame.construction not in ("predicate", "exclaim") or not isinstance(frame.subject, Named):
             assert about in [thing.concept for thing in things], frame
         adjectives = [frame.predicate] + [noun.adjective for noun in (*things, frame.object2) if isinstance(noun, Noun)]
-        assert {polarity(adjective) for adjective in adjectives if adjective} <= {mood}
+        sign, kinds = "positive" if mood > 0 else "negative", load_concepts()["adjectives"]
+        assert set(adjectives) <= {None, *kinds[f"thing_{sign}"], *kinds[f"person_{sign}"]}
         spoken = set(frame.subject.names) if isinstance(frame.subject, Named) else set()
         assert (spoken | {frame.speaker}) - {None} <= set(names)
         assert frame.time is None or frame.time in load_concepts()["times"][frame.tense]
@@ -646,10 +646,6 @@ def test_relexicalise_depends_on_its_generator_and_obeys_the_topic():
 def test_labels(frame, labels):
     names = ("topic", "tense", "number", "person", "sentence_type", "sentiment")
     assert labels_of(frame) == dict(zip(names, labels, strict=True))
-
-
-def test_polarity():
-    assert [polarity(word) for word in ("elegant", "brave", "dirty", "lazy", "old", None)] == [1, 1, -1, -1, 0, 0]
 
 
 def test_samples_can_be_read_from_the_command_line():
