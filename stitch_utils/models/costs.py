@@ -6,6 +6,7 @@ device must hold the weights, the activations of one batch, and a matrix of (d_a
 
 FLOPs are two for each multiply-add of a matrix product and none for anything else, as torch's FlopCounterMode has it.
 Bytes are those of live tensors; a GPU needs some more, for its context, its workspaces and the gaps between blocks.
+A CPU that lacks bfloat16 needs more for it, too (`half_precision`).
 
 Offers `Architecture`, `architecture_of`, `forward_flops`, `activation_bytes`, `harvest_cost`, `HarvestCost`,
 `stitch_adam_flops`; `measure`, what a run really takes; and `power_of_ten`.

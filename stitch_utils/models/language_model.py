@@ -25,6 +25,7 @@ from transformers.utils import logging as transformers_logging
 
 from ..data.hub import fetched, model_is_there, resolve
 from ..data.pairs import DTYPES, ModelPair, blaming, check_known
+from .half_precision import fast_products
 
 Tokens = Int[Tensor, "batch pos"]
 Mask = Bool[Tensor, "batch pos"]
@@ -52,6 +53,9 @@ class LanguageModel:
     def device(self) -> torch.device:
         return next(self.hf_model.parameters()).device
 
+    def _fast(self):
+        return fast_products(self.device, self.hf_model.dtype)
+
     def hook_name(self, layer: int) -> str:
         """Name the hook point before block `layer`; ValueError if there is no such block."""
         _check_layer(self.ref, layer, self.n_layers)
@@ -71,7 +75,7 @@ class LanguageModel:
 
         hooks = [(self.hook_name(layer), partial(read, layer=layer)) for layer in sorted(set(layers))]
         # run_with_cache(stop_at_layer=l) stops before it has read layer l, so it would run one block too many.
-        with self.bridge.hooks(fwd_hooks=hooks), contextlib.suppress(_Enough):
+        with self.bridge.hooks(fwd_hooks=hooks), self._fast(), contextlib.suppress(_Enough):
             self.bridge(tokens.to(self.device), return_type=None)
         return {layer: found[layer] for layer in layers}
 
@@ -130,7 +134,7 @@ class LanguageModel:
         the residual stream before `layer` is known, as `stream`, the blocks before it are not computed.
         """
         shown = {} if mask is None else {"attention_mask": mask.to(self.device, torch.long)}
-        with self._edited(layer, edit, stream):
+        with self._edited(layer, edit, stream), self._fast():
             return self.bridge(tokens.to(self.device), return_type="logits", **shown)
 
     @torch.no_grad()
@@ -173,7 +177,7 @@ class LanguageModel:
         settings = GenerationConfig(max_new_tokens=max_new_tokens, use_cache=True, **choice)
         devices = [self.device.index or 0] if self.device.type == "cuda" else []
         # The bridge's own `generate` knows no padding. Its hooks are in the modules that this one runs, too.
-        with self._edited(layer, edit), torch.random.fork_rng(devices=devices):
+        with self._edited(layer, edit), self._fast(), torch.random.fork_rng(devices=devices):
             torch.manual_seed(seed)
             output = self.hf_model.generate(tokens, attention_mask=mask, generation_config=settings)
         return output[:, tokens.shape[1] :]

@@ -1,5 +1,7 @@
 """Costs from a configuration, against transformers' own modules, torch's FLOP counter, and live tensors."""
 
+import contextlib
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -8,6 +10,7 @@ from transformers import AutoModelForCausalLM, BloomConfig, Gemma2Config, GPT2Co
 from stitch_utils.data.pairs import ModelRef
 from stitch_utils.data.text import TokenBatch
 from stitch_utils.models import costs as flops
+from stitch_utils.models import language_model
 from stitch_utils.models.costs import (
     activation_bytes,
     architecture_of,
@@ -124,11 +127,13 @@ def dtype(request):
 
 @pytest.fixture(scope="module", params=["gpt_neox", "gpt2", "gemma2", "llama"])
 def small_model(request, dtype, random_models, tmp_path_factory):
-    """A random model as the package loads it."""
+    """A random model as the package loads it, on a CPU that multiplies bfloat16 as an accelerator does."""
     folder = tmp_path_factory.mktemp(request.param)
     AutoModelForCausalLM.from_config(SMALL[request.param]).save_pretrained(folder)
     random_models[0].tokenizer.save_pretrained(folder)
-    return load_model(str(folder), "cpu", dtype=dtype)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(language_model, "fast_products", lambda device, dtype: contextlib.nullcontext())
+        yield load_model(str(folder), "cpu", dtype=dtype)
 
 
 @pytest.mark.parametrize("layer, batch_size, context", PASSES)

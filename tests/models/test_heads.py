@@ -87,5 +87,5 @@ def test_what_cannot_be_read(random_models, monkeypatch):
     with pytest.raises(ValueError, match=r"layer 3 of .* does not exist: it has 3 layers"):
         heads_of(random_models[0], 3)
     monkeypatch.setattr(random_models[0].config, "model_type", "opt")
-    with pytest.raises(ValueError, match="heads in .*: 'opt': expected one of gpt_neox, gpt2, gemma2"):
+    with pytest.raises(ValueError, match=r"heads in .*: 'opt': expected one of gpt_neox, gpt2, gemma2"):
         heads_of(random_models[0], 0)
