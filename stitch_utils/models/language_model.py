@@ -93,12 +93,12 @@ class LanguageModel:
 
     @contextlib.contextmanager
     def _edited(self, layer: int | None, edit: Edit | None, stream: Tensor | None = None):
-        """Begin at block `layer` with `stream` within a context, so that the blocks before do nothing; apply `edit`."""
+        """Within a context, begin at block `layer` with `stream` (the blocks before do nothing), and apply `edit`."""
         if stream is not None and layer is None:
             raise ValueError("a residual stream was given, and not the layer that it stands before")
         with contextlib.ExitStack() as stack:
             if stream is not None:
-                in_tuples = self._gives_tuples
+                in_tuples = self._gives_tuples  # asked before a block is replaced
 
                 def nothing(hidden_states: Tensor, *given, **named):
                     return (hidden_states, None) if in_tuples else hidden_states
