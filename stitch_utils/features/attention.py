@@ -28,9 +28,9 @@ from jaxtyping import Float, Int
 from sae_lens import SAE
 from torch import Tensor
 
-from ..data.text import TokenBatch
+from ..data.text import TokenBatch, begin_and_end
 from ..models.harvest import TOKENS_AT_ONCE, as_fits
-from ..models.heads import Head, first_streams, heads_of
+from ..models.heads import Head, heads_of
 from ..models.language_model import LanguageModel
 from ..utils.progress import progress
 from ..utils.stats import DocumentSums, Estimate, from_draws, resampled_counts
@@ -99,6 +99,7 @@ def path_ablation(
     @torch.no_grad()
     def read(batch: TokenBatch) -> list[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
         residuals = model.residuals(batch.tokens, layers)
+        every = torch.arange(batch.tokens.shape[1], device=model.device)
         keep = batch.mask.to(model.device)
         at_row, position = keep.nonzero(as_tuple=True)
         owners = batch.documents[batch.mask].numpy()
@@ -108,7 +109,7 @@ def path_ablation(
         found = []
         for place, indices in by_head.items():
             head = heads[place]
-            keys, stream = head.keys(residuals[head.layer]), residuals[head.layer][keep].float()
+            keys, stream = head.keys(residuals[head.layer], every), residuals[head.layer][keep].float()
             for index in indices:
                 active = activations[paths[index].feature]
                 chosen = ((active > 0) & (position < (head.window or math.inf))).nonzero()[:, 0]
@@ -160,14 +161,15 @@ def heuristic_scores(
     """
     layers = range(layer, model.n_layers)
     heads = _heads_after(model, layer)
-    first, residuals = first_streams(model, layers), model.residuals(sample.tokens, list(layers))
+    begin = torch.tensor([[begin_and_end(model.tokenizer)[0]]])  # its stream is the same in every text
+    first, residuals = model.residuals(begin, layers), model.residuals(sample.tokens, layers)
     keep, reach = sample.mask.to(model.device), sample.tokens.shape[1]
     readers = []
     for head in heads.values():
         furthest = min(reach, head.window or reach)
         distances = [2**power for power in range(max(1, (furthest - 1).bit_length()))]
         divisor = head.norm.divisor(residuals[head.layer][keep]).mean()
-        readers.append(head.reader(first[head.layer], distances) / divisor)
+        readers.append(head.reader(first[head.layer][0, 0].float(), distances) / divisor)
     return list(heads), rows.float() @ torch.stack(readers).to(rows.device).T
 
 

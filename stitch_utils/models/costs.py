@@ -9,7 +9,7 @@ Bytes are those of live tensors; a GPU needs some more, for its context, its wor
 A CPU that lacks bfloat16 needs more for it, too (`half_precision`).
 
 Offers `Architecture`, `architecture_of`, `forward_flops`, `activation_bytes`, `harvest_cost`, `HarvestCost`,
-`stitch_adam_flops`; `measure` and `Measured`, what a run really took; and `power_of_ten`.
+`stitch_adam_flops`; `measure`, what a run really takes; and `power_of_ten`.
 """
 
 import math
@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig
 
-from ..data.pairs import ModelRef
+from ..data.pairs import ModelRef, check_known
 from .harvest import ROWS_AT_ONCE
 from .language_model import count_parameters, load_config
 
@@ -64,8 +64,7 @@ _FAMILIES = {
 class Architecture:
     """The sizes of a language model, from which its FLOPs and memory follow."""
 
-    model_type: str
-    """gpt_neox, gpt2, gemma2 or llama."""
+    family: _Family
     n_layers: int
     d_model: int
     d_mlp: int
@@ -78,34 +77,6 @@ class Architecture:
     n_parameters: int
     """The number of parameters; tied matrices count once."""
 
-    @classmethod
-    def of(cls, config) -> "Architecture":
-        """Read the sizes off a Hugging Face config; ValueError for a model_type other than the four known ones."""
-        if config.model_type not in _FAMILIES:
-            raise ValueError(f"unknown model_type {config.model_type!r}: known are {', '.join(_FAMILIES)}")
-        d_model, n_heads = config.hidden_size, config.num_attention_heads
-        return cls(
-            config.model_type,
-            config.num_hidden_layers,
-            d_model,
-            d_mlp=(config.n_inner or 4 * d_model) if config.model_type == "gpt2" else config.intermediate_size,
-            n_heads=n_heads,
-            n_kv_heads=getattr(config, "num_key_value_heads", None) or n_heads,
-            d_head=getattr(config, "head_dim", None) or d_model // n_heads,
-            vocab=config.vocab_size,
-            n_parameters=count_parameters(config),
-        )
-
-    @property
-    def family(self) -> _Family:
-        return _FAMILIES[self.model_type]
-
-    @property
-    def block_weights(self) -> int:
-        """The number of entries of one block's matrices."""
-        attention = 2 * self.d_model * self.d_head * (self.n_heads + self.n_kv_heads)
-        return attention + self.d_model * self.d_mlp * (3 if self.family.gated_mlp else 2)
-
     def weight_bytes(self, dtype: str) -> int:
         """Count the bytes of the whole model as `load_model` holds it, also of layers that no truncated pass reaches.
 
@@ -116,23 +87,37 @@ class Architecture:
 
 
 def architecture_of(ref: ModelRef) -> Architecture:
-    """Find the architecture of one side of a pair: in the pair's file, or else in the model's configuration."""
-    stated = AutoConfig.for_model(**ref.config) if ref.config else None
-    return Architecture.of(stated or load_config(ref.model, revision=ref.revision))
+    """Find the architecture of one side of a pair: in the pair's file, or else in the model's configuration.
+
+    ValueError for a model_type other than the four known ones.
+    """
+    config = AutoConfig.for_model(**ref.config) if ref.config else load_config(ref.model, revision=ref.revision)
+    check_known("model_type", config.model_type, _FAMILIES)
+    d_model, n_heads = config.hidden_size, config.num_attention_heads
+    return Architecture(
+        _FAMILIES[config.model_type],
+        config.num_hidden_layers,
+        d_model,
+        d_mlp=(config.n_inner or 4 * d_model) if config.model_type == "gpt2" else config.intermediate_size,
+        n_heads=n_heads,
+        n_kv_heads=getattr(config, "num_key_value_heads", None) or n_heads,
+        d_head=getattr(config, "head_dim", None) or d_model // n_heads,
+        vocab=config.vocab_size,
+        n_parameters=count_parameters(config),
+    )
 
 
-def forward_flops(architecture: Architecture, context: int, n_layers: int | None = None) -> int:
-    """Count the FLOPs a token of a pass through the first `n_layers` blocks, or through the whole model.
+def forward_flops(a: Architecture, context: int, n_layers: int) -> int:
+    """Count the FLOPs a token of a pass through the first `n_layers` blocks.
 
     Eager attention computes scores and values over the whole context: the causal mask saves nothing. ValueError if the
     model has fewer blocks.
     """
-    if n_layers is not None and not 0 <= n_layers <= architecture.n_layers:
-        raise ValueError(f"{n_layers} blocks were asked for: the model has {architecture.n_layers}")
-    block = 2 * architecture.block_weights + 4 * context * architecture.n_heads * architecture.d_head
-    if n_layers is None:
-        return architecture.n_layers * block + 2 * architecture.d_model * architecture.vocab
-    return n_layers * block
+    if not 0 <= n_layers <= a.n_layers:
+        raise ValueError(f"{n_layers} blocks were asked for: the model has {a.n_layers}")
+    projections = 2 * a.d_model * a.d_head * (a.n_heads + a.n_kv_heads)
+    mlp = a.d_model * a.d_mlp * (3 if a.family.gated_mlp else 2)
+    return n_layers * (2 * (projections + mlp) + 4 * context * a.n_heads * a.d_head)
 
 
 def activation_bytes(a: Architecture, n_layers: int, *, batch_size: int, context: int, dtype: str) -> tuple[int, int]:
@@ -152,13 +137,12 @@ def activation_bytes(a: Architecture, n_layers: int, *, batch_size: int, context
     if not n_layers:
         return (2 if learned_positions else 1) * residual + masks, 0
 
-    kept = n_layers * scores if a.family.joint_qkv else 0
     if a.family.joint_qkv:  # queries as projected, rotated, as output and transposed; keys and values as projected
-        attention = 2 * scores + 4 * query + key_value
+        kept, attention = n_layers * scores, 2 * scores + 4 * query + key_value
     else:  # queries rotated, keys and values repeated for all heads; before the output, the softmax in float32
         repeated = 2 * query if a.n_kv_heads < a.n_heads else 0
         softmax = scores + 2 * scores * 4 // size if size < 4 else 0
-        attention = max(softmax, 2 * scores + 2 * query) + query + repeated
+        kept, attention = 0, max(softmax, 2 * scores + 2 * query) + query + repeated
     mlp = a.family.mlp_tensors * a_token * a.d_mlp + (2 if learned_positions else 1) * residual  # output of attention
     mlp += 0 if kept else scores  # a pattern lives as long as its block at least
     # The embedded tokens, which in the first block are the stream unless positions were added; the stream; its norm.
@@ -171,8 +155,7 @@ class HarvestCost(NamedTuple):
 
     flops: int
     """FLOPs of both models' passes and of the moments."""
-    weights_a: int
-    weights_b: int
+    weights: int
     activations: int
     """Bytes of one batch, at the worst point of the two passes."""
     moments: int
@@ -184,20 +167,13 @@ class HarvestCost(NamedTuple):
 
 
 def harvest_cost(
-    a: Architecture,
-    b: Architecture,
-    layer_a: int,
-    layer_b: int,
-    *,
-    tokens: int,
-    context: int,
-    batch_size: int,
-    dtype: str,
+    a: Architecture, b: Architecture, layers: tuple[int, int], *, tokens: int, context: int, batch_size: int, dtype: str
 ) -> HarvestCost:
-    """Compute the cost of one pass over `tokens` positions, with both models on one device.
+    """Compute the cost of one pass over `tokens` positions up to these layers, with both models on one device.
 
     Padding and special tokens count like all others, though the moments leave them out.
     """
+    layer_a, layer_b = layers
     width, size, at_once = a.d_model + b.d_model, getattr(torch, dtype).itemsize, batch_size * context
     flops = forward_flops(a, context, layer_a) + forward_flops(b, context, layer_b) + 2 * width**2
     batch = {"batch_size": batch_size, "context": context, "dtype": dtype}
@@ -210,9 +186,9 @@ def harvest_cost(
     before = rows if at_once > ROWS_AT_ONCE else 0
     # Either the rows in float64, apart and side by side; or the sums so far, those of the rows, and their merger.
     moments = max(matrix + 2 * rows + before, 5 * matrix + rows)
-    weights_a, weights_b = a.weight_bytes(dtype), b.weight_bytes(dtype)
-    peak = weights_a + weights_b + max(matrix + activations, kept_a + kept_b + x + y + moments)
-    return HarvestCost(tokens * flops, weights_a, weights_b, activations, moments, peak, tokens * width * size)
+    weights = a.weight_bytes(dtype) + b.weight_bytes(dtype)
+    peak = weights + max(matrix + activations, kept_a + kept_b + x + y + moments)
+    return HarvestCost(tokens * flops, weights, activations, moments, peak, tokens * width * size)
 
 
 def stitch_adam_flops(d_a: int, d_b: int, tokens: int) -> int:
@@ -224,21 +200,13 @@ def stitch_adam_flops(d_a: int, d_b: int, tokens: int) -> int:
     return 20 * d_a * d_b * tokens
 
 
-class Measured(NamedTuple):
-    """What a run took."""
-
-    flops: int
-    peak_bytes: int
-    """The most bytes at once of those that the run itself allocated."""
-
-
 class _LiveBytes(TorchDispatchMode):
     """Add up the storages that operations return, until they are freed."""
 
     def __init__(self):
         super().__init__()
         self.sizes: dict[int, int] = {}
-        self.now = self.peak = 0
+        self.peak = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         given = {storage._cdata for storage in _storages((args, kwargs))}
@@ -247,28 +215,25 @@ class _LiveBytes(TorchDispatchMode):
             key = storage._cdata
             if key not in given and key not in self.sizes:  # views and results in place are no news
                 self.sizes[key] = storage.nbytes()
-                self.now += storage.nbytes()
-                weakref.finalize(storage, self._freed, key)
-        self.peak = max(self.peak, self.now)
+                weakref.finalize(storage, self.sizes.pop, key)
+        self.peak = max(self.peak, sum(self.sizes.values()))
         return result
-
-    def _freed(self, key: int) -> None:
-        self.now -= self.sizes.pop(key)
 
 
 def _storages(tree) -> list[torch.UntypedStorage]:
     return [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
-def measure(run: Callable[[], object], device: torch.device | str = "cpu") -> Measured:
-    """Measure the FLOPs of `run()` by torch's FlopCounterMode, and its bytes: live on a CPU, allocated on a GPU."""
+def measure(run: Callable[[], object], device: torch.device | str = "cpu") -> tuple[int, int]:
+    """Measure the FLOPs of `run()`, by torch's FlopCounterMode, and the most bytes at once of those that it allocates
+    itself: in live tensors on a CPU, by torch's own count on a GPU."""
     counter, live = FlopCounterMode(display=False), _LiveBytes()
     if torch.device(device).type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         with counter:
             run()
-        return Measured(counter.get_total_flops(), torch.cuda.max_memory_allocated(device) - before)
+        return counter.get_total_flops(), torch.cuda.max_memory_allocated(device) - before
     with live, counter:
         run()
-    return Measured(counter.get_total_flops(), live.peak)
+    return counter.get_total_flops(), live.peak

@@ -81,8 +81,7 @@ def encoded(model: LanguageModel, prompt: str, max_new_tokens: int) -> list[int]
 def _responses(model: LanguageModel, tokens: Tensor, mask: Tensor, new: Tensor, losses: bool) -> list[Response]:
     """Cut new tokens after the first that ends a response, and compute their losses under the unsteered model."""
     stops = torch.isin(new, torch.tensor(model.stop_tokens))
-    ended = stops.cumsum(1)
-    own = (ended == 0) | ((ended == 1) & stops)
+    own = stops.cumsum(1) - stops.int() == 0  # no stop token stands before them
     lengths = own.sum(1)
 
     def mean_losses(before: Tensor, shown: Tensor) -> Tensor:

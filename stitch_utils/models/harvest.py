@@ -85,7 +85,6 @@ def paired_residuals(
     layers_b: Sequence[int],
 ) -> Iterator[tuple[Residuals, Residuals]]:
     """Give both streams of the ordinary tokens of each batch (or part, see `as_fits`), by layer: (n, d_model)."""
-
     return as_fits(batches, lambda batch: (_ordinary(model_a, batch, layers_a), _ordinary(model_b, batch, layers_b)))
 
 

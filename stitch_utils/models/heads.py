@@ -9,7 +9,7 @@ norm, R_t the rotation of position t (none in GPT-2), the head's attention from 
 with the architecture's scale c and, in Gemma 2, its soft cap and, in every other layer, a window behind which nothing
 is seen. Weights are read from the model as it is (no norm folded into them), so the arithmetic equals the model's own.
 
-Offers `Norm`, `Head`, `heads_of`, `first_streams`.
+Offers `Norm`, `Head`, `heads_of`.
 """
 
 import math
@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..data.text import begin_and_end
+from ..data.pairs import check_known
 from .language_model import LanguageModel
 
 # By model_type: whether the norms subtract the mean (LayerNorm, and not RMSNorm), and what a norm's weight is short of.
@@ -75,12 +75,8 @@ class Head:
         """Compute the queries of residual streams at these positions."""
         return self._rotate(self.norm(x) @ self.W_Q + self.b_Q, positions)
 
-    def keys(
-        self, x: Float[Tensor, "*batch n d_model"], positions: Int[Tensor, " n"] | None = None
-    ) -> Float[Tensor, "*batch n d_head"]:
-        """Compute the keys of residual streams at these positions, by default of whole rows."""
-        if positions is None:
-            positions = torch.arange(x.shape[-2], device=x.device)
+    def keys(self, x: Float[Tensor, "*row n d_model"], positions: Int[Tensor, " n"]) -> Float[Tensor, "*row n d_head"]:
+        """Compute the keys of residual streams at these positions, of several rows at once or of one."""
         return self._rotate(self.norm(x) @ self.W_K + self.b_K, positions)
 
     def attention(
@@ -120,9 +116,7 @@ def heads_of(model: LanguageModel, layer: int) -> list[Head]:
     """Read the heads of a layer; ValueError for a layer that does not exist, and for an unknown architecture."""
     model.hook_name(layer)  # checks the layer
     kind = getattr(model.config, "model_type", None)
-    if kind not in ARCHITECTURES:
-        known = ", ".join(ARCHITECTURES)
-        raise ValueError(f"cannot read the heads of {model.ref!r}, which is of type {kind!r}: expected {known}")
+    check_known(f"architecture of heads in {model.ref!r}:", kind, ARCHITECTURES)
     centred, offset = ARCHITECTURES[kind]
     block = model.bridge.blocks[layer]
     attention, norm = block.attn.original_component, block.ln1.original_component
@@ -143,17 +137,7 @@ def heads_of(model: LanguageModel, layer: int) -> list[Head]:
         like = torch.zeros(1, device=positions.device)
         return tuple(part[0] for part in rotary.original_component(like, positions[None]))
 
-    shared = {
-        "scale": float(attention.scaling),
-        "cap": getattr(attention, "attn_logit_softcapping", None),
-        "window": getattr(attention, "sliding_window", None),
-        "angles": angles if rotary is not None else None,
-    }
     weights = zip(*(of_heads(name) for name in ("W_Q", "b_Q", "W_K", "b_K")))
-    return [Head(layer, index, before, *of_head, **shared) for index, of_head in enumerate(weights)]
-
-
-def first_streams(model: LanguageModel, layers: Sequence[int]) -> dict[int, Float[Tensor, " d_model"]]:
-    """Read the stream of the token that begins every row, the same in every text, before each of these layers."""
-    token = torch.tensor([[begin_and_end(model.tokenizer)[0]]])
-    return {layer: stream[0, 0].float() for layer, stream in model.residuals(token, layers).items()}
+    cap, window = (getattr(attention, name, None) for name in ("attn_logit_softcapping", "sliding_window"))
+    shared = float(attention.scaling), cap, window, angles if rotary is not None else None
+    return [Head(layer, index, before, *of_head, *shared) for index, of_head in enumerate(weights)]

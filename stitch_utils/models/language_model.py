@@ -25,7 +25,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 from transformers.utils import logging as transformers_logging
 
 from ..data.hub import fetched, resolve
-from ..data.pairs import DTYPES, ModelPair, blaming
+from ..data.pairs import DTYPES, ModelPair, blaming, check_known
 from .half_precision import fast_products
 
 Tokens = Int[Tensor, "batch pos"]
@@ -38,34 +38,24 @@ class _Enough(Exception):
 
 
 class LanguageModel:
-    """A causal language model with its tokenizer. `ref` says what it was loaded from; `config` is Hugging Face's."""
+    """A causal language model with its tokenizer. `ref` says what it was loaded from; `config` is Hugging Face's.
+
+    A bridge of one's own needs eager attention and no folded norms, as `load_model` has it, or its streams are others.
+    """
 
     def __init__(self, bridge: TransformerBridge, tokenizer, ref: str):
         self.bridge, self.tokenizer, self.ref = bridge, tokenizer, ref
-        self.config: Any = bridge.original_model.config
+        self.hf_model: Any = bridge.original_model
+        self.config = self.hf_model.config
         self.n_layers: int = bridge.cfg.n_layers
         self.d_model: int = bridge.cfg.d_model
 
-    @classmethod
-    def from_bridge(cls, bridge: TransformerBridge, tokenizer) -> "LanguageModel":
-        """Wrap a model that is loaded already, by the name in its configuration.
-
-        Load it with eager attention and without folded norms, as `load_model` does, or its streams are others.
-        """
-        config: Any = bridge.original_model.config
-        return cls(bridge, tokenizer, config.name_or_path or bridge.cfg.model_name)
-
-    @cached_property
-    def n_parameters(self) -> int:
-        """The number of parameters, without the copies that the bridge holds of some."""
-        return count_parameters(self.config)
-
     @property
     def device(self) -> torch.device:
-        return next(self.bridge.original_model.parameters()).device
+        return next(self.hf_model.parameters()).device
 
     def _fast(self):
-        return fast_products(self.device, next(self.bridge.original_model.parameters()).dtype)
+        return fast_products(self.device, self.hf_model.dtype)
 
     def hook_name(self, layer: int) -> str:
         """Name the hook point before block `layer`; ValueError if there is no such block."""
@@ -90,56 +80,44 @@ class LanguageModel:
             self.bridge(tokens.to(self.device), return_type=None)
         return {layer: found[layer] for layer in layers}
 
-    def _edited(self, layer: int | None, edit: Edit | None):
-        """Apply `edit` to the residual stream before block `layer` within a context."""
-        if layer is None or edit is None:
-            return contextlib.nullcontext()
+    def _changed(self, what: str, layer: int, change: Edit):
+        """Put what `change` makes of the residual stream before block `layer` in its place, within a context."""
 
         def hook(residual: Tensor, hook) -> Tensor:
-            edited = edit(residual)
-            given, wanted = tuple(edited.shape), tuple(residual.shape)
+            changed = change(residual)
+            given, wanted = tuple(changed.shape), tuple(residual.shape)
             if given != wanted:
-                raise ValueError(f"the edit at layer {layer} of {self.ref!r} returned shape {given}: expected {wanted}")
-            return edited.to(residual.dtype)
+                raise ValueError(f"the {what} at layer {layer} of {self.ref!r} has shape {given}: expected {wanted}")
+            return changed.to(residual)
 
         return self.bridge.hooks(fwd_hooks=[(self.hook_name(layer), hook)])
 
     @contextlib.contextmanager
-    def _begun(self, layer: int | None, stream: Tensor | None):
-        """Begin the computation at block `layer` with `stream` within a context: the blocks before it do nothing."""
-        if stream is None:
-            yield
-            return
-        if layer is None:
+    def _edited(self, layer: int | None, edit: Edit | None, stream: Tensor | None = None):
+        """Within a context, begin at block `layer` with `stream` (the blocks before do nothing), and apply `edit`."""
+        if stream is not None and layer is None:
             raise ValueError("a residual stream was given, and not the layer that it stands before")
-
-        def replace(residual: Tensor, hook) -> Tensor:
-            if stream.shape != residual.shape:
-                given, wanted = tuple(stream.shape), tuple(residual.shape)
-                raise ValueError(f"the stream before layer {layer} has shape {given}: expected {wanted}")
-            return stream.to(residual)
-
-        name, in_tuples = self.hook_name(layer), self._gives_tuples
-
-        def nothing(hidden_states: Tensor, *given, **named):
-            return (hidden_states, None) if in_tuples else hidden_states
-
         with contextlib.ExitStack() as stack:
-            for block in list(self.bridge.blocks)[:layer]:
-                stack.enter_context(mock.patch.dict(block.__dict__, forward=nothing))
-            stack.enter_context(self.bridge.hooks(fwd_hooks=[(name, replace)]))
+            if stream is not None:
+                in_tuples = self._gives_tuples  # asked before a block is replaced
+
+                def nothing(hidden_states: Tensor, *given, **named):
+                    return (hidden_states, None) if in_tuples else hidden_states
+
+                for block in list(self.bridge.blocks)[:layer]:
+                    stack.enter_context(mock.patch.dict(block.__dict__, forward=nothing))
+                stack.enter_context(self._changed("stream", layer, lambda _: stream))
+            if layer is not None and edit is not None:
+                stack.enter_context(self._changed("edit", layer, edit))
             yield
 
     @cached_property
     def _gives_tuples(self) -> bool:
         """Whether blocks return the stream with other things in a tuple, as seen on one token."""
-        found = []
-        handle = self.bridge.blocks[0].register_forward_hook(lambda block, given, output: found.append(type(output)))
-        try:
+        block, found = self.bridge.blocks[0], []
+        with block.register_forward_hook(lambda _, given, output: found.append(isinstance(output, tuple))):
             self.bridge(torch.zeros(1, 1, dtype=torch.long, device=self.device), return_type=None)
-        finally:
-            handle.remove()
-        return issubclass(found[0], tuple)
+        return found[0]
 
     @torch.no_grad()
     def logits(
@@ -157,22 +135,14 @@ class LanguageModel:
         the residual stream before `layer` is known, as `stream`, the blocks before it are not computed.
         """
         shown = {} if mask is None else {"attention_mask": mask.to(self.device, torch.long)}
-        with self._begun(layer, stream), self._edited(layer, edit), self._fast():
+        with self._edited(layer, edit, stream), self._fast():
             return self.bridge(tokens.to(self.device), return_type="logits", **shown)
 
     @torch.no_grad()
-    def cross_entropy(
-        self,
-        tokens: Tokens,
-        *,
-        mask: Mask | None = None,
-        layer: int | None = None,
-        edit: Edit | None = None,
-        stream: Float[Tensor, "batch pos d_model"] | None = None,
-    ) -> Float[Tensor, "batch pos-1"]:
-        """Compute the loss in nats of each token from the second on; the arguments are those of `logits`."""
+    def cross_entropy(self, tokens: Tokens, **options: Any) -> Float[Tensor, "batch pos-1"]:
+        """Compute the loss in nats of each token from the second on; the options are those of `logits`."""
         tokens = tokens.to(self.device)
-        logits = self.logits(tokens, mask=mask, layer=layer, edit=edit, stream=stream).float()
+        logits = self.logits(tokens, **options).float()
         # Whole rows, since a slice would be copied: the last logits predict no token, and what they give is dropped.
         following = tokens.roll(-1, dims=1)
         losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), following.flatten(), reduction="none")
@@ -181,7 +151,7 @@ class LanguageModel:
     @property
     def stop_tokens(self) -> list[int]:
         """The tokens that end a response: end-of-text, and those that the model's generation settings name."""
-        named = getattr(self.bridge.original_model.generation_config, "eos_token_id", None)
+        named = getattr(self.hf_model.generation_config, "eos_token_id", None)
         named = named if isinstance(named, list) else [named]
         return sorted({self.tokenizer.eos_token_id, *named} - {None})
 
@@ -210,8 +180,7 @@ class LanguageModel:
         # The bridge's own `generate` knows no padding. Its hooks are in the modules that this one runs, too.
         with self._edited(layer, edit), self._fast(), torch.random.fork_rng(devices=devices):
             torch.manual_seed(seed)
-            model: Any = self.bridge.original_model
-            output = model.generate(tokens, attention_mask=mask, generation_config=settings)
+            output = self.hf_model.generate(tokens, attention_mask=mask, generation_config=settings)
         return output[:, tokens.shape[1] :]
 
 
@@ -260,8 +229,7 @@ def load_model(
 
     ValueError for an unknown dtype; HubError (a ValueError) for what the Hub does not give.
     """
-    if dtype not in DTYPES:
-        raise ValueError(f"unknown dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
+    check_known("dtype", dtype, DTYPES)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = load_tokenizer(ref, revision=revision)
     # The bridge's hooks see the patterns of eager attention.
@@ -269,8 +237,7 @@ def load_model(
     if Path(resolve(ref)).is_dir():  # is read in no time
         transformers_logging.disable_progress_bar()
     try:
-        hf_model: Any = _from_anywhere(AutoModelForCausalLM.from_pretrained, ref, revision, **options)
-        hf_model = hf_model.to(device)
+        hf_model = _from_anywhere(AutoModelForCausalLM.from_pretrained, ref, revision, **options).to(device)
     finally:
         transformers_logging.enable_progress_bar()
     bridge = TransformerBridge.boot_transformers(

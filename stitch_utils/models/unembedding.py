@@ -8,8 +8,6 @@ Offers `LogitWeights`.
 """
 
 import copy
-import functools
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -27,8 +25,8 @@ class LogitWeights:
 
     def __init__(self, model: LanguageModel):
         self.norm = copy.deepcopy(model.bridge.ln_final.original_component).float().requires_grad_(False)
-        hf_model: Any = model.bridge.original_model
-        self.weight: Tensor = hf_model.get_output_embeddings().weight.detach()  # (vocab, d_model)
+        self.weight: Tensor = model.hf_model.get_output_embeddings().weight.detach()  # (vocab, d_model)
+        self.mean_column = self.weight.mean(0, dtype=torch.float32)
         ones = torch.ones(model.d_model, device=self.weight.device)
         self.shift: Tensor = self.norm(0 * ones)
         self.takes_mean = bool(torch.allclose(self.norm(ones), self.shift, atol=1e-4))
@@ -46,8 +44,4 @@ class LogitWeights:
     def columns(self, tokens: Int[Tensor, " n"], *, centre: bool = False) -> Float[Tensor, "n d_model"]:
         """Look up the unembedding of these tokens; with `centre`, subtract its mean over the vocabulary."""
         columns = self.weight[tokens.to(self.weight.device)].float()
-        return columns - self._mean_column if centre else columns
-
-    @functools.cached_property
-    def _mean_column(self) -> Tensor:
-        return self.weight.mean(0, dtype=torch.float32)
+        return columns - self.mean_column if centre else columns

@@ -18,7 +18,7 @@ from stitch_utils.features.attention import (
     path_ablation,
 )
 from stitch_utils.features.entropy import decoder_rows, summarise_activations
-from stitch_utils.models.heads import first_streams, heads_of
+from stitch_utils.models.heads import heads_of
 from stitch_utils.models.language_model import load_model
 from stitch_utils.saes.transfer import transfer_sae
 from stitch_utils.stitching.stitch import Stitch
@@ -147,15 +147,14 @@ def test_scores_are_those_of_every_feature_and_head_by_itself(random_models):
     sample, rows = texts(model.tokenizer, 3)[0], torch.randn(5, model.d_model)
     heads, scores = heuristic_scores(model, 1, rows, sample)
     assert heads == [(layer, head) for layer in (1, 2) for head in range(4)]
-    first = first_streams(model, [1, 2])
+    streams = model.residuals(sample.tokens, [1, 2])  # every row begins with one token
     for column, (layer, index) in enumerate(heads):
         head = heads_of(model, layer)[index]
-        stream = model.residuals(sample.tokens, [layer])[layer][sample.mask]
-        divisor = torch.stack([y.std(correction=0) for y in stream]).mean()
+        divisor = torch.stack([y.std(correction=0) for y in streams[layer][sample.mask]]).mean()
         reach = sample.tokens.shape[1]
         distances = [step for step in (1, 2, 4, 8, 16) if step < reach]
         for feature, row in enumerate(rows):
-            expected = (row @ head.reader(first[layer], distances) / divisor).item()
+            expected = (row @ head.reader(streams[layer][0, 0], distances) / divisor).item()
             assert scores[feature, column].item() == pytest.approx(expected, rel=1e-3, abs=1e-5)
 
 
