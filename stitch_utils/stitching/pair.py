@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from ..data.pairs import ModelPair, Scale, load_pair
+from ..data.pairs import ModelPair, Scale, check_known, load_pair
 from ..data.text import TokenBatch
 from ..models.harvest import evaluation_batches, of_activations, training_batches
 from ..models.language_model import LanguageModel, check_pair, load_models, load_tokenizer, set_threads
@@ -90,8 +90,7 @@ class StitchedPair:
     def side(self, name: str) -> tuple[LanguageModel, int]:
         """Give the model and the stitched layer of side `a` or `b`; ValueError for another."""
         sides = dict(zip("ab", zip(self.models, self.layers)))
-        if name not in sides:
-            raise ValueError(f"unknown side {name!r}: expected 'a' or 'b'")
+        check_known("side", name, sides)
         return sides[name]
 
     def training_batches(self, n_tokens: int | None = None) -> Iterator[TokenBatch]:

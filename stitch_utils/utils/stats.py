@@ -61,7 +61,11 @@ class DocumentSums:
         return len(self._sums)
 
     def table(self) -> np.ndarray:
-        """Return the sums, (documents, *columns), in the order of the documents' numbers."""
+        """Return the sums, (documents, *columns), in the order of the documents' numbers; raise ValueError for none."""
+        if not self._sums:
+            raise ValueError(
+                "the batches hold no ordinary token to measure: expected a document of two tokens at least"
+            )
         return np.array([self._sums[document] for document in sorted(self._sums)])
 
 

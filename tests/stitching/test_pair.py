@@ -81,7 +81,7 @@ def test_opening_a_pair_sets_its_threads_and_keeps_its_models(small_pair, monkey
     assert threads == [2, 2], "a pair that fixes none leaves them alone"
     assert opened[0].side("b") == (opened[0].models[1], 2)
     for other in ("", "ab", "up"):
-        with pytest.raises(ValueError, match=f"unknown side '{other}': expected 'a' or 'b'"):
+        with pytest.raises(ValueError, match=f"unknown side '{other}': expected one of a, b"):
             opened[0].side(other)
 
 
