@@ -20,6 +20,7 @@ from ..stitching.fit import fit_exact
 from ..stitching.lrt_maps import (
     MapConfig,
     MapErrors,
+    Prediction,
     fit_unsquared,
     fit_unsquared_adam,
     map_batches,
@@ -124,8 +125,9 @@ def recipe_errors(stitched: StitchedPair, fitted: FittedRecipes, *, seed: int = 
     """
     found: dict[tuple[str, str], MapErrors] = {}
     for same, layers in fitted.layers.items():
-        stitches = {name: fitted.stitches[name] for name in _between(same)}
-        predictions = {(name, to): (to, one.towards(to)) for name, one in stitches.items() for to in "ba"}
+        predictions: dict[tuple[str, str], Prediction] = {}
+        for name in _between(same):
+            predictions |= {(name, to): (to, fitted.stitches[name].towards(to)) for to in "ba"}
         for side, mean in (("b", fitted.moments[same].mean_y.float()), ("a", fitted.moments[same].mean_x.float())):
             always = (side, lambda x, y, mean=mean: mean.to(x).expand(len(x), -1))
             predictions["same_layers_mean" if same else "mean", side] = always

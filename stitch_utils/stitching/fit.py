@@ -242,7 +242,7 @@ def trace_adam(batches: Pairs, moments: PairMoments, *, alpha: float = 1.0, n_st
         if step in wanted:
             kept.append((seen, time.perf_counter() - began, copy.deepcopy(stitch.to("cpu"))))
 
-    widths = {"d_a": moments.d_a, "d_b": moments.d_b}
-    stitch = fit_adam(counted(), **widths, alpha=alpha, n_steps=n_steps, seed=seed, on_step=keep)
+    d_a, d_b = moments.d_a, moments.d_b
+    stitch = fit_adam(counted(), d_a=d_a, d_b=d_b, alpha=alpha, n_steps=n_steps, seed=seed, on_step=keep)
     tokens, seconds, stitches = map(list, zip(*kept))
     return AdamTrace(stitch, tokens, seconds, [stitch_loss(at, moments, alpha=alpha).total for at in stitches])

@@ -164,7 +164,7 @@ def _on_hub(about: Mapping[str, Any], source: str) -> bool:
 
 def _licences(about: Mapping[str, Any]) -> dict[str, str]:
     """Ask the Hub for the licences of `a`, `b` and `text`; for what lies elsewhere say that none is stated."""
-    found = dict.fromkeys(("a", "b", "text"), "not stated")
+    found: dict[str, str] = dict.fromkeys(("a", "b", "text"), "not stated")
     for source in found:
         name = str(about.get(source))
         if name.startswith("embedded:") or (source == "text" and about.get("text_source") == "world"):
