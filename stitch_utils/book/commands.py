@@ -20,8 +20,8 @@ from .chapters import RequestError, one_line
 from .runs import find_pair
 
 if TYPE_CHECKING:  # what takes seconds to import is imported where it is used
+    from ..stitching.evaluation import Survival
     from ..stitching.pair import StitchedPair
-    from ..stitching.survival import Survival
 
 
 @contextlib.contextmanager
@@ -198,7 +198,7 @@ def transfer_vector(
     import torch
 
     from ..steering.vectors import transfer_vector as transfer
-    from ..stitching.survival import survival
+    from ..stitching.evaluation import survival
     from ..utils.arrays import read_vectors, save_arrays
 
     path, rows = _target(out, ".npy", vector), []
@@ -220,7 +220,7 @@ def transfer_probe(root: Path, *, pair: str, probe: str, out: str, to: str, stit
     """Carry a linear probe, and print what the stitch leaves of it and how both do on held-out text."""
     from ..probing.probes import judge_probe, read_probe, save_probe
     from ..probing.probes import transfer_probe as transfer
-    from ..stitching.survival import survival
+    from ..stitching.evaluation import survival
 
     path = _target(out, ".npz", probe)
     with _in_one_line():

@@ -8,7 +8,7 @@ models, a layer of the first, and a text:
     b: {model: path/or/hub-id}
     text: my-text.txt
 
-Paths in a file are relative to it. SVCCA chooses a missing layer of B (`svcca.stitched_layers`). A text that is not
+Paths in a file are relative to it. SVCCA chooses a missing layer of B (`stitching.svcca`). A text that is not
 split into `train` and `evaluation` keeps every tenth document for evaluation.
 
 Offers `ModelPair` and its parts (`ModelRef`, `TextRef`, `DatasetRef`, `SAERef`, `AugmenterRef`, `SAERecipe`, `Scale`),

@@ -273,8 +273,6 @@ def entropy_effects(
     total = DocumentSums()
     for part in as_fits(batches, read):
         total.add(part)
-    if not len(total):
-        raise ValueError("the batches predict no ordinary token: expected at least one document of two tokens")
     sums = torch.from_numpy(total.table())  # (documents, n, 4)
     return EntropyEffects(sums[..., :3].transpose(0, 1), sums[..., 3].T)
 

@@ -103,8 +103,7 @@ def fit_code_map(
     else:
         widths = {"d_a": sae.cfg.d_sae, "d_b": next(iter(batches))[1].shape[1]}
         options = {"lr": lr, "epochs": epochs, "seed": seed, "device": sae.W_enc.device}
-        fit = fit_unsquared_adam(coded, **widths, up_alone=True, **options)
-        method, decoder, ridge = "adam", fit.maps["up"], 0.0
+        method, decoder, ridge = "adam", fit_unsquared_adam(coded, **widths, up_alone=True, **options).up, 0.0
     return CodeMap(sae, decoder.P.to(sae.W_enc), decoder.b.to(sae.W_enc), method, ridge)
 
 
@@ -122,10 +121,10 @@ def reconstructions(
         "b": fit_code_map(moved, batches, held_out, reads=1, **options),
     }
     predictions = {
-        "a_composed": Prediction("b", lambda x, y: stitch.up(sae(x.to(sae.W_enc)).to(stitch.P_up))),
-        "a_fitted": Prediction("b", lambda x, y: maps["a"].predict(x)),
-        "b_composed": Prediction("b", lambda x, y: moved(y.to(moved.W_enc))),
-        "b_fitted": Prediction("b", lambda x, y: maps["b"].predict(y)),
+        "a_composed": ("b", lambda x, y: stitch.up(sae(x.to(sae.W_enc)).to(stitch.P_up))),
+        "a_fitted": ("b", lambda x, y: maps["a"].predict(x)),
+        "b_composed": ("b", lambda x, y: moved(y.to(moved.W_enc))),
+        "b_fitted": ("b", lambda x, y: maps["b"].predict(y)),
     }
     return predictions, maps
 

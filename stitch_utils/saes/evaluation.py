@@ -77,8 +77,6 @@ def evaluate_saes(
         sums.add(of_batch)
         for name, some in active.items():
             fired[name] |= some
-    if not len(sums):
-        raise ValueError("the batches hold no ordinary token: expected at least one document of one token")
     table = sums.table()
     # The first row is of the text itself, the others are of its resamples: (1 + resamples, columns).
     totals = np.concatenate([np.ones((1, len(table))), resampled_counts(len(table), seed)]) @ table

@@ -4,7 +4,7 @@ The main paper (arXiv 2506.06609) minimises Eq. 3, with inversion terms, between
 vector over without the bias. The sister paper (arXiv 2506.00653) minimises the unsquared error by AdamW, between layers
 of the same number, and adds the bias. A recipe is one way to make a map and to carry vectors over by it. Each changes
 one choice of the main paper's, and the last has all of the sister paper's; text and sizes are the same for all
-(`stitching.lrt_text`), but for the recipe that is about them.
+(`stitching.lrt_maps`), but for the recipe that is about them.
 
 Offers `Recipe`, `RECIPES`, `fit_recipes`, `FittedRecipes`, `recipe_errors`, `steer_by_recipes`, `recipe_numbers`.
 """
@@ -18,15 +18,16 @@ from typing import NamedTuple
 from ..models.harvest import ActivationStream
 from ..stitching.fit import fit_exact
 from ..stitching.lrt_maps import (
+    MapConfig,
     MapErrors,
-    MapFit,
     Prediction,
     fit_unsquared,
     fit_unsquared_adam,
+    map_batches,
     map_errors,
+    map_stream,
     moments_of,
 )
-from ..stitching.lrt_text import MapConfig, map_batches, map_stream, same_layers
 from ..stitching.moments import PairMoments
 from ..stitching.pair import StitchedPair
 from ..stitching.stitch import Stitch
@@ -76,8 +77,6 @@ class FittedRecipes:
     """Their moments."""
     stitches: Mapping[str, Stitch]
     """The maps, by recipe."""
-    unsquared: MapFit
-    """The minimum of the unsquared loss at the stitched layers, with the losses on the way."""
 
 
 def fit_recipes(stitched: StitchedPair, config: MapConfig) -> FittedRecipes:
@@ -85,20 +84,19 @@ def fit_recipes(stitched: StitchedPair, config: MapConfig) -> FittedRecipes:
 
     ValueError, naming the pair, for text that cannot be had.
     """
-    models = stitched.models
-    layers = {False: stitched.layers, True: same_layers(stitched)}
+    models, layer = stitched.models, stitched.layers[0]
+    layers = {False: stitched.layers, True: (layer, min(layer, models[1].n_layers - 1))}  # 20 and 20 for Gemma 2
     streams = {same: map_stream(stitched, at, config) for same, at in layers.items()}
     if layers[True] == layers[False]:
         streams[True] = streams[False]
     moments = {same: moments_of(stream) for same, stream in streams.items()}
     tenth = dataclasses.replace(config, tokens=max(config.tokens // LESS, config.step_tokens * 2))
     less = moments_of(map_stream(stitched, stitched.layers, tenth))
-    unsquared = fit_unsquared(streams[False])
 
     @functools.cache
     def fitted(recipe: Recipe) -> Stitch:
         if recipe.fit == "unsquared":
-            return unsquared.stitch
+            return fit_unsquared(streams[False])
         if recipe.fit == "exact":
             return fit_exact(less if recipe.less_text else moments[recipe.same_layers], alpha=recipe.alpha)
         return fit_unsquared_adam(
@@ -109,10 +107,10 @@ def fit_recipes(stitched: StitchedPair, config: MapConfig) -> FittedRecipes:
             epochs=config.epochs,
             seed=config.seed,
             device=models[1].device,
-        ).stitch
+        )
 
     stitches = {name: fitted(one._replace(with_bias=False)) for name, one in progress(RECIPES.items(), "maps")}
-    return FittedRecipes(config, layers, streams, moments, stitches, unsquared)
+    return FittedRecipes(config, layers, streams, moments, stitches)
 
 
 def _between(same: bool) -> dict[str, Recipe]:
@@ -127,10 +125,11 @@ def recipe_errors(stitched: StitchedPair, fitted: FittedRecipes, *, seed: int = 
     """
     found: dict[tuple[str, str], MapErrors] = {}
     for same, layers in fitted.layers.items():
-        stitches = {name: fitted.stitches[name] for name in _between(same)}
-        predictions = {(name, to): Prediction(to, one.towards(to)) for name, one in stitches.items() for to in "ba"}
+        predictions: dict[tuple[str, str], Prediction] = {}
+        for name in _between(same):
+            predictions |= {(name, to): (to, fitted.stitches[name].towards(to)) for to in "ba"}
         for side, mean in (("b", fitted.moments[same].mean_y.float()), ("a", fitted.moments[same].mean_x.float())):
-            always = Prediction(side, lambda x, y, mean=mean: mean.to(x).expand(len(x), -1))
+            always = (side, lambda x, y, mean=mean: mean.to(x).expand(len(x), -1))
             predictions["same_layers_mean" if same else "mean", side] = always
         batches = map_batches(stitched, fitted.config, held_out=True)
         found |= map_errors(stitched.models, layers, batches, predictions, seed=seed)
@@ -167,11 +166,13 @@ def recipe_numbers(
         numbers |= found.fuv.numbers(f"{start}.maps.{name}.fuv.to_{side}")
     numbers |= errors["sister", "b"].length.numbers(f"{start}.validation_loss")
     numbers[f"{start}.validation_loss_of_mean"] = errors["same_layers_mean", "b"].length.value
-    for side, direction in (("b", "up"), ("a", "down")):
+    reweighting = fitted.stitches["unsquared"].report
+    assert reweighting is not None  # every fit reports
+    for side in "ba":
         lengths = {name: errors[name, side].length.value for name in ("no_inversion", "unsquared", "adam")}
         numbers[f"{start}.unsquared.gain.to_{side}"] = 1 - lengths["unsquared"] / lengths["no_inversion"]
         numbers[f"{start}.unsquared.adam_excess.to_{side}"] = lengths["adam"] / lengths["unsquared"] - 1
-        numbers[f"{start}.unsquared.passes.to_{side}"] = len(fitted.unsquared.lengths[direction])
+        numbers[f"{start}.unsquared.passes.to_{side}"] = reweighting.sweeps
     for same, sweep in sweeps.items():
         for condition in sweep.conditions:
             name = condition if condition != "random" else "same_layers_random" if same else "random"

@@ -3,13 +3,15 @@
 Section 2, "Downstream Performance": Table 1 and Fig. 7. In A->B the residual stream of B before its stitched layer is
 replaced by up(x), and B finishes the computation; in A->B->A that of A is replaced by down(up(x)), and so on. The
 host's own residual stays at special tokens, which no stitch has seen (App. A masks them). Beside the models' own
-losses stands what counts of tokens, or of pairs of tokens, already predict.
+losses stands what counts of tokens, or of pairs of tokens, already predict. Of a direction (section 4), the maps may
+leave less than of random ones, and the way back may not return to it.
 
-Offers `measure_fidelity`, `Fidelity`, `CONDITIONS`, `splice`, and `ngram_cross_entropy`.
+Offers `measure_fidelity`, `Fidelity`, `CONDITIONS`, `splice`; `ngram_cross_entropy`; `survival`, `Survival`.
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,11 +22,12 @@ from ..data.text import TokenBatch
 from ..models.harvest import as_fits
 from ..models.language_model import Edit, LanguageModel
 from ..utils.progress import progress
-from ..utils.stats import RESAMPLES, DocumentSums, Estimate, from_draws, resampled_counts
+from ..utils.stats import DocumentSums, Estimate, from_draws, resampled_counts
 from .stitch import Stitch
 
 # Condition -> the model that comes last.
 CONDITIONS = {"a_to_b": "b", "b_to_a": "a", "a_to_b_to_a": "a", "b_to_a_to_b": "b"}
+RANDOM_DIRECTIONS = 1000
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,6 @@ class Fidelity:
     """(stitch, condition) -> (documents,), nats. The models' own losses are ("own", "a") and ("own", "b")."""
     seed: int = 0
     """The seed of the bootstrap."""
-    resamples: int = RESAMPLES
-    """The number of draws of the bootstrap."""
 
     def cross_entropy(self, stitch: str, condition: str) -> Estimate:
         """Average over tokens, in nats, with a bootstrap interval over documents."""
@@ -46,12 +47,10 @@ class Fidelity:
 
     def increase(self, stitch: str, condition: str) -> Estimate:
         """Compare with the own loss of the model that comes last: 0.11 is a loss 11% higher."""
-        return self._ratio(
-            self.sums[stitch, condition], self.sums["own", CONDITIONS.get(condition, condition[0])], less=1
-        )
+        return self._ratio(self.sums[stitch, condition], self.sums["own", CONDITIONS[condition]], less=1)
 
     def _ratio(self, above: np.ndarray, below: np.ndarray, less: int = 0) -> Estimate:
-        draws = resampled_counts(len(self.tokens), self.seed, self.resamples)  # the same for every condition
+        draws = resampled_counts(len(self.tokens), self.seed)  # the same for every condition
         return from_draws(above.sum() / below.sum() - less, draws @ above / (draws @ below) - less)
 
 
@@ -77,25 +76,23 @@ def measure_fidelity(
     With `means`, (d_a,) and (d_b,), ("own", "a_without_layer") and ("own", "b_without_layer") are the losses with the
     stream replaced by its mean. ValueError if the batches predict no ordinary token.
     """
-    models, layers = {"a": model_a, "b": model_b}, {"a": layer_a, "b": layer_b}
+    hosts = {"a": (model_a, layer_a), "b": (model_b, layer_b)}
     stitches = {name: stitch.to(model_b.device) for name, stitch in stitches.items()}
     conditions: list[tuple[str, str]] = []
 
     def read(batch: TokenBatch) -> DocumentSums:
         """Sum tokens and losses by document: (1 + conditions,)."""
         scored = batch.mask[:, 1:]
-
-        x = model_a.residuals(batch.tokens, [layer_a])[layer_a]
-        y = model_b.residuals(batch.tokens, [layer_b])[layer_b]
-        streams = {"a": x, "b": y}
+        streams = {host: model.residuals(batch.tokens, [layer])[layer] for host, (model, layer) in hosts.items()}
+        x, y = streams["a"], streams["b"]
 
         def own(host: str, replacement: Tensor | None = None) -> Tensor:
+            model, layer = hosts[host]
             edit = None if replacement is None else splice(replacement, batch.mask)
-            losses = models[host].cross_entropy(batch.tokens, layer=layers[host], edit=edit, stream=streams[host])
-            return losses.cpu()[scored]
+            return model.cross_entropy(batch.tokens, layer=layer, edit=edit, stream=streams[host]).cpu()[scored]
 
-        found = {("own", host): own(host) for host in models}
-        for host, stream, mean in zip("ab", (x, y), means or ()):
+        found = {("own", host): own(host) for host in hosts}
+        for (host, stream), mean in zip(streams.items(), means or ()):
             found["own", f"{host}_without_layer"] = own(host, mean.to(stream).expand_as(stream))
         for name, stitch in stitches.items():
             up_x, down_y = stitch.up(x.to(y.device)), stitch.down(y)
@@ -109,8 +106,6 @@ def measure_fidelity(
     sums = DocumentSums()
     for part in progress(as_fits(batches, read), "cross-entropy"):
         sums.add(part)
-    if not len(sums):
-        raise ValueError("the batches predict no ordinary token: expected at least one document of two tokens")
     tokens, *losses = map(np.ascontiguousarray, sums.table().T)
     return Fidelity(tokens, dict(zip(conditions, losses)), seed)
 
@@ -148,3 +143,41 @@ def _targets_and_contexts(batches: Iterable[TokenBatch]) -> tuple[Tensor, Tensor
     if not sum(mask.sum().item() for _, mask in scored):
         raise ValueError("the text has no ordinary token after another: there is nothing to count")
     return torch.cat([row[:, 1:][mask] for row, mask in scored]), torch.cat([row[:, :-1][mask] for row, mask in scored])
+
+
+class Survival(NamedTuple):
+    """What a stitch leaves of one direction."""
+
+    kept: float
+    """Its length after the map, as a share of its length before."""
+    kept_random: float
+    """The root mean square of that share over all random directions."""
+    round_trip: float
+    """Cosine between the direction and what comes back of it by both maps."""
+    round_trip_random: float
+    """The median of that cosine over a thousand random directions."""
+
+
+def survival(directions: np.ndarray, stitch: Stitch, *, to: str = "b", reads: bool = False) -> list[Survival]:
+    """Measure what is left of each direction, (d,) or (n, d), on the way to model `to`.
+
+    A direction v that is added to the stream becomes v P. With `reads` the directions are weights w of linear probes,
+    which read the stream and so go by the other map: to w P_down^T in B. ValueError for another `to`.
+    """
+    maps = stitch.towards(to), stitch.towards("a" if to == "b" else "b")
+    there, back = (each.P.detach().cpu().double().numpy() for each in maps)
+    if reads:
+        there, back = back.T, there.T
+
+    def lengths_and_cosines(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        image = rows @ there
+        returned = image @ back
+        norms = np.linalg.norm(returned, axis=1)
+        cosines = np.divide((rows * returned).sum(1), norms, out=np.zeros(len(rows)), where=norms > 0)
+        return np.linalg.norm(image, axis=1), cosines
+
+    drawn = np.random.default_rng(0).standard_normal((RANDOM_DIRECTIONS, len(there)))
+    typical = float(np.linalg.norm(there) / len(there) ** 0.5), float(np.median(lengths_and_cosines(drawn)[1]))
+    kept, cosines = lengths_and_cosines(np.atleast_2d(directions))
+    return [Survival(float(k), typical[0], float(c), typical[1]) for k, c in zip(kept, cosines)]

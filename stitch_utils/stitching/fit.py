@@ -1,14 +1,14 @@
 """Fit a stitch: the exact minimum of Eq. 3 from moments, and the paper's own recipe with Adam.
 
 Section 2, Eq. 3, and App. A. Eq. 3 depends on the data through means and second moments alone, so `fit_exact` needs no
-activations. The best biases make all residuals centred. With one map fixed, the best other map solves a generalised
-Sylvester equation, A Q + B Q C = E, by two symmetric eigendecompositions; the two are solved in turn, and L-BFGS in
+activations. The best biases make all residuals centred. Each map is solved in turn with the other fixed, and L-BFGS in
 whitened coordinates ends the descent. `fit_adam` is the paper's fitter, for comparison.
 
 Offers `fit_exact`; `best_given_other`, its step; `fit_adam`; `trace_adam` and `AdamTrace`; and `linear_maps`, `affine`
 and `last_tenth`, which other fitters by gradient descent share.
 """
 
+import copy
 import itertools
 import time
 from collections.abc import Callable, Iterable
@@ -32,8 +32,9 @@ Pairs = Iterable[tuple[Tensor, Tensor]]  # activations x (n, d_a) and y (n, d_b)
 def best_given_other(p: Tensor, cxx: Tensor, cxy: Tensor, cyy: Tensor, alpha: float) -> Tensor:
     """Find the P_down that minimises Eq. 3 for centred data when P_up = `p`; swap x and y for the converse.
 
-    A zero derivative is A Q + B Q C = E with B = Cyy, A = (Cyy + alpha p' Cxx p) / d_a, C = alpha p p' / d_b. With
-    C = V diag(c) V' and W from the pencil (A, B), W'AW = I and W'BW = diag(beta), the columns of QV decouple.
+    A zero derivative is the generalised Sylvester equation A Q + B Q C = E with A = (Cyy + alpha p' Cxx p) / d_a,
+    B = Cyy and C = alpha p p' / d_b. With C = V diag(c) V' and W from the pencil (A, B), W'AW = I and
+    W'BW = diag(beta), the columns of QV decouple.
     """
     d_a, d_b = p.shape
     left = (cyy + alpha * p.T @ cxx @ p) / d_a
@@ -181,7 +182,7 @@ def fit_adam(
         if on_step is not None:
             on_step(step, Stitch.of(affine(up), affine(down)))
     report = FitReport("adam", alpha, last_tenth(losses), False, 0, n_steps, 0.0, time.perf_counter() - began)
-    return Stitch.of(affine(up).copy(), affine(down).copy(), report=report)
+    return Stitch.of(affine(up), affine(down), report=report).to("cpu")
 
 
 def linear_maps(d_a: int, d_b: int, seed: int, device: torch.device | str) -> tuple[Linear, Linear]:
@@ -225,8 +226,8 @@ class AdamTrace(NamedTuple):
     """Eq. 3 on the moments given."""
 
 
-def trace_adam(batches: Pairs, moments: PairMoments, *, alpha: float = 1.0, n_steps: int, **options) -> AdamTrace:
-    """Run `fit_adam` with `options`, and compute Eq. 3 on `moments` at steps evenly spaced on a log scale."""
+def trace_adam(batches: Pairs, moments: PairMoments, *, alpha: float = 1.0, n_steps: int, seed: int = 0) -> AdamTrace:
+    """Run `fit_adam`, and compute Eq. 3 on `moments` at steps evenly spaced on a log scale."""
     wanted = {round(n_steps ** (i / (POINTS - 1))) for i in range(POINTS)} | {n_steps}
     kept: list[tuple[int, float, Stitch]] = []
     seen, began = 0, time.perf_counter()
@@ -239,10 +240,9 @@ def trace_adam(batches: Pairs, moments: PairMoments, *, alpha: float = 1.0, n_st
 
     def keep(step: int, stitch: Stitch) -> None:
         if step in wanted:
-            now = time.perf_counter() - began
-            kept.append((seen, now, Stitch.of(stitch.up.copy(), stitch.down.copy())))
+            kept.append((seen, time.perf_counter() - began, copy.deepcopy(stitch.to("cpu"))))
 
-    widths = {"d_a": moments.d_a, "d_b": moments.d_b}
-    stitch = fit_adam(counted(), **widths, alpha=alpha, n_steps=n_steps, on_step=keep, **options)
+    d_a, d_b = moments.d_a, moments.d_b
+    stitch = fit_adam(counted(), d_a=d_a, d_b=d_b, alpha=alpha, n_steps=n_steps, seed=seed, on_step=keep)
     tokens, seconds, stitches = map(list, zip(*kept))
     return AdamTrace(stitch, tokens, seconds, [stitch_loss(at, moments, alpha=alpha).total for at in stitches])

@@ -1,86 +1,165 @@
-r"""Affine maps that make the mean length of the error small, not its mean square: the sister paper's fit.
+r"""The maps of the sister paper: affine ones that make the mean length of the error small, not its mean square.
 
 Bello et al. (arXiv 2506.00653, "linear representation transferability") map the stream x of one model to the stream y
 of another by
 
     A, p = argmin  E || x A + p - y ||_2
 
-and descend by AdamW on batches of 32 rows of 512 tokens, four times over 10M tokens, a tenth of them kept for
-validation. The length of the error is convex in A and p, so its minimum can be found without a gradient. For lengths r
-and s > 0, r <= (r^2 / s + s) / 2, with equality at r = s. So least squares in which every token counts with the inverse
-of its present error can only lower the mean length; where it changes nothing is the minimum (Weiszfeld's algorithm).
-Each pass gathers moments with those weights and solves as `fit_exact` does for alpha = 0.
+and descend by AdamW. The length of the error is convex in A and p, so its minimum can be found without a gradient. For
+lengths r and s > 0, r <= (r^2 / s + s) / 2, with equality at r = s. So least squares in which every token counts with
+the inverse of its present error can only lower the mean length; where it changes nothing is the minimum (Weiszfeld's
+algorithm). Each direction is fitted by itself: no term ties them, as alpha does in Eq. 3.
 
-Each direction is fitted by itself: no term ties them, as alpha does in Eq. 3. `map_errors` measures whatever predicts
-one model's stream in the units of both papers, the mean length of the error and the unexplained variance.
+Their text is 10M tokens of the Pile in rows of 512, a tenth of them for validation, and for instruction-tuned models a
+third of chats (lmsys-chat-1m). A pair's file may name both, as the data sets `map_text` and `map_chats`; without them
+it is the pair's own training text. Special tokens are masked out, of which that paper says nothing.
 
-Offers `fit_unsquared`, `fit_unsquared_adam`, `MapFit`, `moments_of`; `map_errors`, `MapErrors`, `Prediction`.
+Offers `MapConfig`, `map_config`, `map_batches`, `map_stream`; `fit_unsquared`, `fit_unsquared_adam`, `moments_of`;
+`map_errors`, `MapErrors`, `Prediction`.
 """
 
 import functools
+import itertools
 import time
-from collections.abc import Callable, Hashable, Iterable, Mapping
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
+import jinja2
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.text import TokenBatch
-from ..models.harvest import as_fits
+from ..data.hub import dataset_rows
+from ..data.pairs import DatasetRef, ModelPair, TextRef, blaming
+from ..data.text import TokenBatch, text_rows, token_batches
+from ..models.harvest import ActivationStream, as_fits
 from ..models.language_model import LanguageModel
 from ..utils.progress import progress
 from ..utils.stats import DocumentSums, Estimate, from_draws, resampled_counts
 from .fit import Pairs, affine, fit_exact, last_tenth, linear_maps
 from .moments import PairMoments
+from .pair import StitchedPair
 from .stitch import AffineMap, FitReport, Stitch
 
+VALIDATION = 10  # one row in ten is for validation
+CHATS = 3  # one batch in three is of chats
+KEPT_BYTES = 2**31  # activations up to this size are held in memory, so that each pass after the first is free
 RIDGE = 1e-8
 SMALLEST = 1e-3  # share of the mean error below which an error counts as if it were so long
+TOLERANCE = 1e-5  # share of either loss that the last reweighting may still gain
+PASSES = 20  # of reweighting, at most
 
 
-class MapFit(NamedTuple):
-    """Maps fitted by the unsquared error, by direction: `up`, and `down` if it was asked for."""
+@dataclass(frozen=True)
+class MapConfig:
+    """What the maps are fitted on, and how."""
 
-    maps: Mapping[str, AffineMap]
-    report: FitReport
-    lengths: Mapping[str, tuple[float, ...]] = {}
-    """By reweighting, the mean lengths of the errors on the tokens fitted on: of least squares, then of each pass."""
+    tokens: int
+    """Positions of text, those for validation included."""
+    step_tokens: int
+    """Tokens in a step of AdamW: 32 rows of 512 in the sister paper."""
+    lr: float
+    """The learning rate: in that paper 1e-4 for base models and 1e-3 for instruction-tuned ones."""
+    epochs: int = 4
+    context: int = 0
+    """Positions of a row; 0 for the pair's own."""
+    seed: int = 0
+    """The seed of AdamW's initial weights."""
 
-    @property
-    def stitch(self) -> Stitch:
-        """Both maps in one; ValueError if only the map up was fitted."""
-        if "down" not in self.maps:
-            raise ValueError("only the map up was fitted: a stitch has both")
-        return Stitch.of(self.maps["up"], self.maps["down"], report=self.report)
+    def __post_init__(self):
+        if min(self.tokens, self.step_tokens, self.epochs) < 1 or self.context < 0 or self.lr <= 0:
+            raise ValueError(f"sizes and the learning rate must be positive: got {self}")
 
 
-def fit_unsquared(
-    batches: Pairs, *, tolerance: float = 1e-5, max_passes: int = 20, dtype: torch.dtype = torch.float32
-) -> MapFit:
+def map_config(pair: ModelPair, scale: str, *, lr: float = 0.0, seed: int = 0) -> MapConfig:
+    """Take the sizes of a scale, and its learning rate unless another is given."""
+    sizes = pair.sizes_of("map_text", scale)
+    return MapConfig(**sizes | {"lr": lr or sizes["lr"], "seed": seed})
+
+
+def map_batches(stitched: StitchedPair, config: MapConfig, *, held_out: bool) -> Iterator[TokenBatch]:
+    """Give nine rows of ten of the text, or with `held_out` the others.
+
+    Batches of plain text and of chats come in turn, `CHATS` - 1 to one, and at the end those left over. Rows are
+    divided, not documents: where documents share rows, the border may cut one. ValueError, naming the pair, for text
+    that cannot be read.
+    """
+    pair, tokenizer = stitched.pair, stitched.tokenizer
+    longest = [getattr(model.config, "max_position_embeddings", None) for model in stitched.models]
+    context = min([config.context or pair.context, *filter(None, longest)])
+    sizes = {"context": context, "batch_size": stitched.sizes.batch_size}
+    data, chats = pair.datasets.get("map_text"), pair.datasets.get("map_chats")
+    text = TextRef("hub", **vars(data)) if data else pair.train
+    share = config.tokens // CHATS if chats else 0
+    numbers = itertools.count(1)
+    with blaming(pair, "text or datasets"):
+        plain = token_batches(text, tokenizer, rows=pair.rows, n_tokens=max(config.tokens - share, context), **sizes)
+        spoken = _chats(chats, tokenizer, n_tokens=share, **sizes) if chats else iter(())
+        while batches := [*itertools.islice(plain, CHATS - 1), *itertools.islice(spoken, 1)]:
+            for batch in batches:
+                chosen = torch.tensor([(next(numbers) % VALIDATION == 0) == held_out for _ in batch.tokens])
+                if chosen.any():
+                    yield TokenBatch(*(part[chosen] for part in batch))
+
+
+def _chats(data: DatasetRef, tokenizer, *, context: int, batch_size: int, n_tokens: int) -> Iterator[TokenBatch]:
+    """Give conversations in the chat template, each as a row; pass over those that the template refuses."""
+
+    def pick(row: dict) -> list | None:
+        if not isinstance(row.get("conversation"), list):
+            raise ValueError(f"dataset {data.name!r} has no column 'conversation': its columns are {', '.join(row)}")
+        return [[turn["role"], turn["content"]] for turn in row["conversation"]]
+
+    def texts() -> Iterator[str]:
+        for turns in dataset_rows(pick=pick, picked="conversation", **vars(data)):
+            messages = [{"role": role, "content": content} for role, content in turns]
+            try:
+                text = tokenizer.apply_chat_template(messages, tokenize=False)
+            except jinja2.TemplateError:  # such as two turns of one speaker
+                continue
+            yield text.removeprefix(tokenizer.bos_token or "")
+
+    source, read, first = texts(), 0, 0
+    while read < n_tokens and (some := list(itertools.islice(source, batch_size))):
+        (batch,) = text_rows(some, tokenizer, context=context, batch_size=batch_size)
+        # Negative numbers, so that no chat counts as part of a document.
+        yield batch._replace(documents=-1 - first - batch.documents)
+        read, first = read + batch.tokens.numel(), first + len(some)
+
+
+def map_stream(
+    stitched: StitchedPair, layers: tuple[int, int], config: MapConfig, *, held_out: bool = False
+) -> ActivationStream:
+    """Stream the activations of `map_batches` in steps of the config's size; hold up to two gigabytes in memory."""
+    share = 1 / VALIDATION if held_out else 1 - 1 / VALIDATION
+    size = 4 * config.tokens * share * sum(model.d_model for model in stitched.models)
+    step_tokens = min(config.step_tokens, 256) if held_out else config.step_tokens
+    batches = functools.partial(map_batches, stitched, config, held_out=held_out)
+    return ActivationStream(*stitched.models, *layers, batches, step_tokens=step_tokens, keep=size <= KEPT_BYTES)
+
+
+def fit_unsquared(batches: Pairs) -> Stitch:
     """Find the maps with the smallest mean length of the error, by reweighted moments.
 
-    `batches` is iterated once for the least squares that the fit starts from, then once for each of at most
-    `max_passes` reweightings, until one lowers no loss by more than `tolerance` of it. ValueError for no batches, and
-    for batches that can be iterated only once.
+    `batches` is iterated once for the least squares that the fit starts from, then once for each reweighting, until one
+    lowers no loss by more than `TOLERANCE` of it. The report counts these as sweeps, and its loss is the sum of both
+    mean lengths. ValueError for no batches, and for batches that can be iterated only once.
     """
-    if max_passes < 1:
-        raise ValueError(f"max_passes must be positive: got {max_passes}")
     began = time.perf_counter()
     moments = moments_of(batches)
     solve = functools.partial(fit_exact, alpha=0, ridge=RIDGE, dtype=torch.float64)
-    squares = solve(moments)
-    maps = {"up": squares.up, "down": squares.down}
-    losses: dict[str, list[float]] = {name: [] for name in maps}
-    at = dict.fromkeys(maps, 0.0)  # the present mean length, which makes the weights about 1
+    stitch = solve(moments)
+    losses: dict[str, list[float]] = {"up": [], "down": []}
+    at = dict.fromkeys(losses, 0.0)  # the present mean length, which makes the weights about 1
     converged = False
-    for _ in progress(range(max_passes), "reweighting"):
-        gathered = {name: PairMoments(moments.d_a, moments.d_b) for name in maps}
-        totals, count = dict.fromkeys(maps, 0.0), 0
+    for _ in progress(range(PASSES), "reweighting"):
+        gathered = {name: PairMoments(moments.d_a, moments.d_b) for name in losses}
+        totals, count = dict.fromkeys(losses, 0.0), 0
         for x, y in batches:
             count += len(x)
-            for name, given, wanted in (("up", x, y), ("down", y, x)):
-                lengths = (maps[name](given.double()) - wanted.double()).norm(dim=1)
+            for name, fitted, given, wanted in (("up", stitch.up, x, y), ("down", stitch.down, y, x)):
+                lengths = (fitted(given.double()) - wanted.double()).norm(dim=1)
                 totals[name] += lengths.sum().item()
                 at[name] = scale = at[name] or lengths.mean().item() or 1.0
                 gathered[name].update(x, y, scale / lengths.clamp_min(SMALLEST * scale))
@@ -88,14 +167,13 @@ def fit_unsquared(
             raise ValueError(f"batches gave {moments.count} tokens, then {count}: expected the same each time")
         at = {name: total / count for name, total in totals.items()}
         losses = {name: [*found, at[name]] for name, found in losses.items()}
-        converged = all(len(found) > 1 and found[-2] - found[-1] <= tolerance * found[-2] for found in losses.values())
+        converged = all(len(found) > 1 and found[-2] - found[-1] <= TOLERANCE * found[-2] for found in losses.values())
         if converged:
             break
-        maps = {"up": solve(gathered["up"]).up, "down": solve(gathered["down"]).down}
+        stitch = Stitch.of(solve(gathered["up"]).up, solve(gathered["down"]).down)
     seconds = time.perf_counter() - began
     report = FitReport("unsquared", 0.0, sum(at.values()), converged, len(losses["up"]), 0, RIDGE, seconds)
-    lengths = {name: tuple(found) for name, found in losses.items()}
-    return MapFit({name: one.to(dtype) for name, one in maps.items()}, report, lengths)
+    return replace(stitch.to(torch.float32), report=report)
 
 
 def moments_of(batches: Pairs) -> PairMoments:
@@ -116,31 +194,31 @@ def fit_unsquared_adam(
     d_b: int,
     lr: float = 1e-4,
     epochs: int = 4,
-    weight_decay: float = 0.01,
     up_alone: bool = False,
     seed: int = 0,
     device: torch.device | str = "cpu",
-) -> MapFit:
+) -> Stitch:
     """Fit by the sister paper's recipe: AdamW at a constant `lr` on the mean length of each batch's errors, in order.
 
     `batches` gives a pair a step, and is iterated `epochs` times. Weights start as torch's Linear does, from `seed`;
-    betas and weight decay, which that paper does not give, are torch's. ValueError for no epochs, no batches, and
-    batches that can be iterated only once.
+    betas and weight decay, which that paper does not give, are torch's. With `up_alone` the map down is not fitted and
+    holds NaN. ValueError for no epochs, no batches, and batches that can be iterated only once.
     """
     began = time.perf_counter()
     if epochs < 1:
         raise ValueError(f"epochs must be positive: got {epochs}")
-    layers = dict(zip(("up",) if up_alone else ("up", "down"), linear_maps(d_a, d_b, seed, device)))
-    parameters = [p for layer in layers.values() for p in layer.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
+    up, down = linear_maps(d_a, d_b, seed, device)
+    if up_alone:  # its random start is no map that anyone should use
+        torch.nn.init.constant_(down.weight, torch.nan)
+    optimizer = torch.optim.AdamW([*up.parameters(), *down.parameters()], lr=lr)
     losses: list[Tensor] = []
     for epoch in progress(range(epochs), "AdamW"):
         before = len(losses)
         for x, y in batches:
             x, y = x.to(device, torch.float32), y.to(device, torch.float32)
-            loss = (layers["up"](x) - y).norm(dim=1).mean()
+            loss = (up(x) - y).norm(dim=1).mean()
             if not up_alone:
-                loss = loss + (layers["down"](y) - x).norm(dim=1).mean()
+                loss = loss + (down(y) - x).norm(dim=1).mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -149,19 +227,12 @@ def fit_unsquared_adam(
             raise ValueError(f"batches gave nothing in epoch {epoch + 1}: expected some, the same in each")
     final, seconds = last_tenth(losses), time.perf_counter() - began
     report = FitReport("unsquared adam", 0.0, final, False, 0, len(losses), 0.0, seconds)
-    return MapFit({name: affine(layer).copy() for name, layer in layers.items()}, report)
+    return Stitch.of(affine(up), affine(down), report=report).to("cpu")
 
 
-Key = TypeVar("Key", bound=Hashable)
-
-
-class Prediction(NamedTuple):
-    """What predicts the stream of one of two models."""
-
-    target: str
-    """The side whose stream is predicted: `a` or `b`."""
-    of: AffineMap | Callable[[Tensor, Tensor], Tensor]
-    """A map from the other side's stream, or a function of both: x (n, d_a) and y (n, d_b) -> (n, d_target)."""
+# The side whose stream is predicted, and a map from the other side's stream or a function of both, x (n, d_a) and
+# y (n, d_b).
+Prediction = tuple[str, AffineMap | Callable[[Tensor, Tensor], Tensor]]
 
 
 class MapErrors(NamedTuple):
@@ -177,10 +248,10 @@ def map_errors(
     models: tuple[LanguageModel, LanguageModel],
     layers: tuple[int, int],
     batches: Iterable[TokenBatch],
-    predictions: Mapping[Key, Prediction],
+    predictions: Mapping[Any, Prediction],
     *,
     seed: int = 0,
-) -> dict[Key, MapErrors]:
+) -> dict[Any, MapErrors]:
     """Measure the errors of all predictions, by their names, in one pass over the text.
 
     ValueError for a prediction of another stream than a's or b's, or of another shape than its target's, and for
@@ -214,20 +285,14 @@ def map_errors(
     documents = DocumentSums()
     for part in progress(as_fits(batches, read), "errors"):
         documents.add(part)
-    if not len(documents):
-        raise ValueError("the batches hold no ordinary token: expected at least one document of one token")
     table = documents.table()
     # The first row is of all documents, once; the others are draws: (1 + resamples, columns).
     totals = np.concatenate([np.ones((1, len(table))), resampled_counts(len(table), seed)]) @ table
-    ends = np.cumsum([1, 1, 1, 2 * len(predictions), models[0].d_model])
-    count, squares_a, squares_b, errors, sums_a, sums_b = np.split(totals, ends, axis=1)
-    count = count[:, 0]
-    variation = {"a": squares_a[:, 0] - (sums_a**2).sum(1) / count, "b": squares_b[:, 0] - (sums_b**2).sum(1) / count}
-
-    def estimate(values: np.ndarray) -> Estimate:
-        return from_draws(values[0], values[1:])
+    text, errors, sums_a, sums_b = np.split(totals, np.cumsum([3, 2 * len(predictions), models[0].d_model]), axis=1)
+    count, squares_a, squares_b = text.T
+    variation = {"a": squares_a - (sums_a**2).sum(1) / count, "b": squares_b - (sums_b**2).sum(1) / count}
 
     return {
-        name: MapErrors(estimate(lengths / count), estimate(squares / variation[target]))
+        name: MapErrors(*(from_draws(one[0], one[1:]) for one in (lengths / count, squares / variation[target])))
         for (name, (target, _)), lengths, squares in zip(predictions.items(), errors.T[::2], errors.T[1::2])
     }

@@ -57,15 +57,13 @@ class PairMoments:
             both = torch.cat([part_x.double(), part_y.double()], dim=1)  # (rows, d_a + d_b)
             if part is None:
                 count, mean = len(both), both.mean(dim=0)
-                both -= mean
-                scatter = both.T @ both
             else:
                 part = part.to(both)
                 count = part.sum().item()
                 mean = part @ both / count
-                both -= mean
-                scatter = (both * part[:, None]).T @ both
-            self._merge(count, mean, scatter)
+            both -= mean
+            weighted = both if part is None else both * part[:, None]
+            self._merge(count, mean, weighted.T @ both)
 
     def _merge(self, count: float, mean: Tensor, scatter: Tensor) -> None:
         self.mean, self.scatter = self.mean.to(mean.device), self.scatter.to(mean.device)

@@ -14,16 +14,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from ..data.pairs import ModelPair, Scale, load_pair
+from ..data.pairs import ModelPair, Scale, check_known, load_pair
 from ..data.text import TokenBatch
-from ..models.harvest import evaluation_batches, of_activations, training_batches
+from ..models.harvest import evaluation_batches, of_activations, sample_residuals, training_batches
 from ..models.language_model import LanguageModel, check_pair, load_models, load_tokenizer, set_threads
 from ..utils.cache import artifact, kept
 from ..utils.files import project_root
 from .fit import fit_exact
 from .moments import PairMoments, harvest_moments
 from .stitch import Stitch, StitchLoss, stitch_loss
-from .svcca import stitched_layers
+from .svcca import svcca_table
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,14 +55,19 @@ class StitchedPair:
         """Load the models of a pair (a name, a pair file, or a `ModelPair`) and find its layers.
 
         The threads that the pair's file fixes are set for the whole process; the models stay in memory for the next
-        call. `variance` is that of `svcca_table`, which chooses B's layer where the pair names none. ValueError for an
-        unknown pair or scale, and for a mistake in the pair's file.
+        call. Where the pair names no layer of B, it is the one most like A's (App. A.1), by `svcca_table` with
+        `variance`. ValueError for an unknown pair or scale, and for a mistake in the pair's file.
         """
         pair = pair if isinstance(pair, ModelPair) else load_pair(pair)
         sizes = pair.scale(scale)
         set_threads(pair)
-        models = load_models(pair, device)
-        return cls(pair, models, stitched_layers(pair, *models, sizes, variance=variance), scale, alpha, ridge)
+        models, layer_a, layer_b = load_models(pair, device), pair.a.layer, pair.b.layer
+        assert layer_a is not None  # a ModelPair without one cannot be made
+        if layer_b is None:
+            batches = training_batches(pair, sizes, models[0].tokenizer, sizes.svcca_tokens)
+            xs, ys = sample_residuals(*models, batches, layers_a=[layer_a])
+            layer_b = int(svcca_table(xs, ys, variance=variance)[0].argmax())
+        return cls(pair, models, (layer_a, layer_b), scale, alpha, ridge)
 
     @property
     def name(self) -> str:
@@ -90,8 +95,7 @@ class StitchedPair:
     def side(self, name: str) -> tuple[LanguageModel, int]:
         """Give the model and the stitched layer of side `a` or `b`; ValueError for another."""
         sides = dict(zip("ab", zip(self.models, self.layers)))
-        if name not in sides:
-            raise ValueError(f"unknown side {name!r}: expected 'a' or 'b'")
+        check_known("side", name, sides)
         return sides[name]
 
     def training_batches(self, n_tokens: int | None = None) -> Iterator[TokenBatch]:

@@ -7,6 +7,7 @@ down to names.
 Offers `load_stitch`, `push_stitch`, `write_repository` and `model_card`.
 """
 
+import contextlib
 import re
 import tempfile
 from collections.abc import Mapping
@@ -75,15 +76,20 @@ def write_repository(stitch: Stitch, folder: str | Path, repository: str, *, lic
         raise ValueError(f"{repository!r} is no name of a repository: expected owner/name")
     folder = Path(folder).expanduser()
     check_ours(folder, WEIGHTS, CARD)
-    public = replace(stitch, about=_without_paths(stitch.about))
-    card = model_card(public, repository, licence=licence, licences=_licences(public.about))
+    about = dict(stitch.about)
+    for key in ("a", "b", "text", "held_out_text"):
+        name = about.get(key)
+        if isinstance(name, str) and (name.startswith((".", "/", "~")) or Path(name).exists()):
+            about[key] = Path(name).name
+    public = replace(stitch, about=about)
+    card = model_card(public, repository, licence=licence, licences=_licences(about))
     write_whole(folder / WEIGHTS, public.save, sealed=False)
     write_whole(folder / CARD, lambda place: place.write_text(card, encoding="utf-8"), sealed=False)
 
 
 def model_card(stitch: Stitch, repository: str, *, licence: str | None, licences: Mapping[str, str]) -> str:
     """Write the Markdown with the Hub's metadata. `licences` are those of `a`, `b` and `text`."""
-    about, (d_a, d_b) = stitch.about, stitch.P_up.shape
+    about, report, (d_a, d_b) = stitch.about, stitch.report, stitch.P_up.shape
     models, text = [about.get(side, "unknown") for side in "ab"], about.get("text", "unknown")
     on_hub = [about[side] for side in "ab" if _on_hub(about, side)]
     metadata = {
@@ -94,15 +100,14 @@ def model_card(stitch: Stitch, repository: str, *, licence: str | None, licences
         "datasets": [text] if _on_hub(about, "text") else [],
     }
     metadata = {name: value for name, value in metadata.items() if value}
-    revisions = [("revision", *(about.get(f"revision_{side}", "main") for side in "ab"))] if on_hub else []
     rows = [
         ("model", *models),
-        *revisions,
+        *([("revision", *(about.get(f"revision_{side}", "main") for side in "ab"))] if on_hub else []),
         ("residual stream", *(f"before layer {about.get(f'layer_{side}', 'unknown')}" for side in "ab")),
         ("width", d_a, d_b),
         ("licence of the model", licences["a"], licences["b"]),
     ]
-    fit = f", by `{stitch.report.method}` with alpha = {stitch.report.alpha:g}" if stitch.report else ""
+    fit = f", by `{report.method}` with alpha = {report.alpha:g}" if report else ""
     tokens = f"{about['tokens']:,} tokens" if "tokens" in about else "text"
     held_out = about.get("held_out_text", text)
     apart = "every tenth document of the same, which it was not fitted on" if held_out == text else f"`{held_out}`"
@@ -112,10 +117,11 @@ def model_card(stitch: Stitch, repository: str, *, licence: str | None, licences
         "Two affine maps between the residual streams of two language models, fitted on the same tokens in both: "
         "`up(x) = x P_up + b_up` makes a stream of B from one of A, `down(y) = y P_down + b_down` the converse. SAEs, "
         "probes and steering vectors go across with them ([arXiv:2506.06609](https://arxiv.org/abs/2506.06609)).",
-        _table(("", "A", "B"), rows),
-        "**A model had random weights under another's name: this stitch is of no use beyond tests.**"
-        if about.get("is_stand_in")
-        else "",
+        _table(("", "A", "B"), *rows),
+    ]
+    if about.get("is_stand_in"):
+        parts.append("**A model had random weights under another's name: this stitch is of no use beyond tests.**")
+    parts += [
         "## Data and losses",
         f"Fitted on {tokens} of `{text}` (licence: {licences['text']}){fit}; held-out text: {apart}.",
     ]
@@ -124,7 +130,7 @@ def model_card(stitch: Stitch, repository: str, *, licence: str | None, licences
         names = list(next(iter(known.values())))
         parts += [
             "Mean squared errors over tokens and dimensions (Eq. 3 of the paper), and what is left of the variance:",
-            _table(("", *names), [(name, *(f"{loss[key]:.4g}" for key in names)) for name, loss in known.items()]),
+            _table(("", *names), *((name, *(f"{loss[key]:.4g}" for key in names)) for name, loss in known.items())),
         ]
     if "unexplained" in about:
         up, down = about["unexplained"]
@@ -139,51 +145,34 @@ def model_card(stitch: Stitch, repository: str, *, licence: str | None, licences
         "y = stitch.up(x)  # (1, tokens, d_b); stitch.down(y) goes back\n```",
         f"`{WEIGHTS}` holds the tensors P_up, b_up, P_down and b_down, so `safetensors` alone will do as well.",
         "## Licences of the sources",
-        _table(("source", "licence"), list(zip((*models, text), (licences[key] for key in ("a", "b", "text"))))),
+        _table(("source", "licence"), *zip((*models, text), (licences[key] for key in ("a", "b", "text")))),
         "The file holds two matrices and two biases, and none of the models' weights or of the text.",
     ]
-    return "\n\n".join(filter(None, parts)) + "\n"
+    return "\n\n".join(parts) + "\n"
 
 
-def _table(head: tuple, rows: list[tuple]) -> str:
-    lines = [head, ("---",) * len(head), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
-
-
-def _without_paths(about: Mapping[str, Any]) -> dict[str, Any]:
-    """Cut the paths of the models and texts down to names."""
-
-    def short(key: str, value: Any) -> Any:
-        named = key in ("a", "b", "text", "held_out_text") and isinstance(value, str)
-        return Path(value).name if named and (value.startswith((".", "/", "~")) or Path(value).exists()) else value
-
-    return {key: short(key, value) for key, value in about.items()}
+def _table(head: tuple, *rows: tuple) -> str:
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in (head, ("---",) * len(head), *rows))
 
 
 def _on_hub(about: Mapping[str, Any], source: str) -> bool:
     """Tell whether a model or the text is named by an id of the Hub."""
-    name = about.get(source)
     if source == "text":
         return about.get("text_source") == "hub"
-    return isinstance(name, str) and re.fullmatch(REPOSITORY, name) is not None
+    return isinstance(name := about.get(source), str) and re.fullmatch(REPOSITORY, name) is not None
 
 
 def _licences(about: Mapping[str, Any]) -> dict[str, str]:
     """Ask the Hub for the licences of `a`, `b` and `text`; for what lies elsewhere say that none is stated."""
-    found = {}
-    for source, kind in (("a", "model"), ("b", "model"), ("text", "dataset")):
+    found: dict[str, str] = dict.fromkeys(("a", "b", "text"), "not stated")
+    for source in found:
         name = str(about.get(source))
         if name.startswith("embedded:") or (source == "text" and about.get("text_source") == "world"):
             found[source] = "mit (part of stitch_utils)"
-        else:
-            found[source] = (_on_hub(about, source) and _licence(name, kind)) or "not stated"
+        elif _on_hub(about, source):
+            # A Hub that cannot be asked is no reason not to publish.
+            with contextlib.suppress(HTTP_ERROR, errors.OfflineModeIsEnabled, OSError):
+                info: Any = HfApi().repo_info(name, repo_type="dataset" if source == "text" else "model")
+                stated = getattr(info.card_data, "license", None) or "not stated"
+                found[source] = ", ".join(stated) if isinstance(stated, list) else stated
     return found
-
-
-def _licence(name: str, kind: str) -> str | None:
-    try:
-        info: Any = HfApi().repo_info(name, repo_type=kind)
-    except (HTTP_ERROR, errors.OfflineModeIsEnabled, OSError):
-        return None  # a Hub that cannot be asked is no reason not to publish
-    stated = getattr(info.card_data, "license", None)
-    return ", ".join(stated) if isinstance(stated, list) else stated

@@ -89,10 +89,6 @@ class AffineMap:
         """Copy the map to another device or dtype."""
         return AffineMap(self.P.to(*args, **kwargs), self.b.to(*args, **kwargs))
 
-    def copy(self) -> "AffineMap":
-        """Copy the map to the CPU, in memory of its own."""
-        return AffineMap(self.P.cpu().clone(), self.b.cpu().clone())
-
 
 @dataclass(frozen=True)
 class Stitch:

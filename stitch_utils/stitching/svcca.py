@@ -4,16 +4,14 @@ Section 2 and App. A.1, Fig. 6: A's layer is fixed, B's is the one with the high
 (Raghu et al. 2017). Each stream is reduced to the directions that hold most of its variance, so that noise does not
 count; canonical correlations between the two reduced streams are then averaged.
 
-Offers `svcca_table`, `main_directions`, and `stitched_layers`, which chooses.
+Offers `svcca_table` and `main_directions`.
 """
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..data.pairs import ModelPair, Scale
-from ..models.harvest import Residuals, sample_residuals, training_batches
-from ..models.language_model import LanguageModel
+from ..models.harvest import Residuals
 
 
 def main_directions(x: Float[Tensor, "n d"], variance: float) -> Float[Tensor, "n k"]:
@@ -45,16 +43,3 @@ def svcca_table(xs: Residuals, ys: Residuals, *, variance: float = 0.99) -> Floa
     # Columns are orthonormal, so the canonical correlations are the cosines between the two subspaces.
     scores = [[torch.linalg.svdvals(u.T @ v).clamp(max=1).mean().item() for v in columns] for u in rows]
     return torch.tensor(scores)
-
-
-def stitched_layers(
-    pair: ModelPair, model_a: LanguageModel, model_b: LanguageModel, scale: Scale, *, variance: float = 0.99
-) -> tuple[int, int]:
-    """Find the layers that the pair names; where it names none for B, the one most like A's (App. A.1)."""
-    layer_a, layer_b = pair.a.layer, pair.b.layer
-    assert layer_a is not None  # a ModelPair without one cannot be made
-    if layer_b is not None:
-        return layer_a, layer_b
-    batches = training_batches(pair, scale, model_a.tokenizer, scale.svcca_tokens)
-    xs, ys = sample_residuals(model_a, model_b, batches, layers_a=[layer_a])
-    return layer_a, int(svcca_table(xs, ys, variance=variance)[0].argmax())

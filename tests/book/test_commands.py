@@ -18,9 +18,9 @@ from stitch_utils.models.language_model import load_models
 from stitch_utils.probing.probes import judge_probe, read_probe, save_probe, transfer_probe
 from stitch_utils.saes.evaluation import judge_sae
 from stitch_utils.saes.transfer import transfer_sae
+from stitch_utils.stitching.evaluation import survival
 from stitch_utils.stitching.pair import StitchedPair, fit_pair, stitch_file
 from stitch_utils.stitching.stitch import Stitch
-from stitch_utils.stitching.survival import survival
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from stitch_utils.features.functional import FunctionalConfig
 from stitch_utils.models.language_model import check_pair, load_models
 from stitch_utils.steering.free_tasks import FreeConfig
 from stitch_utils.steering.multiple_choice import ChoiceConfig
-from stitch_utils.stitching.lrt_text import MapConfig
+from stitch_utils.stitching.lrt_maps import MapConfig
 
 
 def tiny():

@@ -62,7 +62,7 @@ def test_effects_are_those_of_a_loop_over_tokens(random_models, batches):
     torch.testing.assert_close(twice.tokens, 2 * found.tokens)
     with pytest.raises(ValueError, match="needs two at least: got 1"):
         found.resampled(np.ones((3, 1)))
-    with pytest.raises(ValueError, match="predict no ordinary token"):
+    with pytest.raises(ValueError, match="no ordinary token to measure"):
         entropy_effects(model, layer, directions, [])
 
 

@@ -97,9 +97,9 @@ def test_b_is_reconstructed_in_four_ways():
         codes = {"a": sae.encode(x), "b": sae.encode(y @ stitch.P_down + stitch.b_down)}
         for side, code in codes.items():
             composed = (code @ sae.W_dec + sae.b_dec) @ stitch.P_up + stitch.b_up
-            torch.testing.assert_close(found[f"{side}_composed"].of(x, y), composed, rtol=1e-6, atol=1e-6)
+            torch.testing.assert_close(found[f"{side}_composed"][1](x, y), composed, rtol=1e-6, atol=1e-6)
             matrix, bias = (torch.tensor(part) for part in naive_ridge(code, y, 1e-3))
-            torch.testing.assert_close(found[f"{side}_fitted"].of(x, y), code @ matrix + bias, rtol=1e-3, atol=1e-3)
+            torch.testing.assert_close(found[f"{side}_fitted"][1](x, y), code @ matrix + bias, rtol=1e-3, atol=1e-3)
             assert maps[side].ridge == 1e-3
 
 

@@ -12,8 +12,14 @@ from stitch_utils.steering.map_recipes import RECIPES, fit_recipes, recipe_error
 from stitch_utils.steering.multiple_choice import ChoiceConfig
 from stitch_utils.steering.vectors import contrast_vectors, spread, transfer_vector
 from stitch_utils.stitching.fit import fit_exact
-from stitch_utils.stitching.lrt_maps import fit_unsquared, fit_unsquared_adam, moments_of
-from stitch_utils.stitching.lrt_text import MapConfig, map_batches, map_stream
+from stitch_utils.stitching.lrt_maps import (
+    MapConfig,
+    fit_unsquared,
+    fit_unsquared_adam,
+    map_batches,
+    map_stream,
+    moments_of,
+)
 from stitch_utils.stitching.pair import StitchedPair
 
 STITCHED = (1, 2)
@@ -43,12 +49,12 @@ def test_every_recipe_is_its_own_fit_on_its_own_data(pair, models, fitted):
     expected = {
         "main": fit_exact(moments_of(streams[False])),
         "no_inversion": fit_exact(moments_of(streams[False]), alpha=0),
-        "unsquared": fit_unsquared(streams[False]).stitch,
-        "adam": fit_unsquared_adam(streams[False], **options).stitch,
+        "unsquared": fit_unsquared(streams[False]),
+        "adam": fit_unsquared_adam(streams[False], **options),
         "bias": fit_exact(moments_of(streams[False])),
         "same_layers": fit_exact(moments_of(streams[True])),
         "less_text": fit_exact(moments_of(less)),
-        "sister": fit_unsquared_adam(streams[True], **options).stitch,
+        "sister": fit_unsquared_adam(streams[True], **options),
     }
     assert expected.keys() == RECIPES.keys() == fitted.stitches.keys()
     for name, stitch in expected.items():
@@ -57,8 +63,7 @@ def test_every_recipe_is_its_own_fit_on_its_own_data(pair, models, fitted):
                 getattr(fitted.stitches[name], part), getattr(stitch, part), rtol=1e-4, atol=1e-5
             )
     assert len({tuple(fitted.stitches[name].P_up[0].tolist()) for name in RECIPES}) == len(RECIPES) - 1
-    lengths = fitted.unsquared.lengths
-    assert len(lengths["up"]) == len(lengths["down"]) > 1
+    assert fitted.stitches["unsquared"].report.sweeps > 1
 
 
 def test_each_recipe_differs_from_the_first_in_one_choice():
@@ -116,6 +121,8 @@ def test_vectors_go_through_every_map_and_numbers_have_their_ids(pair, models, f
     lengths = [errors[name, "b"].length.value for name in ("no_inversion", "unsquared", "adam")]
     assert numbers["lrt.mine.unsquared.gain.to_b"] == pytest.approx((lengths[0] - lengths[1]) / lengths[0])
     assert numbers["lrt.mine.unsquared.adam_excess.to_b"] == pytest.approx((lengths[2] - lengths[1]) / lengths[1])
+    passes = {numbers[f"lrt.mine.unsquared.passes.to_{side}"] for side in "ab"}
+    assert passes == {fitted.stitches["unsquared"].report.sweeps}
     assert numbers["lrt.mine.steered.bias.likeness"] == sweeps[False].likeness("bias")
     assert {f"lrt.mine.steered.{name}.correlation.low" for name in (*RECIPES, "random", "same_layers_random")} <= {
         *numbers
@@ -128,3 +135,9 @@ def test_where_both_papers_take_the_same_layers_the_text_is_read_once(pair, mode
     monkeypatch.setattr(map_recipes, "map_stream", lambda *args, **options: asked.append(1) or real(*args, **options))
     found = fit_recipes(StitchedPair(pair, models, (1, 1), "smoke"), CONFIG)
     assert found.streams[True] is found.streams[False] and found.layers[True] == (1, 1)
+
+
+def test_a_layer_that_the_other_model_lacks_gives_way_to_its_last(pair, models):
+    assert models[0].n_layers == 3 < models[1].n_layers
+    found = fit_recipes(StitchedPair(pair, models[::-1], (3, 0), "smoke"), CONFIG)
+    assert found.layers == {False: (3, 0), True: (3, 2)}

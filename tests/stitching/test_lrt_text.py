@@ -6,16 +6,9 @@ import pytest
 import torch
 
 from stitch_utils.data.pairs import DatasetRef, load_pair
-from stitch_utils.stitching import lrt_text
-from stitch_utils.stitching.lrt_text import (
-    CHATS,
-    VALIDATION,
-    MapConfig,
-    map_batches,
-    map_config,
-    map_stream,
-    same_layers,
-)
+from stitch_utils.data.text import token_batches
+from stitch_utils.stitching import lrt_maps
+from stitch_utils.stitching.lrt_maps import CHATS, VALIDATION, MapConfig, map_batches, map_config, map_stream
 from stitch_utils.stitching.pair import StitchedPair
 
 CONFIG = MapConfig(tokens=2000, step_tokens=100, lr=1e-3)
@@ -33,7 +26,8 @@ def rows_of(batches):
 def test_a_tenth_of_the_rows_is_kept_for_validation(stitched, pair, models):
     fitted = rows_of(map_batches(stitched, CONFIG, held_out=False))
     validated = rows_of(map_batches(stitched, CONFIG, held_out=True))
-    everything = rows_of(lrt_text._all_batches(stitched, CONFIG))
+    sizes = {"context": pair.context, "batch_size": 16, "n_tokens": CONFIG.tokens}
+    everything = rows_of(token_batches(pair.train, models[0].tokenizer, rows=pair.rows, **sizes))
     assert len(everything) == CONFIG.tokens // pair.context
     assert validated == everything[VALIDATION - 1 :: VALIDATION] and len(fitted) + len(validated) == len(everything)
     assert fitted == [row for number, row in enumerate(everything, 1) if number % VALIDATION]
@@ -60,11 +54,11 @@ def test_a_third_of_chats_where_the_pair_names_some(stitched, pair, models, monk
         assert (name, options["picked"]) == ("talk", "conversation")
         yield from (pick({"conversation": turns}) for turns in conversations)
 
-    monkeypatch.setattr(lrt_text, "dataset_rows", dataset_rows)
+    monkeypatch.setattr(lrt_maps, "dataset_rows", dataset_rows)
     tokenizer = models[0].tokenizer  # some templates write the beginning of the text, which every row has anyway
     monkeypatch.setattr(tokenizer, "chat_template", "{{ bos_token }}" + tokenizer.chat_template)
     talking = dataclasses.replace(stitched, pair=dataclasses.replace(pair, datasets={"map_chats": DatasetRef("talk")}))
-    batches = list(lrt_text._all_batches(talking, CONFIG))
+    batches = list(map_batches(talking, CONFIG, held_out=False))
     spoken = [batch for batch in batches if (batch.documents < 0).any()]
     assert [batch is spoken[0] for batch in batches].index(True) == CHATS - 1
     share = sum(batch.tokens.numel() for batch in spoken) / sum(batch.tokens.numel() for batch in batches)
@@ -74,12 +68,12 @@ def test_a_third_of_chats_where_the_pair_names_some(stitched, pair, models, monk
     assert tokenizer.bos_token_id == spoken[0].tokens[0, 0] != spoken[0].tokens[0, 1]
     owners = torch.cat([batch.documents[:, 0] for batch in spoken])
     assert len(owners.unique()) == len(owners)
-    monkeypatch.setattr(lrt_text, "dataset_rows", lambda name, pick, **options: iter([pick({"text": "x"})]))
-    with pytest.raises(ValueError, match=r"pair 'mine' .*map_chats: dataset 'talk' has no column 'conversation'"):
-        list(lrt_text._all_batches(talking, CONFIG))
+    monkeypatch.setattr(lrt_maps, "dataset_rows", lambda name, pick, **options: iter([pick({"text": "x"})]))
+    with pytest.raises(ValueError, match=r"pair 'mine' .*datasets: dataset 'talk' has no column 'conversation'"):
+        list(map_batches(talking, CONFIG, held_out=False))
 
 
-def test_sizes_and_layers(stitched, pair):
+def test_sizes(pair):
     paper = map_config(load_pair("gemma"), "paper")
     assert (paper.tokens, paper.step_tokens, paper.epochs, paper.lr) == (10_000_000, 16_384, 4, 1e-4)
     assert map_config(load_pair("gemma-it"), "paper", lr=1e-3, seed=4) == dataclasses.replace(paper, lr=1e-3, seed=4)
@@ -88,5 +82,3 @@ def test_sizes_and_layers(stitched, pair):
         map_config(pair, "huge")
     with pytest.raises(ValueError, match="must be positive"):
         dataclasses.replace(CONFIG, lr=0.0)
-    assert same_layers(stitched) == (1, 1)
-    assert same_layers(StitchedPair(pair, stitched.models[::-1], (3, 0), "smoke")) == (3, 2)

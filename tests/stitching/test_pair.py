@@ -18,7 +18,7 @@ from stitch_utils.stitching.fit import fit_exact
 from stitch_utils.stitching.moments import harvest_moments
 from stitch_utils.stitching.pair import StitchedPair, fit_pair, preflight
 from stitch_utils.stitching.stitch import Stitch, stitch_loss
-from stitch_utils.stitching.svcca import stitched_layers, svcca_table
+from stitch_utils.stitching.svcca import svcca_table
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def test_the_layer_of_b_is_the_one_most_like_that_of_a(file, random_models):
     scale = pair.scale("smoke")
     xs, ys = sample_residuals(*random_models, training_batches(pair, scale, random_models[0].tokenizer, 1600))
     scores = [svcca_table({0: xs[1]}, {0: ys[layer]}).item() for layer in range(4)]
-    assert stitched_layers(pair, *random_models, scale) == (1, scores.index(max(scores)))
+    assert StitchedPair.open(pair, "smoke").layers == (1, scores.index(max(scores)))
 
 
 def test_the_stitch_of_a_pair(file):
@@ -81,7 +81,7 @@ def test_opening_a_pair_sets_its_threads_and_keeps_its_models(small_pair, monkey
     assert threads == [2, 2], "a pair that fixes none leaves them alone"
     assert opened[0].side("b") == (opened[0].models[1], 2)
     for other in ("", "ab", "up"):
-        with pytest.raises(ValueError, match=f"unknown side '{other}': expected 'a' or 'b'"):
+        with pytest.raises(ValueError, match=f"unknown side '{other}': expected one of a, b"):
             opened[0].side(other)
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from toy_probes import random_stitch
 
+from stitch_utils.stitching.evaluation import survival
 from stitch_utils.stitching.stitch import Stitch
-from stitch_utils.stitching.survival import survival
 
 D_A, D_B = 6, 9
 
