@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from sae_lens import SAE, TopKTrainingSAE, TopKTrainingSAEConfig
 
+from ..data.pairs import check_known
 from .transfer import for_inference, with_unit_decoder
 
 INITIALS = ("random", "stitch", "rotation")
@@ -42,8 +43,7 @@ class SAETrainingConfig:
     """Steps without firing after which the auxiliary loss takes a latent for dead; 1000 is SAELens' choice."""
 
     def __post_init__(self):
-        if self.initial not in INITIALS:
-            raise ValueError(f"unknown initial {self.initial!r}: expected one of {', '.join(INITIALS)}")
+        check_known("initial", self.initial, INITIALS)
         if min(self.n_steps, self.batch_tokens, self.k, self.dead_after) < 1 or self.k > self.d_sae or self.lr <= 0:
             raise ValueError(f"expected n_steps, batch_tokens, dead_after, lr > 0 and 1 <= k <= d_sae: got {self}")
 
@@ -85,11 +85,9 @@ def _checked(config: SAETrainingConfig, d_in: int, given: SAE | None) -> SAE:
     """Return the SAE that a run starts from; ValueError if it is missing or does not fit."""
     if given is None:
         raise ValueError(f"run {config.name!r} starts from an SAE: none was given in initial_saes")
-    start, kind, scaling = f"run {config.name!r} was given", given.cfg.architecture(), given.cfg.normalize_activations
-    if kind != "topk" or scaling != "none":
-        raise ValueError(f"{start} a {kind!r} SAE with normalize_activations={scaling!r}: expected 'topk' and 'none'")
-    latents, width, rotates = given.cfg.d_sae, given.cfg.d_in, config.initial == "rotation"
-    if latents != config.d_sae or width > d_in or (width < d_in and not rotates):
-        expected = f"expected {config.d_sae} latents and width {d_in}{' or less' if rotates else ''}"
-        raise ValueError(f"{start} an SAE of {latents} latents and width {width}: {expected}")
+    found = given.cfg.architecture(), given.cfg.normalize_activations, given.cfg.d_sae, given.cfg.d_in
+    width = min(given.cfg.d_in, d_in) if config.initial == "rotation" else d_in
+    if found != (expected := ("topk", "none", config.d_sae, width)):
+        entries = "architecture, normalize_activations, d_sae, d_in"
+        raise ValueError(f"run {config.name!r} was given an SAE with {entries} of {found}: expected {expected}")
     return given

@@ -13,7 +13,6 @@ import functools
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -64,23 +63,17 @@ def native_saes(stitched: StitchedPair, *, seed: int = 0, sides: str = "ab", ane
     missing = [side for side in sides if side not in saes]
     for side, (stream, held_out) in side_activations(stitched, missing).items():
         config = _config(stitched, d_sae=stitched.sizes.sae_latents, n_steps=stitched.sizes.sae_steps, seed=seed)
-        folder = _folder(stitched, f"sae-{side}", {"config": asdict(config)})
+        folder = stitched.artifact(f"sae-{side}", {"config": asdict(config)}, sources=(native_saes,), suffix="")
         hook = f"blocks.{stitched.side(side)[1]}.hook_resid_pre"
         metadata = {"model_name": getattr(stitched.pair, side).model, "hook_name": hook}
-        train_saes(stream, [config], held_out=held_out, folder=folder, key=folder.name, metadata=metadata)
+        train_saes(stream, [config], held_out=held_out, folder=folder, metadata=metadata)
         saes[side] = load_trained(folder, config, device=str(held_out.device))
     return tuple(saes[side] for side in sides)
 
 
 def _config(stitched: StitchedPair, **options) -> SAETrainingConfig:
     """Configure a run by the pair's recipe, but for these options."""
-    recipe = stitched.pair.sae_recipe
-    by_recipe = {"k": recipe.k, "lr": recipe.lr, "batch_tokens": recipe.batch_tokens, "mean_bias": True}
-    return SAETrainingConfig(**by_recipe | options)
-
-
-def _folder(stitched: StitchedPair, kind: str, ingredients: dict[str, object]) -> Path:
-    return stitched.artifact(kind, ingredients, sources=(side_activations,), suffix="")  # imports all that trains
+    return SAETrainingConfig(**asdict(stitched.pair.sae_recipe) | {"mean_bias": True} | options)
 
 
 class SAESweep(NamedTuple):
@@ -103,19 +96,17 @@ def sweep_saes(stitched: StitchedPair, *, widths: Sequence[int], seeds: Sequence
     maps = (stitched.stitch.P_up, stitched.stitch.P_down)
     stitch = [hashlib.sha256(matrix.cpu().numpy().tobytes()).hexdigest() for matrix in maps]
     made_of = {"widths": list(widths), "seeds": list(seeds), "recipe": asdict(recipe), "steps": steps, "stitch": stitch}
-    folders = {side: _folder(stitched, f"sweep-{side}", made_of) for side in "ab"}
+    folders = {side: stitched.artifact(f"sweep-{side}", made_of, sources=(sweep_saes,), suffix="") for side in "ab"}
     activations = side_activations(stitched)
     every: dict[str, Any] = {"evaluate_every": max(1, steps // 20), "checkpoint_every": CHECKPOINT_EVERY}
 
     def config(initial: str, width: int, seed: int, auxiliary_loss: bool = False) -> SAETrainingConfig:
         run = {"d_sae": width, "k": min(recipe.k, width), "n_steps": steps, "initial": initial, "seed": seed}
-        return _config(stitched, **run, auxiliary_loss=auxiliary_loss, dead_after=recipe.dead_after)
+        return _config(stitched, **run, auxiliary_loss=auxiliary_loss)
 
-    def train(side: str, configs: list[SAETrainingConfig], saes: dict[str, SAE] | None = None) -> dict[str, Curve]:
+    def train(side: str, configs: list[SAETrainingConfig], **given) -> dict[str, Curve]:
         stream, held_out = activations.pop(side)  # A's are not kept while B's are read
-        held_out = held_out[:JUDGED_TOKENS]
-        given = {"folder": folders[side], "key": folders[side].name, "initial_saes": saes}
-        return train_saes(stream, configs, held_out=held_out, **given, **every)
+        return train_saes(stream, configs, held_out=held_out[:JUDGED_TOKENS], folder=folders[side], **given, **every)
 
     both = [(width, seed) for width in widths for seed in seeds]
     of_a = {key: config("random", *key) for key in both}
@@ -128,7 +119,7 @@ def sweep_saes(stitched: StitchedPair, *, widths: Sequence[int], seeds: Sequence
         if run.initial != "random":
             small = load_trained(folders["a"], of_a[run.d_sae, run.seed], device=str(stitched.models[1].device))
             initial_saes[run.name] = transfer_sae(small, stitched.stitch) if run.initial == "stitch" else small
-    b = train("b", runs, initial_saes)
+    b = train("b", runs, initial_saes=initial_saes)
     return SAESweep(
         {key: a[run.name] for key, run in of_a.items()},
         {key: b[run.name] for key, run in of_b.items()},

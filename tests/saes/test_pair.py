@@ -222,4 +222,4 @@ def test_the_auxiliary_loss_is_tried_on_the_same_start(swept):
         costlier.append(helped.flops[-1] > plain.flops[-1])
         assert costlier[-1] == (helped.mse[-1] != plain.mse[-1]), "where no latent is silent it changes nothing"
     assert any(costlier), "some latent must have been silent for this test to say anything"
-    assert not any("auxiliary" in name for name in given[0]["initial_saes"] or ()), "A's have none"
+    assert not any("auxiliary" in name for name in given[0].get("initial_saes", {})), "A's have none"
