@@ -1,9 +1,8 @@
 r"""SAEs of two models beside each other: from one's code to the other's stream, and decoder against decoder.
 
 What the sister paper, Bello et al. (arXiv 2506.00653), does with SAEs. It fits y ~ f(x) M + c, from the latents f(x) of
-A's SAE to B's stream, by AdamW on the mean length of the error. M is a decoder, which the main paper composes without a
-look at the data, W_d' = W_d P_up (Eq. 6). Up to a few thousand latents M is exact here: least squares from second
-moments, with the ridge that predicts a validation text best. For wider SAEs AdamW fits it as in that paper.
+A's SAE to B's stream, by AdamW on the mean length of the error; here, unless the SAE is wide, by least squares. M is a
+decoder, which the main paper composes without a look at the data, W_d' = W_d P_up (Eq. 6).
 
 Its Fig. 2 asks whether the decoder of the small model's SAE (n latents, width d_to) is a linear image of the large
 one's (n, d_from). n rows of unit length that have nothing to do with the d_from regressors leave, in the mean of the
@@ -72,7 +71,7 @@ class _Coded:
 
 
 def fit_code_map(sae: SAE, batches: Pairs, held_out: Pairs, *, reads: int = 0, **options) -> CodeMap:
-    """Fit the map from an SAE's code to y: exactly up to `LARGEST_EXACT` latents, else by AdamW.
+    """Fit the map from an SAE's code to y: by least squares up to `LARGEST_EXACT` latents, else by AdamW.
 
     `batches` and `held_out` give (x, y); the SAE reads x, or y if `reads` is 1. The exact fit takes the one of `RIDGES`
     that predicts `held_out` best; AdamW reads `batches` alone, and `options` are those of `fit_unsquared_adam`.
@@ -145,8 +144,7 @@ def decoder_regression(
         drawn = torch.randn(wanted.shape, generator=generator, dtype=torch.float64).to(wanted)
         simulated.append(norm(drawn / drawn.norm(dim=1, keepdim=True) * lengths))
         shuffled.append(norm(wanted[torch.randperm(len(wanted), generator=generator).to(wanted.device)]))
-    n, d = W_from.shape
-    chance = (lengths.square().sum().item() * max(0.0, 1 - d / n)) ** 0.5
+    chance = (lengths.square().sum().item() * max(0.0, 1 - given.shape[1] / len(given))) ** 0.5
     draws = (from_draws(float(np.mean(norms)), np.array(norms)) for norms in (simulated, shuffled))
     return DecoderRegression(norm(wanted), chance, *draws)
 

@@ -1,9 +1,8 @@
 """How a training run of an SAE begins: its configuration, and the SAE before its first step.
 
-Section 3.1 and App. D, items 1-3. A run starts at random (encoder = decoder transposed), from a transferred SAE, or,
-as a control, from the decoder directions of A's SAE turned at random into B's space, which keeps their angles and
-knows nothing of B. The rows of a transferred decoder are scaled to unit norm, and the encoder with them. No scaling of
-the encoder keeps both what latents write and how TopK ranks them; ours keeps what they write.
+Section 3.1 and App. D, items 1-3. The rows of a transferred decoder are scaled to unit norm, and the encoder with them.
+No scaling of the encoder keeps both what latents write and how TopK ranks them; ours keeps what they write. `rotation`
+is a control: it keeps the angles between A's decoder directions and knows nothing of B.
 
 Offers `SAETrainingConfig`, `starting_sae`, and `INITIALS`, the ways to start.
 """
@@ -29,7 +28,7 @@ class SAETrainingConfig:
     """Number of latents that may fire on a token."""
     n_steps: int
     initial: str = "random"
-    """`random`, `stitch` (from a transferred SAE) or `rotation` (decoder directions of A's SAE, turned at random)."""
+    """`random` (encoder = decoder transposed), `stitch` (a transferred SAE), or `rotation` (A's, turned at random)."""
     seed: int = 0
     """Seed of the initial weights; the batches are the same for every run."""
     lr: float = 1e-4
@@ -69,8 +68,14 @@ def starting_sae(config: SAETrainingConfig, d_in: int, given: SAE | None = None)
         sae = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=d_in, d_sae=config.d_sae, **options))
         if config.initial == "random":
             return sae
-        given = _checked(config, d_in, given)
+        if given is None:
+            raise ValueError(f"run {config.name!r} starts from an SAE: none was given in initial_saes")
         turn = torch.randn(d_in, given.cfg.d_in)
+    found = given.cfg.architecture(), given.cfg.normalize_activations, given.cfg.d_sae, given.cfg.d_in
+    width = min(given.cfg.d_in, d_in) if config.initial == "rotation" else d_in
+    if found != (expected := ("topk", "none", config.d_sae, width)):
+        entries = "architecture, normalize_activations, d_sae, d_in"
+        raise ValueError(f"run {config.name!r} was given an SAE with {entries} of {found}: expected {expected}")
     weights = {name: tensor.cpu().float() for name, tensor in with_unit_decoder(for_inference(given)[1]).items()}
     if config.initial == "rotation":
         decoder = weights["W_dec"] @ torch.linalg.qr(turn).Q.T
@@ -79,15 +84,3 @@ def starting_sae(config: SAETrainingConfig, d_in: int, given: SAE | None = None)
         weights["b_enc"] = weights["b_enc"] - weights["b_dec"] @ weights["W_enc"]
     sae.load_state_dict(weights)
     return sae
-
-
-def _checked(config: SAETrainingConfig, d_in: int, given: SAE | None) -> SAE:
-    """Return the SAE that a run starts from; ValueError if it is missing or does not fit."""
-    if given is None:
-        raise ValueError(f"run {config.name!r} starts from an SAE: none was given in initial_saes")
-    found = given.cfg.architecture(), given.cfg.normalize_activations, given.cfg.d_sae, given.cfg.d_in
-    width = min(given.cfg.d_in, d_in) if config.initial == "rotation" else d_in
-    if found != (expected := ("topk", "none", config.d_sae, width)):
-        entries = "architecture, normalize_activations, d_sae, d_in"
-        raise ValueError(f"run {config.name!r} was given an SAE with {entries} of {found}: expected {expected}")
-    return given

@@ -3,8 +3,8 @@
 Sections 3 and 3.1, App. D: published TopK SAEs for Pythia and JumpReLU ones for Gemma; for GPT-2, the embedded pair and
 a reader's own, TopK SAEs trained on the unnormalised residual stream by the paper's recipe. The sweep (Figs. 1c, 2 and
 8, Table 4) trains, for each width and seed, an SAE of A, carries it across (Eq. 6), and trains it on as one of B,
-beside the other two of `INITIALS`. The widest are also trained with the auxiliary loss, which the paper leaves out.
-Training an SAE of one model never runs the other.
+beside the other two of `INITIALS`. The widest `random` and `stitch` are also trained with the auxiliary loss, which the
+paper leaves out. Training an SAE of one model never runs the other.
 
 Offers `native_saes`, `sweep_saes`, `SAESweep`, `side_activations`.
 """
@@ -81,10 +81,8 @@ class SAESweep(NamedTuple):
 
     a: dict[tuple[int, int], Curve]
     """Runs of A, by width and seed."""
-    b: dict[tuple[str, int, int], Curve]
-    """Runs of B, by `initial` as in `SAETrainingConfig`, width and seed."""
-    auxiliary: dict[tuple[str, int, int], Curve]
-    """Runs of B with the auxiliary loss, by the same: `random` and `stitch`, the largest width."""
+    b: dict[tuple[str, int, int, bool], Curve]
+    """Runs of B, by `initial` as in `SAETrainingConfig`, width, seed, and whether with the auxiliary loss."""
 
 
 def sweep_saes(stitched: StitchedPair, *, widths: Sequence[int], seeds: Sequence[int]) -> SAESweep:
@@ -98,30 +96,25 @@ def sweep_saes(stitched: StitchedPair, *, widths: Sequence[int], seeds: Sequence
     made_of = {"widths": list(widths), "seeds": list(seeds), "recipe": asdict(recipe), "steps": steps, "stitch": stitch}
     folders = {side: stitched.artifact(f"sweep-{side}", made_of, sources=(sweep_saes,), suffix="") for side in "ab"}
     activations = side_activations(stitched)
-    every: dict[str, Any] = {"evaluate_every": max(1, steps // 20), "checkpoint_every": CHECKPOINT_EVERY}
 
     def config(initial: str, width: int, seed: int, auxiliary_loss: bool = False) -> SAETrainingConfig:
         run = {"d_sae": width, "k": min(recipe.k, width), "n_steps": steps, "initial": initial, "seed": seed}
         return _config(stitched, **run, auxiliary_loss=auxiliary_loss)
 
-    def train(side: str, configs: list[SAETrainingConfig], **given) -> dict[str, Curve]:
+    def train(side: str, runs: dict[Any, SAETrainingConfig], **given) -> dict[Any, Curve]:
         stream, held_out = activations.pop(side)  # A's are not kept while B's are read
-        return train_saes(stream, configs, held_out=held_out[:JUDGED_TOKENS], folder=folders[side], **given, **every)
+        given |= {"folder": folders[side], "evaluate_every": max(1, steps // 20), "checkpoint_every": CHECKPOINT_EVERY}
+        curves = train_saes(stream, list(runs.values()), held_out=held_out[:JUDGED_TOKENS], **given)
+        return {key: curves[run.name] for key, run in runs.items()}
 
     both = [(width, seed) for width in widths for seed in seeds]
     of_a = {key: config("random", *key) for key in both}
-    a = train("a", list(of_a.values()))
-    of_b = {(initial, *key): config(initial, *key) for initial in INITIALS for key in both}
-    starts = [(initial, max(widths), seed) for initial in ("random", "stitch") for seed in seeds]
-    helped = {key: config(*key, True) for key in starts}
-    runs, initial_saes = [*of_b.values(), *helped.values()], {}
-    for run in runs:
+    a = train("a", of_a)
+    keys = [(initial, *key, False) for initial in INITIALS for key in both]
+    keys += [(initial, max(widths), seed, True) for initial in ("random", "stitch") for seed in seeds]
+    of_b, initial_saes = {key: config(*key) for key in keys}, {}
+    for run in of_b.values():
         if run.initial != "random":
             small = load_trained(folders["a"], of_a[run.d_sae, run.seed], device=str(stitched.models[1].device))
             initial_saes[run.name] = transfer_sae(small, stitched.stitch) if run.initial == "stitch" else small
-    b = train("b", runs, initial_saes=initial_saes)
-    return SAESweep(
-        {key: a[run.name] for key, run in of_a.items()},
-        {key: b[run.name] for key, run in of_b.items()},
-        {key: b[run.name] for key, run in helped.items()},
-    )
+    return SAESweep(a, train("b", of_b, initial_saes=initial_saes))

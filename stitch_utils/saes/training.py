@@ -37,8 +37,6 @@ from ..utils.progress import progress
 from .initialisation import SAETrainingConfig, starting_sae
 from .sparse_step import add_auxiliary_gradients, encode, sparse_gradients
 
-MAX_GRAD_NORM = 1.0  # as SAELens' trainer clips gradients
-
 
 class Curve(NamedTuple):
     """How a run went. When a sweep is run again, only `seconds` differ."""
@@ -111,7 +109,7 @@ class _Run:
             error, fired = sparse_gradients(self.sae, x)
             if helped:
                 add_auxiliary_gradients(self.sae, x, error, dead)
-        torch.nn.utils.clip_grad_norm_(self.sae.parameters(), MAX_GRAD_NORM)
+        torch.nn.utils.clip_grad_norm_(self.sae.parameters(), 1.0)  # as SAELens' trainer does
         self.optimizer.step()
         self.optimizer.zero_grad()
         decoder = self.sae.W_dec.data
@@ -122,14 +120,13 @@ class _Run:
         self.seconds += time.perf_counter() - began
 
     def evaluate(self) -> None:
-        squared, alive = 0.0, torch.zeros_like(self.dead)
+        squared, self.dead = 0.0, torch.ones_like(self.dead)
         with torch.no_grad():
             for x in self.held_out.split(self.config.batch_tokens):
                 acts, winners = encode(self.sae, x)
                 written = embedding_bag(winners, self.sae.W_dec, per_sample_weights=acts, mode="sum")
                 squared += (written + self.sae.b_dec - x).square().sum(dtype=torch.float64).item()
-                alive[winners[acts > 0]] = True
-        self.dead = ~alive
+                self.dead[winners[acts > 0]] = False
         errors = squared / self.held_out.numel(), 1 - squared / self.variance
         self.points.append((len(self.log), self.spent, *errors, self.seconds))
 
@@ -252,10 +249,10 @@ def _write_state(path: Path, digest: str, step: int, states: Mapping[str, Mappin
 def load_trained(folder: str | Path, config: SAETrainingConfig, device: str = "cpu") -> SAE:
     """Load the SAE for inference that a finished sweep left; ValueError if there is none, or if it is damaged."""
     path = Path(folder) / "saes" / config.name
-    if not path.is_dir():
-        raise ValueError(f"{folder} holds no trained SAE {config.name!r}: expected a finished sweep with this run")
     if not is_intact(path):
-        raise ValueError(f"{path} is not as it was written: train the sweep again, which makes it anew")
+        raise ValueError(
+            f"{folder} holds no trained SAE {config.name!r}, or a damaged one: train the sweep, and it will"
+        )
     return SAE.load_from_disk(path, device=device)
 
 

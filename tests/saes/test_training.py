@@ -276,7 +276,7 @@ def test_a_damaged_sweep_is_trained_again(tmp_path, held_out, name, damage):
     (chosen, *_), expected = run_sweep(tmp_path, held_out)
     damage(tmp_path / name.format(chosen.name))
     if "saes" in name:
-        with pytest.raises(ValueError, match="is not as it was written: train the sweep again"):
+        with pytest.raises(ValueError, match=f"holds no trained SAE '{chosen.name}', or a damaged one: train"):
             load_trained(tmp_path, chosen)
     stream = Stream()
     with pytest.warns(UserWarning, match="is not as it was written .truncated, or changed on the disk.: it is made"):
