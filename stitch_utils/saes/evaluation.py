@@ -63,7 +63,7 @@ def evaluate_saes(
             return torch.nn.functional.pad(losses, (1, 0))[keep].double()
 
         columns = [torch.ones(len(y), dtype=torch.float64, device=y.device), y.double().square().sum(1), loss()]
-        for name, sae in saes.items():
+        for name, sae in saes.items():  # those that fire in a batch fire in its halves, too, should it be read again
             reconstruction, l0 = _reconstruct(sae, y, fired[name])
             spliced = residual.clone()
             spliced[keep] = reconstruction.to(residual)

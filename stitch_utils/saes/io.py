@@ -116,7 +116,7 @@ def _from_sparsify(config_file: Path, weights_file: Path, hookpoint: str, source
     if "k" not in config:
         raise ValueError(f"cfg.json of {source} has no entry k: it has {', '.join(config)}")
     tensors = load_file(weights_file)
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    found: dict[str, Any] = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     d_sae, d_in = shape = found.get("encoder.weight", ("d_sae", "d_in"))
     expected = {"W_dec": shape, "b_dec": (d_in,), "encoder.bias": (d_sae,), "encoder.weight": shape}
     if found != expected:

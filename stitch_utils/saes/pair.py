@@ -73,7 +73,7 @@ def native_saes(stitched: StitchedPair, *, seed: int = 0, sides: str = "ab", ane
 
 def _config(stitched: StitchedPair, **options) -> SAETrainingConfig:
     """Configure a run by the pair's recipe, but for these options."""
-    return SAETrainingConfig(**asdict(stitched.pair.sae_recipe) | {"mean_bias": True} | options)
+    return SAETrainingConfig(**asdict(stitched.pair.sae_recipe) | options, mean_bias=True)
 
 
 class SAESweep(NamedTuple):

@@ -34,13 +34,13 @@ def in_tokens(curve: Curve) -> np.ndarray:
     return np.arange(1, len(curve.training_flops) + 1) * curve.tokens[-1] / curve.steps[-1]
 
 
-def threshold_cost(curve: Curve, threshold: float, *, cost: Cost = in_flops, window: int = 100) -> float | None:
-    """Find the cost at which explained variance, averaged over `window` batches, reaches `threshold`; None if never."""
+def threshold_cost(curve: Curve, threshold: float, *, cost: Cost = in_flops, window: int = 100) -> float:
+    """Find the cost at which explained variance, averaged over `window` batches, reaches `threshold`; nan if never."""
     total = np.concatenate([[0.0], np.cumsum(curve.training_explained_variance)])
     last = np.arange(1, len(total))
     first = np.maximum(last - window, 0)  # fewer steps at the beginning
     reached = np.flatnonzero((total[last] - total[first]) / (last - first) >= threshold)
-    return float(cost(curve)[reached[0]]) if len(reached) else None
+    return float(cost(curve)[reached[0]]) if len(reached) else np.nan
 
 
 def savings(
@@ -54,8 +54,9 @@ def savings(
     found = {}
     for at in thresholds:
         ours, theirs = ([threshold_cost(curve, at, **options) for curve in curves] for curves in (stitch, scratch))
-        if None not in ours + theirs:
-            found[at] = over_seeds([1 - (cost + extra) / full for cost, full in zip(ours, theirs)])
+        shares = [1 - (cost + extra) / full for cost, full in zip(ours, theirs)]
+        if not np.isnan(shares).any():
+            found[at] = over_seeds(shares)
     return found
 
 

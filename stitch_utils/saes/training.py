@@ -154,7 +154,7 @@ class _Run:
         steps, of_each_step = steps.astype(int), np.array(self.log, dtype=float).T
         cosine = cosine_similarity(self.sae.W_dec.detach(), self.directions, dim=-1)
         of_latents = cosine.cpu().numpy(), self.dead.cpu().numpy()
-        return Curve(steps, steps * self.config.batch_tokens, *measures, *of_each_step, *of_latents)
+        return Curve._make([steps, steps * self.config.batch_tokens, *measures, *of_each_step, *of_latents])
 
 
 def train_saes(
@@ -250,9 +250,7 @@ def load_trained(folder: str | Path, config: SAETrainingConfig, device: str = "c
     """Load the SAE for inference that a finished sweep left; ValueError if there is none, or if it is damaged."""
     path = Path(folder) / "saes" / config.name
     if not is_intact(path):
-        raise ValueError(
-            f"{folder} holds no trained SAE {config.name!r}, or a damaged one: train the sweep, and it will"
-        )
+        raise ValueError(f"{folder} holds no trained SAE {config.name!r}, or a damaged one: train the sweep (again)")
     return SAE.load_from_disk(path, device=device)
 
 
