@@ -50,7 +50,7 @@ REFUSED = {
         "ValueError",
         "SAELens reads the main branch alone: got revision 'v1'",
     ),
-    "format": ({"format": "pickle"}, "ValueError", "unknown SAE format 'pickle': expected sae_lens or sparsify"),
+    "format": ({"format": "pickle"}, "ValueError", "unknown SAE format 'pickle': expected one of sae_lens, sp"),
 }
 
 

@@ -4,8 +4,8 @@ App. A masks out special tokens. Each batch passes once through both models, tru
 Moments, a small sample or a step of Adam are taken from its activations before the next batch is read.
 
 Offers `training_batches`, `evaluation_batches`, `as_fits`, `paired_residuals`, `sample_residuals`, `Residuals`,
-`ActivationStream`, `ModelStream`, the sizes `TOKENS_AT_ONCE` and `ROWS_AT_ONCE`; `of_activations`, the key of whatever
-is made from activations, and `weights_digest`.
+`in_steps`, `ActivationStream`, `ModelStream`, the sizes `TOKENS_AT_ONCE` and `ROWS_AT_ONCE`; `of_activations`, the key
+of whatever is made from activations, and `weights_digest`.
 """
 
 import functools
@@ -107,6 +107,18 @@ def sample_residuals(
     return xs, ys
 
 
+def in_steps(parts: Iterable[tuple[Tensor, ...]], size: int) -> Iterator[Any]:
+    """Cut streams of the same tokens, given in parts of any length, into steps of `size`; drop what is left."""
+    waiting: list[tuple[Tensor, ...]] = []
+    for part in parts:
+        waiting.append(part)
+        held = sum(len(first) for first, *_ in waiting)
+        if held >= size:
+            streams, whole = [torch.cat(stream) for stream in zip(*waiting)], held // size * size
+            yield from zip(*(stream[:whole].split(size) for stream in streams))
+            waiting = [tuple(stream[whole:] for stream in streams)]
+
+
 @dataclass(eq=False)
 class ActivationStream:
     """Pairs (x, y) in steps of a fixed number of tokens, for fitters that need the activations themselves (float32).
@@ -130,16 +142,9 @@ class ActivationStream:
         return iter(self._kept) if self._kept else self._steps()
 
     def _steps(self):
-        waiting: list[tuple[Tensor, Tensor]] = []
         streams = paired_residuals(self.model_a, self.model_b, self.batches(), [self.layer_a], [self.layer_b])
-        for xs, ys in streams:
-            waiting.append((xs[self.layer_a].float(), ys[self.layer_b].float()))
-            held = sum(len(x) for x, _ in waiting)
-            if held >= self.step_tokens:
-                x, y = map(torch.cat, zip(*waiting))
-                whole = held // self.step_tokens * self.step_tokens
-                yield from zip(x[:whole].split(self.step_tokens), y[:whole].split(self.step_tokens))
-                waiting = [(x[whole:], y[whole:])]
+        pairs = ((xs[self.layer_a].float(), ys[self.layer_b].float()) for xs, ys in streams)
+        return in_steps(pairs, self.step_tokens)
 
 
 @dataclass(eq=False)

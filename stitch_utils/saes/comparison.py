@@ -1,23 +1,20 @@
 r"""SAEs of two models beside each other: from one's code to the other's stream, and decoder against decoder.
 
 What the sister paper, Bello et al. (arXiv 2506.00653), does with SAEs. It fits y ~ f(x) M + c, from the latents f(x) of
-A's SAE to B's stream, by AdamW on the mean length of the error. M is a decoder, which the main paper composes without a
-look at the data, W_d' = W_d P_up (Eq. 6). Up to a few thousand latents M is exact here: least squares from second
-moments, with the ridge that predicts a validation text best. For wider SAEs AdamW fits it as in that paper.
+A's SAE to B's stream, by AdamW on the mean length of the error; here, unless the SAE is wide, by least squares. M is a
+decoder, which the main paper composes without a look at the data, W_d' = W_d P_up (Eq. 6).
 
 Its Fig. 2 asks whether the decoder of the small model's SAE (n latents, width d_to) is a linear image of the large
-one's (n, d_from). Rows of unit length that have nothing to do with d regressors leave, in the mean of the square,
+one's (n, d_from). n rows of unit length that have nothing to do with the d_from regressors leave, in the mean of the
+square, || W_to - W_from M ||_F ~ sqrt(n (1 - d_from / n)); only what is clearly below that is a relation. Besides, SAEs
+number their latents as they were initialised, so rows of one number are unrelated even where the models agree;
+`match_latents` pairs latents by how they fire.
 
-    min_M || W_to - W_from M ||_F  ~  sqrt(n (1 - d / n)),
-
-and only what is clearly below that is a relation. Besides, SAEs number their latents as they were initialised, so rows
-of one number are unrelated even where the models agree; `match_latents` pairs latents by how they fire.
-
-Offers `fit_code_map`, `CodeMap`, `code_map_flops`, `reconstructions`; `decoder_regression`, `DecoderRegression`,
-`chance_norm`; `match_latents`, `Matches`.
+Offers `fit_code_map`, `CodeMap`, `reconstructions`; `decoder_regression`, `DecoderRegression`; `match_latents`,
+`Matches`.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -28,7 +25,7 @@ from torch import Tensor
 
 from ..stitching.fit import fit_exact
 from ..stitching.lrt_maps import Prediction, fit_unsquared_adam, moments_of
-from ..stitching.stitch import Stitch, stitch_loss
+from ..stitching.stitch import AffineMap, Stitch, stitch_loss
 from ..utils.progress import progress
 from ..utils.stats import Estimate, from_draws
 from .transfer import transfer_sae
@@ -43,22 +40,21 @@ class CodeMap(NamedTuple):
     """An affine map from an SAE's latents."""
 
     sae: SAE
-    matrix: Float[Tensor, "d_sae d_out"]
-    bias: Float[Tensor, " d_out"]
+    decoder: AffineMap
     method: str
     """How the map was fitted: `exact` or `adam`."""
     ridge: float
     """The ridge, as a share of the mean variance of a latent; 0 for `adam`."""
 
+    @property
+    def flops(self) -> int:
+        """FLOPs a token of encoding and decoding, at two for a multiply-add."""
+        return 2 * self.sae.cfg.d_sae * (self.sae.cfg.d_in + len(self.decoder.b))
+
     @torch.no_grad()
     def predict(self, stream: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_out"]:
         """Predict the other stream from the code of this one."""
-        return self.sae.encode(stream.to(self.sae.W_enc)).to(self.matrix) @ self.matrix + self.bias
-
-
-def code_map_flops(d_in: int, d_sae: int, d_out: int) -> int:
-    """Count the FLOPs a token of encoding and decoding, at two for a multiply-add."""
-    return 2 * d_sae * (d_in + d_out)
+        return self.decoder(self.sae.encode(stream.to(self.sae.W_enc)))
 
 
 class _Coded:
@@ -70,41 +66,25 @@ class _Coded:
     @torch.no_grad()
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for pair in self.pairs:
-            if (d := pair[self.reads].shape[1]) != self.sae.cfg.d_in:
-                expected = f"the SAE reads {self.sae.cfg.d_in} dimensions: expected streams of that width"
-                raise ValueError(f"{expected}, got {d}")
             code = self.sae.encode(pair[self.reads].to(self.sae.W_enc))
             yield code, pair[1].to(code)
 
 
-def fit_code_map(
-    sae: SAE,
-    batches: Pairs,
-    held_out: Pairs,
-    *,
-    reads: int = 0,
-    ridges: Sequence[float] = RIDGES,
-    lr: float = 1e-4,
-    epochs: int = 4,
-    seed: int = 0,
-) -> CodeMap:
-    """Fit the map from an SAE's code to y: exactly up to `LARGEST_EXACT` latents, else by AdamW.
+def fit_code_map(sae: SAE, batches: Pairs, held_out: Pairs, *, reads: int = 0, **options) -> CodeMap:
+    """Fit the map from an SAE's code to y: by least squares up to `LARGEST_EXACT` latents, else by AdamW.
 
-    `batches` and `held_out` give (x, y); the SAE reads x, or y if `reads` is 1. The exact fit chooses one of `ridges`;
-    AdamW takes `lr`, `epochs` and `seed`, and reads `batches` alone.
-    ValueError for a stream of another width than the SAE reads.
+    `batches` and `held_out` give (x, y); the SAE reads x, or y if `reads` is 1. The exact fit takes the one of `RIDGES`
+    that predicts `held_out` best; AdamW reads `batches` alone, and `options` are those of `fit_unsquared_adam`.
     """
     coded = _Coded(sae, batches, reads)
     if sae.cfg.d_sae <= LARGEST_EXACT:
         moments, validation = moments_of(coded), moments_of(_Coded(sae, held_out, reads))
-        stitches = {ridge: fit_exact(moments, alpha=0, ridge=ridge) for ridge in ridges}
-        ridge = min(ridges, key=lambda ridge: stitch_loss(stitches[ridge], validation, alpha=0).up)
-        method, decoder = "exact", stitches[ridge].up
-    else:
-        widths = {"d_a": sae.cfg.d_sae, "d_b": next(iter(batches))[1].shape[1]}
-        options = {"lr": lr, "epochs": epochs, "seed": seed, "device": sae.W_enc.device}
-        method, decoder, ridge = "adam", fit_unsquared_adam(coded, **widths, up_alone=True, **options).up, 0.0
-    return CodeMap(sae, decoder.P.to(sae.W_enc), decoder.b.to(sae.W_enc), method, ridge)
+        stitches = {ridge: fit_exact(moments, alpha=0, ridge=ridge) for ridge in RIDGES}
+        best = min(stitches, key=lambda ridge: stitch_loss(stitches[ridge], validation, alpha=0).up)
+        return CodeMap(sae, stitches[best].up.to(sae.W_enc), "exact", best)
+    widths = {"d_a": sae.cfg.d_sae, "d_b": next(iter(batches))[1].shape[1]}
+    fit = fit_unsquared_adam(coded, **widths, up_alone=True, device=sae.W_enc.device, **options)
+    return CodeMap(sae, fit.up.to(sae.W_enc), "adam", 0.0)
 
 
 def reconstructions(
@@ -135,21 +115,11 @@ class DecoderRegression(NamedTuple):
     residual: float
     """What is left of W_to."""
     chance: float
-    """`chance_norm` for rows of the lengths that W_to's have."""
+    """In closed form: what is left of unrelated rows of the lengths that W_to's have."""
     simulated: Estimate
     """What is left of rows of these lengths drawn evenly from the sphere: mean and middle 95% of the draws."""
     shuffled: Estimate
     """What is left of W_to's rows in another order, unrelated but for a direction that all share; likewise."""
-
-
-def chance_norm(n: int, d: int, *, squares: float | None = None) -> float:
-    """Compute the norm that `d` regressors leave of `n` unrelated rows of unit length, or of this sum of `squares`.
-
-    With as many regressors as rows it is 0. ValueError for counts below one.
-    """
-    if n < 1 or d < 1:
-        raise ValueError(f"expected at least one row and one regressor: got {n} and {d}")
-    return float(((n if squares is None else squares) * max(0.0, 1 - d / n)) ** 0.5)
 
 
 def decoder_regression(
@@ -174,7 +144,7 @@ def decoder_regression(
         drawn = torch.randn(wanted.shape, generator=generator, dtype=torch.float64).to(wanted)
         simulated.append(norm(drawn / drawn.norm(dim=1, keepdim=True) * lengths))
         shuffled.append(norm(wanted[torch.randperm(len(wanted), generator=generator).to(wanted.device)]))
-    chance = chance_norm(*W_from.shape, squares=lengths.square().sum().item())
+    chance = (lengths.square().sum().item() * max(0.0, 1 - given.shape[1] / len(given))) ** 0.5
     draws = (from_draws(float(np.mean(norms)), np.array(norms)) for norms in (simulated, shuffled))
     return DecoderRegression(norm(wanted), chance, *draws)
 

@@ -52,8 +52,8 @@ def evaluate_saes(
     fired = {name: torch.zeros(sae.cfg.d_sae, dtype=torch.bool) for name, sae in saes.items()}
 
     @torch.no_grad()
-    def read(batch: TokenBatch) -> tuple[DocumentSums, dict[str, Tensor]]:
-        """Sum the columns over the tokens of each document, and find which latents fired."""
+    def read(batch: TokenBatch) -> DocumentSums:
+        """Sum the columns over the tokens of each document, and note which latents fire."""
         keep = batch.mask.to(model.device)
         residual = model.residuals(batch.tokens, [layer])[layer]
         y = residual[keep]  # (n, d_model)
@@ -63,20 +63,17 @@ def evaluate_saes(
             return torch.nn.functional.pad(losses, (1, 0))[keep].double()
 
         columns = [torch.ones(len(y), dtype=torch.float64, device=y.device), y.double().square().sum(1), loss()]
-        active = {}
-        for name, sae in saes.items():
-            reconstruction, l0, active[name] = _reconstruct(sae, y)
+        for name, sae in saes.items():  # those that fire in a batch fire in its halves, too, should it be read again
+            reconstruction, l0 = _reconstruct(sae, y, fired[name])
             spliced = residual.clone()
             spliced[keep] = reconstruction.to(residual)
             error = (reconstruction.double() - y.double()).square().sum(1)
             columns += [l0, error, loss(splice(spliced, batch.mask))]
         values = torch.cat([torch.stack(columns, dim=1), y.double()], dim=1)
-        return DocumentSums.of(batch.documents[batch.mask], values), active
+        return DocumentSums.of(batch.documents[batch.mask], values)
 
-    for of_batch, active in progress(as_fits(batches, read), "SAEs"):
+    for of_batch in progress(as_fits(batches, read), "SAEs"):
         sums.add(of_batch)
-        for name, some in active.items():
-            fired[name] |= some
     table = sums.table()
     # The first row is of the text itself, the others are of its resamples: (1 + resamples, columns).
     totals = np.concatenate([np.ones((1, len(table))), resampled_counts(len(table), seed)]) @ table
@@ -91,15 +88,15 @@ def evaluate_saes(
     return metrics
 
 
-def _reconstruct(sae: SAE, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Reconstruct activations (n, d); count the latents that fire on each (n,), and find which ever fire (d_sae,)."""
-    parts, counts, ever = [], [], torch.zeros(sae.cfg.d_sae, dtype=torch.bool, device=sae.W_enc.device)
+def _reconstruct(sae: SAE, y: Tensor, fired: Tensor) -> tuple[Tensor, Tensor]:
+    """Reconstruct activations (n, d), count the latents that fire on each (n,), and note them in `fired` (d_sae,)."""
+    parts, counts = [], []
     for part in y.split(TOKENS_AT_ONCE):
         latents = sae.encode(part.to(sae.W_enc))
         parts.append(sae.decode(latents).to(y.device))
         counts.append((latents > 0).sum(1).double().to(y.device))
-        ever |= (latents > 0).any(0)
-    return torch.cat(parts), torch.cat(counts), ever.cpu()
+        fired |= (latents > 0).any(0).cpu()
+    return torch.cat(parts), torch.cat(counts)
 
 
 class SAETrust(NamedTuple):

@@ -1,9 +1,8 @@
 """How a training run of an SAE begins: its configuration, and the SAE before its first step.
 
-Section 3.1 and App. D, items 1-3. A run starts at random (encoder = decoder transposed), from a transferred SAE, or,
-as a control, from the decoder directions of A's SAE turned at random into B's space, which keeps their angles and
-knows nothing of B. The rows of a transferred decoder are scaled to unit norm, and the encoder with them. No scaling of
-the encoder keeps both what latents write and how TopK ranks them; ours keeps what they write.
+Section 3.1 and App. D, items 1-3. The rows of a transferred decoder are scaled to unit norm, and the encoder with them.
+No scaling of the encoder keeps both what latents write and how TopK ranks them; ours keeps what they write. `rotation`
+is a control: it keeps the angles between A's decoder directions and knows nothing of B.
 
 Offers `SAETrainingConfig`, `starting_sae`, and `INITIALS`, the ways to start.
 """
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from sae_lens import SAE, TopKTrainingSAE, TopKTrainingSAEConfig
 
+from ..data.pairs import check_known
 from .transfer import for_inference, with_unit_decoder
 
 INITIALS = ("random", "stitch", "rotation")
@@ -28,7 +28,7 @@ class SAETrainingConfig:
     """Number of latents that may fire on a token."""
     n_steps: int
     initial: str = "random"
-    """`random`, `stitch` (from a transferred SAE) or `rotation` (decoder directions of A's SAE, turned at random)."""
+    """`random` (encoder = decoder transposed), `stitch` (a transferred SAE), or `rotation` (A's, turned at random)."""
     seed: int = 0
     """Seed of the initial weights; the batches are the same for every run."""
     lr: float = 1e-4
@@ -42,8 +42,7 @@ class SAETrainingConfig:
     """Steps without firing after which the auxiliary loss takes a latent for dead; 1000 is SAELens' choice."""
 
     def __post_init__(self):
-        if self.initial not in INITIALS:
-            raise ValueError(f"unknown initial {self.initial!r}: expected one of {', '.join(INITIALS)}")
+        check_known("initial", self.initial, INITIALS)
         if min(self.n_steps, self.batch_tokens, self.k, self.dead_after) < 1 or self.k > self.d_sae or self.lr <= 0:
             raise ValueError(f"expected n_steps, batch_tokens, dead_after, lr > 0 and 1 <= k <= d_sae: got {self}")
 
@@ -69,8 +68,14 @@ def starting_sae(config: SAETrainingConfig, d_in: int, given: SAE | None = None)
         sae = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=d_in, d_sae=config.d_sae, **options))
         if config.initial == "random":
             return sae
-        given = _checked(config, d_in, given)
+        if given is None:
+            raise ValueError(f"run {config.name!r} starts from an SAE: none was given in initial_saes")
         turn = torch.randn(d_in, given.cfg.d_in)
+    found = given.cfg.architecture(), given.cfg.normalize_activations, given.cfg.d_sae, given.cfg.d_in
+    width = min(given.cfg.d_in, d_in) if config.initial == "rotation" else d_in
+    if found != (expected := ("topk", "none", config.d_sae, width)):
+        entries = "architecture, normalize_activations, d_sae, d_in"
+        raise ValueError(f"run {config.name!r} was given an SAE with {entries} of {found}: expected {expected}")
     weights = {name: tensor.cpu().float() for name, tensor in with_unit_decoder(for_inference(given)[1]).items()}
     if config.initial == "rotation":
         decoder = weights["W_dec"] @ torch.linalg.qr(turn).Q.T
@@ -79,17 +84,3 @@ def starting_sae(config: SAETrainingConfig, d_in: int, given: SAE | None = None)
         weights["b_enc"] = weights["b_enc"] - weights["b_dec"] @ weights["W_enc"]
     sae.load_state_dict(weights)
     return sae
-
-
-def _checked(config: SAETrainingConfig, d_in: int, given: SAE | None) -> SAE:
-    """Return the SAE that a run starts from; ValueError if it is missing or does not fit."""
-    if given is None:
-        raise ValueError(f"run {config.name!r} starts from an SAE: none was given in initial_saes")
-    start, kind, scaling = f"run {config.name!r} was given", given.cfg.architecture(), given.cfg.normalize_activations
-    if kind != "topk" or scaling != "none":
-        raise ValueError(f"{start} a {kind!r} SAE with normalize_activations={scaling!r}: expected 'topk' and 'none'")
-    latents, width, rotates = given.cfg.d_sae, given.cfg.d_in, config.initial == "rotation"
-    if latents != config.d_sae or width > d_in or (width < d_in and not rotates):
-        expected = f"expected {config.d_sae} latents and width {d_in}{' or less' if rotates else ''}"
-        raise ValueError(f"{start} an SAE of {latents} latents and width {width}: {expected}")
-    return given

@@ -26,14 +26,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..data.hub import embedded_folder, fetched
-from ..data.pairs import SAERef
+from ..data.pairs import SAERef, check_known
 from ..utils.files import check_ours, write_whole
 
 FORMATS = ("sae_lens", "sparsify")
 # SAELens reads these formats with `torch.load`. They are pickles, which can run any program, so they are refused here.
 PICKLED = {"connor_rob_hook_z", "deepseek_r1", "dictionary_learning_1", "goodfire", "qwen_scope"}
-SPARSIFY_TENSORS = ["W_dec", "b_dec", "encoder.bias", "encoder.weight"]
-SAE_FILES = ("cfg.json", "sae_weights.safetensors", "sparsity.safetensors")  # those of SAELens, the first in any
 
 
 def load_sae(ref: str | SAERef, *, device: str = "cpu") -> SAE:
@@ -49,10 +47,9 @@ def load_sae(ref: str | SAERef, *, device: str = "cpu") -> SAE:
         if folder.is_dir():
             return _from_folder(folder, device)
         ref = _parsed(ref)
+    check_known("SAE format", ref.format, FORMATS)
     if ref.format == "sae_lens":
         return _from_sae_lens(ref, device)
-    if ref.format != "sparsify":
-        raise ValueError(f"unknown SAE format {ref.format!r}: expected {' or '.join(FORMATS)}")
     files = []
     for name in ("cfg.json", "sae.safetensors"):
         download = functools.partial(hf_hub_download, ref.release, f"{ref.id}/{name}", revision=ref.revision)
@@ -119,17 +116,15 @@ def _from_sparsify(config_file: Path, weights_file: Path, hookpoint: str, source
     if "k" not in config:
         raise ValueError(f"cfg.json of {source} has no entry k: it has {', '.join(config)}")
     tensors = load_file(weights_file)
-    if sorted(tensors) != SPARSIFY_TENSORS:
-        expected = ", ".join(SPARSIFY_TENSORS)
-        raise ValueError(f"{source} holds the tensors {', '.join(sorted(tensors))}: expected {expected}")
-    shape, found = (tuple(tensors[name].shape) for name in ("encoder.weight", "W_dec"))
-    if found != shape:
-        raise ValueError(f"W_dec of {source} has shape {found}: expected {shape}, that of encoder.weight")
+    found: dict[str, Any] = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    d_sae, d_in = shape = found.get("encoder.weight", ("d_sae", "d_in"))
+    expected = {"W_dec": shape, "b_dec": (d_in,), "encoder.bias": (d_sae,), "encoder.weight": shape}
+    if found != expected:
+        raise ValueError(f"{source} holds tensors of other names or shapes, {found}: expected {expected}")
     layer = re.fullmatch(r"layers\.(\d+)", hookpoint)
     hook = {"hook_name": f"blocks.{layer[1]}.hook_resid_post"} if layer else {}
     metadata = SAEMetadata(source=source, sparsify_hookpoint=hookpoint, **hook)
     encoder = {"W_enc": tensors.pop("encoder.weight").T, "b_enc": tensors.pop("encoder.bias")}
-    d_sae, d_in = shape
     return built(TopKSAEConfig(d_in, d_sae, device=device, k=config["k"], metadata=metadata), encoder | tensors)
 
 
@@ -157,7 +152,7 @@ def read_sae(ref: str) -> SAE:
 
 def save_sae(sae: SAE, folder: str | Path) -> None:
     """Write a folder as SAELens reads it, or replace one as a whole; ValueError for one that holds something else."""
-    check_ours(Path(folder), *SAE_FILES)
+    check_ours(Path(folder), "cfg.json", "sae_weights.safetensors", "sparsity.safetensors")  # as SAELens writes
     write_whole(folder, sae.save_model, sealed=False)
 
 

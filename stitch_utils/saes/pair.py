@@ -3,8 +3,8 @@
 Sections 3 and 3.1, App. D: published TopK SAEs for Pythia and JumpReLU ones for Gemma; for GPT-2, the embedded pair and
 a reader's own, TopK SAEs trained on the unnormalised residual stream by the paper's recipe. The sweep (Figs. 1c, 2 and
 8, Table 4) trains, for each width and seed, an SAE of A, carries it across (Eq. 6), and trains it on as one of B,
-beside the other two of `INITIALS`. The widest are also trained with the auxiliary loss, which the paper leaves out.
-Training an SAE of one model never runs the other.
+beside the other two of `INITIALS`. The widest `random` and `stitch` are also trained with the auxiliary loss, which the
+paper leaves out. Training an SAE of one model never runs the other.
 
 Offers `native_saes`, `sweep_saes`, `SAESweep`, `side_activations`.
 """
@@ -13,7 +13,6 @@ import functools
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -64,23 +63,17 @@ def native_saes(stitched: StitchedPair, *, seed: int = 0, sides: str = "ab", ane
     missing = [side for side in sides if side not in saes]
     for side, (stream, held_out) in side_activations(stitched, missing).items():
         config = _config(stitched, d_sae=stitched.sizes.sae_latents, n_steps=stitched.sizes.sae_steps, seed=seed)
-        folder = _folder(stitched, f"sae-{side}", {"config": asdict(config)})
+        folder = stitched.artifact(f"sae-{side}", {"config": asdict(config)}, sources=(native_saes,), suffix="")
         hook = f"blocks.{stitched.side(side)[1]}.hook_resid_pre"
         metadata = {"model_name": getattr(stitched.pair, side).model, "hook_name": hook}
-        train_saes(stream, [config], held_out=held_out, folder=folder, key=folder.name, metadata=metadata)
+        train_saes(stream, [config], held_out=held_out, folder=folder, metadata=metadata)
         saes[side] = load_trained(folder, config, device=str(held_out.device))
     return tuple(saes[side] for side in sides)
 
 
 def _config(stitched: StitchedPair, **options) -> SAETrainingConfig:
     """Configure a run by the pair's recipe, but for these options."""
-    recipe = stitched.pair.sae_recipe
-    by_recipe = {"k": recipe.k, "lr": recipe.lr, "batch_tokens": recipe.batch_tokens, "mean_bias": True}
-    return SAETrainingConfig(**by_recipe | options)
-
-
-def _folder(stitched: StitchedPair, kind: str, ingredients: dict[str, object]) -> Path:
-    return stitched.artifact(kind, ingredients, sources=(side_activations,), suffix="")  # imports all that trains
+    return SAETrainingConfig(**asdict(stitched.pair.sae_recipe) | options, mean_bias=True)
 
 
 class SAESweep(NamedTuple):
@@ -88,10 +81,8 @@ class SAESweep(NamedTuple):
 
     a: dict[tuple[int, int], Curve]
     """Runs of A, by width and seed."""
-    b: dict[tuple[str, int, int], Curve]
-    """Runs of B, by `initial` as in `SAETrainingConfig`, width and seed."""
-    auxiliary: dict[tuple[str, int, int], Curve]
-    """Runs of B with the auxiliary loss, by the same: `random` and `stitch`, the largest width."""
+    b: dict[tuple[str, int, int, bool], Curve]
+    """Runs of B, by `initial` as in `SAETrainingConfig`, width, seed, and whether with the auxiliary loss."""
 
 
 def sweep_saes(stitched: StitchedPair, *, widths: Sequence[int], seeds: Sequence[int]) -> SAESweep:
@@ -103,34 +94,27 @@ def sweep_saes(stitched: StitchedPair, *, widths: Sequence[int], seeds: Sequence
     maps = (stitched.stitch.P_up, stitched.stitch.P_down)
     stitch = [hashlib.sha256(matrix.cpu().numpy().tobytes()).hexdigest() for matrix in maps]
     made_of = {"widths": list(widths), "seeds": list(seeds), "recipe": asdict(recipe), "steps": steps, "stitch": stitch}
-    folders = {side: _folder(stitched, f"sweep-{side}", made_of) for side in "ab"}
+    folders = {side: stitched.artifact(f"sweep-{side}", made_of, sources=(sweep_saes,), suffix="") for side in "ab"}
     activations = side_activations(stitched)
-    every: dict[str, Any] = {"evaluate_every": max(1, steps // 20), "checkpoint_every": CHECKPOINT_EVERY}
 
     def config(initial: str, width: int, seed: int, auxiliary_loss: bool = False) -> SAETrainingConfig:
         run = {"d_sae": width, "k": min(recipe.k, width), "n_steps": steps, "initial": initial, "seed": seed}
-        return _config(stitched, **run, auxiliary_loss=auxiliary_loss, dead_after=recipe.dead_after)
+        return _config(stitched, **run, auxiliary_loss=auxiliary_loss)
 
-    def train(side: str, configs: list[SAETrainingConfig], saes: dict[str, SAE] | None = None) -> dict[str, Curve]:
+    def train(side: str, runs: dict[Any, SAETrainingConfig], **given) -> dict[Any, Curve]:
         stream, held_out = activations.pop(side)  # A's are not kept while B's are read
-        held_out = held_out[:JUDGED_TOKENS]
-        given = {"folder": folders[side], "key": folders[side].name, "initial_saes": saes}
-        return train_saes(stream, configs, held_out=held_out, **given, **every)
+        given |= {"folder": folders[side], "evaluate_every": max(1, steps // 20), "checkpoint_every": CHECKPOINT_EVERY}
+        curves = train_saes(stream, list(runs.values()), held_out=held_out[:JUDGED_TOKENS], **given)
+        return {key: curves[run.name] for key, run in runs.items()}
 
     both = [(width, seed) for width in widths for seed in seeds]
     of_a = {key: config("random", *key) for key in both}
-    a = train("a", list(of_a.values()))
-    of_b = {(initial, *key): config(initial, *key) for initial in INITIALS for key in both}
-    starts = [(initial, max(widths), seed) for initial in ("random", "stitch") for seed in seeds]
-    helped = {key: config(*key, True) for key in starts}
-    runs, initial_saes = [*of_b.values(), *helped.values()], {}
-    for run in runs:
+    a = train("a", of_a)
+    keys = [(initial, *key, False) for initial in INITIALS for key in both]
+    keys += [(initial, max(widths), seed, True) for initial in ("random", "stitch") for seed in seeds]
+    of_b, initial_saes = {key: config(*key) for key in keys}, {}
+    for run in of_b.values():
         if run.initial != "random":
             small = load_trained(folders["a"], of_a[run.d_sae, run.seed], device=str(stitched.models[1].device))
             initial_saes[run.name] = transfer_sae(small, stitched.stitch) if run.initial == "stitch" else small
-    b = train("b", runs, initial_saes)
-    return SAESweep(
-        {key: a[run.name] for key, run in of_a.items()},
-        {key: b[run.name] for key, run in of_b.items()},
-        {key: b[run.name] for key, run in helped.items()},
-    )
+    return SAESweep(a, train("b", of_b, initial_saes=initial_saes))

@@ -8,7 +8,7 @@ added. Fig. 1c fits
 
 as a line in log-log space to the frontier, the lowest loss that any width has reached within C FLOPs.
 
-Offers `Cost`, `in_flops`, `in_tokens`, `threshold_cost`, `saved`, `savings`, `at_common_threshold`, `share_that_saves`;
+Offers `Cost`, `in_flops`, `in_tokens`, `threshold_cost`, `savings`, `at_common_threshold`, `share_that_saves`;
 `frontier`, `PowerLaw`, `fit_power_law`, `frontier_law`, `crossing`.
 """
 
@@ -34,33 +34,30 @@ def in_tokens(curve: Curve) -> np.ndarray:
     return np.arange(1, len(curve.training_flops) + 1) * curve.tokens[-1] / curve.steps[-1]
 
 
-def threshold_cost(curve: Curve, threshold: float, *, cost: Cost = in_flops, window: int = 100) -> float | None:
-    """Find the cost at which explained variance, averaged over `window` batches, reaches `threshold`; None if never."""
+def threshold_cost(curve: Curve, threshold: float, *, cost: Cost = in_flops, window: int = 100) -> float:
+    """Find the cost at which explained variance, averaged over `window` batches, reaches `threshold`; nan if never."""
     total = np.concatenate([[0.0], np.cumsum(curve.training_explained_variance)])
     last = np.arange(1, len(total))
     first = np.maximum(last - window, 0)  # fewer steps at the beginning
     reached = np.flatnonzero((total[last] - total[first]) / (last - first) >= threshold)
-    return float(cost(curve)[reached[0]]) if len(reached) else None
-
-
-def saved(stitch: Curve, scratch: Curve, threshold: float, *, extra: float = 0.0, **options) -> float | None:
-    """Compute the share of the cost from scratch that a stitch, which costs `extra`, saves up to a threshold (Fig. 2a).
-
-    It is negative if the stitch does not pay, and None if one run never gets there; `options` are of `threshold_cost`.
-    """
-    ours, theirs = (threshold_cost(curve, threshold, **options) for curve in (stitch, scratch))
-    return None if ours is None or theirs is None else 1 - (ours + extra) / theirs
+    return float(cost(curve)[reached[0]]) if len(reached) else np.nan
 
 
 def savings(
-    stitch: Sequence[Curve], scratch: Sequence[Curve], thresholds: Iterable[float], **options
+    stitch: Sequence[Curve], scratch: Sequence[Curve], thresholds: Iterable[float], *, extra: float = 0.0, **options
 ) -> dict[float, Estimate]:
-    """Average `saved` over seeds for each threshold that every run reaches; both sides have one curve a seed, in order.
+    """Average, over seeds, the share of the cost from scratch that stitches save up to each threshold (Fig. 2a).
 
-    `options` are those of `saved`.
+    Both sides have one curve a seed, in order. A stitch costs `extra` itself, so the share may be negative. A threshold
+    that a run never reaches is left out. `options` are those of `threshold_cost`.
     """
-    shares = {at: [saved(*both, at, **options) for both in zip(stitch, scratch)] for at in thresholds}
-    return {threshold: over_seeds(found) for threshold, found in shares.items() if None not in found}
+    found = {}
+    for at in thresholds:
+        ours, theirs = ([threshold_cost(curve, at, **options) for curve in curves] for curves in (stitch, scratch))
+        shares = [1 - (cost + extra) / full for cost, full in zip(ours, theirs)]
+        if not np.isnan(shares).any():
+            found[at] = over_seeds(shares)
+    return found
 
 
 def at_common_threshold(of_widths: Mapping[int, Mapping[float, Estimate]]) -> tuple[float | None, dict[int, Estimate]]:
@@ -70,11 +67,8 @@ def at_common_threshold(of_widths: Mapping[int, Mapping[float, Estimate]]) -> tu
 
 
 def share_that_saves(found: Iterable[Estimate]) -> float:
-    """Compute the share of these savings that are above zero; ValueError for none."""
-    pays = [one.value > 0 for one in found]
-    if not pays:
-        raise ValueError("no savings given: expected at least one")
-    return sum(pays) / len(pays)
+    """Compute the share of these savings, at least one, that are above zero."""
+    return float(np.mean([one.value > 0 for one in found]))
 
 
 def frontier(curves: Iterable[Curve], flops: Numbers, *, extra_flops: float = 0.0) -> np.ndarray:
@@ -98,26 +92,21 @@ class PowerLaw(NamedTuple):
         return self.coefficient.value * np.asarray(flops, dtype=float) ** -self.exponent.value
 
 
-def fit_power_law(
-    flops: Numbers, loss: Numbers, *, groups: Sequence | np.ndarray | None = None, seed: int = 0
-) -> PowerLaw:
+def fit_power_law(flops: Numbers, loss: Numbers, groups: Numbers, *, seed: int = 0) -> PowerLaw:
     """Fit Eq. 14 by least squares in log-log space, with intervals from a bootstrap.
 
-    The bootstrap draws points, or with `groups` (such as the seed of each point) whole groups, since points of one run
-    are not independent; draws in which all points have the same FLOPs are left out. ValueError for fewer than two
-    different FLOPs, a value that is not positive, or lengths that differ.
+    The bootstrap draws whole groups, such as the points of one seed, which are not independent; `groups` says whose
+    each point is. Draws in which all points have the same FLOPs are left out. ValueError for fewer than two different
+    FLOPs, a value that is not positive, or lengths that differ.
     """
-    flops, loss = np.asarray(flops, dtype=float), np.asarray(loss, dtype=float)
-    labels = np.arange(len(flops)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
-    if not len(flops) == len(loss) == len(labels):
-        raise ValueError(f"got {len(flops)} FLOPs, {len(loss)} losses and {len(labels)} groups: expected as many each")
+    flops, loss, groups = np.asarray(flops, dtype=float), np.asarray(loss, dtype=float), np.asarray(groups)
     if not (np.all(flops > 0) and np.all(loss > 0)):
         raise ValueError("FLOPs and losses must be positive numbers: leave out points before training and nan")
     if len(np.unique(flops)) < 2:
         raise ValueError(f"a line needs two different FLOPs: got {len(np.unique(flops))}")
 
     x, y = np.log(flops), np.log(loss)
-    members = labels == np.arange(labels.max() + 1)[:, None]  # (groups, points)
+    members = groups == np.unique(groups)[:, None]  # (groups, points)
     draws = resampled_counts(len(members), seed)
     weights = np.vstack([np.ones(len(x)), draws @ members])  # (1 + resamples, points): first the points as they are
     total = weights.sum(1)
@@ -136,7 +125,7 @@ def frontier_law(
     """Fit Eq. 14 to the frontiers of several seeds, {seed: curves of all widths}, at the given FLOPs (Fig. 1c)."""
     losses = np.concatenate([frontier(curves, flops, extra_flops=extra_flops) for curves in runs.values()])
     spent, names, begun = np.tile(flops, len(runs)), np.repeat(list(runs), len(flops)), np.isfinite(losses)
-    return fit_power_law(spent[begun], losses[begun], groups=names[begun], seed=seed)
+    return fit_power_law(spent[begun], losses[begun], names[begun], seed=seed)
 
 
 def crossing(law: PowerLaw, other: PowerLaw) -> float | None:

@@ -1,8 +1,7 @@
 r"""Gradients of a TopK SAE from the latents that fire, for training on a CPU (section 3.1).
 
-With row vectors, f = TopK(x W_enc + b_enc), x' = f W_dec + b_dec, and the loss is E |x' - x|^2. Only k latents fire on
-a token, so of the five dense products of a training step one is left: x W_enc, which says who wins. The gradients are
-those that autograd has for SAELens' losses.
+Only k latents fire on a token, so of the five dense products of a step (see `training`) one is left: x W_enc, which
+says who wins. The gradients are those that autograd has for SAELens' losses.
 
 Offers `encode`, `sparse_gradients`, `add_auxiliary_gradients`, `top`.
 """
@@ -64,14 +63,8 @@ def sparse_gradients(sae: TopKTrainingSAE, x: Tensor) -> tuple[Tensor, Tensor]:
 def add_auxiliary_gradients(sae: TopKTrainingSAE, x: Tensor, error: Tensor, dead: Tensor) -> None:
     """Add the gradients of SAELens' auxiliary loss: at each token the d_in / 2 best dead latents write the error."""
     which = dead.nonzero().flatten()
-    parts = [tensor.detach().requires_grad_() for tensor in (sae.W_enc[:, which], sae.b_enc[which], sae.W_dec[which])]
-    encoder, bias, decoder = parts
-    pre, half = x @ encoder + bias, x.shape[1] // 2
+    pre, half = x @ sae.W_enc[:, which] + sae.b_enc[which], x.shape[1] // 2
     values, winners = pre.topk(min(half, len(which)), sorted=False)
-    written = torch.zeros_like(pre).scatter(1, winners, values) @ decoder
+    written = torch.zeros_like(pre).scatter(1, winners, values) @ sae.W_dec[which]
     loss = sae.cfg.aux_loss_coefficient * min(len(which) / half, 1.0) * (written + error).square().sum(-1).mean()
-    by_encoder, by_bias, by_decoder = torch.autograd.grad(loss, parts)
-    assert sae.W_enc.grad is not None and sae.b_enc.grad is not None and sae.W_dec.grad is not None
-    sae.W_enc.grad[:, which] += by_encoder
-    sae.b_enc.grad[which] += by_bias
-    sae.W_dec.grad[which] += by_decoder
+    loss.backward()

@@ -31,13 +31,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, embedding_bag
 
-from ..models.harvest import ModelStream
+from ..models.harvest import ModelStream, in_steps
 from ..utils.files import is_intact, remove_if_damaged, remove_sealed, write_whole
 from ..utils.progress import progress
 from .initialisation import SAETrainingConfig, starting_sae
 from .sparse_step import add_auxiliary_gradients, encode, sparse_gradients
-
-MAX_GRAD_NORM = 1.0  # as SAELens' trainer clips gradients
 
 
 class Curve(NamedTuple):
@@ -93,13 +91,12 @@ class _Run:
         self.points: list[Sequence[float]] = []  # steps, flops, mse, explained variance, seconds
         self.log: list[Sequence[float]] = []  # flops, explained variance of each step
 
-    def start(self, batch: Tensor) -> None:
-        if self.config.mean_bias and self.config.initial != "stitch":
-            self.sae.b_dec.data.copy_(batch.mean(0))
-        self.evaluate()
-
     def step(self, x: Tensor, variance: float) -> None:
-        """Take a step on a batch whose squared deviations from its mean sum to `variance`."""
+        """Evaluate before the first step; step on a batch whose squared deviations from its mean sum to `variance`."""
+        if not self.log:
+            if self.config.mean_bias and self.config.initial != "stitch":
+                self.sae.b_dec.data.copy_(x.mean(0))
+            self.evaluate()
         began = time.perf_counter()
         dead = self.silent > self.config.dead_after
         helped = self.config.auxiliary_loss and bool(dead.any())
@@ -112,7 +109,7 @@ class _Run:
             error, fired = sparse_gradients(self.sae, x)
             if helped:
                 add_auxiliary_gradients(self.sae, x, error, dead)
-        torch.nn.utils.clip_grad_norm_(self.sae.parameters(), MAX_GRAD_NORM)
+        torch.nn.utils.clip_grad_norm_(self.sae.parameters(), 1.0)  # as SAELens' trainer does
         self.optimizer.step()
         self.optimizer.zero_grad()
         decoder = self.sae.W_dec.data
@@ -123,14 +120,13 @@ class _Run:
         self.seconds += time.perf_counter() - began
 
     def evaluate(self) -> None:
-        squared, alive = 0.0, torch.zeros_like(self.dead)
+        squared, self.dead = 0.0, torch.ones_like(self.dead)
         with torch.no_grad():
             for x in self.held_out.split(self.config.batch_tokens):
                 acts, winners = encode(self.sae, x)
                 written = embedding_bag(winners, self.sae.W_dec, per_sample_weights=acts, mode="sum")
                 squared += (written + self.sae.b_dec - x).square().sum(dtype=torch.float64).item()
-                alive[winners[acts > 0]] = True
-        self.dead = ~alive
+                self.dead[winners[acts > 0]] = False
         errors = squared / self.held_out.numel(), 1 - squared / self.variance
         self.points.append((len(self.log), self.spent, *errors, self.seconds))
 
@@ -154,12 +150,11 @@ class _Run:
         self.points, self.log, self.spent, self.seconds = numbers
 
     def curve(self) -> Curve:
-        steps, flops, mse, explained, seconds = np.array(self.points, dtype=float).T
-        spent, training = np.array(self.log, dtype=float).T
-        steps = steps.astype(int)
+        steps, *measures = np.array(self.points, dtype=float).T
+        steps, of_each_step = steps.astype(int), np.array(self.log, dtype=float).T
         cosine = cosine_similarity(self.sae.W_dec.detach(), self.directions, dim=-1)
-        held_out = (steps, steps * self.config.batch_tokens, flops, mse, explained, seconds)
-        return Curve(*held_out, spent, training, cosine.cpu().numpy(), self.dead.cpu().numpy())
+        of_latents = cosine.cpu().numpy(), self.dead.cpu().numpy()
+        return Curve._make([steps, steps * self.config.batch_tokens, *measures, *of_each_step, *of_latents])
 
 
 def train_saes(
@@ -168,11 +163,10 @@ def train_saes(
     *,
     held_out: Float[Tensor, "n d"],
     folder: str | Path,
-    key: str = "",
-    initial_saes: Mapping[str, SAE] | None = None,
+    initial_saes: Mapping[str, SAE] = {},
     evaluate_every: int = 100,
     checkpoint_every: int = 500,
-    metadata: Mapping[str, str | int] | None = None,
+    metadata: Mapping[str, str | int] = {},
 ) -> dict[str, Curve]:
     """Train all runs of a sweep side by side on the same batches and return {name of the config: curve}.
 
@@ -182,32 +176,30 @@ def train_saes(
 
     `folder` keeps the state of the sweep, written every `checkpoint_every` steps, and the trained SAEs. A sweep that
     was cut off goes on from its state, without running the model on what it has read of a `ModelStream`, and gives the
-    same curves as one that was not; a finished one is read back. What is damaged or of other arguments starts anew, and
-    `key` says what the stream is, which is not compared. Of two processes with one folder the second waits.
+    same curves as one that was not; a finished one is read back. What is damaged or of other arguments starts anew. The
+    stream is not compared: the folder's name is to say what it is. Of two processes with one folder the second waits.
 
     ValueError for configs of one name or of different batches, an SAE that does not fit, or a stream that is too short.
     """
-    configs, given, metadata, folder = list(configs), dict(initial_saes or {}), dict(metadata or {}), Path(folder)
-    names = [config.name for config in configs]
+    folder, names = Path(folder), [config.name for config in configs]
     if not configs or len(set(names)) < len(names):
         raise ValueError(f"expected at least one run and no two of one name: got {', '.join(names) or 'none'}")
     if len(sizes := {config.batch_tokens for config in configs}) > 1:
         raise ValueError(f"all runs read the same batches: got batch_tokens of {', '.join(map(str, sorted(sizes)))}")
-    if unknown := sorted(set(given) - set(names)):
-        raise ValueError(f"initial_saes has {', '.join(unknown)}: expected names of runs, {', '.join(names)}")
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoint, digest = folder / "sweep.safetensors", _digest(configs, held_out, given, key, evaluate_every, metadata)
+    checkpoint = folder / "sweep.safetensors"
+    digest = _digest(configs, held_out, initial_saes, folder.name, evaluate_every, metadata)
     n_steps, held_out = max(config.n_steps for config in configs), held_out.float()
     with FileLock(folder / ".lock"):
         done, states = _read_state(checkpoint, digest)
         if done == n_steps:
             # a list, so that all of them are looked at
-            if not any([remove_if_damaged(_sae_folder(folder, name)) for name in names]):
+            if not any([remove_if_damaged(folder / "saes" / name) for name in names]):
                 arrays = {name: {field: part.numpy() for field, part in states[name].items()} for name in names}
                 return {name: Curve(**fields) for name, fields in arrays.items()}
             remove_sealed(checkpoint)
             done, states = 0, {}
-        runs = {config.name: _Run(config, held_out, given.get(config.name), metadata) for config in configs}
+        runs = {config.name: _Run(config, held_out, initial_saes.get(config.name), metadata) for config in configs}
         for name, state in states.items():
             runs[name].load(state)
         if not done:
@@ -219,8 +211,6 @@ def train_saes(
                 raise ValueError(f"the stream gives activations of width {d}: expected held_out's {held_out.shape[1]}")
             variance = _squared_deviations(batch)
             for run in runs.values():
-                if step == 1:
-                    run.start(batch)
                 if step <= run.config.n_steps:
                     run.step(batch, variance)
                     if step % evaluate_every == 0 or step == run.config.n_steps:
@@ -228,7 +218,7 @@ def train_saes(
             if step % checkpoint_every == 0 and step < n_steps:
                 _write_state(checkpoint, digest, step, {name: run.state() for name, run in runs.items()})
         for name, run in runs.items():
-            write_whole(_sae_folder(folder, name), run.sae.save_inference_model)
+            write_whole(folder / "saes" / name, run.sae.save_inference_model)
         curves = {name: run.curve() for name, run in runs.items()}
         _write_state(checkpoint, digest, n_steps, {name: curve._asdict() for name, curve in curves.items()})
         return curves
@@ -236,7 +226,7 @@ def train_saes(
 
 def _read_state(path: Path, digest: str) -> tuple[int, dict[str, dict[str, Tensor]]]:
     """Read the steps done and the tensors of each run, if they are undamaged and of the sweep with this digest."""
-    if not path.exists() or remove_if_damaged(path):
+    if remove_if_damaged(path):
         return 0, {}
     with safe_open(path, framework="pt") as file:
         facts = file.metadata()
@@ -256,17 +246,11 @@ def _write_state(path: Path, digest: str, step: int, states: Mapping[str, Mappin
     write_whole(path, lambda place: save_file(plain, place, metadata={"digest": digest, "step": str(step)}))
 
 
-def _sae_folder(folder: Path, name: str) -> Path:
-    return folder / "saes" / name
-
-
 def load_trained(folder: str | Path, config: SAETrainingConfig, device: str = "cpu") -> SAE:
     """Load the SAE for inference that a finished sweep left; ValueError if there is none, or if it is damaged."""
-    path = _sae_folder(Path(folder), config.name)
-    if not path.is_dir():
-        raise ValueError(f"{folder} holds no trained SAE {config.name!r}: expected a finished sweep with this run")
+    path = Path(folder) / "saes" / config.name
     if not is_intact(path):
-        raise ValueError(f"{path} is not as it was written: train the sweep again, which makes it anew")
+        raise ValueError(f"{folder} holds no trained SAE {config.name!r}, or a damaged one: train the sweep (again)")
     return SAE.load_from_disk(path, device=device)
 
 
@@ -276,24 +260,18 @@ def _squared_deviations(x: Tensor) -> float:
 
 def _batches(stream: Iterable[Tensor], size: int, skip: int) -> Iterator[Tensor]:
     """Give batches of `size` rows without end, but for the first `skip`, for which a `ModelStream` runs no model."""
-    taken, parts = 0, iter(stream)
+    taken, parts = 0, stream
     if skip and isinstance(stream, ModelStream):
         taken, parts = skip, stream.after(skip % (stream.count() // size) * size)
     while True:
-        before, waiting = taken, []
-        for part in parts:
-            waiting.append(part)
-            if (held := sum(map(len, waiting))) < size:
-                continue
-            *batches, rest = torch.cat(waiting).tensor_split(list(range(size, held + 1, size)))
-            waiting = [rest]
-            for batch in batches:
-                taken += 1
-                if taken > skip:
-                    yield batch
+        before = taken
+        for (batch,) in in_steps(zip(parts), size):
+            taken += 1
+            if taken > skip:
+                yield batch
         if taken == before:
             raise ValueError(f"the stream ended after {taken} batches of {size} tokens and cannot be iterated again")
-        parts = iter(stream)
+        parts = stream
 
 
 def _digest(configs, held_out: Tensor, given: Mapping[str, SAE], *facts) -> str:

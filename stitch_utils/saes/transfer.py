@@ -98,12 +98,10 @@ def sae_ranks(sae: SAE) -> tuple[int, int]:
 
     Singular values that rounding to the SAE's dtype can make of a matrix of lower rank count as zero.
     """
-
-    def rank(matrix: Tensor) -> int:
-        rows, columns = matrix.shape
+    ranks = []
+    for matrix in (sae.W_enc.detach().double(), sae.W_dec.detach().double()):
         # Rounding moves an entry by at most eps/2 of it, and such errors have the spectral norm of a random matrix.
         # The limit is ten times that, since the products before were rounded too.
-        noise = torch.finfo(sae.dtype).eps * matrix.double().norm() * (rows**-0.5 + columns**-0.5)
-        return int((torch.linalg.svdvals(matrix.double()) > 10 * noise).sum())
-
-    return rank(sae.W_enc.detach()), rank(sae.W_dec.detach())
+        noise = torch.finfo(sae.dtype).eps * matrix.norm() * sum(size**-0.5 for size in matrix.shape)
+        ranks.append(int((torch.linalg.svdvals(matrix) > 10 * noise).sum()))
+    return ranks[0], ranks[1]

@@ -7,14 +7,7 @@ import pytest
 import torch
 from toy_saes import D_A, D_B, LATENTS, make_sae, normal
 
-from stitch_utils.saes.comparison import (
-    chance_norm,
-    code_map_flops,
-    decoder_regression,
-    fit_code_map,
-    match_latents,
-    reconstructions,
-)
+from stitch_utils.saes.comparison import decoder_regression, fit_code_map, match_latents, reconstructions
 from stitch_utils.saes.transfer import transfer_sae
 from stitch_utils.stitching.stitch import Stitch
 
@@ -42,13 +35,18 @@ def naive_ridge(code, y, ridge):
 # ---- from a code to a stream --------------------------------------------------------------------------------------
 
 
+def set_ridges(monkeypatch, *ridges):
+    monkeypatch.setattr("stitch_utils.saes.comparison.RIDGES", ridges)
+
+
 @pytest.mark.parametrize("kind", ["topk", "jumprelu"])
-def test_the_map_is_ridge_regression_with_the_ridge_that_validates_best(kind):
+def test_the_map_is_ridge_regression_with_the_ridge_that_validates_best(kind, monkeypatch):
     sae = make_sae(kind)
     x, y = streams()
     held_x, held_y = streams(300, seed=3)
     ridges = (1e-6, 1e-3, 1e-1, 1.0)
-    found = fit_code_map(sae, in_batches(x, y), in_batches(held_x, held_y), ridges=ridges)
+    set_ridges(monkeypatch, *ridges)
+    found = fit_code_map(sae, in_batches(x, y), in_batches(held_x, held_y))
     with torch.no_grad():
         code, held_code = sae.encode(x), sae.encode(held_x)
     errors = {}
@@ -58,40 +56,44 @@ def test_the_map_is_ridge_regression_with_the_ridge_that_validates_best(kind):
     best = min(errors, key=errors.get)
     assert found.ridge == best and found.method == "exact" and len({round(e, 6) for e in errors.values()}) == 4
     matrix, bias = naive_ridge(code, y, best)
-    torch.testing.assert_close(found.matrix, torch.tensor(matrix), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(found.decoder.P, torch.tensor(matrix), rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(
         found.predict(held_x), held_code @ torch.tensor(matrix) + torch.tensor(bias), rtol=1e-3, atol=1e-4
     )
 
 
-def test_a_stream_that_is_made_of_the_code_is_read_off():
+def test_a_stream_that_is_made_of_the_code_is_read_off(monkeypatch):
+    set_ridges(monkeypatch, 1e-10)
     sae = make_sae("topk")
     x, _ = streams()
     with torch.no_grad():
         y = sae.encode(x) @ normal(LATENTS, D_B, seed=5) - 2
-    found = fit_code_map(sae, in_batches(x, y), in_batches(x, y), ridges=(1e-10,))
+    found = fit_code_map(sae, in_batches(x, y), in_batches(x, y))
+    assert found.flops == 2 * LATENTS * (D_A + D_B)
     torch.testing.assert_close(found.predict(x), y, rtol=1e-3, atol=1e-3)
 
 
-def test_a_transferred_sae_decodes_no_better_than_its_code_allows():
+def test_a_transferred_sae_decodes_no_better_than_its_code_allows(monkeypatch):
     """The decoder that Eq. 6 composes is one of the affine maps of the same code."""
+    set_ridges(monkeypatch, 1e-8)
     shapes = ((D_A, D_B), (D_B,), (D_B, D_A), (D_A,))
     stitch = Stitch(*(normal(*shape, seed=8 + i) / 4 for i, shape in enumerate(shapes)))
     moved = transfer_sae(make_sae("topk"), stitch)
     _, y = streams()
     x, _ = streams(seed=4)
-    fitted = fit_code_map(moved, in_batches(x, y), in_batches(x, y), reads=1, ridges=(1e-8,))
+    fitted = fit_code_map(moved, in_batches(x, y), in_batches(x, y), reads=1)
     with torch.no_grad():
         composed = (moved(y) - y).square().mean()
     assert (fitted.predict(y) - y).square().mean() < 0.9 * composed
 
 
-def test_b_is_reconstructed_in_four_ways():
+def test_b_is_reconstructed_in_four_ways(monkeypatch):
     """Two codes, of x and of down(y), and for each the decoder of Eq. 6 and one fitted to y."""
+    set_ridges(monkeypatch, 1e-3)
     shapes = ((D_A, D_B), (D_B,), (D_B, D_A), (D_A,))
     stitch = Stitch(*(normal(*shape, seed=8 + i) / 4 for i, shape in enumerate(shapes)))
     sae, (x, y), held_out = make_sae("topk"), streams(), streams(200, seed=3)
-    found, maps = reconstructions(sae, stitch, in_batches(x, y), [held_out], ridges=(1e-3,))
+    found, maps = reconstructions(sae, stitch, in_batches(x, y), [held_out])
     assert {prediction.target for prediction in found.values()} == {"b"}
     with torch.no_grad():
         codes = {"a": sae.encode(x), "b": sae.encode(y @ stitch.P_down + stitch.b_down)}
@@ -116,14 +118,11 @@ def test_wide_codes_are_fitted_by_adamw(monkeypatch):
     assert errors[1] < 0.95 * mean
 
 
-def test_what_cannot_be_fitted():
-    _, y = streams(50)
-    with pytest.raises(ValueError, match=rf"reads {D_A} dimensions: expected streams of that width, got {D_B}"):
-        fit_code_map(make_sae("topk"), [(y, y)], [(y, y)])
-    assert code_map_flops(2, 5, 3) == 2 * (2 * 5 + 5 * 3)
-
-
 # ---- one decoder on another ---------------------------------------------------------------------------------------
+
+
+def chance_norm(n, d, squares=None):
+    return math.sqrt((n if squares is None else squares) * max(0, 1 - d / n))
 
 
 @pytest.mark.parametrize(("n", "d_from", "d_to"), [(512, 160, 64), (600, 40, 90), (300, 200, 30)])
@@ -141,10 +140,10 @@ def test_the_chance_level_is_what_unrelated_rows_leave(n, d_from, d_to):
     assert found.residual == pytest.approx(left[-1], rel=1e-9)
 
 
-def test_the_papers_figure_is_at_the_chance_level():
-    """16384 latents, 2304 and 3584 wide; it reports about 114."""
-    assert chance_norm(300, 300) == chance_norm(20, 30) == 0
-    assert chance_norm(16384, 3584) == pytest.approx(math.sqrt(16384 - 3584)) == pytest.approx(113.1, abs=0.05)
+def test_as_many_regressors_as_rows_leave_nothing():
+    for d_from in (20, 30):
+        found = decoder_regression(normal(20, d_from, seed=1), normal(20, 4, seed=2))
+        assert found.chance == 0 and found.residual == pytest.approx(0, abs=1e-9)
 
 
 def test_the_residual_is_that_of_least_squares():
@@ -176,8 +175,6 @@ def test_rows_with_a_common_direction_show_what_shuffling_is_for():
 def test_decoders_of_different_lengths():
     with pytest.raises(ValueError, match="decoders of 8 and 9 latents: expected as many of both"):
         decoder_regression(normal(8, 3), normal(9, 3))
-    with pytest.raises(ValueError, match="at least one row and one regressor: got 4 and 0"):
-        chance_norm(4, 0)
 
 
 def test_latents_are_matched_by_how_they_fire():

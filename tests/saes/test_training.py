@@ -276,7 +276,7 @@ def test_a_damaged_sweep_is_trained_again(tmp_path, held_out, name, damage):
     (chosen, *_), expected = run_sweep(tmp_path, held_out)
     damage(tmp_path / name.format(chosen.name))
     if "saes" in name:
-        with pytest.raises(ValueError, match="is not as it was written: train the sweep again"):
+        with pytest.raises(ValueError, match=f"holds no trained SAE '{chosen.name}', or a damaged one: train"):
             load_trained(tmp_path, chosen)
     stream = Stream()
     with pytest.warns(UserWarning, match="is not as it was written .truncated, or changed on the disk.: it is made"):
@@ -382,7 +382,6 @@ def test_whatever_is_new_starts_anew(tmp_path, held_out):
     configs, _ = run_sweep(tmp_path, held_out)
     longer, other = dataclasses.replace(configs[0], n_steps=31), transferred(seed=4)
     changes = [
-        lambda stream: run_sweep(tmp_path, held_out, stream, key="another"),
         lambda stream: run_sweep(tmp_path, held_out, stream, evaluate_every=5),
         lambda stream: run_sweep(tmp_path, held_out, stream, initial_saes={configs[1].name: other}),
         lambda stream: run_sweep(tmp_path, held_out, stream, metadata={"model_name": "b"}),
@@ -449,14 +448,14 @@ def test_errors(tmp_path, held_out):
     stitched = config(initial="stitch")
     with pytest.raises(ValueError, match="none was given"):
         starting_sae(stitched, D)
-    with pytest.raises(ValueError, match="expected 64 latents and width 12"):
-        starting_sae(stitched, D, transferred(d_in=8))
-    with pytest.raises(ValueError, match="expected 65 latents and width 12 or less"):
-        starting_sae(config(initial="rotation", d_sae=M + 1), D, transferred(d_in=8))
-    with pytest.raises(ValueError, match="expected 64 latents and width 12 or less"):
-        starting_sae(config(initial="rotation"), D, transferred(d_in=D + 1))
-    with pytest.raises(ValueError, match=r"a 'standard' SAE .* expected 'topk'"):
-        starting_sae(stitched, D, StandardSAE(StandardSAEConfig(d_in=D, d_sae=M)))
+    for changes, given, message in (
+        ({}, transferred(d_in=8), r"of \('topk', 'none', 64, 8\): expected \('topk', 'none', 64, 12\)"),
+        ({"initial": "rotation", "d_sae": M + 1}, transferred(d_in=8), r"64, 8\): expected \('topk', 'none', 65, 8\)"),
+        ({"initial": "rotation"}, transferred(d_in=D + 1), r"64, 13\): expected \('topk', 'none', 64, 12\)"),
+        ({}, StandardSAE(StandardSAEConfig(d_in=D, d_sae=M)), r"of \('standard', .* expected \('topk'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            starting_sae(config(**{"initial": "stitch", **changes}), D, given)
 
     def train(configs, stream=None, **options):
         train_saes(stream or Stream(), configs, held_out=held_out, folder=tmp_path, **options)
@@ -467,8 +466,8 @@ def test_errors(tmp_path, held_out):
         train([])
     with pytest.raises(ValueError, match="batch_tokens of 32, 64"):
         train([config(), config(seed=1, batch_tokens=32)])
-    with pytest.raises(ValueError, match="initial_saes has nobody"):
-        train([config()], initial_saes={"nobody": transferred()})
+    with pytest.raises(ValueError, match="none was given in initial_saes"):
+        train([stitched], initial_saes={"nobody": transferred()})
     with pytest.raises(ValueError, match="activations of width 5: expected held_out's 12"):
         train([config()], [activations(200, d=5)])
     with pytest.raises(ValueError, match="ended after 3 batches of 64 tokens"):
