@@ -1,23 +1,22 @@
 """Why instruction vectors transfer badly: stitches that have seen the chat template, and vectors from few prompts.
 
 App. F.2 has two explanations. The first: vectors are taken at the last token of a chat prompt, and the stitch was
-fitted on text without chats, and so without tokens such as <start_of_turn>. Special tokens are masked out when a stitch
-is fitted (`data.text`); here one stitch is fitted as ever, and one with the template's tokens let in (never
-beginning-of-text or padding, whose norms would drown the rest), on the same text. Moments add up, so the second costs
-one pass over the rows that hold such tokens. As these tokens are few, a third stitch counts each of them as often as
-makes them a tenth of all: if even that changes nothing, their number was not the reason.
+fitted on text without tokens such as <start_of_turn>, since special tokens are masked out. Here one stitch is fitted as
+ever, and one on the same text with the template's tokens let in (never beginning-of-text or padding, whose norms would
+drown the rest). Moments add up, so it costs one pass over the rows that hold such tokens. A third stitch counts each of
+them as often as makes them a tenth of all: if even that changes nothing, their number was not the reason.
 
 The second: vectors from few pairs of prompts, about ten, are noisy, and carrying them across compounds it. Two vectors
 from n pairs each that share no prompt have a cosine of 1 where there is no noise, and of 0 where there is nothing else.
-Carried across as v P, the same two show what the stitch makes of it; their cosine before less the one after is lost on
-the way. Each instruction gives vectors from as many pairs as it has twice over.
+The cosine of the same two carried across as v P shows what the stitch makes of it.
 
 Offers `template_tokens`, `template_rows`, `chat_batches`, `fit_template_stitches`, `TemplateFit`; `vector_noise`,
 `VectorNoise`.
 """
 
+import functools
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -124,7 +123,7 @@ def chat_batches(
         yield TokenBatch(tokens, ~torch.isin(tokens, special), owners)
 
 
-def fit_template_stitches(stitched: StitchedPair, *, prompts: Sequence[str] = ()) -> TemplateFit:
+def fit_template_stitches(stitched: StitchedPair, prompts: Sequence[str]) -> TemplateFit:
     """Fit the three stitches of a pair, and measure their errors on held-out text and at the last token of `prompts`.
 
     The world's text holds chats. To other text as many as `sizes.yml` says are added, for all stitches, made of the
@@ -140,16 +139,13 @@ def fit_template_stitches(stitched: StitchedPair, *, prompts: Sequence[str] = ()
     def chats(text: TextRef, count: int) -> Iterator[TokenBatch]:
         return chat_batches(models[0], text, count, context=pair.context, batch_size=sizes.batch_size)
 
-    def in_template(text: TextRef, batches: Iterable[TokenBatch], count: int) -> PairMoments:
-        return harvest(template_rows(chats(text, count) if added else batches, template))
+    def in_template(text: TextRef, batches: Callable[[], Iterator[TokenBatch]], count: int) -> PairMoments:
+        return harvest(template_rows(chats(text, count) if added else batches(), template))
 
     made_of, sources = {"template": template, "chats": added}, (fit_template_stitches,)
-    of_template = kept(
-        stitched.artifact("template-moments", made_of, sources=sources, suffix=".safetensors"),
-        lambda: in_template(pair.train, stitched.training_batches(), added),
-        PairMoments.save,
-        PairMoments.load,
-    )
+    path = stitched.artifact("template-moments", made_of, sources=sources, suffix=".safetensors")
+    make = functools.partial(in_template, pair.train, stitched.training_batches, added)
+    of_template = kept(path, make, PairMoments.save, PairMoments.load)
     ordinary = stitched.moments
     if added:
         ordinary = ordinary + harvest(chats(pair.train, added))
@@ -160,16 +156,14 @@ def fit_template_stitches(stitched: StitchedPair, *, prompts: Sequence[str] = ()
     }
     held_out = {
         "ordinary": stitched.held_out_moments,
-        "template": in_template(pair.evaluation, stitched.evaluation_batches(), max(added // 10, 4)),
+        "template": in_template(pair.evaluation, stitched.evaluation_batches, max(added // 10, 4)),
+        "last": PairMoments(models[0].d_model, models[1].d_model),
     }
-    if prompts:
-        held_out["last"] = PairMoments(models[0].d_model, models[1].d_model)
-        held_out["last"].update(*(last_token_residuals(*stitched.side(side), prompts) for side in "ab"))
+    held_out["last"].update(*(last_token_residuals(*stitched.side(side), prompts) for side in "ab"))
     unexplained = {}
     for name, stitch in stitches.items():
         tried = [(group, stitch, moments) for group, moments in held_out.items() if moments.count > 1]
-        if prompts:
-            tried.append(("last_centred", _centred(stitch, held_out["last"]), held_out["last"]))
+        tried.append(("last_centred", _centred(stitch, held_out["last"]), held_out["last"]))
         for group, one, moments in tried:
             loss = stitch_loss(one, moments)
             unexplained[name, group, "b"] = loss.up / moments.cyy.diagonal().mean().item()

@@ -25,7 +25,7 @@ from ..models.harvest import of_activations
 from ..stitching.pair import StitchedPair
 from ..utils.cache import artifact
 from ..utils.progress import progress
-from ..utils.stats import RESAMPLES, Estimate, from_draws
+from ..utils.stats import RESAMPLES, Estimate, correlations, from_draws
 from .prompts import languages, parallel_pairs, steering_prompts
 from .sweep import Cell, Sweep, SweepConfig, clamped, kept_json
 from .vectors import condition_vectors, language_means
@@ -86,9 +86,6 @@ class LanguageSweep(Sweep):
     """By split: `evaluated`, and `chosen`, those on which the strength was chosen."""
     frequencies: Mapping[str, int] = field(default_factory=dict)
     """By language: sentences of the training text (Fig. 11)."""
-
-    def subjects(self, split: str) -> Sequence[str]:
-        return self.config.languages if split == "evaluated" else self.config.choosing_languages
 
     def chosen_for(self, side: str, condition: str, of: str) -> float:
         return self.chosen[side]
@@ -170,14 +167,14 @@ def sweep_languages(stitched: StitchedPair, config: LanguageConfig) -> LanguageS
         stitched=stitched,
         prompts=lambda cell: prompts[cell.split],
         move=lambda cell: clamped(vectors[cell.side, cell.of][cell.condition], cell.strength),
-        is_done=lambda cell, found: [language == cell.of for language in found.judged],
+        is_done=lambda cell, _, language: language == cell.of,
         judge=detect_language,
         part="steering",
     )
     some, doses = config.choosing_languages, [("none", 0.0), *itertools.product(STEERED, config.strengths)]
-    run([Cell("chosen", side, c, language, s) for side in TABLES for language in some for c, s in doses], title="doses")
+    run([Cell("chosen", side, c, language, s) for side in TABLES for language in some for c, s in doses])
     sweep.chosen.update({side: sweep.choose(side, "native", some, config.strengths) for side in TABLES})
-    run([sweep.cell(side, c, language, s) for side, language in keys for c, s, _ in RUNS], title="responses")
+    run([sweep.cell(side, c, language, s) for side, language in keys for c, s, _ in RUNS])
     return sweep
 
 
@@ -213,17 +210,9 @@ def rank_correlation(x: Sequence[float], y: Sequence[float], *, seed: int = 0) -
     if len(x) != len(y) or not len(x):
         raise ValueError(f"{len(x)} and {len(y)} values: expected as many of each, and at least one")
     both = np.array([x, y], dtype=float)
-    value = _spearman(both[:, None])[0]
+    value = correlations(*rankdata(both, axis=-1), axis=-1, still=np.nan)
     if np.isnan(value) or len(x) < FEWEST_PAIRS:
-        return Estimate(0.0 if np.isnan(value) else float(value), -1.0, 1.0)
+        return Estimate(float(np.nan_to_num(value)), -1.0, 1.0)
     drawn = np.random.default_rng(seed).integers(both.shape[1], size=(RESAMPLES, both.shape[1]))
-    draws = _spearman(both[:, drawn])
+    draws = correlations(*rankdata(both[:, drawn], axis=-1), axis=-1, still=np.nan)
     return from_draws(value, draws[~np.isnan(draws)])
-
-
-def _spearman(both: np.ndarray) -> np.ndarray:
-    """Correlate the ranks, (2, resamples, n) -> (resamples,); NaN where one side is constant."""
-    ranks = rankdata(both, axis=-1)
-    x, y = ranks - ranks.mean(-1, keepdims=True)
-    norms = np.sqrt((x**2).sum(-1) * (y**2).sum(-1))
-    return np.divide((x * y).sum(-1), norms, out=np.full(len(norms), np.nan), where=norms > 0)

@@ -11,6 +11,7 @@ Offers `Recipe`, `RECIPES`, `fit_recipes`, `FittedRecipes`, `recipe_errors`, `st
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -127,8 +128,8 @@ def recipe_errors(stitched: StitchedPair, fitted: FittedRecipes, *, seed: int = 
     """
     found: dict[tuple[str, str], MapErrors] = {}
     for same, layers in fitted.layers.items():
-        stitches = {name: fitted.stitches[name] for name in _between(same)}
-        predictions = {(name, to): Prediction(to, one.towards(to)) for name, one in stitches.items() for to in "ba"}
+        names = itertools.product(_between(same), "ba")
+        predictions = {(name, to): Prediction(to, fitted.stitches[name].towards(to)) for name, to in names}
         for side, mean in (("b", fitted.moments[same].mean_y.float()), ("a", fitted.moments[same].mean_x.float())):
             always = Prediction(side, lambda x, y, mean=mean: mean.to(x).expand(len(x), -1))
             predictions["same_layers_mean" if same else "mean", side] = always
@@ -176,14 +177,14 @@ def recipe_numbers(
         for condition in sweep.conditions:
             name = condition if condition != "random" else "same_layers_random" if same else "random"
             numbers |= sweep.mean_correlation(condition).numbers(f"{start}.steered.{name}.correlation")
-            numbers |= sweep.overall_slope(condition).numbers(f"{start}.steered.{name}.slope")
+            numbers |= sweep.slope(condition).numbers(f"{start}.steered.{name}.slope")
             numbers[f"{start}.steered.{name}.cosine"] = sweep.mean_cosine(condition)
             numbers[f"{start}.steered.{name}.likeness"] = sweep.likeness(condition)
-            curves = {one: sweep.curve_correlation(one, condition).value for one in sweep.behaviours}
+            curves = {one: sweep.curve_correlation(one, condition) for one in sweep.behaviours}
             for one, curve in curves.items():
                 id = f"{start}.steered.{name}.{one}"
                 numbers |= sweep.correlation(one, condition).numbers(f"{id}.correlation")
-                numbers |= sweep.slope(one, condition).numbers(f"{id}.slope") | {f"{id}.curve_correlation": curve}
+                numbers |= sweep.slope(condition, [one]).numbers(f"{id}.slope") | {f"{id}.curve_correlation": curve}
             numbers[f"{start}.steered.{name}.curve_correlation_size"] = sum(map(abs, curves.values())) / len(curves)
     own = {one: sweeps[True].correlation(one, "sister") for one in sweeps[True].behaviours}
     for one, found in own.items():

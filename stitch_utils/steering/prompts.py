@@ -9,6 +9,7 @@ Offers `languages`, `parallel_pairs`, `steering_prompts`, `as_turn`; `Instructio
 `instruction_prompts`; and to read any of these data sets `named_rows`, `text_columns`.
 """
 
+import dataclasses
 import functools
 import hashlib
 import itertools
@@ -25,7 +26,7 @@ from huggingface_hub import constants
 from ..data.embedded.grammar import LANGUAGES, load_lexicon
 from ..data.embedded.world import parallel_sentences, requests
 from ..data.hub import HubError, dataset_rows, remembered
-from ..data.pairs import DatasetRef, ModelPair, blaming
+from ..data.pairs import DatasetRef, ModelPair, blaming, check_known
 from .verifiers import RULES, WORLD_INSTRUCTIONS, verify
 
 # The languages of EuroParl beside English: the rows of Tables 5 and 6.
@@ -71,9 +72,7 @@ def parallel_pairs(pair: ModelPair, language: str, count: int) -> list[tuple[str
     with blaming(pair, "datasets: parallel"):
         nothing = f"dataset {data.name!r} has no rows in 'en' and {language!r}"
         try:
-            rows = dataset_rows(
-                data.name, pick, picked="translation", config=config, split=data.split, revision=data.revision
-            )
+            rows = named_rows(dataclasses.replace(data, config=config), pick, picked="translation")
             found = [(english, other) for english, other in itertools.islice(rows, count)]
         except ValueError as error:  # `datasets` names the configuration that it does not find
             if isinstance(error, HubError) or "BuilderConfig" not in str(error):
@@ -91,8 +90,7 @@ def steering_prompts(pair: ModelPair, count: int, *, tokenizer, split: str = "ev
     from the column `prompt_without_instruction` of the data set `prompts` of the pair's file, else from the world.
     ValueError for another split, and for data without prompts.
     """
-    if split not in SPLITS:
-        raise ValueError(f"unknown split {split!r}: expected {', '.join(SPLITS)}")
+    check_known("split", split, SPLITS)
     with blaming(pair, "datasets: prompts"):
         texts = _of_world("steering")
         if "prompts" in pair.datasets:
@@ -159,8 +157,7 @@ def instruction_prompts(
     columns of Stolfo et al.'s `ifeval_single_instr_format.jsonl`. ValueError for another split, a kind that has no
     prompts, or a data set without these columns.
     """
-    if split not in INSTRUCTION_SPLITS:
-        raise ValueError(f"unknown split {split!r}: expected {', '.join(INSTRUCTION_SPLITS)}")
+    check_known("split", split, INSTRUCTION_SPLITS)
     if kind not in (known := instruction_kinds(pair)):
         raise ValueError(f"unknown instruction {kind!r} for pair {pair.name!r}: known are {', '.join(known)}")
     wanted = (split, "chosen") if split == "fit" and not choosing else (split,)

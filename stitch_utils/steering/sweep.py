@@ -1,11 +1,9 @@
 """One engine for all experiments that steer free responses: languages, instructions, and open-ended tasks.
 
-Section 4, App. F and F.2, and arXiv 2506.00653. An experiment fills cells with greedy responses: one cell for each set
-of prompts, steered model, condition (no steering, the model's own vector, the other model's, a random one, ...), thing
-that is steered towards, and strength. Of a cell two things are measured: the share of its responses that do what
-steering is for, and the rise of their NLL, which is what they cost the unsteered model in nats a token over its own
-responses. The strength is chosen on prompts that are not evaluated. Responses take most of the time of these
-experiments and depend on the model, the prompts and the move of the stream alone, so they are kept in `artifacts/`.
+Section 4, App. F and F.2, and arXiv 2506.00653. An experiment fills cells with greedy responses. Of a cell two things
+are measured: the share of its responses that do what steering is for, and the rise of their NLL, which is what they
+cost the unsteered model in nats a token over its own responses. The strength is chosen on prompts that are not
+evaluated. Responses take most of the time, so they are kept in `artifacts/`.
 
 Offers `Cell`, `Answers`, `Move`, `clamped`, `SweepConfig`, `Sweep`, `chosen_strength`, `kept_json`.
 """
@@ -70,11 +68,12 @@ class Answers(NamedTuple):
 
 def kept_json(path: Path, make: Callable[[], Any]) -> Any:
     """Read JSON from a file of `artifacts/`; if it is missing, make the value and save it there first."""
-
-    def save(made: Any, place: Path) -> None:
-        place.write_text(json.dumps(made, ensure_ascii=False), encoding="utf-8")
-
-    return kept(path, make, save, lambda place: json.loads(place.read_text(encoding="utf-8")))
+    return kept(
+        path,
+        make,
+        save=lambda made, place: place.write_text(json.dumps(made, ensure_ascii=False), encoding="utf-8"),
+        load=lambda place: json.loads(place.read_text(encoding="utf-8")),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,9 +108,8 @@ class SweepConfig:
 class Sweep(ABC):
     """All responses of an experiment, and what follows from them.
 
-    A kind of sweep says what it steers towards (`subjects`), which strength it chose (`chosen_for`), and how it makes
-    means over subjects and prompts (`mean`), with bootstrap intervals. A side is the model that is steered, `a` or `b`;
-    a strength of None is the chosen one.
+    A kind of sweep says which strength it chose (`chosen_for`), and how it makes means with bootstrap intervals over
+    subjects and prompts (`mean`). A side is the model that is steered; a strength of None is the chosen one.
     """
 
     config: SweepConfig
@@ -120,12 +118,12 @@ class Sweep(ABC):
     """The strengths chosen, by what each kind of sweep chooses one for."""
 
     @abstractmethod
-    def subjects(self, split: str) -> Sequence[str]:
-        """List what is steered towards with the prompts of a split."""
-
-    @abstractmethod
     def chosen_for(self, side: str, condition: str, of: str) -> float:
         """Return the strength that was chosen for a condition."""
+
+    def subjects(self, split: str) -> list[str]:
+        """List what is steered towards with the prompts of a split, in the order in which cells were filled."""
+        return list(dict.fromkeys(cell.of for cell in self.cells if cell.split == split))
 
     def mean(self, rows: Sequence[np.ndarray]) -> Estimate:
         """Average over subjects and prompts; by default all subjects have the same prompts, and both are drawn anew."""
@@ -138,21 +136,22 @@ class Sweep(ABC):
         stitched: StitchedPair,
         prompts: Callable[[Cell], Sequence[str]],
         move: Callable[[Cell], Move],
-        is_done: Callable[[Cell, Answers], Iterable[bool]],
+        is_done: Callable[[Cell, int, str], bool],
         judge: Callable[[str], str] | None = None,
         part: str,
-        title: str,
     ) -> None:
-        """Fill those `wanted` cells that are empty with greedy answers to their `prompts`, and tell which are done.
+        """Fill those `wanted` cells that are empty with greedy answers to their `prompts`.
 
-        Where the strength is not 0, the stream is moved by the `move` of the cell. What the `judge` says of each
-        response is kept with it, since judges take their time. ValueError, naming the pair and the `part` of it, for a
-        prompt that leaves no room for a response.
+        Where the strength is not 0, the stream is moved by the `move` of the cell. What the `judge` says of a response
+        is kept with it; `is_done` gets it, or without a judge the response, after the cell and the prompt's number.
+        ValueError, naming the pair and the `part` of it, for a prompt that leaves no room for a response.
         """
-        for cell in progress([cell for cell in dict.fromkeys(wanted) if cell not in self.cells], title):
+        for cell in progress([cell for cell in dict.fromkeys(wanted) if cell not in self.cells], "cells"):
             with blaming(stitched.pair, part):
                 found = self._answer(stitched, cell, prompts(cell), move(cell) if cell.strength else None, judge)
-            self.cells[cell] = found._replace(done=tuple(map(bool, is_done(cell, found))))
+            said = found.judged or [response.text for response in found.responses]
+            done = tuple(bool(is_done(cell, number, one)) for number, one in enumerate(said))
+            self.cells[cell] = found._replace(done=done)
 
     def _answer(self, stitched: StitchedPair, cell: Cell, prompts: Sequence[str], move: Move | None, judge) -> Answers:
         """Make the answers of a cell, or find those that were made before."""
@@ -163,7 +162,7 @@ class Sweep(ABC):
             digest = hashlib.sha256(direction.cpu().double().numpy().tobytes()).hexdigest()
             moved = [move.func.__name__, digest, by]
         ingredients = {
-            "model": weights_digest({"a": pair.a, "b": pair.b}[cell.side]),
+            "model": weights_digest(pair.a if cell.side == "a" else pair.b),
             "dtype": pair.dtype,
             "layer": layer,
             "moved": moved,

@@ -139,9 +139,9 @@ def test_text_without_chats_gets_some(small_pair, tmp_path, monkeypatch):
     (tmp_path / "text.txt").write_text(text)
     pair = load_pair(small_pair(context=40, text=str(tmp_path / "text.txt")))
     models = load_models(pair)
-    fit = fit_template_stitches(StitchedPair(pair, models, LAYERS, "smoke"))
+    fit = fit_template_stitches(StitchedPair(pair, models, LAYERS, "smoke"), chat(models[0], ["Go.", "Tell me."]))
     assert fit.chats == 6 and 6 * 2 <= fit.tokens["template"] <= 6 * 3
-    assert {group for _, group, _ in fit.unexplained} == {"ordinary", "template"}
+    assert {group for _, group, _ in fit.unexplained} == {"ordinary", "template", "last", "last_centred"}
     assert fit.unexplained["often", "template", "b"] < fit.unexplained["without", "template", "b"]
 
 

@@ -16,6 +16,7 @@ from stitch_utils.steering.instructions import (
     CARRIED,
     CONDITIONS,
     InstructionConfig,
+    evaluated_chats,
     instruction_config,
     sweep_instructions,
 )
@@ -56,7 +57,7 @@ def config():
 def swept(context_40, config):
     models = load_models(context_40)
     stitched = StitchedPair(context_40, models, LAYERS, "smoke")
-    fit = fit_template_stitches(stitched)
+    fit = fit_template_stitches(stitched, evaluated_chats(stitched, config))
     return stitched, fit, sweep_instructions(stitched, fit.stitches, config)
 
 
