@@ -4,14 +4,13 @@ The sister paper (arXiv 2506.00653) steers free responses towards capital letter
 counts the responses that have become so. A task here is contrast pairs for a vector (`vectors.contrast_vectors`), and
 a rule that looks at a response alone. The embedded world has no dogs, so there the topic is the sea.
 
-Offers `FreeTask`, `free_tasks`, `FreeConfig`, `sweep_free_tasks`, `FreeSweep`.
+Offers `FreeTask`, `free_tasks`, `sweep_free_tasks`, `FreeSweep`.
 """
 
 import functools
 import itertools
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -80,21 +79,8 @@ def free_tasks(pair: ModelPair, contrasts: int, *, seed: int = 0) -> list[FreeTa
     ]
 
 
-@dataclass(frozen=True, kw_only=True)
-class FreeConfig(SweepConfig):
-    """What is run."""
-
-    strengths: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
-    """Lengths of what is added, in units of the stream's spread (`vectors.spread`)."""
-    max_new_tokens: int = 32
-    """Tokens of a response at most."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class FreeSweep(Sweep):
     """Responses of B, steered and not, and what follows from them; a strength is chosen for each task."""
-
-    config: FreeConfig
 
     def chosen_for(self, side: str, condition: str, of: str) -> float:
         return self.chosen[of]
@@ -121,12 +107,12 @@ class FreeSweep(Sweep):
 
 
 def sweep_free_tasks(
-    stitched: StitchedPair, tasks: Sequence[FreeTask], directions: Directions, config: FreeConfig, *, unit: float
+    stitched: StitchedPair, tasks: Sequence[FreeTask], directions: Directions, config: SweepConfig, *, unit: float
 ) -> FreeSweep:
     """Let B respond under each direction of each task, `directions[task][condition]`, at each strength, and under none.
 
-    `unit` is the length of a strength of 1. One strength for each task is chosen by the responses to its direction
-    `native`; `random` runs at that one alone.
+    `unit` is the length of a strength of 1, such as `vectors.spread`. One strength for each task is chosen by the
+    responses to its direction `native`; `random` runs at that one alone.
     """
     prompts = {
         split: steering_prompts(stitched.pair, count, tokenizer=stitched.models[1].tokenizer, split=split)

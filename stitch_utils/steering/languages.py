@@ -116,22 +116,16 @@ class LanguageSweep(Sweep):
             id = f"steering.{pair}.{side}.{condition}{suffix}.nll_rise"
             found |= self.nll_rise(side, condition, strength).numbers(id)
             found |= self.nll_rise(side, condition, strength, alone=True).numbers(f"{id}_alone")
-        found |= self._gap_numbers(f"figure3c.{pair}", failing)
-        counts = [self.frequencies.get(language, 0) for language in self.config.languages]
-        gaps = [sum(both) / 2 for both in zip(self.gaps("a").values(), self.gaps("b").values())]
-        found |= rank_correlation(counts, gaps, seed=self.config.seed).numbers(f"figure11.{pair}.correlation")
-        return found | {f"steering.{pair}.responses": len(self.prompts["evaluated"])}
-
-    def _gap_numbers(self, start: str, failing: float) -> dict[str, float]:
-        """Count the gaps at both ends of Fig. 3c, as shares of all and of those where native steering works."""
         gaps = {(side, language): gap for side in TABLES for language, gap in self.gaps(side).items()}
         works = [gap for (side, of), gap in gaps.items() if self.share(side, "native", of).value >= failing]
-        found = {}
         for suffix, some in (("", [*gaps.values()]), ("_where_native_works", works)):
             if some:
-                found[f"{start}.near_zero{suffix}"] = sum(gap <= 0.25 for gap in some) / len(some)
-                found[f"{start}.near_one{suffix}"] = sum(gap >= 0.75 for gap in some) / len(some)
-        return found
+                found[f"figure3c.{pair}.near_zero{suffix}"] = sum(gap <= 0.25 for gap in some) / len(some)
+                found[f"figure3c.{pair}.near_one{suffix}"] = sum(gap >= 0.75 for gap in some) / len(some)
+        counts = [self.frequencies.get(language, 0) for language in self.config.languages]
+        means = [(gaps["a", language] + gaps["b", language]) / 2 for language in self.config.languages]
+        found |= rank_correlation(counts, means, seed=self.config.seed).numbers(f"figure11.{pair}.correlation")
+        return found | {f"steering.{pair}.responses": len(self.prompts["evaluated"])}
 
 
 def sweep_languages(stitched: StitchedPair, config: LanguageConfig) -> LanguageSweep:

@@ -95,6 +95,8 @@ def fit_recipes(stitched: StitchedPair, config: MapConfig) -> FittedRecipes:
     tenth = dataclasses.replace(config, tokens=max(config.tokens // LESS, config.step_tokens * 2))
     less = moments_of(map_stream(stitched, stitched.layers, tenth))
     unsquared = fit_unsquared(streams[False])
+    widths = {"d_a": models[0].d_model, "d_b": models[1].d_model}
+    options = {"lr": config.lr, "epochs": config.epochs, "seed": config.seed}
 
     @functools.cache
     def fitted(recipe: Recipe) -> Stitch:
@@ -102,15 +104,7 @@ def fit_recipes(stitched: StitchedPair, config: MapConfig) -> FittedRecipes:
             return unsquared.stitch
         if recipe.fit == "exact":
             return fit_exact(less if recipe.less_text else moments[recipe.same_layers], alpha=recipe.alpha)
-        return fit_unsquared_adam(
-            streams[recipe.same_layers],
-            d_a=models[0].d_model,
-            d_b=models[1].d_model,
-            lr=config.lr,
-            epochs=config.epochs,
-            seed=config.seed,
-            device=models[1].device,
-        ).stitch
+        return fit_unsquared_adam(streams[recipe.same_layers], **widths, **options, device=models[1].device).stitch
 
     stitches = {name: fitted(one._replace(with_bias=False)) for name, one in progress(RECIPES.items(), "maps")}
     return FittedRecipes(config, layers, streams, moments, stitches, unsquared)

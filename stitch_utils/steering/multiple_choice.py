@@ -62,8 +62,6 @@ def preference(model: LanguageModel, choices: Sequence[Choice], *, batch_size: i
     Clopper and Pearson's interval; 0.5 is chance. ValueError where no prompt calls for one.
     """
     asked = [choice for choice in choices if choice.called_for is not None]
-    if not asked:
-        raise ValueError("none of the prompts calls for an answer: expected choices with `called_for`")
     differences = logit_differences(model, questions(model, asked), batch_size=batch_size)
     right = (differences > 0) == np.array([choice.called_for for choice in asked])
     return clopper_pearson(int(right.sum()), len(right))
@@ -176,12 +174,7 @@ def steer_choices(
     *,
     unit: float,
 ) -> ChoiceSweep:
-    """Measure the answers to each behaviour's questions under each of its directions at each dose; `unit` is dose 1.
-
-    ValueError for a behaviour without directions.
-    """
-    if missing := sorted({one.name for one in some} - set(directions)):
-        raise ValueError(f"no directions for behaviour {missing[0]!r}: known are {', '.join(directions)}")
+    """Measure the answers to each behaviour's questions under each of its directions at each dose; `unit` is dose 1."""
     responses = {}
     for one in progress(some, "behaviours"):
         asked = questions(model, one.choices)
