@@ -41,8 +41,6 @@ STITCHES = ("without", "with", "often")
 OFTEN = 0.1  # share of the template's tokens in what the third stitch is fitted on
 GROUPS = ("ordinary", "template", "last", "last_centred")
 TURN_WORDS = 40
-COUNTS = (2, 3, 5, 10, 20, 50)
-DRAWS = 200
 
 
 class TemplateFit(NamedTuple):
@@ -101,11 +99,9 @@ def template_rows(batches: Iterable[TokenBatch], template: Sequence[int]) -> Ite
             yield TokenBatch(batch.tokens[rows], mask[rows], batch.documents[rows])
 
 
-def chat_batches(
-    model: LanguageModel, text: TextRef, count: int, *, context: int, batch_size: int
-) -> Iterator[TokenBatch]:
+def chat_batches(stitched: StitchedPair, text: TextRef, count: int) -> Iterator[TokenBatch]:
     """Make chats of one question and one answer of the first words of `count` documents, each in a row of its own."""
-    tokenizer, begin = model.tokenizer, encoded(model, "", 0)[0]
+    tokenizer, begin, context = stitched.tokenizer, encoded(stitched.models[0], "", 0)[0], stitched.pair.context
     special = torch.tensor(sorted({*tokenizer.all_special_ids, begin}))
     turn = min(TURN_WORDS, max(1, context // 8))  # two turns should fit, whatever a word takes
 
@@ -117,7 +113,7 @@ def chat_batches(
             yield (ids if ids[:1] == [begin] else [begin, *ids])[:context]
 
     rows = enumerate(make_rows())
-    while chunk := list(itertools.islice(rows, batch_size)):
+    while chunk := list(itertools.islice(rows, stitched.sizes.batch_size)):
         tokens = torch.tensor([row + [tokenizer.eos_token_id] * (context - len(row)) for _, row in chunk])
         owners = torch.tensor([[owner] * context for owner, _ in chunk])
         yield TokenBatch(tokens, ~torch.isin(tokens, special), owners)
@@ -129,18 +125,15 @@ def fit_template_stitches(stitched: StitchedPair, prompts: Sequence[str]) -> Tem
     The world's text holds chats. To other text as many as `sizes.yml` says are added, for all stitches, made of the
     first documents; the ordinary tokens in them count for all.
     """
-    pair, models, sizes = stitched.pair, stitched.models, stitched.sizes
+    pair, models = stitched.pair, stitched.models
     template = template_tokens(models[0])
     added = 0 if pair.train.source == "world" else stitched.sizes_of("template_tokens")["chats"]
 
     def harvest(batches: Iterable[TokenBatch]) -> PairMoments:
         return harvest_moments(*models, batches, [stitched.layers])[stitched.layers]
 
-    def chats(text: TextRef, count: int) -> Iterator[TokenBatch]:
-        return chat_batches(models[0], text, count, context=pair.context, batch_size=sizes.batch_size)
-
     def in_template(text: TextRef, batches: Callable[[], Iterator[TokenBatch]], count: int) -> PairMoments:
-        return harvest(template_rows(chats(text, count) if added else batches(), template))
+        return harvest(template_rows(chat_batches(stitched, text, count) if added else batches(), template))
 
     made_of, sources = {"template": template, "chats": added}, (fit_template_stitches,)
     path = stitched.artifact("template-moments", made_of, sources=sources, suffix=".safetensors")
@@ -148,7 +141,7 @@ def fit_template_stitches(stitched: StitchedPair, prompts: Sequence[str]) -> Tem
     of_template = kept(path, make, PairMoments.save, PairMoments.load)
     ordinary = stitched.moments
     if added:
-        ordinary = ordinary + harvest(chats(pair.train, added))
+        ordinary = ordinary + harvest(chat_batches(stitched, pair.train, added))
     repeats = max(1, round(OFTEN / (1 - OFTEN) * ordinary.count / max(of_template.count, 1)))
     data = (ordinary, ordinary + of_template, ordinary + _repeated(of_template, repeats))
     stitches = {
@@ -203,11 +196,6 @@ class VectorNoise:
     instructions: Mapping[tuple[str, int], int]
     """By model and pairs of prompts: how many instructions the means are over."""
 
-    @property
-    def counts(self) -> list[int]:
-        """The numbers of pairs for which some instruction has prompts, twice over."""
-        return sorted({count for _, count in self.instructions})
-
     def numbers(self, pair: str) -> dict[str, float]:
         """List the entries of a results file."""
         found: dict[str, float] = {}
@@ -222,8 +210,8 @@ def vector_noise(
     shifts: Mapping[tuple[str, str], Float[Tensor, "pairs d_model"]],
     stitch: Stitch,
     *,
-    counts: tuple[int, ...] = COUNTS,
-    draws: int = DRAWS,
+    counts: tuple[int, ...] = (2, 3, 5, 10, 20, 50),
+    draws: int = 200,
     seed: int = 0,
 ) -> VectorNoise:
     """Compare vectors from prompts drawn apart, at each of `counts` pairs of prompts that some instruction has twice.

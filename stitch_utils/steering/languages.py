@@ -136,11 +136,10 @@ def sweep_languages(stitched: StitchedPair, config: LanguageConfig) -> LanguageS
     """
     pair, keys = stitched.pair, [*itertools.product(TABLES, config.languages)]
     parallel = {language: parallel_pairs(pair, language, config.pairs) for language in config.languages}
+    ask = functools.partial(steering_prompts, pair, tokenizer=stitched.tokenizer)
     prompts = {
-        "chosen": steering_prompts(pair, config.choosing_prompts, tokenizer=stitched.tokenizer, split="chosen"),
-        "evaluated": steering_prompts(
-            pair, config.prompts, tokenizer=stitched.tokenizer, split="all" if config.strength else "evaluated"
-        ),
+        "chosen": ask(config.choosing_prompts, split="chosen"),
+        "evaluated": ask(config.prompts, split="all" if config.strength else "evaluated"),
     }
     means = {
         (side, language): language_means(*stitched.side(side), parallel[language], batch_size=config.batch_size)
@@ -201,12 +200,10 @@ def rank_correlation(x: Sequence[float], y: Sequence[float], *, seed: int = 0) -
     Resamples in which all x or all y are the same have no order and are left out; if the data have none, the value is
     0. Its interval then, and that of fewer than five pairs, is [-1, 1]: resampling them says nothing.
     """
-    if len(x) != len(y) or not len(x):
-        raise ValueError(f"{len(x)} and {len(y)} values: expected as many of each, and at least one")
     both = np.array([x, y], dtype=float)
     value = correlations(*rankdata(both, axis=-1), axis=-1, still=np.nan)
     if np.isnan(value) or len(x) < FEWEST_PAIRS:
         return Estimate(float(np.nan_to_num(value)), -1.0, 1.0)
-    drawn = np.random.default_rng(seed).integers(both.shape[1], size=(RESAMPLES, both.shape[1]))
+    drawn = np.random.default_rng(seed).integers(len(x), size=(RESAMPLES, len(x)))
     draws = correlations(*rankdata(both[:, drawn], axis=-1), axis=-1, still=np.nan)
     return from_draws(value, draws[~np.isnan(draws)])

@@ -36,8 +36,6 @@ from .behaviours import Behaviour
 from .multiple_choice import ChoiceConfig, ChoiceSweep, steer_choices
 from .vectors import contrast_vectors, spread, steering_directions
 
-LESS = 10  # the recipe about text has a tenth of it
-
 
 class Recipe(NamedTuple):
     """How to make a map, and how to carry vectors over by it."""
@@ -50,6 +48,7 @@ class Recipe(NamedTuple):
     same_layers: bool = False
     """Between layers of the same number, and not those that the pair is stitched at."""
     less_text: bool = False
+    """A tenth of it."""
 
 
 RECIPES = {
@@ -92,7 +91,7 @@ def fit_recipes(stitched: StitchedPair, config: MapConfig) -> FittedRecipes:
     if layers[True] == layers[False]:
         streams[True] = streams[False]
     moments = {same: moments_of(stream) for same, stream in streams.items()}
-    tenth = dataclasses.replace(config, tokens=max(config.tokens // LESS, config.step_tokens * 2))
+    tenth = dataclasses.replace(config, tokens=max(config.tokens // 10, config.step_tokens * 2))
     less = moments_of(map_stream(stitched, stitched.layers, tenth))
     unsquared = fit_unsquared(streams[False])
     widths = {"d_a": models[0].d_model, "d_b": models[1].d_model}
@@ -168,7 +167,7 @@ def recipe_numbers(
         numbers[f"{start}.unsquared.adam_excess.to_{side}"] = lengths["adam"] / lengths["unsquared"] - 1
         numbers[f"{start}.unsquared.passes.to_{side}"] = len(fitted.unsquared.lengths[direction])
     for same, sweep in sweeps.items():
-        for condition in sweep.conditions:
+        for condition in (*_between(same), "random"):
             name = condition if condition != "random" else "same_layers_random" if same else "random"
             numbers |= sweep.mean_correlation(condition).numbers(f"{start}.steered.{name}.correlation")
             numbers |= sweep.slope(condition).numbers(f"{start}.steered.{name}.slope")

@@ -102,11 +102,6 @@ class ChoiceSweep:
     def behaviours(self) -> tuple[str, ...]:
         return tuple(self.directions)
 
-    @property
-    def conditions(self) -> tuple[str, ...]:
-        """All but `native`."""
-        return tuple(name for name in next(iter(self.directions.values())) if name != "native")
-
     def mean_response(self, behaviour: str, condition: str) -> np.ndarray:
         """Average the answers over the questions: (doses,)."""
         return self.responses[behaviour, condition].mean(1)

@@ -30,6 +30,7 @@ from ..utils.stats import Estimate, clopper_pearson, crossed_mean
 from .vectors import SteeringVector, clamp
 
 UNSTEERED = ("none", "instructed")  # conditions in which no stream is moved
+WANTED_SHARE = 0.7  # of the responses must do what steering is for, for a strength to be chosen
 
 
 class Cell(NamedTuple):
@@ -88,8 +89,6 @@ class SweepConfig:
     """Strengths among which one is chosen."""
     strength: float = 0.0
     """The strength at which all conditions are run; 0 leaves it to `chosen_strength`."""
-    wanted_share: float = 0.7
-    """Share of responses that must do what steering is for, for a strength to be chosen."""
     max_new_tokens: int
     """Tokens of a response at most."""
     batch_size: int = 64
@@ -241,7 +240,7 @@ class Sweep(ABC):
             {s: float(np.mean([measured(side, condition, one, s, "chosen") for one in of])) for s in strengths}
             for measured in (self._done, self._rises)
         )
-        return chosen_strength(shares, rises, self.config.wanted_share)
+        return chosen_strength(shares, rises)
 
     def _done(self, *cell) -> np.ndarray:
         """Give 1 for each response that does what steering is for, else 0; arguments as in `cell`."""
@@ -254,14 +253,14 @@ class Sweep(ABC):
         return steered - own
 
 
-def chosen_strength(shares: Mapping[float, float], rises: Mapping[float, float], wanted: float) -> float:
-    """Choose, among the strengths whose share is at least `wanted`, the one whose responses cost least.
+def chosen_strength(shares: Mapping[float, float], rises: Mapping[float, float]) -> float:
+    """Choose, among the strengths whose share is at least `WANTED_SHARE`, the one whose responses cost least.
 
     Where none reaches it, choose the one with the largest share, of equals the smallest; where all shares are 0 the
     largest strength, so that what fails does not fail for want of strength.
     """
     if not any(shares.values()):
         return max(shares)
-    if enough := [strength for strength in shares if shares[strength] >= wanted]:
+    if enough := [strength for strength in shares if shares[strength] >= WANTED_SHARE]:
         return min(enough, key=lambda strength: (rises[strength], strength))
     return min(shares, key=lambda strength: (-shares[strength], strength))
