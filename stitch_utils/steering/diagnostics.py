@@ -105,14 +105,11 @@ def chat_batches(stitched: StitchedPair, text: TextRef, count: int) -> Iterator[
     special = torch.tensor(sorted({*tokenizer.all_special_ids, begin}))
     turn = min(TURN_WORDS, max(1, context // 8))  # two turns should fit, whatever a word takes
 
-    def make_rows() -> Iterator[list[int]]:
-        words = (document.split() for document in read_documents(text))
-        for found in itertools.islice((w for w in words if len(w) > turn), count):
-            chat = _chat(tokenizer, " ".join(found[:turn]), " ".join(found[turn : 2 * turn]))
-            ids = tokenizer(chat, add_special_tokens=False)["input_ids"]
-            yield (ids if ids[:1] == [begin] else [begin, *ids])[:context]
-
-    rows = enumerate(make_rows())
+    words = (document.split() for document in read_documents(text))
+    enough = itertools.islice((found for found in words if len(found) > turn), count)
+    chats = (_chat(tokenizer, " ".join(found[:turn]), " ".join(found[turn : 2 * turn])) for found in enough)
+    ids = (tokenizer(chat, add_special_tokens=False)["input_ids"] for chat in chats)
+    rows = enumerate((row if row[:1] == [begin] else [begin, *row])[:context] for row in ids)
     while chunk := list(itertools.islice(rows, stitched.sizes.batch_size)):
         tokens = torch.tensor([row + [tokenizer.eos_token_id] * (context - len(row)) for _, row in chunk])
         owners = torch.tensor([[owner] * context for owner, _ in chunk])

@@ -11,7 +11,6 @@ Offers `Recipe`, `RECIPES`, `fit_recipes`, `FittedRecipes`, `recipe_errors`, `st
 
 import dataclasses
 import functools
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -121,8 +120,8 @@ def recipe_errors(stitched: StitchedPair, fitted: FittedRecipes, *, seed: int = 
     """
     found: dict[tuple[str, str], MapErrors] = {}
     for same, layers in fitted.layers.items():
-        names = itertools.product(_between(same), "ba")
-        predictions = {(name, to): Prediction(to, fitted.stitches[name].towards(to)) for name, to in names}
+        stitches = {name: fitted.stitches[name] for name in _between(same)}
+        predictions = {(name, to): Prediction(to, one.towards(to)) for name, one in stitches.items() for to in "ba"}
         for side, mean in (("b", fitted.moments[same].mean_y.float()), ("a", fitted.moments[same].mean_x.float())):
             always = Prediction(side, lambda x, y, mean=mean: mean.to(x).expand(len(x), -1))
             predictions["same_layers_mean" if same else "mean", side] = always

@@ -1,10 +1,9 @@
 r"""The sister paper's multiple-choice experiment: the large model steered by its own vectors and by the small one's.
 
-Bello et al. (arXiv 2506.00653), Table 1. Whether the large model does the same under both vectors is asked as there:
-over a range of lengths alpha, in units of how far the stream is from its mean on an ordinary token, the difference of
-the logits of two answers under native and under mapped steering, and their correlation. Two curves that rise will
-correlate, however little one of them rises, so beside it stands the ratio of their slopes, and a random direction as
-the control. The vectors are `vectors.contrast_vectors`, the questions those of `behaviours`.
+Bello et al. (arXiv 2506.00653), Table 1. As there, the difference of the logits of two answers under native steering
+is correlated with that under mapped steering, over a range of lengths alpha, in units of `vectors.spread`. Two curves
+that rise will correlate, however little one of them rises, so beside it stands the ratio of their slopes, and a random
+direction as the control. The vectors are `vectors.contrast_vectors`, the questions those of `behaviours`.
 
 Offers `ChoiceConfig`, `steer_choices`, `ChoiceSweep`; `Questions`, `questions`, `logit_differences`, `preference`.
 """
@@ -146,11 +145,8 @@ class ChoiceSweep:
 
     def mean_cosine(self, condition: str) -> float:
         """Average, over the behaviours, the cosine between the direction and the native one."""
-        cosines = [
-            torch.cosine_similarity(found["native"].double(), found[condition].double(), dim=0).item()
-            for found in self.directions.values()
-        ]
-        return float(np.mean(cosines))
+        both = ((found["native"].double(), found[condition].double()) for found in self.directions.values())
+        return float(np.mean([torch.cosine_similarity(own, other, dim=0).item() for own, other in both]))
 
     def likeness(self, condition: str) -> float:
         """Average the cosine between the directions of two behaviours: near 1 where all have become one direction."""

@@ -1,9 +1,9 @@
 """What steering experiments read: parallel sentences, prompts that ask for no language, and instructions.
 
 Section 4, App. F: vectors come from the first pairs of sentences of EuroParl, responses from 163 prompts of IFEval with
-their instructions taken out (those that Stolfo et al. published). App. F.2 takes the same prompts with and without
-their instruction. Where a pair's file names no such data, the embedded world has its own. A strength is chosen on
-prompts that are not evaluated, and a vector comes from others again, so prompts come in parts that share none.
+their instructions taken out, as Stolfo et al. published them. App. F.2 takes the same prompts with and without. Where a
+pair's file names no such data, the embedded world has its own. Vectors, the choice of a strength and the evaluation
+have prompts of their own, so prompts come in parts that share none.
 
 Offers `languages`, `parallel_pairs`, `steering_prompts`, `as_turn`; `InstructionPrompt`, `instruction_kinds`,
 `instruction_prompts`; and to read any of these data sets `named_rows`, `text_columns`.

@@ -69,12 +69,11 @@ class Answers(NamedTuple):
 
 def kept_json(path: Path, make: Callable[[], Any]) -> Any:
     """Read JSON from a file of `artifacts/`; if it is missing, make the value and save it there first."""
-    return kept(
-        path,
-        make,
-        save=lambda made, place: place.write_text(json.dumps(made, ensure_ascii=False), encoding="utf-8"),
-        load=lambda place: json.loads(place.read_text(encoding="utf-8")),
-    )
+
+    def save(made: Any, place: Path) -> None:
+        place.write_text(json.dumps(made, ensure_ascii=False), encoding="utf-8")
+
+    return kept(path, make, save, lambda place: json.loads(place.read_text(encoding="utf-8")))
 
 
 @dataclass(frozen=True, kw_only=True)
