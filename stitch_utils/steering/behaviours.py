@@ -5,9 +5,8 @@ evaluations. A behaviour here is a set of contrast pairs, two texts that differ 
 about and end at the same place, and a set of questions: a prompt with two ways on, the first of them the behaviour's.
 
 The embedded pair answers no questions, but it has clear preferences about the next word: after a sentence about a woman
-it expects "She", after a sentence in French a French one. So the world's behaviours are such choices, with prompts that
-call for either answer in equal numbers, to check first that the model has the preference at all
-(`multiple_choice.preference`). The pairs are drawn as one frame said in two ways.
+it expects "She". So the world's behaviours are such choices, one frame said in two ways, with prompts that call for
+either answer in equal numbers, to check first that the model has the preference (`multiple_choice.preference`).
 
 Offers `Behaviour`, `Choice`, `behaviours`, `world_behaviour`, `WORLD_BEHAVIOURS`, `FILES`, `COLUMNS`.
 """

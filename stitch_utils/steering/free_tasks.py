@@ -101,8 +101,8 @@ class FreeSweep(Sweep):
                 found |= self.share("b", condition, task).numbers(f"{start}.{task}.{condition}")
         for _, side, condition, task, strength in evaluated:
             if condition not in ("none", "random"):
-                share = self.share(side, condition, task, strength)
-                found |= share.numbers(f"{start}.{task}.dose_{strength:g}.{condition}")
+                id = f"{start}.{task}.dose_{strength:g}.{condition}"
+                found |= self.share(side, condition, task, strength).numbers(id)
         return found
 
 

@@ -122,17 +122,13 @@ class InstructionSweep(Sweep):
 
     def _counted(self, side: str, start: str) -> dict[str, float]:
         """Count what transferred steering wins, improves or matches, by intervals that do not overlap."""
-        kinds = self.config.kinds  # value, low and high of each, (3, kinds)
-        shares = {c + suffix: np.array([self.share(side, c, k, s) for k in kinds]).T for c, s, suffix in RUNS}
-
-        def ahead(first: str, second: str) -> np.ndarray:
-            return shares[first][1] > shares[second][2]
-
+        shares = {c + suffix: np.array([self.share(side, c, k, s) for k in self.config.kinds]) for c, s, suffix in RUNS}
+        value, low, high = ({run: found[:, part] for run, found in shares.items()} for part in range(3))
         counted = {
-            "won": ahead("transferred", "native"),
-            "won_at_1": ahead("transferred_at_1", "native_at_1"),
-            "improved": ahead("transferred", "none"),
-            "matched": ahead("native", "none") & (shares["transferred"][0] >= shares["native"][0]),
+            "won": low["transferred"] > high["native"],
+            "won_at_1": low["transferred_at_1"] > high["native_at_1"],
+            "improved": low["transferred"] > high["none"],
+            "matched": (low["native"] > high["none"]) & (value["transferred"] >= value["native"]),
         }
         return {f"{start}.{name}": int(some.sum()) for name, some in counted.items()}
 

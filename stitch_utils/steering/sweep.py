@@ -154,7 +154,7 @@ class Sweep(ABC):
     def _answer(self, stitched: StitchedPair, cell: Cell, prompts: Sequence[str], move: Move | None, judge) -> Answers:
         """Make the answers of a cell, or find those that were made before."""
         (model, layer), pair, config = stitched.side(cell.side), stitched.pair, self.config
-        moved = None
+        sizes, moved = {"max_new_tokens": config.max_new_tokens, "batch_size": config.batch_size}, None
         if move:
             direction, by = move.args
             digest = hashlib.sha256(direction.cpu().double().numpy().tobytes()).hexdigest()
@@ -165,20 +165,12 @@ class Sweep(ABC):
             "layer": layer,
             "moved": moved,
             "prompts": list(prompts),
-            "tokens": config.max_new_tokens,
-            "batch": config.batch_size,
+            **sizes,
         }
 
         def make() -> dict[str, list]:
-            responses = generate_texts(
-                model,
-                prompts,
-                max_new_tokens=config.max_new_tokens,
-                layer=layer,
-                edit=move and move(),
-                batch_size=config.batch_size,
-                title=f"{cell.side}, {cell.condition}",
-            )
+            title = f"{cell.side}, {cell.condition}"
+            responses = generate_texts(model, prompts, **sizes, layer=layer, edit=move and move(), title=title)
             return {"responses": responses, "judged": [judge(one.text) for one in responses] if judge else []}
 
         sources = [source for source in (generate_texts, clamp, judge) if source]
