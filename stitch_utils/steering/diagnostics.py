@@ -30,7 +30,7 @@ from ..data.text import TokenBatch, read_documents
 from ..models.generation import encoded
 from ..models.language_model import LanguageModel
 from ..stitching.fit import fit_exact
-from ..stitching.moments import PairMoments, harvest_moments
+from ..stitching.moments import PairMoments
 from ..stitching.pair import StitchedPair
 from ..stitching.stitch import Stitch, stitch_loss
 from ..utils.cache import kept
@@ -40,7 +40,6 @@ from .vectors import last_token_residuals
 STITCHES = ("without", "with", "often")
 OFTEN = 0.1  # share of the template's tokens in what the third stitch is fitted on
 GROUPS = ("ordinary", "template", "last", "last_centred")
-TURN_WORDS = 40
 
 
 class TemplateFit(NamedTuple):
@@ -78,8 +77,8 @@ def template_tokens(model: LanguageModel) -> list[int]:
     if not getattr(tokenizer, "chat_template", None):
         raise ValueError(f"the tokenizer of {model.ref!r} has no chat template: expected an instruction-tuned model")
     ids = tokenizer(_chat(tokenizer, "One.", "Two."), add_special_tokens=False)["input_ids"]
-    added = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
-    special = added | {*tokenizer.all_special_ids}
+    special = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    special |= {*tokenizer.all_special_ids}
     special -= {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
     if not (found := sorted(special & set(ids))):
         raise ValueError(f"the chat template of {model.ref!r} writes no special tokens of its own")
@@ -103,7 +102,7 @@ def chat_batches(stitched: StitchedPair, text: TextRef, count: int) -> Iterator[
     """Make chats of one question and one answer of the first words of `count` documents, each in a row of its own."""
     tokenizer, begin, context = stitched.tokenizer, encoded(stitched.models[0], "", 0)[0], stitched.pair.context
     special = torch.tensor(sorted({*tokenizer.all_special_ids, begin}))
-    turn = min(TURN_WORDS, max(1, context // 8))  # two turns should fit, whatever a word takes
+    turn = min(40, max(1, context // 8))  # words; two turns should fit, whatever a word takes
 
     words = (document.split() for document in read_documents(text))
     enough = itertools.islice((found for found in words if len(found) > turn), count)
@@ -126,11 +125,8 @@ def fit_template_stitches(stitched: StitchedPair, prompts: Sequence[str]) -> Tem
     template = template_tokens(models[0])
     added = 0 if pair.train.source == "world" else stitched.sizes_of("template_tokens")["chats"]
 
-    def harvest(batches: Iterable[TokenBatch]) -> PairMoments:
-        return harvest_moments(*models, batches, [stitched.layers])[stitched.layers]
-
     def in_template(text: TextRef, batches: Callable[[], Iterator[TokenBatch]], count: int) -> PairMoments:
-        return harvest(template_rows(chat_batches(stitched, text, count) if added else batches(), template))
+        return stitched.gather(template_rows(chat_batches(stitched, text, count) if added else batches(), template))
 
     made_of, sources = {"template": template, "chats": added}, (fit_template_stitches,)
     path = stitched.artifact("template-moments", made_of, sources=sources, suffix=".safetensors")
@@ -138,12 +134,11 @@ def fit_template_stitches(stitched: StitchedPair, prompts: Sequence[str]) -> Tem
     of_template = kept(path, make, PairMoments.save, PairMoments.load)
     ordinary = stitched.moments
     if added:
-        ordinary = ordinary + harvest(chat_batches(stitched, pair.train, added))
+        ordinary = ordinary + stitched.gather(chat_batches(stitched, pair.train, added))
     repeats = max(1, round(OFTEN / (1 - OFTEN) * ordinary.count / max(of_template.count, 1)))
     data = (ordinary, ordinary + of_template, ordinary + _repeated(of_template, repeats))
-    stitches = {
-        name: fit_exact(moments, alpha=stitched.alpha, ridge=stitched.ridge) for name, moments in zip(STITCHES, data)
-    }
+    fit = functools.partial(fit_exact, alpha=stitched.alpha, ridge=stitched.ridge)
+    stitches = dict(zip(STITCHES, map(fit, data)))
     held_out = {
         "ordinary": stitched.held_out_moments,
         "template": in_template(pair.evaluation, stitched.evaluation_batches, max(added // 10, 4)),

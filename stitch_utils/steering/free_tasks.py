@@ -58,10 +58,8 @@ class FreeTask(NamedTuple):
 def free_tasks(pair: ModelPair, contrasts: int, *, seed: int = 0) -> list[FreeTask]:
     """Make the three tasks, with at most so many contrast pairs each, of the world or the pair's parallel sentences."""
     if pair.train.source == "world" and "parallel" not in pair.datasets:
-        capitals, about, french = (
-            world_behaviour(name, contrasts=contrasts, choices=1, seed=seed).contrasts
-            for name in ("capitals", "sea", "french")
-        )
+        draw = functools.partial(world_behaviour, contrasts=contrasts, choices=1, seed=seed)
+        capitals, about, french = (draw(name).contrasts for name in ("capitals", "sea", "french"))
         concepts, nouns = load_concepts()["topics"]["sea"], load_lexicon("en").nouns
         forms = {nouns[one][number] for one in concepts["agents"] + concepts["objects"] for number in ("sg", "pl")}
         topic, words = "sea", re.compile(rf"\b({'|'.join(sorted(forms))})\b", re.IGNORECASE)

@@ -105,10 +105,8 @@ class InstructionSweep(Sweep):
                 at = f"{condition}{suffix}"
                 found |= self.mean_share(side, condition, strength).numbers(f"{start}.mean.{at}")
                 if condition != "none":
-                    found |= self.nll_rise(side, condition, strength).numbers(f"{start}.nll_rise.{at}")
-                    found |= self.nll_rise(side, condition, strength, alone=True).numbers(
-                        f"{start}.nll_rise_alone.{at}"
-                    )
+                    rise, alone = (self.nll_rise(side, condition, strength, alone=bare) for bare in (False, True))
+                    found |= rise.numbers(f"{start}.nll_rise.{at}") | alone.numbers(f"{start}.nll_rise_alone.{at}")
             found |= self._counted(side, start)
             for name, some in (("casing", casing), ("other", [kind for kind in kinds if kind not in casing])):
                 if some:

@@ -39,7 +39,6 @@ RUNS = (*((name, None, "") for name in CONDITIONS), *((name, AT_THE_MEAN, "_at_m
 TABLES = {"a": "table5", "b": "table6"}  # by the side that is steered
 # Where one sentence ends and the next begins; a list or a poem has one a line.
 SENTENCE_END = re.compile(r"(?<=[.!?…])[\"'»”)\]]*\s+|\n+")
-FEWEST_PAIRS = 5  # that a bootstrap interval of a correlation is given for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,8 +178,7 @@ def clipped_gap(transferred: float, native: float) -> float:
 def language_frequencies(documents: Iterable[str]) -> dict[str, int]:
     """Count the sentences of each language, as langdetect sees it; the most frequent language comes first.
 
-    Fig. 11's measure: a sentence ends in a full stop or the like, or with its line; those without letters count for
-    nothing.
+    Fig. 11's measure: a sentence ends in a full stop or the like, or with its line; one without letters is not counted.
     """
     counts: Counter[str] = Counter()
     for document in progress(documents, "languages"):
@@ -197,7 +195,7 @@ def rank_correlation(x: Sequence[float], y: Sequence[float], *, seed: int = 0) -
     """
     both = np.array([x, y], dtype=float)
     value = float(correlations(*rankdata(both, axis=-1), axis=-1, still=np.nan))
-    if np.isnan(value) or len(x) < FEWEST_PAIRS:
+    if np.isnan(value) or len(x) < 5:
         return Estimate(0.0 if np.isnan(value) else value, -1.0, 1.0)
     drawn = np.random.default_rng(seed).integers(len(x), size=(RESAMPLES, len(x)))
     draws = correlations(*rankdata(both[:, drawn], axis=-1), axis=-1, still=np.nan)

@@ -49,8 +49,7 @@ def logit_differences(
 ) -> Float[np.ndarray, " questions"]:
     """Subtract the logit of the other answer from that of the matching one, at the last token of each prompt."""
     rows, *answers = zip(*asked)
-    read = functools.partial(model.logits, layer=layer, edit=edit)
-    logits = at_last_tokens(model, rows, read, batch_size=batch_size)
+    logits = at_last_tokens(model, rows, functools.partial(model.logits, layer=layer, edit=edit), batch_size=batch_size)
     matching, other = (logits[torch.arange(len(rows)), torch.tensor(answer)] for answer in answers)
     return (matching - other).double().numpy()
 

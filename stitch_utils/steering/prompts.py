@@ -93,8 +93,7 @@ def steering_prompts(pair: ModelPair, count: int, *, tokenizer, split: str = "ev
     check_known("split", split, SPLITS)
     with blaming(pair, "datasets: prompts"):
         texts = _of_world("steering")
-        if "prompts" in pair.datasets:
-            data = pair.datasets["prompts"]
+        if data := pair.datasets.get("prompts"):
             rows = named_rows(data, lambda row: text_columns(row, [PROMPT_COLUMN], data.name)[0], picked=PROMPT_COLUMN)
             texts = dict.fromkeys(map(str.strip, rows))  # each once, in order
         # by the text alone, so that a prompt is in one part however many are drawn

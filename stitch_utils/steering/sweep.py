@@ -154,7 +154,8 @@ class Sweep(ABC):
     def _answer(self, stitched: StitchedPair, cell: Cell, prompts: Sequence[str], move: Move | None, judge) -> Answers:
         """Make the answers of a cell, or find those that were made before."""
         (model, layer), pair, config = stitched.side(cell.side), stitched.pair, self.config
-        sizes, moved = {"max_new_tokens": config.max_new_tokens, "batch_size": config.batch_size}, None
+        sizes = {"max_new_tokens": config.max_new_tokens, "batch_size": config.batch_size}
+        moved = None
         if move:
             direction, by = move.args
             digest = hashlib.sha256(direction.cpu().double().numpy().tobytes()).hexdigest()
@@ -217,8 +218,7 @@ class Sweep(ABC):
     ) -> Estimate:
         """Measure the nats a token by which responses cost the unsteered model more than its own to the same prompts.
 
-        The mean is over the subjects `of`, by default all. Each response is read after its prompt; with `alone`,
-        without it.
+        The mean is over the subjects `of`, by default all; with `alone`, responses are read without their prompts.
         """
         some = of or self.subjects(split)
         return self.mean([self._rises(side, condition, one, strength, split, alone) for one in some])

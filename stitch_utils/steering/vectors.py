@@ -72,8 +72,7 @@ def language_means(
         batches = text_rows(texts, model.tokenizer, context=longest, batch_size=batch_size)
         sums, counts = zip(*as_fits(batches, read))
         if not sum(counts):
-            found = f"{len(texts)} texts without an ordinary token, such as {texts[0]!r}"
-            raise ValueError(f"{found}: there is nothing to read")
+            raise ValueError(f"{len(texts)} texts without an ordinary token, such as {texts[0]!r}")
         return sum(sums, torch.zeros(model.d_model, dtype=torch.float64)) / sum(counts)
 
     return MeanStreams(*map(mean, zip(*pairs)))

@@ -50,10 +50,8 @@ def verify(instruction_id: str, response: str, **kwargs) -> bool:
     given = {name: value for name, value in kwargs.items() if value is not None}
     expected = list(inspect.signature(rule).parameters)[1:]
     if set(given) != set(expected):
-        raise ValueError(
-            f"instruction {instruction_id!r} was given the keywords {', '.join(sorted(given)) or 'none'}: expected "
-            f"{', '.join(expected) or 'none'}"
-        )
+        said, wanted = (", ".join(names) or "none" for names in (sorted(given), expected))
+        raise ValueError(f"instruction {instruction_id!r} was given the keywords {said}: expected {wanted}")
     return bool(response.strip()) and rule(response, **given)
 
 
