@@ -9,7 +9,6 @@ Offers `languages`, `parallel_pairs`, `steering_prompts`, `as_turn`; `Instructio
 `instruction_prompts`; and to read any of these data sets `named_rows`, `text_columns`.
 """
 
-import dataclasses
 import functools
 import hashlib
 import itertools
@@ -56,9 +55,7 @@ def parallel_pairs(pair: ModelPair, language: str, count: int) -> list[tuple[str
     such as {"en": ..., "fr": ...}. ValueError if it has no rows for the language; HubError if it cannot be had.
     """
     if "parallel" not in pair.datasets:
-        if language not in languages(pair):
-            known = ", ".join(languages(pair))
-            raise ValueError(f"the embedded world has no sentences in 'en' and {language!r}: it has {known}")
+        check_known("language of the embedded world", language, languages(pair))
         return parallel_sentences("steering", count, language)
     data, config = pair.datasets["parallel"], "-".join(sorted(("en", language)))
 
@@ -72,7 +69,9 @@ def parallel_pairs(pair: ModelPair, language: str, count: int) -> list[tuple[str
     with blaming(pair, "datasets: parallel"):
         nothing = f"dataset {data.name!r} has no rows in 'en' and {language!r}"
         try:
-            rows = named_rows(dataclasses.replace(data, config=config), pick, picked="translation")
+            rows = dataset_rows(
+                data.name, pick, picked="translation", config=config, split=data.split, revision=data.revision
+            )
             found = [(english, other) for english, other in itertools.islice(rows, count)]
         except ValueError as error:  # `datasets` names the configuration that it does not find
             if isinstance(error, HubError) or "BuilderConfig" not in str(error):
@@ -184,10 +183,9 @@ def _by_kind(data: DatasetRef) -> dict[str, list[InstructionPrompt]]:
     def pick(row: dict) -> list:
         """Take what makes a prompt; nothing where there is no rule, or more than one instruction."""
         if missing := [column for column in COLUMNS if column not in row]:
-            raise ValueError(
-                f"{data.name!r} has no column {missing[0]!r}: its columns are {', '.join(row)}, expected those of "
-                f"Stolfo et al.'s ifeval_single_instr_format.jsonl, {', '.join(COLUMNS)} among them"
-            )
+            expected = f"those of Stolfo et al.'s ifeval_single_instr_format.jsonl, {', '.join(COLUMNS)} among them"
+            columns = f"its columns are {', '.join(row)}, expected {expected}"
+            raise ValueError(f"{data.name!r} has no column {missing[0]!r}: {columns}")
         if len(ids := row["instruction_id_list"]) != 1 or ids[0] not in RULES:
             return []
         kwargs = {name: value for name, value in ((row["kwargs"] or [{}])[0] or {}).items() if value is not None}

@@ -7,7 +7,7 @@ value z,
     c = z - <h, v>      (8)        h' = h + c v      (9)
 
 and nothing else is touched. The strength s says how far on the way from English's mean component to L's, and beyond it,
-z lies; at L's the model is put where it is on average when it reads L. Carried across, v becomes v P of unit length,
+z lies: at s = 1 the model is put where it is on average when it reads L. Carried across, v becomes v P of unit length,
 and both mean components are taken anew in the other model. Means are linear, so the mean streams of the two languages
 give the components along any direction: each text is read once a model.
 

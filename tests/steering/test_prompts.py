@@ -87,7 +87,7 @@ def test_the_paper_steers_towards_twenty_languages():
 
 
 def test_a_language_that_the_world_does_not_speak(tiny):
-    with pytest.raises(ValueError, match="no sentences in 'en' and 'xx': it has fr, de"):
+    with pytest.raises(ValueError, match="unknown language of the embedded world 'xx': expected one of fr, de"):
         parallel_pairs(tiny, "xx", 3)
 
 
