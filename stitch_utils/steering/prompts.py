@@ -69,9 +69,8 @@ def parallel_pairs(pair: ModelPair, language: str, count: int) -> list[tuple[str
     with blaming(pair, "datasets: parallel"):
         nothing = f"dataset {data.name!r} has no rows in 'en' and {language!r}"
         try:
-            rows = dataset_rows(
-                data.name, pick, picked="translation", config=config, split=data.split, revision=data.revision
-            )
+            source = {"config": config, "split": data.split, "revision": data.revision}
+            rows = dataset_rows(data.name, pick, picked="translation", **source)
             found = [(english, other) for english, other in itertools.islice(rows, count)]
         except ValueError as error:  # `datasets` names the configuration that it does not find
             if isinstance(error, HubError) or "BuilderConfig" not in str(error):
