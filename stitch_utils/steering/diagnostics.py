@@ -138,7 +138,7 @@ def fit_template_stitches(stitched: StitchedPair, prompts: Sequence[str]) -> Tem
     repeats = max(1, round(OFTEN / (1 - OFTEN) * ordinary.count / max(of_template.count, 1)))
     data = (ordinary, ordinary + of_template, ordinary + _repeated(of_template, repeats))
     fit = functools.partial(fit_exact, alpha=stitched.alpha, ridge=stitched.ridge)
-    stitches = dict(zip(STITCHES, map(fit, data)))
+    stitches = {name: fit(moments) for name, moments in zip(STITCHES, data)}
     held_out = {
         "ordinary": stitched.held_out_moments,
         "template": in_template(pair.evaluation, stitched.evaluation_batches, max(added // 10, 4)),

@@ -154,7 +154,7 @@ class Sweep(ABC):
     def _answer(self, stitched: StitchedPair, cell: Cell, prompts: Sequence[str], move: Move | None, judge) -> Answers:
         """Make the answers of a cell, or find those that were made before."""
         (model, layer), pair, config = stitched.side(cell.side), stitched.pair, self.config
-        sizes = {"max_new_tokens": config.max_new_tokens, "batch_size": config.batch_size}
+        sizes: dict[str, Any] = {"max_new_tokens": config.max_new_tokens, "batch_size": config.batch_size}
         moved = None
         if move:
             direction, by = move.args
