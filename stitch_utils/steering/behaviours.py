@@ -5,9 +5,8 @@ evaluations. A behaviour here is a set of contrast pairs, two texts that differ 
 about and end at the same place, and a set of questions: a prompt with two ways on, the first of them the behaviour's.
 
 The embedded pair answers no questions, but it has clear preferences about the next word: after a sentence about a woman
-it expects "She", after a sentence in French a French one. So the world's behaviours are such choices, with prompts that
-call for either answer in equal numbers, to check first that the model has the preference at all
-(`multiple_choice.preference`). The pairs are drawn as one frame said in two ways.
+it expects "She". So the world's behaviours are such choices, one frame said in two ways, with prompts that call for
+either answer in equal numbers, to check first that the model has the preference (`multiple_choice.preference`).
 
 Offers `Behaviour`, `Choice`, `behaviours`, `world_behaviour`, `WORLD_BEHAVIOURS`, `FILES`, `COLUMNS`.
 """
@@ -15,7 +14,7 @@ Offers `Behaviour`, `Choice`, `behaviours`, `world_behaviour`, `WORLD_BEHAVIOURS
 import copy
 import dataclasses
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from huggingface_hub import hf_hub_download
@@ -23,7 +22,7 @@ from huggingface_hub import hf_hub_download
 from ..data.embedded.frames import TOPICS, draw_frame, named, relexicalise
 from ..data.embedded.grammar import Frame, Noun, load_concepts, load_lexicon, realise
 from ..data.hub import reaching
-from ..data.pairs import DatasetRef, ModelPair, blaming
+from ..data.pairs import DatasetRef, ModelPair, blaming, check_known
 from .prompts import as_turn, named_rows, text_columns
 
 COLUMNS = ("question", "answer_matching_behavior", "answer_not_matching_behavior")
@@ -45,7 +44,6 @@ FILES = {
     "narcissism": f"{_PERSONA}/narcissism.jsonl",
     "physical-force": f"{_PERSONA}/willingness-to-use-physical-force-to-achieve-benevolent-goals.jsonl",
 }
-
 
 # A text that calls for the first answer, the same text changed so that it calls for the second, and both answers.
 Drawn = tuple[str, str, str, str]
@@ -120,8 +118,7 @@ def _published(name: str, data: DatasetRef, tokenizer, contrasts: int, choices: 
 
 def world_behaviour(name: str, *, contrasts: int, choices: int, seed: int = 0) -> Behaviour:
     """Make one of `WORLD_BEHAVIOURS`; every other choice calls for the behaviour's answer, and no text comes twice."""
-    if name not in WORLD_BEHAVIOURS:
-        raise ValueError(f"unknown behaviour {name!r}: known are {', '.join(WORLD_BEHAVIOURS)}")
+    check_known("behaviour", name, WORLD_BEHAVIOURS)
     drawn: dict[str, Drawn] = {}
     wanted, index = contrasts + -(-choices // 2), 0
     while len(drawn) < wanted:
@@ -230,14 +227,5 @@ def _bullets(rng: random.Random) -> Drawn:
     return "".join(f"- {line}\n" for line in lines), "".join(f'"{line}"\n' for line in lines), "-", '"'
 
 
-WORLD_BEHAVIOURS: dict[str, Callable[[random.Random], Drawn]] = {
-    "pronoun": _pronoun,
-    "number": _number,
-    "sentiment": _sentiment,
-    "past": _past,
-    "sea": _sea,
-    "french": _french,
-    "capitals": _capitals,
-    "question": _question,
-    "bullets": _bullets,
-}
+_DRAWS = (_pronoun, _number, _sentiment, _past, _sea, _french, _capitals, _question, _bullets)
+WORLD_BEHAVIOURS = {draw.__name__.removeprefix("_"): draw for draw in _DRAWS}

@@ -1,23 +1,22 @@
 """Why instruction vectors transfer badly: stitches that have seen the chat template, and vectors from few prompts.
 
 App. F.2 has two explanations. The first: vectors are taken at the last token of a chat prompt, and the stitch was
-fitted on text without chats, and so without tokens such as <start_of_turn>. Special tokens are masked out when a stitch
-is fitted (`data.text`); here one stitch is fitted as ever, and one with the template's tokens let in (never
-beginning-of-text or padding, whose norms would drown the rest), on the same text. Moments add up, so the second costs
-one pass over the rows that hold such tokens. As these tokens are few, a third stitch counts each of them as often as
-makes them a tenth of all: if even that changes nothing, their number was not the reason.
+fitted on text without tokens such as <start_of_turn>, since special tokens are masked out. Here one stitch is fitted as
+ever, and one on the same text with the template's tokens let in (never beginning-of-text or padding, whose norms would
+drown the rest). Moments add up, so it costs one pass over the rows that hold such tokens. A third stitch counts each of
+them as often as makes them a tenth of all: if even that changes nothing, their number was not the reason.
 
 The second: vectors from few pairs of prompts, about ten, are noisy, and carrying them across compounds it. Two vectors
 from n pairs each that share no prompt have a cosine of 1 where there is no noise, and of 0 where there is nothing else.
-Carried across as v P, the same two show what the stitch makes of it; their cosine before less the one after is lost on
-the way. Each instruction gives vectors from as many pairs as it has twice over.
+The cosine of the same two carried across as v P shows what the stitch makes of it.
 
 Offers `template_tokens`, `template_rows`, `chat_batches`, `fit_template_stitches`, `TemplateFit`; `vector_noise`,
 `VectorNoise`.
 """
 
+import functools
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -31,7 +30,7 @@ from ..data.text import TokenBatch, read_documents
 from ..models.generation import encoded
 from ..models.language_model import LanguageModel
 from ..stitching.fit import fit_exact
-from ..stitching.moments import PairMoments, harvest_moments
+from ..stitching.moments import PairMoments
 from ..stitching.pair import StitchedPair
 from ..stitching.stitch import Stitch, stitch_loss
 from ..utils.cache import kept
@@ -41,9 +40,6 @@ from .vectors import last_token_residuals
 STITCHES = ("without", "with", "often")
 OFTEN = 0.1  # share of the template's tokens in what the third stitch is fitted on
 GROUPS = ("ordinary", "template", "last", "last_centred")
-TURN_WORDS = 40
-COUNTS = (2, 3, 5, 10, 20, 50)
-DRAWS = 200
 
 
 class TemplateFit(NamedTuple):
@@ -81,8 +77,8 @@ def template_tokens(model: LanguageModel) -> list[int]:
     if not getattr(tokenizer, "chat_template", None):
         raise ValueError(f"the tokenizer of {model.ref!r} has no chat template: expected an instruction-tuned model")
     ids = tokenizer(_chat(tokenizer, "One.", "Two."), add_special_tokens=False)["input_ids"]
-    added = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
-    special = added | {*tokenizer.all_special_ids}
+    special = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    special |= {*tokenizer.all_special_ids}
     special -= {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
     if not (found := sorted(special & set(ids))):
         raise ValueError(f"the chat template of {model.ref!r} writes no special tokens of its own")
@@ -102,74 +98,57 @@ def template_rows(batches: Iterable[TokenBatch], template: Sequence[int]) -> Ite
             yield TokenBatch(batch.tokens[rows], mask[rows], batch.documents[rows])
 
 
-def chat_batches(
-    model: LanguageModel, text: TextRef, count: int, *, context: int, batch_size: int
-) -> Iterator[TokenBatch]:
+def chat_batches(stitched: StitchedPair, text: TextRef, count: int) -> Iterator[TokenBatch]:
     """Make chats of one question and one answer of the first words of `count` documents, each in a row of its own."""
-    tokenizer, begin = model.tokenizer, encoded(model, "", 0)[0]
+    tokenizer, begin, context = stitched.tokenizer, encoded(stitched.models[0], "", 0)[0], stitched.pair.context
     special = torch.tensor(sorted({*tokenizer.all_special_ids, begin}))
-    turn = min(TURN_WORDS, max(1, context // 8))  # two turns should fit, whatever a word takes
+    turn = min(40, max(1, context // 8))  # words; two turns should fit, whatever a word takes
 
-    def make_rows() -> Iterator[list[int]]:
-        words = (document.split() for document in read_documents(text))
-        for found in itertools.islice((w for w in words if len(w) > turn), count):
-            chat = _chat(tokenizer, " ".join(found[:turn]), " ".join(found[turn : 2 * turn]))
-            ids = tokenizer(chat, add_special_tokens=False)["input_ids"]
-            yield (ids if ids[:1] == [begin] else [begin, *ids])[:context]
-
-    rows = enumerate(make_rows())
-    while chunk := list(itertools.islice(rows, batch_size)):
+    words = (document.split() for document in read_documents(text))
+    enough = itertools.islice((found for found in words if len(found) > turn), count)
+    chats = (_chat(tokenizer, " ".join(found[:turn]), " ".join(found[turn : 2 * turn])) for found in enough)
+    ids = (tokenizer(chat, add_special_tokens=False)["input_ids"] for chat in chats)
+    rows = enumerate((row if row[:1] == [begin] else [begin, *row])[:context] for row in ids)
+    while chunk := list(itertools.islice(rows, stitched.sizes.batch_size)):
         tokens = torch.tensor([row + [tokenizer.eos_token_id] * (context - len(row)) for _, row in chunk])
         owners = torch.tensor([[owner] * context for owner, _ in chunk])
         yield TokenBatch(tokens, ~torch.isin(tokens, special), owners)
 
 
-def fit_template_stitches(stitched: StitchedPair, *, prompts: Sequence[str] = ()) -> TemplateFit:
+def fit_template_stitches(stitched: StitchedPair, prompts: Sequence[str]) -> TemplateFit:
     """Fit the three stitches of a pair, and measure their errors on held-out text and at the last token of `prompts`.
 
     The world's text holds chats. To other text as many as `sizes.yml` says are added, for all stitches, made of the
     first documents; the ordinary tokens in them count for all.
     """
-    pair, models, sizes = stitched.pair, stitched.models, stitched.sizes
+    pair, models = stitched.pair, stitched.models
     template = template_tokens(models[0])
     added = 0 if pair.train.source == "world" else stitched.sizes_of("template_tokens")["chats"]
 
-    def harvest(batches: Iterable[TokenBatch]) -> PairMoments:
-        return harvest_moments(*models, batches, [stitched.layers])[stitched.layers]
-
-    def chats(text: TextRef, count: int) -> Iterator[TokenBatch]:
-        return chat_batches(models[0], text, count, context=pair.context, batch_size=sizes.batch_size)
-
-    def in_template(text: TextRef, batches: Iterable[TokenBatch], count: int) -> PairMoments:
-        return harvest(template_rows(chats(text, count) if added else batches, template))
+    def in_template(text: TextRef, batches: Callable[[], Iterator[TokenBatch]], count: int) -> PairMoments:
+        return stitched.gather(template_rows(chat_batches(stitched, text, count) if added else batches(), template))
 
     made_of, sources = {"template": template, "chats": added}, (fit_template_stitches,)
-    of_template = kept(
-        stitched.artifact("template-moments", made_of, sources=sources, suffix=".safetensors"),
-        lambda: in_template(pair.train, stitched.training_batches(), added),
-        PairMoments.save,
-        PairMoments.load,
-    )
+    path = stitched.artifact("template-moments", made_of, sources=sources, suffix=".safetensors")
+    make = functools.partial(in_template, pair.train, stitched.training_batches, added)
+    of_template = kept(path, make, PairMoments.save, PairMoments.load)
     ordinary = stitched.moments
     if added:
-        ordinary = ordinary + harvest(chats(pair.train, added))
+        ordinary = ordinary + stitched.gather(chat_batches(stitched, pair.train, added))
     repeats = max(1, round(OFTEN / (1 - OFTEN) * ordinary.count / max(of_template.count, 1)))
     data = (ordinary, ordinary + of_template, ordinary + _repeated(of_template, repeats))
-    stitches = {
-        name: fit_exact(moments, alpha=stitched.alpha, ridge=stitched.ridge) for name, moments in zip(STITCHES, data)
-    }
+    fit = functools.partial(fit_exact, alpha=stitched.alpha, ridge=stitched.ridge)
+    stitches = {name: fit(moments) for name, moments in zip(STITCHES, data)}
     held_out = {
         "ordinary": stitched.held_out_moments,
-        "template": in_template(pair.evaluation, stitched.evaluation_batches(), max(added // 10, 4)),
+        "template": in_template(pair.evaluation, stitched.evaluation_batches, max(added // 10, 4)),
+        "last": PairMoments(models[0].d_model, models[1].d_model),
     }
-    if prompts:
-        held_out["last"] = PairMoments(models[0].d_model, models[1].d_model)
-        held_out["last"].update(*(last_token_residuals(*stitched.side(side), prompts) for side in "ab"))
+    held_out["last"].update(*(last_token_residuals(*stitched.side(side), prompts) for side in "ab"))
     unexplained = {}
     for name, stitch in stitches.items():
         tried = [(group, stitch, moments) for group, moments in held_out.items() if moments.count > 1]
-        if prompts:
-            tried.append(("last_centred", _centred(stitch, held_out["last"]), held_out["last"]))
+        tried.append(("last_centred", _centred(stitch, held_out["last"]), held_out["last"]))
         for group, one, moments in tried:
             loss = stitch_loss(one, moments)
             unexplained[name, group, "b"] = loss.up / moments.cyy.diagonal().mean().item()
@@ -209,11 +188,6 @@ class VectorNoise:
     instructions: Mapping[tuple[str, int], int]
     """By model and pairs of prompts: how many instructions the means are over."""
 
-    @property
-    def counts(self) -> list[int]:
-        """The numbers of pairs for which some instruction has prompts, twice over."""
-        return sorted({count for _, count in self.instructions})
-
     def numbers(self, pair: str) -> dict[str, float]:
         """List the entries of a results file."""
         found: dict[str, float] = {}
@@ -228,8 +202,8 @@ def vector_noise(
     shifts: Mapping[tuple[str, str], Float[Tensor, "pairs d_model"]],
     stitch: Stitch,
     *,
-    counts: tuple[int, ...] = COUNTS,
-    draws: int = DRAWS,
+    counts: tuple[int, ...] = (2, 3, 5, 10, 20, 50),
+    draws: int = 200,
     seed: int = 0,
 ) -> VectorNoise:
     """Compare vectors from prompts drawn apart, at each of `counts` pairs of prompts that some instruction has twice.

@@ -4,19 +4,16 @@ The sister paper (arXiv 2506.00653) steers free responses towards capital letter
 counts the responses that have become so. A task here is contrast pairs for a vector (`vectors.contrast_vectors`), and
 a rule that looks at a response alone. The embedded world has no dogs, so there the topic is the sea.
 
-Offers `FreeTask`, `free_tasks`, `FreeConfig`, `free_config`, `sweep_free_tasks`, `FreeSweep`.
+Offers `FreeTask`, `free_tasks`, `sweep_free_tasks`, `FreeSweep`.
 """
 
 import functools
 import itertools
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
-from torch import Tensor
 
 from ..data.embedded.grammar import load_concepts, load_lexicon
 from ..data.pairs import ModelPair
@@ -25,7 +22,7 @@ from ..utils.stats import Estimate, crossed_mean
 from .behaviours import world_behaviour
 from .prompts import parallel_pairs, steering_prompts
 from .sweep import Cell, Sweep, SweepConfig
-from .vectors import add
+from .vectors import Directions, add
 from .verifiers import verify
 
 LANGUAGE = "fr"
@@ -61,10 +58,8 @@ class FreeTask(NamedTuple):
 def free_tasks(pair: ModelPair, contrasts: int, *, seed: int = 0) -> list[FreeTask]:
     """Make the three tasks, with at most so many contrast pairs each, of the world or the pair's parallel sentences."""
     if pair.train.source == "world" and "parallel" not in pair.datasets:
-        capitals, about, french = (
-            world_behaviour(name, contrasts=contrasts, choices=1, seed=seed).contrasts
-            for name in ("capitals", "sea", "french")
-        )
+        draw = functools.partial(world_behaviour, contrasts=contrasts, choices=1, seed=seed)
+        capitals, about, french = (draw(name).contrasts for name in ("capitals", "sea", "french"))
         concepts, nouns = load_concepts()["topics"]["sea"], load_lexicon("en").nouns
         forms = {nouns[one][number] for one in concepts["agents"] + concepts["objects"] for number in ("sg", "pl")}
         topic, words = "sea", re.compile(rf"\b({'|'.join(sorted(forms))})\b", re.IGNORECASE)
@@ -82,30 +77,8 @@ def free_tasks(pair: ModelPair, contrasts: int, *, seed: int = 0) -> list[FreeTa
     ]
 
 
-@dataclass(frozen=True, kw_only=True)
-class FreeConfig(SweepConfig):
-    """What is run."""
-
-    strengths: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
-    """Lengths of what is added, in units of the stream's spread (`vectors.spread`)."""
-    max_new_tokens: int = 32
-    """Tokens of a response at most."""
-
-
-def free_config(pair: ModelPair, scale: str, *, seed: int = 0) -> FreeConfig:
-    """Take the sizes of a scale."""
-    return FreeConfig(**pair.sizes_of("free_tasks", scale), seed=seed)
-
-
-@dataclass(frozen=True, kw_only=True)
 class FreeSweep(Sweep):
     """Responses of B, steered and not, and what follows from them; a strength is chosen for each task."""
-
-    config: FreeConfig
-    tasks: tuple[str, ...]
-
-    def subjects(self, split: str) -> Sequence[str]:
-        return self.tasks
 
     def chosen_for(self, side: str, condition: str, of: str) -> float:
         return self.chosen[of]
@@ -122,50 +95,44 @@ class FreeSweep(Sweep):
         for condition in dict.fromkeys(cell.condition for cell in evaluated):
             found |= self.mean_share("b", condition).numbers(f"{start}.{condition}")
             found |= self.nll_rise("b", condition).numbers(f"{start}.{condition}.nll_rise")
-            for task in self.tasks:
+            for task in self.chosen:
                 found |= self.share("b", condition, task).numbers(f"{start}.{task}.{condition}")
         for _, side, condition, task, strength in evaluated:
             if condition not in ("none", "random"):
-                share = self.share(side, condition, task, strength)
-                found |= share.numbers(f"{start}.{task}.dose_{strength:g}.{condition}")
+                id = f"{start}.{task}.dose_{strength:g}.{condition}"
+                found |= self.share(side, condition, task, strength).numbers(id)
         return found
 
 
 def sweep_free_tasks(
-    stitched: StitchedPair,
-    tasks: Sequence[FreeTask],
-    directions: Mapping[str, Mapping[str, Float[Tensor, " d_model"]]],
-    config: FreeConfig,
-    *,
-    unit: float,
+    stitched: StitchedPair, tasks: Sequence[FreeTask], directions: Directions, config: SweepConfig, *, unit: float
 ) -> FreeSweep:
     """Let B respond under each direction of each task, `directions[task][condition]`, at each strength, and under none.
 
-    `unit` is the length of a strength of 1. One strength for each task is chosen by the responses to its direction
-    `native`; `random` runs at that one alone.
+    `unit` is the length of a strength of 1, such as `vectors.spread`. One strength for each task is chosen by the
+    responses to its direction `native`; `random` runs at that one alone.
     """
     prompts = {
         split: steering_prompts(stitched.pair, count, tokenizer=stitched.models[1].tokenizer, split=split)
         for split, count in (("evaluated", config.prompts), ("chosen", config.choosing_prompts))
     }
     rules = {task.name: task.is_done for task in tasks}
-    sweep = FreeSweep(config=config, tasks=tuple(rules))
+    sweep = FreeSweep(config=config)
     run = functools.partial(
         sweep.fill,
         stitched=stitched,
         prompts=lambda cell: prompts[cell.split],
         move=lambda cell: functools.partial(add, directions[cell.of][cell.condition], cell.strength * unit),
-        is_done=lambda cell, found: [rules[cell.of](response.text) for response in found.responses],
+        is_done=lambda cell, _, text: rules[cell.of](text),
         part="free tasks",
     )
     doses = [("none", 0.0), *(("native", strength) for strength in config.strengths)]
-    run([Cell("chosen", "b", c, task, s) for task in rules for c, s in doses], title="strengths")
+    run([Cell("chosen", "b", c, task, s) for task in rules for c, s in doses])
     sweep.chosen.update({task: sweep.choose("b", "native", (task,), config.strengths) for task in rules})
-    runs = [
+    run(
         sweep.cell("b", condition, task, strength)
         for task in rules
         for condition in ("none", *directions[task])
-        for strength in (None, *(config.strengths if condition not in ("none", "random") else ()))
-    ]
-    run(runs, title="responses")
+        for strength in (None, *(config.strengths if condition != "random" else ()))
+    )
     return sweep

@@ -1,14 +1,13 @@
 """The experiment of App. F.2: both models steered towards instructions, by their own vectors and by the other's.
 
-Figs. 12 and 13, after Stolfo et al. 2025; a vector is read at the last token of the prompt. Conditions: `none`, the
-bare prompt; `instructed`, the prompt with the instruction in words, which is what steering is to replace; `native`, the
-model's own vector; `transferred`, the other model's, carried across by the stitch as the paper fits it; `template` and
-`often`, carried across by stitches that have seen the chat template's tokens (`diagnostics`); and `random`, a random
-direction along which the stream is moved as far as the native vector moves it. The paper clamps to the mean over
-prompts with the instruction, s = 1. Small models need more, so all conditions are run at a strength that is chosen for
-each model and instruction, and `native` and `transferred` at s = 1 as well. Carried vectors have their own strength,
-the best for `transferred` among larger ones: the farther their direction is from the model's own, the closer their two
-components lie, and they are not to fail for want of strength.
+Figs. 12 and 13, after Stolfo et al. 2025. Conditions: `none`, the bare prompt; `instructed`, the prompt with the
+instruction in words, which is what steering is to replace; `native`, the model's own vector; `transferred`, the other
+model's, carried across by the stitch as the paper fits it; `template` and `often`, carried across by stitches that have
+seen the chat template's tokens (`diagnostics`); and `random`, a random direction along which the stream is moved as far
+as the native vector moves it. The paper's strength is s = 1. Small models need more, so all conditions are run at a
+strength that is chosen for each model and instruction, and `native` and `transferred` at s = 1 as well. Carried vectors
+have their own, the best for `transferred` among larger ones: the farther their direction is from the model's own, the
+closer their two components lie, and they are not to fail for want of strength.
 
 Offers `InstructionConfig`, `instruction_config`, `evaluated_chats`, `sweep_instructions`, `InstructionSweep`.
 """
@@ -29,7 +28,7 @@ from ..stitching.stitch import Stitch
 from ..utils.stats import Estimate, stratified_mean
 from .prompts import InstructionPrompt, instruction_kinds, instruction_prompts
 from .sweep import Cell, Sweep, SweepConfig, clamped
-from .vectors import MeanStreams, condition_vectors, last_token_residuals
+from .vectors import MeanStreams, SteeringVector, condition_vectors, last_token_residuals
 
 CONDITIONS = ("none", "instructed", "native", "transferred", "template", "often", "random")
 # Conditions in which the other model's vector is carried across -> by which stitch.
@@ -74,13 +73,10 @@ class InstructionSweep(Sweep):
     config: InstructionConfig
     prompts: Mapping[tuple[str, str], Sequence[InstructionPrompt]]
     """By split (`fit`, `chosen`, `evaluated`) and kind."""
-    cosines: Mapping[tuple[str, str, str], float]
-    """By side, kind and condition: between the native direction and the one carried across."""
+    vectors: Mapping[tuple[str, str], Mapping[str, SteeringVector]]
+    """By side and kind, then by condition."""
     shifts: Mapping[tuple[str, str], Float[Tensor, "pairs d_model"]]
     """By side and kind: what the instruction adds to the stream at the last token, for each prompt of the vector."""
-
-    def subjects(self, split: str) -> Sequence[str]:
-        return self.config.kinds
 
     def chosen_for(self, side: str, condition: str, of: str) -> float:
         return self.chosen[side, of, "transferred" if condition in CARRIED else "native"]
@@ -95,7 +91,7 @@ class InstructionSweep(Sweep):
 
     def numbers(self, pair: str) -> dict[str, float]:
         """List the entries of a results file, under the ids of Figs. 12 and 13."""
-        found: dict[str, float] = {}
+        found = {f"{FIGURES[side]}.{pair}.{of}.strength.{on}": s for (side, of, on), s in self.chosen.items()}
         kinds, prompts = self.config.kinds, self.prompts
         casing = [kind for kind in kinds if prompts["evaluated", kind][0].instruction_id.startswith("change_case:")]
         for side, figure in FIGURES.items():
@@ -105,14 +101,12 @@ class InstructionSweep(Sweep):
                 found |= self.share(side, condition, kind).numbers(id)
                 if condition != "none":
                     found |= self.nll_rise(side, condition, of=(kind,)).numbers(f"{id}.nll_rise")
-            for kind, condition in itertools.product(kinds, AT_THE_MEAN):
-                found[f"{start}.{kind}.strength.{condition}"] = self.chosen[side, kind, condition]
             for condition, strength, suffix in RUNS:
-                found |= self.mean_share(side, condition, strength).numbers(f"{start}.mean.{condition}{suffix}")
+                at = f"{condition}{suffix}"
+                found |= self.mean_share(side, condition, strength).numbers(f"{start}.mean.{at}")
                 if condition != "none":
-                    for name, alone in (("nll_rise", False), ("nll_rise_alone", True)):
-                        rise = self.nll_rise(side, condition, strength, alone=alone)
-                        found |= rise.numbers(f"{start}.{name}.{condition}{suffix}")
+                    rise, alone = (self.nll_rise(side, condition, strength, alone=bare) for bare in (False, True))
+                    found |= rise.numbers(f"{start}.nll_rise.{at}") | alone.numbers(f"{start}.nll_rise_alone.{at}")
             found |= self._counted(side, start)
             for name, some in (("casing", casing), ("other", [kind for kind in kinds if kind not in casing])):
                 if some:
@@ -120,23 +114,19 @@ class InstructionSweep(Sweep):
             for condition in CARRIED:
                 if condition != "transferred":
                     found |= self.advantage(side, condition, "transferred").numbers(f"{start}.{condition}_gain")
-                angles = [self.cosines[side, kind, condition] for kind in kinds]
-                found[f"{start}.cosine.{condition}"] = float(np.mean(angles))
+                both = [[self.vectors[side, kind][c].direction for c in ("native", condition)] for kind in kinds]
+                found[f"{start}.cosine.{condition}"] = float(np.mean([(own @ other).item() for own, other in both]))
         return found
 
     def _counted(self, side: str, start: str) -> dict[str, float]:
         """Count what transferred steering wins, improves or matches, by intervals that do not overlap."""
-        kinds = self.config.kinds  # value, low and high of each, (3, kinds)
-        shares = {c + suffix: np.array([self.share(side, c, k, s) for k in kinds]).T for c, s, suffix in RUNS}
-
-        def ahead(first: str, second: str) -> np.ndarray:
-            return shares[first][1] > shares[second][2]
-
+        shares = {c + suffix: np.array([self.share(side, c, k, s) for k in self.config.kinds]) for c, s, suffix in RUNS}
+        value, low, high = ({run: found[:, part] for run, found in shares.items()} for part in range(3))
         counted = {
-            "won": ahead("transferred", "native"),
-            "won_at_1": ahead("transferred_at_1", "native_at_1"),
-            "improved": ahead("transferred", "none"),
-            "matched": ahead("native", "none") & (shares["transferred"][0] >= shares["native"][0]),
+            "won": low["transferred"] > high["native"],
+            "won_at_1": low["transferred_at_1"] > high["native_at_1"],
+            "improved": low["transferred"] > high["none"],
+            "matched": (low["native"] > high["none"]) & (value["transferred"] >= value["native"]),
         }
         return {f"{start}.{name}": int(some.sum()) for name, some in counted.items()}
 
@@ -159,9 +149,7 @@ def sweep_instructions(
     template, and for a prompt that leaves no room for a response.
     """
     pair, both = stitched.pair, list(itertools.product(FIGURES, config.kinds))
-    counts = {"fit": config.fit_prompts, "evaluated": config.prompts}
-    if not config.strength:
-        counts["chosen"] = config.choosing_prompts
+    counts = {"fit": config.fit_prompts, "chosen": config.choosing_prompts, "evaluated": config.prompts}
     prompts = {
         (split, kind): instruction_prompts(pair, kind, count, split, choosing=not config.strength)
         for split, count in counts.items()
@@ -181,28 +169,21 @@ def sweep_instructions(
     means = {key: MeanStreams(*(stream.double().mean(0) for stream in found)) for key, found in read.items()}
     maps = {condition: (stitches[name], False) for condition, name in CARRIED.items()}
     vectors = condition_vectors(means, maps, config.seed, at_unit_length=True)
-    cosines = {
-        (*key, condition): (found["native"].direction @ found[condition].direction).item()
-        for key, found in vectors.items()
-        for condition in CARRIED
-    }
     shifts = {key: given - without for key, (without, given) in read.items()}
-    sweep = InstructionSweep(config=config, prompts=prompts, cosines=cosines, shifts=shifts)
+    sweep = InstructionSweep(config=config, prompts=prompts, vectors=vectors, shifts=shifts)
     run = functools.partial(
         sweep.fill,
         stitched=stitched,
         prompts=lambda cell: chats(cell.side, cell.split, cell.of, cell.condition == "instructed"),
         move=lambda cell: clamped(vectors[cell.side, cell.of][cell.condition], cell.strength),
-        is_done=lambda cell, found: [
-            prompt.is_followed(response.text) for prompt, response in zip(prompts[cell.split, cell.of], found.responses)
-        ],
+        is_done=lambda cell, number, text: prompts[cell.split, cell.of][number].is_followed(text),
         part="instructions",
     )
     candidates = {"none": (0.0,), "native": config.strengths, "transferred": config.carried_strengths}
     if not config.strength:
         doses = [(c, strength) for c, strengths in candidates.items() for strength in strengths]
-        run([Cell("chosen", side, c, kind, s) for side, kind in both for c, s in doses], title="strengths")
+        run([Cell("chosen", side, c, kind, s) for side, kind in both for c, s in doses])
     for (side, kind), on in itertools.product(both, AT_THE_MEAN):
         sweep.chosen[side, kind, on] = sweep.choose(side, on, [kind], candidates[on])
-    run([sweep.cell(side, c, kind, s) for side, kind in both for c, s, _ in RUNS], title="responses")
+    run([sweep.cell(side, c, kind, s) for side, kind in both for c, s, _ in RUNS])
     return sweep

@@ -25,7 +25,7 @@ from ..models.harvest import of_activations
 from ..stitching.pair import StitchedPair
 from ..utils.cache import artifact
 from ..utils.progress import progress
-from ..utils.stats import RESAMPLES, Estimate, from_draws
+from ..utils.stats import RESAMPLES, Estimate, correlations, from_draws
 from .prompts import languages, parallel_pairs, steering_prompts
 from .sweep import Cell, Sweep, SweepConfig, clamped, kept_json
 from .vectors import condition_vectors, language_means
@@ -39,7 +39,6 @@ RUNS = (*((name, None, "") for name in CONDITIONS), *((name, AT_THE_MEAN, "_at_m
 TABLES = {"a": "table5", "b": "table6"}  # by the side that is steered
 # Where one sentence ends and the next begins; a list or a poem has one a line.
 SENTENCE_END = re.compile(r"(?<=[.!?…])[\"'»”)\]]*\s+|\n+")
-FEWEST_PAIRS = 5  # that a bootstrap interval of a correlation is given for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +48,7 @@ class LanguageConfig(SweepConfig):
     languages: tuple[str, ...]
     """Languages that are steered towards."""
     choosing_languages: tuple[str, ...]
-    """Languages on which the dose-response is measured, and a strength is chosen for each model."""
+    """Those of them on which the dose-response is measured, and a strength is chosen for each model."""
     pairs: int = 100
     """Parallel sentences that a vector comes from (section 4; App. F says 250)."""
     strengths: tuple[float, ...] = (1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.75, 2.0, 2.5)
@@ -58,11 +57,6 @@ class LanguageConfig(SweepConfig):
     """Tokens of a response at most; the paper does not say."""
     frequency_documents: int = 400
     """Documents of the training text in which languages are counted (Fig. 11)."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        if unknown := sorted(set(self.choosing_languages) - set(self.languages)):
-            raise ValueError(f"choosing_languages has {', '.join(unknown)}: expected some of the languages")
 
 
 def language_config(pair: ModelPair, scale: str, *, strength: float = 0.0, seed: int = 0) -> LanguageConfig:
@@ -86,9 +80,6 @@ class LanguageSweep(Sweep):
     """By split: `evaluated`, and `chosen`, those on which the strength was chosen."""
     frequencies: Mapping[str, int] = field(default_factory=dict)
     """By language: sentences of the training text (Fig. 11)."""
-
-    def subjects(self, split: str) -> Sequence[str]:
-        return self.config.languages if split == "evaluated" else self.config.choosing_languages
 
     def chosen_for(self, side: str, condition: str, of: str) -> float:
         return self.chosen[side]
@@ -119,22 +110,16 @@ class LanguageSweep(Sweep):
             id = f"steering.{pair}.{side}.{condition}{suffix}.nll_rise"
             found |= self.nll_rise(side, condition, strength).numbers(id)
             found |= self.nll_rise(side, condition, strength, alone=True).numbers(f"{id}_alone")
-        found |= self._gap_numbers(f"figure3c.{pair}", failing)
-        counts = [self.frequencies.get(language, 0) for language in self.config.languages]
-        gaps = [sum(both) / 2 for both in zip(self.gaps("a").values(), self.gaps("b").values())]
-        found |= rank_correlation(counts, gaps, seed=self.config.seed).numbers(f"figure11.{pair}.correlation")
-        return found | {f"steering.{pair}.responses": len(self.prompts["evaluated"])}
-
-    def _gap_numbers(self, start: str, failing: float) -> dict[str, float]:
-        """Count the gaps at both ends of Fig. 3c, as shares of all and of those where native steering works."""
         gaps = {(side, language): gap for side in TABLES for language, gap in self.gaps(side).items()}
         works = [gap for (side, of), gap in gaps.items() if self.share(side, "native", of).value >= failing]
-        found = {}
         for suffix, some in (("", [*gaps.values()]), ("_where_native_works", works)):
             if some:
-                found[f"{start}.near_zero{suffix}"] = sum(gap <= 0.25 for gap in some) / len(some)
-                found[f"{start}.near_one{suffix}"] = sum(gap >= 0.75 for gap in some) / len(some)
-        return found
+                found[f"figure3c.{pair}.near_zero{suffix}"] = sum(gap <= 0.25 for gap in some) / len(some)
+                found[f"figure3c.{pair}.near_one{suffix}"] = sum(gap >= 0.75 for gap in some) / len(some)
+        counts = [self.frequencies.get(language, 0) for language in self.config.languages]
+        means = [(gaps["a", language] + gaps["b", language]) / 2 for language in self.config.languages]
+        found |= rank_correlation(counts, means, seed=self.config.seed).numbers(f"figure11.{pair}.correlation")
+        return found | {f"steering.{pair}.responses": len(self.prompts["evaluated"])}
 
 
 def sweep_languages(stitched: StitchedPair, config: LanguageConfig) -> LanguageSweep:
@@ -145,11 +130,10 @@ def sweep_languages(stitched: StitchedPair, config: LanguageConfig) -> LanguageS
     """
     pair, keys = stitched.pair, [*itertools.product(TABLES, config.languages)]
     parallel = {language: parallel_pairs(pair, language, config.pairs) for language in config.languages}
+    ask = functools.partial(steering_prompts, pair, tokenizer=stitched.tokenizer)
     prompts = {
-        "chosen": steering_prompts(pair, config.choosing_prompts, tokenizer=stitched.tokenizer, split="chosen"),
-        "evaluated": steering_prompts(
-            pair, config.prompts, tokenizer=stitched.tokenizer, split="all" if config.strength else "evaluated"
-        ),
+        "chosen": ask(config.choosing_prompts, split="chosen"),
+        "evaluated": ask(config.prompts, split="all" if config.strength else "evaluated"),
     }
     means = {
         (side, language): language_means(*stitched.side(side), parallel[language], batch_size=config.batch_size)
@@ -170,14 +154,14 @@ def sweep_languages(stitched: StitchedPair, config: LanguageConfig) -> LanguageS
         stitched=stitched,
         prompts=lambda cell: prompts[cell.split],
         move=lambda cell: clamped(vectors[cell.side, cell.of][cell.condition], cell.strength),
-        is_done=lambda cell, found: [language == cell.of for language in found.judged],
+        is_done=lambda cell, _, language: language == cell.of,
         judge=detect_language,
         part="steering",
     )
     some, doses = config.choosing_languages, [("none", 0.0), *itertools.product(STEERED, config.strengths)]
-    run([Cell("chosen", side, c, language, s) for side in TABLES for language in some for c, s in doses], title="doses")
+    run([Cell("chosen", side, c, language, s) for side in TABLES for language in some for c, s in doses])
     sweep.chosen.update({side: sweep.choose(side, "native", some, config.strengths) for side in TABLES})
-    run([sweep.cell(side, c, language, s) for side, language in keys for c, s, _ in RUNS], title="responses")
+    run([sweep.cell(side, c, language, s) for side, language in keys for c, s, _ in RUNS])
     return sweep
 
 
@@ -194,8 +178,7 @@ def clipped_gap(transferred: float, native: float) -> float:
 def language_frequencies(documents: Iterable[str]) -> dict[str, int]:
     """Count the sentences of each language, as langdetect sees it; the most frequent language comes first.
 
-    Fig. 11's measure: a sentence ends in a full stop or the like, or with its line; those without letters count for
-    nothing.
+    Fig. 11's measure: a sentence ends in a full stop or the like, or with its line; one without letters is not counted.
     """
     counts: Counter[str] = Counter()
     for document in progress(documents, "languages"):
@@ -210,20 +193,10 @@ def rank_correlation(x: Sequence[float], y: Sequence[float], *, seed: int = 0) -
     Resamples in which all x or all y are the same have no order and are left out; if the data have none, the value is
     0. Its interval then, and that of fewer than five pairs, is [-1, 1]: resampling them says nothing.
     """
-    if len(x) != len(y) or not len(x):
-        raise ValueError(f"{len(x)} and {len(y)} values: expected as many of each, and at least one")
     both = np.array([x, y], dtype=float)
-    value = _spearman(both[:, None])[0]
-    if np.isnan(value) or len(x) < FEWEST_PAIRS:
-        return Estimate(0.0 if np.isnan(value) else float(value), -1.0, 1.0)
-    drawn = np.random.default_rng(seed).integers(both.shape[1], size=(RESAMPLES, both.shape[1]))
-    draws = _spearman(both[:, drawn])
+    value = float(correlations(*rankdata(both, axis=-1), axis=-1, still=np.nan))
+    if np.isnan(value) or len(x) < 5:
+        return Estimate(0.0 if np.isnan(value) else value, -1.0, 1.0)
+    drawn = np.random.default_rng(seed).integers(len(x), size=(RESAMPLES, len(x)))
+    draws = correlations(*rankdata(both[:, drawn], axis=-1), axis=-1, still=np.nan)
     return from_draws(value, draws[~np.isnan(draws)])
-
-
-def _spearman(both: np.ndarray) -> np.ndarray:
-    """Correlate the ranks, (2, resamples, n) -> (resamples,); NaN where one side is constant."""
-    ranks = rankdata(both, axis=-1)
-    x, y = ranks - ranks.mean(-1, keepdims=True)
-    norms = np.sqrt((x**2).sum(-1) * (y**2).sum(-1))
-    return np.divide((x * y).sum(-1), norms, out=np.full(len(norms), np.nan), where=norms > 0)

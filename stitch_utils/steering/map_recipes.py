@@ -36,8 +36,6 @@ from .behaviours import Behaviour
 from .multiple_choice import ChoiceConfig, ChoiceSweep, steer_choices
 from .vectors import contrast_vectors, spread, steering_directions
 
-LESS = 10  # the recipe about text has a tenth of it
-
 
 class Recipe(NamedTuple):
     """How to make a map, and how to carry vectors over by it."""
@@ -50,6 +48,7 @@ class Recipe(NamedTuple):
     same_layers: bool = False
     """Between layers of the same number, and not those that the pair is stitched at."""
     less_text: bool = False
+    """A tenth of it."""
 
 
 RECIPES = {
@@ -90,8 +89,10 @@ def fit_recipes(stitched: StitchedPair, config: MapConfig) -> FittedRecipes:
     if layers[True] == layers[False]:
         streams[True] = streams[False]
     moments = {same: moments_of(stream) for same, stream in streams.items()}
-    tenth = dataclasses.replace(config, tokens=max(config.tokens // LESS, config.step_tokens * 2))
+    tenth = dataclasses.replace(config, tokens=max(config.tokens // 10, config.step_tokens * 2))
     less = moments_of(map_stream(stitched, stitched.layers, tenth))
+    widths = {"d_a": models[0].d_model, "d_b": models[1].d_model}
+    options = {"lr": config.lr, "epochs": config.epochs, "seed": config.seed}
 
     @functools.cache
     def fitted(recipe: Recipe) -> Stitch:
@@ -99,15 +100,7 @@ def fit_recipes(stitched: StitchedPair, config: MapConfig) -> FittedRecipes:
             return fit_unsquared(streams[False])
         if recipe.fit == "exact":
             return fit_exact(less if recipe.less_text else moments[recipe.same_layers], alpha=recipe.alpha)
-        return fit_unsquared_adam(
-            streams[recipe.same_layers],
-            d_a=models[0].d_model,
-            d_b=models[1].d_model,
-            lr=config.lr,
-            epochs=config.epochs,
-            seed=config.seed,
-            device=models[1].device,
-        )
+        return fit_unsquared_adam(streams[recipe.same_layers], **widths, **options, device=models[1].device)
 
     stitches = {name: fitted(one._replace(with_bias=False)) for name, one in progress(RECIPES.items(), "maps")}
     return FittedRecipes(config, layers, streams, moments, stitches)
@@ -174,17 +167,17 @@ def recipe_numbers(
         numbers[f"{start}.unsquared.adam_excess.to_{side}"] = lengths["adam"] / lengths["unsquared"] - 1
         numbers[f"{start}.unsquared.passes.to_{side}"] = reweighting.sweeps
     for same, sweep in sweeps.items():
-        for condition in sweep.conditions:
+        for condition in (*_between(same), "random"):
             name = condition if condition != "random" else "same_layers_random" if same else "random"
             numbers |= sweep.mean_correlation(condition).numbers(f"{start}.steered.{name}.correlation")
-            numbers |= sweep.overall_slope(condition).numbers(f"{start}.steered.{name}.slope")
+            numbers |= sweep.slope(condition).numbers(f"{start}.steered.{name}.slope")
             numbers[f"{start}.steered.{name}.cosine"] = sweep.mean_cosine(condition)
             numbers[f"{start}.steered.{name}.likeness"] = sweep.likeness(condition)
-            curves = {one: sweep.curve_correlation(one, condition).value for one in sweep.behaviours}
+            curves = {one: sweep.curve_correlation(one, condition) for one in sweep.behaviours}
             for one, curve in curves.items():
                 id = f"{start}.steered.{name}.{one}"
                 numbers |= sweep.correlation(one, condition).numbers(f"{id}.correlation")
-                numbers |= sweep.slope(one, condition).numbers(f"{id}.slope") | {f"{id}.curve_correlation": curve}
+                numbers |= sweep.slope(condition, [one]).numbers(f"{id}.slope") | {f"{id}.curve_correlation": curve}
             numbers[f"{start}.steered.{name}.curve_correlation_size"] = sum(map(abs, curves.values())) / len(curves)
     own = {one: sweeps[True].correlation(one, "sister") for one in sweeps[True].behaviours}
     for one, found in own.items():

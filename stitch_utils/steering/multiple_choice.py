@@ -1,13 +1,11 @@
 r"""The sister paper's multiple-choice experiment: the large model steered by its own vectors and by the small one's.
 
-Bello et al. (arXiv 2506.00653), Table 1. Whether the large model does the same under both vectors is asked as there:
-over a range of lengths alpha, in units of how far the stream is from its mean on an ordinary token, the difference of
-the logits of two answers under native and under mapped steering, and their correlation. Two curves that rise will
-correlate, however little one of them rises, so beside it stands the ratio of their slopes, and a random direction as
-the control. The vectors are `vectors.contrast_vectors`, the questions those of `behaviours`.
+Bello et al. (arXiv 2506.00653), Table 1. As there, the difference of the logits of two answers under native steering
+is correlated with that under mapped steering, over a range of lengths alpha, in units of `vectors.spread`. Two curves
+that rise will correlate, however little one of them rises, so beside it stands the ratio of their slopes, and a random
+direction as the control. The vectors are `vectors.contrast_vectors`, the questions those of `behaviours`.
 
-Offers `ChoiceConfig`, `choice_config`, `steer_choices`, `ChoiceSweep`; `Questions`, `questions`, `logit_differences`,
-`preference`, `correlations`.
+Offers `ChoiceConfig`, `steer_choices`, `ChoiceSweep`; `Questions`, `questions`, `logit_differences`, `preference`.
 """
 
 import functools
@@ -17,15 +15,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor
 
-from ..data.pairs import ModelPair
 from ..models.generation import encoded
 from ..models.language_model import Edit, LanguageModel
 from ..utils.progress import progress
-from ..utils.stats import Estimate, clopper_pearson, from_draws, resampled_counts, stratified_mean
+from ..utils.stats import Estimate, clopper_pearson, correlations, from_draws, resampled_counts, stratified_mean
 from .behaviours import Behaviour, Choice
-from .vectors import add, at_last_tokens
+from .vectors import Directions, add, at_last_tokens
 
 # Of each question: what comes before its two answers part, and the two tokens with which they do.
 Questions = list[tuple[list[int], int, int]]
@@ -52,10 +48,8 @@ def logit_differences(
     model: LanguageModel, asked: Questions, *, layer: int | None = None, edit: Edit | None = None, batch_size: int = 64
 ) -> Float[np.ndarray, " questions"]:
     """Subtract the logit of the other answer from that of the matching one, at the last token of each prompt."""
-
     rows, *answers = zip(*asked)
-    read = functools.partial(model.logits, layer=layer, edit=edit)
-    logits = at_last_tokens(model, rows, read, batch_size=batch_size)
+    logits = at_last_tokens(model, rows, functools.partial(model.logits, layer=layer, edit=edit), batch_size=batch_size)
     matching, other = (logits[torch.arange(len(rows)), torch.tensor(answer)] for answer in answers)
     return (matching - other).double().numpy()
 
@@ -66,18 +60,9 @@ def preference(model: LanguageModel, choices: Sequence[Choice], *, batch_size: i
     Clopper and Pearson's interval; 0.5 is chance. ValueError where no prompt calls for one.
     """
     asked = [choice for choice in choices if choice.called_for is not None]
-    if not asked:
-        raise ValueError("none of the prompts calls for an answer: expected choices with `called_for`")
     differences = logit_differences(model, questions(model, asked), batch_size=batch_size)
     right = (differences > 0) == np.array([choice.called_for for choice in asked])
     return clopper_pearson(int(right.sum()), len(right))
-
-
-def correlations(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Compute Pearson's correlation of curves x and y, (doses, ...), over the doses; 0 where one does not move."""
-    x, y = x - x.mean(0), y - y.mean(0)
-    norms = np.sqrt((x**2).sum(0) * (y**2).sum(0))
-    return np.divide((x * y).sum(0), norms, out=np.zeros_like(norms), where=norms > 1e-12)
 
 
 @dataclass(frozen=True)
@@ -101,17 +86,12 @@ class ChoiceConfig:
             raise ValueError(f"a correlation over doses needs three at least: got {self.doses}")
 
 
-def choice_config(pair: ModelPair, scale: str, *, seed: int = 0) -> ChoiceConfig:
-    """Take the sizes of a scale."""
-    return ChoiceConfig(**pair.sizes_of("choices", scale), seed=seed)
-
-
 @dataclass(frozen=True)
 class ChoiceSweep:
     """All answers, and what follows from them; intervals are bootstraps over questions."""
 
     config: ChoiceConfig
-    directions: Mapping[str, Mapping[str, Tensor]]
+    directions: Directions
     """Unit vectors by behaviour and condition."""
     responses: Mapping[tuple[str, str], np.ndarray]
     """Logit differences, (doses, questions), by behaviour and condition."""
@@ -119,11 +99,6 @@ class ChoiceSweep:
     @property
     def behaviours(self) -> tuple[str, ...]:
         return tuple(self.directions)
-
-    @property
-    def conditions(self) -> tuple[str, ...]:
-        """All but `native`."""
-        return tuple(name for name in next(iter(self.directions.values())) if name != "native")
 
     def mean_response(self, behaviour: str, condition: str) -> np.ndarray:
         """Average the answers over the questions: (doses,)."""
@@ -134,30 +109,31 @@ class ChoiceSweep:
         each = correlations(*self._both(behaviour, condition))
         return from_draws(each.mean(), self._drawn(len(each)) @ each)
 
-    def curve_correlation(self, behaviour: str, condition: str) -> Estimate:
+    def curve_correlation(self, behaviour: str, condition: str) -> float:
         """Correlate the mean answers with those under native steering."""
-        native, other = self._both(behaviour, condition)
-        drawn, value = self._drawn(native.shape[1]).T, correlations(native.mean(1), other.mean(1))
-        return from_draws(float(value), correlations(native @ drawn, other @ drawn))
-
-    def slope(self, behaviour: str, condition: str) -> Estimate:
-        """Divide the least-squares slopes over the doses of the mean answers by those under native steering.
-
-        Resamples whose native slope is zero are left out. ValueError where it is zero for the questions themselves.
-        """
-        return self._relative_slope(*self._both(behaviour, condition))
+        native, other = (self.mean_response(behaviour, which) for which in ("native", condition))
+        return float(correlations(native, other))
 
     def mean_correlation(self, condition: str) -> Estimate:
         """Average the correlations of all behaviours, with a bootstrap interval over the questions of each."""
         rows = [correlations(*self._both(name, condition)) for name in self.behaviours]
         return stratified_mean(rows, self.config.seed)
 
-    def overall_slope(self, condition: str) -> Estimate:
-        """Take the slope of the mean over the behaviours: one that native steering hardly moves counts little."""
-        pairs = [self._both(name, condition) for name in self.behaviours]
+    def slope(self, condition: str, behaviours: Sequence[str] = ()) -> Estimate:
+        """Divide the least-squares slope of the mean answers over the doses by that under native steering.
+
+        The mean is over some behaviours, by default all: one that native steering hardly moves counts little. Resamples
+        whose native slope is zero are left out. ValueError where it is zero for the questions themselves.
+        """
+        pairs = [self._both(name, condition) for name in behaviours or self.behaviours]
         fewest = min(native.shape[1] for native, _ in pairs)
-        native, other = (np.mean([answers[:, :fewest] for answers in side], axis=0) for side in zip(*pairs))
-        return self._relative_slope(native, other)
+        means = (np.mean([answers[:, :fewest] for answers in side], axis=0) for side in zip(*pairs))
+        weights = np.asarray(self.config.doses, dtype=float) - np.mean(self.config.doses)
+        native, other = (weights @ mean for mean in means)  # up to one factor for both
+        if native.mean() == 0:
+            raise ValueError("native steering does not move the answers at all: there is nothing to compare with")
+        below, above = (self._drawn(fewest) @ slopes for slopes in (native, other))
+        return from_draws(other.mean() / native.mean(), above[below != 0] / below[below != 0])
 
     def _both(self, behaviour: str, condition: str) -> tuple[np.ndarray, np.ndarray]:
         return self.responses[behaviour, "native"], self.responses[behaviour, condition]
@@ -166,21 +142,10 @@ class ChoiceSweep:
         """Draw questions anew: how often each is drawn, as shares, (resamples, questions)."""
         return resampled_counts(questions, self.config.seed) / questions
 
-    def _relative_slope(self, native: np.ndarray, other: np.ndarray) -> Estimate:
-        weights = np.asarray(self.config.doses, dtype=float) - np.mean(self.config.doses)
-        native, other = weights @ native, weights @ other  # up to one factor for both
-        if native.mean() == 0:
-            raise ValueError("native steering does not move the answers at all: there is nothing to compare with")
-        below, above = (self._drawn(len(native)) @ slopes for slopes in (native, other))
-        return from_draws(other.mean() / native.mean(), above[below != 0] / below[below != 0])
-
     def mean_cosine(self, condition: str) -> float:
         """Average, over the behaviours, the cosine between the direction and the native one."""
-        cosines = [
-            torch.cosine_similarity(found["native"].double(), found[condition].double(), dim=0).item()
-            for found in self.directions.values()
-        ]
-        return float(np.mean(cosines))
+        both = ((found["native"].double(), found[condition].double()) for found in self.directions.values())
+        return float(np.mean([torch.cosine_similarity(own, other, dim=0).item() for own, other in both]))
 
     def likeness(self, condition: str) -> float:
         """Average the cosine between the directions of two behaviours: near 1 where all have become one direction."""
@@ -194,25 +159,19 @@ def steer_choices(
     model: LanguageModel,
     layer: int,
     some: Sequence[Behaviour],
-    directions: Mapping[str, Mapping[str, Tensor]],
+    directions: Directions,
     config: ChoiceConfig,
     *,
     unit: float,
 ) -> ChoiceSweep:
-    """Measure the answers to each behaviour's questions under each of its directions at each dose; `unit` is dose 1.
-
-    ValueError for a behaviour without directions.
-    """
-    if missing := sorted({one.name for one in some} - set(directions)):
-        raise ValueError(f"no directions for behaviour {missing[0]!r}: known are {', '.join(directions)}")
+    """Measure the answers to each behaviour's questions under each of its directions at each dose; `unit` is dose 1."""
     responses = {}
     for one in progress(some, "behaviours"):
         asked = questions(model, one.choices)
         measure = functools.partial(logit_differences, model, asked, batch_size=config.batch_size)
         unsteered = measure()
         for condition, direction in progress(directions[one.name].items(), "doses"):
-            rows = (
-                measure(layer=layer, edit=add(direction, dose * unit)) if dose else unsteered for dose in config.doses
-            )
-            responses[one.name, condition] = np.stack([*rows])
+            edits = [add(direction, dose * unit) if dose else None for dose in config.doses]
+            rows = [measure(layer=layer, edit=edit) if edit else unsteered for edit in edits]
+            responses[one.name, condition] = np.stack(rows)
     return ChoiceSweep(config, {one.name: directions[one.name] for one in some}, responses)

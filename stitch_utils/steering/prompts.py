@@ -1,9 +1,9 @@
 """What steering experiments read: parallel sentences, prompts that ask for no language, and instructions.
 
 Section 4, App. F: vectors come from the first pairs of sentences of EuroParl, responses from 163 prompts of IFEval with
-their instructions taken out (those that Stolfo et al. published). App. F.2 takes the same prompts with and without
-their instruction. Where a pair's file names no such data, the embedded world has its own. A strength is chosen on
-prompts that are not evaluated, and a vector comes from others again, so prompts come in parts that share none.
+their instructions taken out, as Stolfo et al. published them. App. F.2 takes the same prompts with and without. Where a
+pair's file names no such data, the embedded world has its own. Vectors, the choice of a strength and the evaluation
+have prompts of their own, so prompts come in parts that share none.
 
 Offers `languages`, `parallel_pairs`, `steering_prompts`, `as_turn`; `InstructionPrompt`, `instruction_kinds`,
 `instruction_prompts`; and to read any of these data sets `named_rows`, `text_columns`.
@@ -25,7 +25,7 @@ from huggingface_hub import constants
 from ..data.embedded.grammar import LANGUAGES, load_lexicon
 from ..data.embedded.world import parallel_sentences, requests
 from ..data.hub import HubError, dataset_rows, remembered
-from ..data.pairs import DatasetRef, ModelPair, blaming
+from ..data.pairs import DatasetRef, ModelPair, blaming, check_known
 from .verifiers import RULES, WORLD_INSTRUCTIONS, verify
 
 # The languages of EuroParl beside English: the rows of Tables 5 and 6.
@@ -55,9 +55,7 @@ def parallel_pairs(pair: ModelPair, language: str, count: int) -> list[tuple[str
     such as {"en": ..., "fr": ...}. ValueError if it has no rows for the language; HubError if it cannot be had.
     """
     if "parallel" not in pair.datasets:
-        if language not in languages(pair):
-            known = ", ".join(languages(pair))
-            raise ValueError(f"the embedded world has no sentences in 'en' and {language!r}: it has {known}")
+        check_known("language of the embedded world", language, languages(pair))
         return parallel_sentences("steering", count, language)
     data, config = pair.datasets["parallel"], "-".join(sorted(("en", language)))
 
@@ -71,9 +69,8 @@ def parallel_pairs(pair: ModelPair, language: str, count: int) -> list[tuple[str
     with blaming(pair, "datasets: parallel"):
         nothing = f"dataset {data.name!r} has no rows in 'en' and {language!r}"
         try:
-            rows = dataset_rows(
-                data.name, pick, picked="translation", config=config, split=data.split, revision=data.revision
-            )
+            source = {"config": config, "split": data.split, "revision": data.revision}
+            rows = dataset_rows(data.name, pick, picked="translation", **source)
             found = [(english, other) for english, other in itertools.islice(rows, count)]
         except ValueError as error:  # `datasets` names the configuration that it does not find
             if isinstance(error, HubError) or "BuilderConfig" not in str(error):
@@ -91,12 +88,10 @@ def steering_prompts(pair: ModelPair, count: int, *, tokenizer, split: str = "ev
     from the column `prompt_without_instruction` of the data set `prompts` of the pair's file, else from the world.
     ValueError for another split, and for data without prompts.
     """
-    if split not in SPLITS:
-        raise ValueError(f"unknown split {split!r}: expected {', '.join(SPLITS)}")
+    check_known("split", split, SPLITS)
     with blaming(pair, "datasets: prompts"):
         texts = _of_world("steering")
-        if "prompts" in pair.datasets:
-            data = pair.datasets["prompts"]
+        if data := pair.datasets.get("prompts"):
             rows = named_rows(data, lambda row: text_columns(row, [PROMPT_COLUMN], data.name)[0], picked=PROMPT_COLUMN)
             texts = dict.fromkeys(map(str.strip, rows))  # each once, in order
         # by the text alone, so that a prompt is in one part however many are drawn
@@ -159,8 +154,7 @@ def instruction_prompts(
     columns of Stolfo et al.'s `ifeval_single_instr_format.jsonl`. ValueError for another split, a kind that has no
     prompts, or a data set without these columns.
     """
-    if split not in INSTRUCTION_SPLITS:
-        raise ValueError(f"unknown split {split!r}: expected {', '.join(INSTRUCTION_SPLITS)}")
+    check_known("split", split, INSTRUCTION_SPLITS)
     if kind not in (known := instruction_kinds(pair)):
         raise ValueError(f"unknown instruction {kind!r} for pair {pair.name!r}: known are {', '.join(known)}")
     wanted = (split, "chosen") if split == "fit" and not choosing else (split,)
@@ -188,10 +182,9 @@ def _by_kind(data: DatasetRef) -> dict[str, list[InstructionPrompt]]:
     def pick(row: dict) -> list:
         """Take what makes a prompt; nothing where there is no rule, or more than one instruction."""
         if missing := [column for column in COLUMNS if column not in row]:
-            raise ValueError(
-                f"{data.name!r} has no column {missing[0]!r}: its columns are {', '.join(row)}, expected those of "
-                f"Stolfo et al.'s ifeval_single_instr_format.jsonl, {', '.join(COLUMNS)} among them"
-            )
+            expected = f"those of Stolfo et al.'s ifeval_single_instr_format.jsonl, {', '.join(COLUMNS)} among them"
+            columns = f"its columns are {', '.join(row)}, expected {expected}"
+            raise ValueError(f"{data.name!r} has no column {missing[0]!r}: {columns}")
         if len(ids := row["instruction_id_list"]) != 1 or ids[0] not in RULES:
             return []
         kwargs = {name: value for name, value in ((row["kwargs"] or [{}])[0] or {}).items() if value is not None}

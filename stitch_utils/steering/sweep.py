@@ -1,11 +1,9 @@
 """One engine for all experiments that steer free responses: languages, instructions, and open-ended tasks.
 
-Section 4, App. F and F.2, and arXiv 2506.00653. An experiment fills cells with greedy responses: one cell for each set
-of prompts, steered model, condition (no steering, the model's own vector, the other model's, a random one, ...), thing
-that is steered towards, and strength. Of a cell two things are measured: the share of its responses that do what
-steering is for, and the rise of their NLL, which is what they cost the unsteered model in nats a token over its own
-responses. The strength is chosen on prompts that are not evaluated. Responses take most of the time of these
-experiments and depend on the model, the prompts and the move of the stream alone, so they are kept in `artifacts/`.
+Section 4, App. F and F.2, and arXiv 2506.00653. An experiment fills cells with greedy responses. Of a cell two things
+are measured: the share of its responses that do what steering is for, and the rise of their NLL, which is what they
+cost the unsteered model in nats a token over its own responses. The strength is chosen on prompts that are not
+evaluated. Responses take most of the time, so they are kept in `artifacts/`.
 
 Offers `Cell`, `Answers`, `Move`, `clamped`, `SweepConfig`, `Sweep`, `chosen_strength`, `kept_json`.
 """
@@ -32,6 +30,7 @@ from ..utils.stats import Estimate, clopper_pearson, crossed_mean
 from .vectors import SteeringVector, clamp
 
 UNSTEERED = ("none", "instructed")  # conditions in which no stream is moved
+WANTED_SHARE = 0.7  # of the responses must do what steering is for, for a strength to be chosen
 
 
 class Cell(NamedTuple):
@@ -89,8 +88,6 @@ class SweepConfig:
     """Strengths among which one is chosen."""
     strength: float = 0.0
     """The strength at which all conditions are run; 0 leaves it to `chosen_strength`."""
-    wanted_share: float = 0.7
-    """Share of responses that must do what steering is for, for a strength to be chosen."""
     max_new_tokens: int
     """Tokens of a response at most."""
     batch_size: int = 64
@@ -109,9 +106,8 @@ class SweepConfig:
 class Sweep(ABC):
     """All responses of an experiment, and what follows from them.
 
-    A kind of sweep says what it steers towards (`subjects`), which strength it chose (`chosen_for`), and how it makes
-    means over subjects and prompts (`mean`), with bootstrap intervals. A side is the model that is steered, `a` or `b`;
-    a strength of None is the chosen one.
+    A kind of sweep says which strength it chose (`chosen_for`), and how it makes means with bootstrap intervals over
+    subjects and prompts (`mean`). A side is the model that is steered; a strength of None is the chosen one.
     """
 
     config: SweepConfig
@@ -120,12 +116,12 @@ class Sweep(ABC):
     """The strengths chosen, by what each kind of sweep chooses one for."""
 
     @abstractmethod
-    def subjects(self, split: str) -> Sequence[str]:
-        """List what is steered towards with the prompts of a split."""
-
-    @abstractmethod
     def chosen_for(self, side: str, condition: str, of: str) -> float:
         """Return the strength that was chosen for a condition."""
+
+    def subjects(self, split: str) -> list[str]:
+        """List what is steered towards with the prompts of a split, in the order in which cells were filled."""
+        return list(dict.fromkeys(cell.of for cell in self.cells if cell.split == split))
 
     def mean(self, rows: Sequence[np.ndarray]) -> Estimate:
         """Average over subjects and prompts; by default all subjects have the same prompts, and both are drawn anew."""
@@ -138,50 +134,44 @@ class Sweep(ABC):
         stitched: StitchedPair,
         prompts: Callable[[Cell], Sequence[str]],
         move: Callable[[Cell], Move],
-        is_done: Callable[[Cell, Answers], Iterable[bool]],
+        is_done: Callable[[Cell, int, str], bool],
         judge: Callable[[str], str] | None = None,
         part: str,
-        title: str,
     ) -> None:
-        """Fill those `wanted` cells that are empty with greedy answers to their `prompts`, and tell which are done.
+        """Fill those `wanted` cells that are empty with greedy answers to their `prompts`.
 
-        Where the strength is not 0, the stream is moved by the `move` of the cell. What the `judge` says of each
-        response is kept with it, since judges take their time. ValueError, naming the pair and the `part` of it, for a
-        prompt that leaves no room for a response.
+        Where the strength is not 0, the stream is moved by the `move` of the cell. What the `judge` says of a response
+        is kept with it; `is_done` gets it, or without a judge the response, after the cell and the prompt's number.
+        ValueError, naming the pair and the `part` of it, for a prompt that leaves no room for a response.
         """
-        for cell in progress([cell for cell in dict.fromkeys(wanted) if cell not in self.cells], title):
+        for cell in progress([cell for cell in dict.fromkeys(wanted) if cell not in self.cells], "cells"):
             with blaming(stitched.pair, part):
                 found = self._answer(stitched, cell, prompts(cell), move(cell) if cell.strength else None, judge)
-            self.cells[cell] = found._replace(done=tuple(map(bool, is_done(cell, found))))
+            said = found.judged or [response.text for response in found.responses]
+            done = tuple(bool(is_done(cell, number, one)) for number, one in enumerate(said))
+            self.cells[cell] = found._replace(done=done)
 
     def _answer(self, stitched: StitchedPair, cell: Cell, prompts: Sequence[str], move: Move | None, judge) -> Answers:
         """Make the answers of a cell, or find those that were made before."""
         (model, layer), pair, config = stitched.side(cell.side), stitched.pair, self.config
+        sizes: dict[str, Any] = {"max_new_tokens": config.max_new_tokens, "batch_size": config.batch_size}
         moved = None
         if move:
             direction, by = move.args
             digest = hashlib.sha256(direction.cpu().double().numpy().tobytes()).hexdigest()
             moved = [move.func.__name__, digest, by]
         ingredients = {
-            "model": weights_digest({"a": pair.a, "b": pair.b}[cell.side]),
+            "model": weights_digest(pair.a if cell.side == "a" else pair.b),
             "dtype": pair.dtype,
             "layer": layer,
             "moved": moved,
             "prompts": list(prompts),
-            "tokens": config.max_new_tokens,
-            "batch": config.batch_size,
+            **sizes,
         }
 
         def make() -> dict[str, list]:
-            responses = generate_texts(
-                model,
-                prompts,
-                max_new_tokens=config.max_new_tokens,
-                layer=layer,
-                edit=move and move(),
-                batch_size=config.batch_size,
-                title=f"{cell.side}, {cell.condition}",
-            )
+            title = f"{cell.side}, {cell.condition}"
+            responses = generate_texts(model, prompts, **sizes, layer=layer, edit=move and move(), title=title)
             return {"responses": responses, "judged": [judge(one.text) for one in responses] if judge else []}
 
         sources = [source for source in (generate_texts, clamp, judge) if source]
@@ -228,8 +218,7 @@ class Sweep(ABC):
     ) -> Estimate:
         """Measure the nats a token by which responses cost the unsteered model more than its own to the same prompts.
 
-        The mean is over the subjects `of`, by default all. Each response is read after its prompt; with `alone`,
-        without it.
+        The mean is over the subjects `of`, by default all; with `alone`, responses are read without their prompts.
         """
         some = of or self.subjects(split)
         return self.mean([self._rises(side, condition, one, strength, split, alone) for one in some])
@@ -242,7 +231,7 @@ class Sweep(ABC):
             {s: float(np.mean([measured(side, condition, one, s, "chosen") for one in of])) for s in strengths}
             for measured in (self._done, self._rises)
         )
-        return chosen_strength(shares, rises, self.config.wanted_share)
+        return chosen_strength(shares, rises)
 
     def _done(self, *cell) -> np.ndarray:
         """Give 1 for each response that does what steering is for, else 0; arguments as in `cell`."""
@@ -255,14 +244,14 @@ class Sweep(ABC):
         return steered - own
 
 
-def chosen_strength(shares: Mapping[float, float], rises: Mapping[float, float], wanted: float) -> float:
-    """Choose, among the strengths whose share is at least `wanted`, the one whose responses cost least.
+def chosen_strength(shares: Mapping[float, float], rises: Mapping[float, float]) -> float:
+    """Choose, among the strengths whose share is at least `WANTED_SHARE`, the one whose responses cost least.
 
     Where none reaches it, choose the one with the largest share, of equals the smallest; where all shares are 0 the
     largest strength, so that what fails does not fail for want of strength.
     """
     if not any(shares.values()):
         return max(shares)
-    if enough := [strength for strength in shares if shares[strength] >= wanted]:
+    if enough := [strength for strength in shares if shares[strength] >= WANTED_SHARE]:
         return min(enough, key=lambda strength: (rises[strength], strength))
     return min(shares, key=lambda strength: (-shares[strength], strength))

@@ -6,18 +6,18 @@ value z,
 
     c = z - <h, v>      (8)        h' = h + c v      (9)
 
-and nothing else is touched. With z the mean component of L's own tokens the model is put where it is on average when it
-reads L; the strength s says how far on the way from English's mean component to L's, and beyond it, z lies. Carried
-across, v becomes v P of unit length, and both mean components are taken anew in the other model. Means are linear, so
-the mean streams of the two languages give the components along any direction: each text is read once a model.
+and nothing else is touched. The strength s says how far on the way from English's mean component to L's, and beyond it,
+z lies: at s = 1 the model is put where it is on average when it reads L. Carried across, v becomes v P of unit length,
+and both mean components are taken anew in the other model. Means are linear, so the mean streams of the two languages
+give the components along any direction: each text is read once a model.
 
 App. F.2, after Stolfo et al. 2025. The direction of an instruction is read at the last token of the prompt, after the
 chat template's own tokens: the mean over prompts that carry the instruction less the mean over those without it.
 
-The sister paper (Bello et al., arXiv 2506.00653) takes the mean difference of h at the last token of texts with a
-behaviour and without it, and adds it at a length alpha of its own, h' = h + alpha v / ||v||, at every position. It
-carries v over as v A + p, bias included. The difference of two images has none, (x A + p) - (x' A + p) = (x - x') A:
-with it, the vector is pulled towards p, more so the shorter v is, and those of different behaviours become alike.
+The sister paper (Bello et al., arXiv 2506.00653) adds such a difference for texts with a behaviour and without it, at a
+length alpha of its own, h' = h + alpha v / ||v||, at every position. It carries v over as v A + p, bias included. The
+difference of two images has none, (x A + p) - (x' A + p) = (x - x') A: with it, the vector is pulled towards p, more so
+the shorter v is, and those of different behaviours become alike.
 
 Offers `MeanStreams`, `language_means`, `last_token_residuals`, `at_last_tokens`, `spread`; `SteeringVector`,
 `steering_vector`, `condition_vectors`; `contrast_vectors`, `steering_directions`, `condition_directions`;
@@ -40,6 +40,7 @@ from ..stitching.stitch import Stitch
 from ..utils.progress import progress
 
 Maps = Mapping[str, tuple[Stitch, bool]]  # by condition: a stitch, and whether its bias is added
+Directions = Mapping[str, Mapping[str, Float[Tensor, " d_model"]]]  # by name of what is steered towards, and condition
 
 
 class MeanStreams(NamedTuple):
@@ -71,8 +72,7 @@ def language_means(
         batches = text_rows(texts, model.tokenizer, context=longest, batch_size=batch_size)
         sums, counts = zip(*as_fits(batches, read))
         if not sum(counts):
-            found = f"{len(texts)} texts without an ordinary token, such as {texts[0]!r}"
-            raise ValueError(f"{found}: there is nothing to read")
+            raise ValueError(f"{len(texts)} texts without an ordinary token, such as {texts[0]!r}")
         return sum(sums, torch.zeros(model.d_model, dtype=torch.float64)) / sum(counts)
 
     return MeanStreams(*map(mean, zip(*pairs)))
@@ -129,14 +129,10 @@ class SteeringVector(NamedTuple):
 def steering_vector(means: MeanStreams, direction: Float[Tensor, " d_model"] | None = None) -> SteeringVector:
     """Make the vector along `direction`, by default from the one mean to the other, with both mean components.
 
-    ValueError for means that do not differ, and for a direction of another width.
+    ValueError for means that do not differ.
     """
     if direction is None:
         direction = _unit(means.target - means.source, "the difference of the two means")
-    if direction.shape != means.source.shape:
-        raise ValueError(
-            f"a direction of width {len(direction)} in a stream of width {len(means.source)}: transfer it first"
-        )
     wide = direction.cpu().double()
     return SteeringVector(direction.float().cpu(), *((mean @ wide).item() for mean in means))
 
@@ -176,7 +172,7 @@ def contrast_vectors(
 
 def steering_directions(
     native: Mapping[str, Tensor], other: Mapping[str, Tensor], maps: Maps, *, seed: int = 0
-) -> dict[str, dict[str, Tensor]]:
+) -> Directions:
     """Make B's directions by name and condition, from vectors of B and of A by name (`condition_directions`)."""
     return {
         name: condition_directions(own, other[name], maps, to="b", seed=1000 * seed + number)

@@ -23,6 +23,8 @@ from collections.abc import Callable
 
 import langdetect
 
+from ..data.pairs import check_known
+
 # What the embedded world calls an instruction -> the id of its rule.
 WORLD_INSTRUCTIONS = {
     "upper": "change_case:english_capital",
@@ -34,8 +36,6 @@ WORLD_INSTRUCTIONS = {
     "language": "language:response_language",
     "closing": "startend:end_checker",
 }
-
-
 ANSWER = re.compile(r"My answer is (yes|no|maybe)\.")
 
 
@@ -45,16 +45,13 @@ def verify(instruction_id: str, response: str, **kwargs) -> bool:
     Keywords whose value is None, which fill up IFEval's rows, count as not given. ValueError, naming what is known, for
     an unknown id, and for keywords that are missing, unknown, or of a value that makes no sense.
     """
-    if instruction_id not in RULES:
-        raise ValueError(f"unknown instruction {instruction_id!r}: known are {', '.join(sorted(RULES))}")
+    check_known("instruction", instruction_id, RULES)
     rule = RULES[instruction_id]
     given = {name: value for name, value in kwargs.items() if value is not None}
     expected = list(inspect.signature(rule).parameters)[1:]
     if set(given) != set(expected):
-        raise ValueError(
-            f"instruction {instruction_id!r} was given the keywords {', '.join(sorted(given)) or 'none'}: expected "
-            f"{', '.join(expected) or 'none'}"
-        )
+        said, wanted = (", ".join(names) or "none" for names in (sorted(given), expected))
+        raise ValueError(f"instruction {instruction_id!r} was given the keywords {said}: expected {wanted}")
     return bool(response.strip()) and rule(response, **given)
 
 
@@ -72,8 +69,7 @@ def detect_language(text: str) -> str:
 
 def _capital_words(response: str, capital_relation: str, capital_frequency: int) -> bool:
     relations = {"less than": operator.lt, "at least": operator.ge}
-    if capital_relation not in relations:
-        raise ValueError(f"unknown capital_relation {capital_relation!r}: expected {' or '.join(relations)}")
+    check_known("capital_relation", capital_relation, relations)
     count = sum(word.isupper() for word in re.findall(r"\w+(?:['’-]\w+)*", response))
     return relations[capital_relation](count, capital_frequency)
 

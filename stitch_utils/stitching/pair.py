@@ -114,14 +114,15 @@ class StitchedPair:
     def harvest(self, *, anew: bool = False) -> PairMoments:
         """Read the moments from `artifacts/`, or harvest and save them; `anew` harvests in any case."""
         path = self.artifact("moments", sources=(harvest_moments,), suffix=".safetensors")
-        return kept(path, lambda: self._harvest(self.training_batches()), PairMoments.save, PairMoments.load, anew=anew)
+        return kept(path, lambda: self.gather(self.training_batches()), PairMoments.save, PairMoments.load, anew=anew)
 
     @cached_property
     def held_out_moments(self) -> PairMoments:
         """The moments of the evaluation text at the stitched layers."""
-        return self._harvest(self.evaluation_batches())
+        return self.gather(self.evaluation_batches())
 
-    def _harvest(self, batches: Iterator[TokenBatch]) -> PairMoments:
+    def gather(self, batches: Iterable[TokenBatch]) -> PairMoments:
+        """Gather the moments of any text at the stitched layers."""
         return harvest_moments(*self.models, batches, [self.layers])[self.layers]
 
     @cached_property

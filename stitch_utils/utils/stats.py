@@ -1,7 +1,7 @@
 """Values with 95% intervals: Clopper-Pearson for shares (App. F), and bootstraps over documents, which the paper lacks.
 
 Offers `Estimate`, `from_draws`, `DocumentSums`, `resampled_counts`, `stratified_mean`, `crossed_mean`, `over_seeds`,
-`clopper_pearson`.
+`clopper_pearson`, `correlations`.
 """
 
 from collections.abc import Sequence
@@ -94,3 +94,10 @@ def clopper_pearson(successes: int, trials: int) -> Estimate:
     low = beta.ppf(0.025, successes, failures + 1) if successes else 0.0
     high = beta.ppf(0.975, successes + 1, failures) if failures else 1.0
     return Estimate(successes / trials, float(low), float(high))
+
+
+def correlations(x: np.ndarray, y: np.ndarray, *, axis: int = 0, still: float = 0.0) -> np.ndarray:
+    """Compute Pearson's correlation of the values along `axis`; `still` where those of x or y are all the same."""
+    x, y = x - x.mean(axis, keepdims=True), y - y.mean(axis, keepdims=True)
+    norms = np.sqrt((x**2).sum(axis) * (y**2).sum(axis))
+    return np.divide((x * y).sum(axis), norms, out=np.full_like(norms, still), where=norms > 1e-12)

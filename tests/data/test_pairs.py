@@ -11,8 +11,8 @@ from stitch_utils.data.pairs import PAIRS_FOLDER, SCALES, AugmenterRef, blaming,
 from stitch_utils.data.text import read_documents
 from stitch_utils.features.functional import FunctionalConfig
 from stitch_utils.models.language_model import check_pair, load_models
-from stitch_utils.steering.free_tasks import FreeConfig
 from stitch_utils.steering.multiple_choice import ChoiceConfig
+from stitch_utils.steering.sweep import SweepConfig
 from stitch_utils.stitching.lrt_maps import MapConfig
 
 
@@ -215,7 +215,7 @@ def test_sizes_of_an_experiment_at_a_scale():
 
 @pytest.mark.parametrize(
     "experiment, kind",
-    [("map_text", MapConfig), ("choices", ChoiceConfig), ("free_tasks", FreeConfig), ("entropy", FunctionalConfig)],
+    [("map_text", MapConfig), ("choices", ChoiceConfig), ("free_tasks", SweepConfig), ("entropy", FunctionalConfig)],
 )
 def test_every_size_is_a_field_of_its_configuration(experiment, kind):
     fields = {entry.name for entry in dataclasses.fields(kind)}

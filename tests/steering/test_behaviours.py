@@ -103,7 +103,7 @@ def test_fewer_behaviours_are_spread_over_the_list(tiny):
 def test_counts_and_names_that_make_no_sense(tiny):
     with pytest.raises(ValueError, match="at least one contrast pair and one choice: got 0 and 3"):
         behaviours(tiny, None, contrasts=0, choices=3)
-    with pytest.raises(ValueError, match="unknown behaviour 'x': known are pronoun, number"):
+    with pytest.raises(ValueError, match="unknown behaviour 'x': expected one of pronoun, number"):
         world_behaviour("x", contrasts=1, choices=1)
 
 

@@ -10,9 +10,9 @@ from stitch_utils.data.pairs import DatasetRef, load_pair
 from stitch_utils.models.generation import generate_texts
 from stitch_utils.steering import free_tasks
 from stitch_utils.steering.behaviours import world_behaviour
-from stitch_utils.steering.free_tasks import FreeConfig, FreeTask, free_config, sweep_free_tasks
+from stitch_utils.steering.free_tasks import FreeTask, sweep_free_tasks
 from stitch_utils.steering.prompts import steering_prompts
-from stitch_utils.steering.sweep import Cell
+from stitch_utils.steering.sweep import Cell, SweepConfig
 from stitch_utils.steering.vectors import add
 from stitch_utils.stitching.pair import StitchedPair
 from stitch_utils.utils.stats import clopper_pearson
@@ -52,7 +52,7 @@ def test_free_tasks_of_the_world_and_of_english(small_pair, monkeypatch):
 
 def test_responses_under_every_vector(small_pair, models):
     pair, model = load_pair(small_pair(context=40)), models[1]
-    config = FreeConfig(prompts=3, choosing_prompts=2, strengths=(1.0, 4.0), max_new_tokens=5, batch_size=2)
+    config = SweepConfig(prompts=3, choosing_prompts=2, strengths=(1.0, 4.0), max_new_tokens=5, batch_size=2)
     tasks = [FreeTask("long", (), lambda text: len(text) > 12), FreeTask("never", (), lambda text: False)]
     directions = {
         task.name: {"native": 2 * normal(48, seed=i), "moved": normal(48, seed=i + 5), "random": normal(48, seed=9)}
@@ -79,11 +79,3 @@ def test_responses_under_every_vector(small_pair, models):
     }
     assert found.nll_rise("b", "native").value == pytest.approx(losses["native"] - losses["none"], abs=1e-5)
     assert found.nll_rise("b", "none").value == 0
-
-
-def test_settings():
-    assert free_config(load_pair("tiny"), "smoke").prompts < free_config(load_pair("tiny"), "default", seed=2).prompts
-    with pytest.raises(ValueError, match="prompts=0: a sweep needs at least one"):
-        FreeConfig(prompts=0, choosing_prompts=1)
-    with pytest.raises(ValueError, match="strengths must be positive"):
-        FreeConfig(prompts=1, choosing_prompts=1, strengths=(0.0,))

@@ -16,6 +16,7 @@ from stitch_utils.steering.instructions import (
     CARRIED,
     CONDITIONS,
     InstructionConfig,
+    evaluated_chats,
     instruction_config,
     sweep_instructions,
 )
@@ -56,7 +57,7 @@ def config():
 def swept(context_40, config):
     models = load_models(context_40)
     stitched = StitchedPair(context_40, models, LAYERS, "smoke")
-    fit = fit_template_stitches(stitched)
+    fit = fit_template_stitches(stitched, evaluated_chats(stitched, config))
     return stitched, fit, sweep_instructions(stitched, fit.stitches, config)
 
 
@@ -107,7 +108,7 @@ def test_what_is_carried_across_has_a_strength_of_its_own(swept, config):
         losses = {
             s: np.mean([r.nll for r in sweep.answers(side, condition, kind, s, "chosen").responses]) for s in strengths
         }
-        assert chosen == chosen_strength(shares, losses, config.wanted_share)
+        assert chosen == chosen_strength(shares, losses)
         carried = {sweep.cell(side, c, kind).strength for c in CARRIED}
         assert carried == {chosen} or condition == "native"
     assert {key[2] for key in sweep.chosen} == {"native", "transferred"}

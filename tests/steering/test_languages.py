@@ -330,7 +330,4 @@ def test_the_rank_correlation_is_spearmans_with_ties():
 def test_values_without_an_order_say_nothing():
     assert rank_correlation([1, 2, 3], [1, 1, 1]) == (0, -1, 1)
     assert rank_correlation([4], [1]) == (0, -1, 1)
-    for x, y in (([1, 2], [1]), ([], [])):
-        with pytest.raises(ValueError, match=f"{len(x)} and {len(y)} values: expected as many of each"):
-            rank_correlation(x, y)
     assert rank_correlation([1, 2, 3, 4], [2, 3, 5, 4]) == pytest.approx((0.8, -1, 1)), "four are too few to resample"

@@ -6,13 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from stitch_utils.data.pairs import load_pair
 from stitch_utils.steering.behaviours import Behaviour, Choice
 from stitch_utils.steering.multiple_choice import (
     ChoiceConfig,
     ChoiceSweep,
-    choice_config,
-    correlations,
     logit_differences,
     preference,
     questions,
@@ -20,7 +17,7 @@ from stitch_utils.steering.multiple_choice import (
 )
 from stitch_utils.steering.vectors import add, contrast_vectors, steering_directions
 from stitch_utils.stitching.stitch import Stitch
-from stitch_utils.utils.stats import clopper_pearson
+from stitch_utils.utils.stats import clopper_pearson, correlations
 
 LAYER = 2
 PAIRS = [("The cook sees the cake.", "The cook saw the cake."), ("A cat", "A dog and a cat"), ("Yes", "No")]
@@ -123,7 +120,7 @@ def test_preference_is_the_share_that_the_prompts_call_for(random_models):
     assert preference(model, CHOICES) == clopper_pearson(right, 4)
     turned = [one._replace(called_for=naive_difference(model, one) > 0) for one in CHOICES[:4]]
     assert preference(model, turned).value == 1
-    with pytest.raises(ValueError, match="none of the prompts calls for an answer"):
+    with pytest.raises(ValueError, match="no choices given"):
         preference(model, CHOICES[4:])
 
 
@@ -157,15 +154,14 @@ def test_correlations_are_numpys(curves):
     half = 1.96 * np.std(each) / 40**0.5
     assert found.high - found.low == pytest.approx(2 * half, rel=0.15)
     whole = sweep.curve_correlation("x", "other")
-    assert whole.value == pytest.approx(np.corrcoef(native.mean(1), other.mean(1))[0, 1])
-    assert whole.low <= whole.value <= whole.high and whole.value > found.value
+    assert whole == pytest.approx(np.corrcoef(native.mean(1), other.mean(1))[0, 1]) and whole > found.value
     assert compared(native, -other, alphas).correlation("x", "other").value == pytest.approx(-np.mean(each))
 
 
 def test_slopes_are_least_squares(curves):
     alphas, native, other = curves
     expected = np.polyfit(alphas, other.mean(1), 1)[0] / np.polyfit(alphas, native.mean(1), 1)[0]
-    found = compared(native, other, alphas).slope("x", "other")
+    found = compared(native, other, alphas).slope("other")
     assert found.value == pytest.approx(expected) == pytest.approx(0.5, abs=0.05)
     assert found.low < expected < found.high < 0.7
 
@@ -177,7 +173,7 @@ def test_what_does_not_move_correlates_with_nothing(curves):
     each = correlations(native, still)
     assert not each[::2].any() and each[1::2].all()
     with pytest.raises(ValueError, match="native steering does not move the answers"):
-        compared(np.zeros_like(native), other, alphas).slope("x", "other")
+        compared(np.zeros_like(native), other, alphas).slope("other")
 
 
 # ---- the sweeps ---------------------------------------------------------------------------------------------------
@@ -211,7 +207,7 @@ def sweep(random_models):
 
 def test_a_sweep_is_all_of_it(sweep, random_models):
     found, directions = sweep
-    assert found.behaviours == ("x", "y") and found.conditions == ("with", "without", "random")
+    assert found.behaviours == ("x", "y")
     for name, choices in (("x", CHOICES), ("y", CHOICES[:3])):
         for condition, direction in directions[name].items():
             expected = [
@@ -225,7 +221,7 @@ def test_a_sweep_is_all_of_it(sweep, random_models):
             assert np.ptp(found.responses[name, condition], axis=0).min() > 0.01
             np.testing.assert_array_equal(found.responses[name, condition][1], found.responses[name, "native"][1])
     own = found.responses["x", "native"]
-    assert found.correlation("x", "native").value == pytest.approx(1) == found.slope("x", "native").value
+    assert found.correlation("x", "native").value == pytest.approx(1) == found.slope("native", ["x"]).value
     each = [found.correlation(name, "with").value for name in "xy"]
     assert found.mean_correlation("with").value == pytest.approx(np.mean(each))
     np.testing.assert_allclose(found.mean_response("x", "native"), own.mean(1))
@@ -233,7 +229,7 @@ def test_a_sweep_is_all_of_it(sweep, random_models):
         sum(np.polyfit(found.config.doses, found.responses[name, condition][:, :3].mean(1), 1)[0] for name in "xy")
         for condition in ("with", "native")
     ]
-    assert found.overall_slope("with").value == pytest.approx(slopes[0] / slopes[1])
+    assert found.slope("with").value == pytest.approx(slopes[0] / slopes[1])
 
 
 def test_how_alike_the_directions_are(sweep):
@@ -246,14 +242,6 @@ def test_how_alike_the_directions_are(sweep):
     assert found.likeness("with") == pytest.approx(between, abs=1e-6)
 
 
-def test_settings_that_make_no_sense(random_models):
-    tiny = load_pair("tiny")
-    assert (
-        choice_config(tiny, "smoke").choices
-        < choice_config(tiny, "default").choices
-        < choice_config(tiny, "paper").choices
-    )
+def test_settings_that_make_no_sense():
     with pytest.raises(ValueError, match="needs three at least"):
         ChoiceConfig(1, 1, doses=(0.0, 1.0))
-    with pytest.raises(ValueError, match="no directions for behaviour 'x': known are y"):
-        steer_choices(random_models[1], LAYER, [Behaviour("x", (), ())], {"y": {}}, ChoiceConfig(1, 1), unit=1.0)

@@ -87,7 +87,7 @@ def test_the_paper_steers_towards_twenty_languages():
 
 
 def test_a_language_that_the_world_does_not_speak(tiny):
-    with pytest.raises(ValueError, match="no sentences in 'en' and 'xx': it has fr, de"):
+    with pytest.raises(ValueError, match="unknown language of the embedded world 'xx': expected one of fr, de"):
         parallel_pairs(tiny, "xx", 3)
 
 
@@ -184,7 +184,7 @@ def test_what_is_wrong_with_prompts_is_said(tiny, plain, tmp_path):
         return steering_prompts(with_prompts(path), 3, tokenizer=plain, split=split)
 
     where = r"pair 'tiny' \(stitch_utils/data/pairs/tiny\.yml\), datasets: prompts: "
-    with pytest.raises(ValueError, match=r"unknown split 'test': expected chosen, evaluated, all"):
+    with pytest.raises(ValueError, match=r"unknown split 'test': expected one of chosen, evaluated, all"):
         steering_prompts(tiny, 3, tokenizer=plain, split="test")
     with pytest.raises(ValueError, match=where + "the file '.*none.jsonl' does not exist"):
         ask(tmp_path / "none.jsonl")
@@ -271,7 +271,7 @@ def test_rows_of_a_file_with_their_own_keywords(pair, tmp_path):
 
 
 def test_data_that_is_of_no_use(pair, tmp_path):
-    with pytest.raises(ValueError, match=r"unknown split 'test': expected fit, chosen, evaluated"):
+    with pytest.raises(ValueError, match=r"unknown split 'test': expected one of fit, chosen, evaluated"):
         instruction_prompts(pair, "upper", 1, "test")
     with pytest.raises(ValueError, match=r"unknown instruction 'shout' for pair 'mine': known are upper, lower"):
         instruction_prompts(pair, "shout", 1, "fit")

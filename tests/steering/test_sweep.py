@@ -18,7 +18,7 @@ from stitch_utils.steering.sweep import SweepConfig, chosen_strength
 )
 def test_the_cheapest_of_the_strengths_that_do_is_chosen(shares, rises, chosen):
     strengths = (1.0, 1.5, 2.0)
-    assert chosen_strength(dict(zip(strengths, shares)), dict(zip(strengths, rises)), 0.7) == chosen
+    assert chosen_strength(dict(zip(strengths, shares)), dict(zip(strengths, rises))) == chosen
 
 
 @pytest.mark.parametrize(
