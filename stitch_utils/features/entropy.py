@@ -22,7 +22,6 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from sae_lens import SAE
@@ -31,14 +30,16 @@ from torch import Tensor
 
 from ..data.text import TokenBatch
 from ..models.harvest import TOKENS_AT_ONCE, as_fits
-from ..models.language_model import LanguageModel
+from ..models.language_model import Edit, LanguageModel
 from ..models.unembedding import LogitWeights
 from ..stitching.evaluation import splice
 from ..utils.progress import progress
-from ..utils.stats import DocumentSums, Estimate
+from ..utils.stats import DocumentSums, Estimate, resampled_counts
 
 Directions = Float[Tensor, "n d_model"]
 BOTTOM = 0.02  # the share of the singular values that make the null space (section 5.2)
+# Of the prediction's entropy, in nats, with its sign and without; of the logarithm of the next token's rank, without.
+CHANGES = ("entropy", "entropy size", "rank size")
 COLUMNS_AT_ONCE = 16_384  # bounds float64 copies of an unembedding: 0.5 GB where a stream has 3584 dimensions
 
 
@@ -191,47 +192,21 @@ def _ranks(values: Tensor, among: Tensor) -> Tensor:
 
 
 class EntropyEffects(NamedTuple):
-    """What adding directions to the stream does to predictions; means over tokens, one entry a direction."""
+    """What adding directions to the stream does to predictions, one entry a direction."""
 
     sums: Float[Tensor, "*n documents 3"]
-    """The sums over the predictions of each document of `entropy`, `entropy_size`, `rank_size`."""
+    """The sum of each of `CHANGES` over the predictions of each document."""
     tokens: Float[Tensor, "*n documents"]
     """The number of predictions of each document."""
 
-    @property
-    def entropy(self) -> Float[Tensor, "*n"]:
-        """The change of the entropy, nats."""
-        return self._mean(0)
-
-    @property
-    def entropy_size(self) -> Float[Tensor, "*n"]:
-        """The size of the change of the entropy, nats."""
-        return self._mean(1)
-
-    @property
-    def rank_size(self) -> Float[Tensor, "*n"]:
-        """The size of the change of the logarithm of the next token's rank among all tokens."""
-        return self._mean(2)
+    def mean(self, change: str) -> Float[Tensor, "*n"]:
+        """Average one of `CHANGES` over predictions."""
+        return self.sums[..., CHANGES.index(change)].sum(-1) / self.tokens.sum(-1)
 
     @property
     def per_rank(self) -> Float[Tensor, "*n"]:
         """The size of the entropy's change for each unit of change of the rank."""
-        return self.entropy_size / self.rank_size.clamp_min(1e-6)
-
-    def resampled(self, counts: np.ndarray) -> "EntropyEffects":
-        """Take each document as often as `counts`, (draws, documents), says; means get a first dimension of draws.
-
-        ValueError for a single document, which says nothing of others.
-        """
-        if counts.shape[1] < 2:
-            raise ValueError(f"an interval over documents needs two at least: got {counts.shape[1]}")
-        weights = torch.from_numpy(counts).to(self.sums)
-        sums = torch.einsum("rd,...dk->r...k", weights, self.sums)
-        tokens = torch.einsum("rd,...d->r...", weights, self.tokens)
-        return EntropyEffects(sums[..., None, :], tokens[..., None])
-
-    def _mean(self, column: int) -> Tensor:
-        return self.sums[..., column].sum(-1) / self.tokens.sum(-1)
+        return self.mean("entropy size") / self.mean("rank size").clamp_min(1e-6)
 
 
 def entropy_effects(
@@ -243,15 +218,10 @@ def entropy_effects(
     """
 
     @torch.no_grad()
-    def predictions(batch: TokenBatch, stream: Tensor, direction: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def predictions(batch: TokenBatch, stream: Tensor, edit: Edit | None = None) -> tuple[Tensor, Tensor]:
         """Compute entropies and log ranks of the next tokens: (n,), (n,)."""
         counted = (batch.mask[:, :-1] & batch.mask[:, 1:]).to(model.device)
-
-        def edit(residual: Tensor) -> Tensor:
-            return residual if direction is None else splice(residual + direction.to(residual), batch.mask)(residual)
-
-        logits = model.logits(batch.tokens, layer=layer, edit=None if direction is None else edit, stream=stream)
-        logits = logits[:, :-1][counted].float()
+        logits = model.logits(batch.tokens, layer=layer, edit=edit, stream=stream)[:, :-1][counted].float()
         following = batch.tokens[:, 1:].to(model.device)[counted]
         logs = logits.log_softmax(-1)
         above = (logits > logits.gather(1, following[:, None])).sum(-1)
@@ -263,7 +233,7 @@ def entropy_effects(
         entropy, rank = predictions(batch, stream)
         values = torch.zeros(len(entropy), len(directions), 4, dtype=torch.float64)
         for index, direction in enumerate(progress(directions, "directions")):
-            new_entropy, new_rank = predictions(batch, stream, direction)
+            new_entropy, new_rank = predictions(batch, stream, splice(stream + direction.to(stream), batch.mask))
             change = new_entropy - entropy
             columns = change, change.abs(), (new_rank - rank).abs(), torch.ones_like(change)
             values[:, index] = torch.stack(columns, dim=1).cpu()
@@ -295,11 +265,23 @@ class EntropyTests(NamedTuple):
     @property
     def acting(self) -> Bool[Tensor, "*n"]:
         """Whether a feature exceeds at least 95% of them, and changes the entropy at all."""
-        return (self.exceeded >= 0.95) & (self.features.entropy_size > 0)
+        return (self.exceeded >= 0.95) & (self.features.mean("entropy size") > 0)
 
-    def resampled(self, counts: np.ndarray) -> "EntropyTests":
-        """Resample both with the same draws of documents; see `EntropyEffects.resampled`."""
-        return EntropyTests(*(effects.resampled(counts) for effects in self))
+    def resampled(self, seed: int) -> "EntropyTests":
+        """Draw documents anew, the same for both; means get a first dimension of draws.
+
+        ValueError for a single document, which says nothing of others.
+        """
+        n = self.features.tokens.shape[-1]
+        if n < 2:
+            raise ValueError(f"an interval over documents needs two at least: got {n}")
+        weights = torch.from_numpy(resampled_counts(n, seed)).to(self.features.sums)
+        found = []
+        for effects in self:
+            sums = torch.einsum("rd,...dk->r...k", weights, effects.sums)
+            tokens = torch.einsum("rd,...d->r...", weights, effects.tokens)
+            found.append(EntropyEffects(sums[..., None, :], tokens[..., None]))
+        return EntropyTests(*found)
 
 
 def entropy_tests(
@@ -307,8 +289,7 @@ def entropy_tests(
 ) -> EntropyTests:
     """Measure the effects of `directions`, and of random ones of the norm of each."""
     drawn = torch.randn(n_random, model.d_model, generator=torch.Generator().manual_seed(seed))
-    drawn = drawn / drawn.norm(dim=1, keepdim=True)
-    own = directions.detach().cpu().float()
+    drawn, own = drawn / drawn.norm(dim=1, keepdim=True), directions.detach().cpu().float()
     effects = entropy_effects(model, layer, torch.cat([own, *(drawn * norm for norm in own.norm(dim=1))]), batches)
     features = EntropyEffects(*(values[: len(own)] for values in effects))
     random = EntropyEffects(*(values[len(own) :].unflatten(0, (len(own), n_random)) for values in effects))

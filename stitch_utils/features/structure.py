@@ -18,7 +18,7 @@ Offers `feature_presence`, `classify`, `FeatureClasses`, `unrelated`, `matched_r
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -32,6 +32,7 @@ from ..data.embedded.marked import MarkedSentence
 from ..data.text import TokenBatch, text_rows
 from ..models.harvest import TOKENS_AT_ONCE, as_fits
 from ..models.language_model import LanguageModel
+from ..saes.evaluation import check_width
 from ..utils.progress import progress
 from ..utils.stats import Estimate
 from .attribution import OfFeatures, over_features
@@ -67,8 +68,7 @@ def _of_sentences(
     model: LanguageModel, layer: int, sae: SAE, texts: Sequence[str], title: str
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Give, for some ordinary tokens at a time, their sentences, places in the row, and latents (n, features)."""
-    if sae.cfg.d_in != model.d_model:
-        raise ValueError(f"the SAE reads {sae.cfg.d_in} dimensions: expected {model.d_model}, those of {model.ref!r}")
+    check_width(sae, model)
 
     def read(batch: TokenBatch) -> tuple[TokenBatch, Tensor]:
         empty = batch.documents[~batch.mask.any(1), 0]
@@ -123,9 +123,9 @@ class ClassDifference(NamedTuple):
     mean: Estimate
     """The difference of their mean correlations."""
     spread: Estimate
-    """The difference of the standard deviations of their correlations."""
+    """The difference of the standard deviations."""
     structural: int
-    """The number of structural features compared."""
+    """The number of features of this class that are compared."""
     semantic: int
 
 
@@ -153,28 +153,27 @@ def matched_rates(
         counts, others = (np.bincount(bins[some], minlength=n_bins) for some in (structural, semantic))
         return (others / np.maximum(counts, 1))[bins[structural]], counts[bins[semantic]] > 0
 
-    def differences(structural: np.ndarray, semantic: np.ndarray) -> list[float]:
+    def differences(structural: np.ndarray, semantic: np.ndarray) -> dict[str, float]:
         """Subtract mean and spread as they are, and where matched."""
         ours, theirs = correlation[structural], correlation[semantic]
         weights, met = matching(structural, semantic)
-        found = [ours.mean() - theirs.mean(), ours.std() - theirs.std(), np.nan, np.nan]
-        if met.any():
-            mean = np.average(ours, weights=weights)
-            spread = np.average((ours - mean) ** 2, weights=weights) ** 0.5
-            found[2:] = mean - theirs[met].mean(), spread - theirs[met].std()
-        return [float(value) for value in found]
+        found = {"mean": ours.mean() - theirs.mean(), "spread": ours.std() - theirs.std()}
+        if not met.any():
+            return found | {"matched mean": np.nan, "matched spread": np.nan}
+        mean = np.average(ours, weights=weights)
+        spread = np.average((ours - mean) ** 2, weights=weights) ** 0.5
+        return found | {"matched mean": mean - theirs[met].mean(), "matched spread": spread - theirs[met].std()}
 
-    mean, spread, matched_mean, matched_spread = over_features(differences, *sides.values(), seed=seed)
+    mean, spread, *matched = over_features(differences, *sides.values(), seed=seed).values()
     found = {"all": ClassDifference(mean, spread, *map(len, sides.values()))}
     weights, met = matching(**sides)
     if met.any():
-        counts = int((weights > 0).sum()), int(met.sum())
-        found["matched"] = ClassDifference(matched_mean, matched_spread, *counts)
+        found["matched"] = ClassDifference(*matched, int((weights > 0).sum()), int(met.sum()))
     return found
 
 
-def density_ratios(correlation: OfFeatures, classes: FeatureClasses, *, seed: int = 0) -> tuple[Estimate, Estimate]:
-    """Compute Fig. 4b's relative density, semantic over structural, in the lowest and highest tenth of correlations.
+def density_ratios(correlation: OfFeatures, classes: FeatureClasses, *, seed: int = 0) -> dict[str, Estimate]:
+    """Compute Fig. 4b's relative density, semantic over structural, in `lowest_tenth` and `highest_tenth`.
 
     Half a feature is added to each count, so that an empty end has a ratio. Features that have no correlation (NaN) are
     left out. ValueError if a class has no feature left.
@@ -183,14 +182,13 @@ def density_ratios(correlation: OfFeatures, classes: FeatureClasses, *, seed: in
     if not all(map(len, sides)):
         raise ValueError(f"{len(sides[0])} semantic and {len(sides[1])} structural features: expected some of each")
 
-    def ratios(*sides: np.ndarray) -> tuple[float, float]:
+    def ratios(*sides: np.ndarray) -> dict[str, float]:
         low, high = np.quantile(np.concatenate(sides), (0.1, 0.9))
         lowest = [((side <= low).sum() + 0.5) / (len(side) + 1) for side in sides]
         highest = [((side >= high).sum() + 0.5) / (len(side) + 1) for side in sides]
-        return lowest[0] / lowest[1], highest[0] / highest[1]
+        return {"lowest_tenth": lowest[0] / lowest[1], "highest_tenth": highest[0] / highest[1]}
 
-    low, high = over_features(ratios, *sides, seed=seed)
-    return low, high
+    return over_features(ratios, *sides, seed=seed)
 
 
 class KnownWords(NamedTuple):
@@ -222,14 +220,12 @@ def known_words(model: LanguageModel, layer: int, sae: SAE, sentences: Sequence[
 
 
 class Recovery(NamedTuple):
-    """How well the classes from `k` versions tell content features from others; intervals by resampling features."""
+    """How well the classes from `k` versions tell content features from others."""
 
     k: int
-    accuracy: Estimate
-    balanced: Estimate
-    """The mean of the accuracies for both kinds."""
-    auc: Estimate
-    """The probability that a content feature is less consistent than another one, without any threshold."""
+    scores: Mapping[str, Estimate]
+    """The `accuracy`; `balanced`, the mean of those for both kinds; and `auc`, the probability that a content feature
+    is less consistent than another one. Intervals resample features."""
     content: int
     """The number of features more than half of whose activation falls on content words."""
     others: int
@@ -252,13 +248,13 @@ def recovery(
     for k in range(1, presence.shape[1]):
         classes = classify(presence[:, : k + 1], share=share, min_groups=min_groups)
 
-        def scores(content: np.ndarray, others: np.ndarray, classes: FeatureClasses = classes) -> tuple[float, ...]:
+        def scores(content: np.ndarray, others: np.ndarray, classes: FeatureClasses = classes) -> dict[str, float]:
             right = classes.semantic[content], classes.structural[others]
             ranks = rankdata(-classes.consistency[np.concatenate([content, others])])[: len(content)]
             above = ranks.sum() - len(content) * (len(content) + 1) / 2
-            balanced = (right[0].mean() + right[1].mean()) / 2
-            return np.concatenate(right).mean(), balanced, above / (len(content) * len(others))
+            balanced, auc = (right[0].mean() + right[1].mean()) / 2, above / (len(content) * len(others))
+            return {"accuracy": np.concatenate(right).mean(), "balanced": balanced, "auc": auc}
 
-        estimates = over_features(scores, *kinds, seed=seed)  # the same draws for all k
-        found.append(Recovery._make([k, *estimates, *map(len, kinds)]))
+        # The same draws for all k.
+        found.append(Recovery(k, over_features(scores, *kinds, seed=seed), *map(len, kinds)))
     return found
