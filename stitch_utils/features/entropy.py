@@ -15,7 +15,7 @@ at all ordinary tokens, and the size of the entropy's change is divided by that 
 (of its logarithm). Any large direction changes both, so random directions of the same norm are the yardstick.
 
 Offers `unembedding`, `null_space`, `NullSpace`, `decoder_rows`, `summarise_activations`, `ActivationSummary`,
-`entropy_features`, `EntropyFeatures`; `entropy_effects`, `EntropyEffects`, `entropy_tests`, `EntropyTests`.
+`entropy_features`, `EntropyFeatures`; `entropy_effects`, `EntropyEffects`, `entropy_tests`.
 """
 
 import math
@@ -192,7 +192,10 @@ def _ranks(values: Tensor, among: Tensor) -> Tensor:
 
 
 class EntropyEffects(NamedTuple):
-    """What adding directions to the stream does to predictions, one entry a direction."""
+    """What adding directions to the stream does to predictions, one entry a direction.
+
+    In tests (`entropy_tests`) the last dimension of *n holds a feature's own direction, and then random ones.
+    """
 
     sums: Float[Tensor, "*n documents 3"]
     """The sum of each of `CHANGES` over the predictions of each document."""
@@ -208,6 +211,29 @@ class EntropyEffects(NamedTuple):
         """The size of the entropy's change for each unit of change of the rank."""
         return self.mean("entropy size") / self.mean("rank size").clamp_min(1e-6)
 
+    @property
+    def exceeded(self) -> Float[Tensor, "*features"]:
+        """The share of the random directions of a test for which `per_rank` is less than for the feature."""
+        return (self.per_rank[..., 1:] < self.per_rank[..., :1]).float().mean(-1)
+
+    @property
+    def acting(self) -> Bool[Tensor, "*features"]:
+        """Whether the feature of a test exceeds at least 95% of them, and changes the entropy at all."""
+        return (self.exceeded >= 0.95) & (self.mean("entropy size")[..., 0] > 0)
+
+    def resampled(self, seed: int) -> "EntropyEffects":
+        """Draw documents anew; means get a first dimension of draws.
+
+        ValueError for a single document, which says nothing of others.
+        """
+        n = self.tokens.shape[-1]
+        if n < 2:
+            raise ValueError(f"an interval over documents needs two at least: got {n}")
+        weights = torch.from_numpy(resampled_counts(n, seed)).to(self.sums)
+        sums = torch.einsum("rd,...dk->r...k", weights, self.sums)
+        tokens = torch.einsum("rd,...d->r...", weights, self.tokens)
+        return EntropyEffects(sums[..., None, :], tokens[..., None])
+
 
 def entropy_effects(
     model: LanguageModel, layer: int, directions: Directions, batches: Iterable[TokenBatch]
@@ -218,27 +244,28 @@ def entropy_effects(
     """
 
     @torch.no_grad()
-    def predictions(batch: TokenBatch, stream: Tensor, edit: Edit | None = None) -> tuple[Tensor, Tensor]:
-        """Compute entropies and log ranks of the next tokens: (n,), (n,)."""
-        counted = (batch.mask[:, :-1] & batch.mask[:, 1:]).to(model.device)
-        logits = model.logits(batch.tokens, layer=layer, edit=edit, stream=stream)[:, :-1][counted].float()
-        following = batch.tokens[:, 1:].to(model.device)[counted]
-        logs = logits.log_softmax(-1)
-        above = (logits > logits.gather(1, following[:, None])).sum(-1)
-        return -(logs.exp() * logs).sum(-1).double(), (1 + above).double().log()
-
     def read(batch: TokenBatch) -> DocumentSums:
         """Sum by document, (n, 4): three changes for each direction, and the number of predictions."""
         stream = model.residuals(batch.tokens, [layer])[layer]
-        entropy, rank = predictions(batch, stream)
+        counted = batch.mask[:, :-1] & batch.mask[:, 1:]
+        following = batch.tokens[:, 1:][counted].to(model.device)
+
+        def predictions(edit: Edit | None = None) -> tuple[Tensor, Tensor]:
+            """Compute entropies and log ranks of the next tokens: (n,), (n,)."""
+            logits = model.logits(batch.tokens, layer=layer, edit=edit, stream=stream)
+            logits = logits[:, :-1][counted.to(model.device)].float()
+            logs = logits.log_softmax(-1)
+            above = (logits > logits.gather(1, following[:, None])).sum(-1)
+            return -(logs.exp() * logs).sum(-1).double(), (1 + above).double().log()
+
+        entropy, rank = predictions()
         values = torch.zeros(len(entropy), len(directions), 4, dtype=torch.float64)
         for index, direction in enumerate(progress(directions, "directions")):
-            new_entropy, new_rank = predictions(batch, stream, splice(stream + direction.to(stream), batch.mask))
+            new_entropy, new_rank = predictions(splice(stream + direction.to(stream), batch.mask))
             change = new_entropy - entropy
             columns = change, change.abs(), (new_rank - rank).abs(), torch.ones_like(change)
             values[:, index] = torch.stack(columns, dim=1).cpu()
-        owners = batch.documents[:, 1:][batch.mask[:, :-1] & batch.mask[:, 1:]]
-        return DocumentSums.of(owners, values)
+        return DocumentSums.of(batch.documents[:, 1:][counted], values)
 
     total = DocumentSums()
     for part in as_fits(batches, read):
@@ -249,48 +276,12 @@ def entropy_effects(
     return EntropyEffects(sums[..., :3].transpose(0, 1), sums[..., 3].T)
 
 
-class EntropyTests(NamedTuple):
-    """The effects of features' directions beside those of random ones of the same norms."""
-
-    features: EntropyEffects
-    """(n,)"""
-    random: EntropyEffects
-    """(n, random directions)"""
-
-    @property
-    def exceeded(self) -> Float[Tensor, "*n"]:
-        """The share of the random directions that change the entropy less for each unit of change of the rank."""
-        return (self.random.per_rank < self.features.per_rank[..., None]).float().mean(-1)
-
-    @property
-    def acting(self) -> Bool[Tensor, "*n"]:
-        """Whether a feature exceeds at least 95% of them, and changes the entropy at all."""
-        return (self.exceeded >= 0.95) & (self.features.mean("entropy size") > 0)
-
-    def resampled(self, seed: int) -> "EntropyTests":
-        """Draw documents anew, the same for both; means get a first dimension of draws.
-
-        ValueError for a single document, which says nothing of others.
-        """
-        n = self.features.tokens.shape[-1]
-        if n < 2:
-            raise ValueError(f"an interval over documents needs two at least: got {n}")
-        weights = torch.from_numpy(resampled_counts(n, seed)).to(self.features.sums)
-        found = []
-        for effects in self:
-            sums = torch.einsum("rd,...dk->r...k", weights, effects.sums)
-            tokens = torch.einsum("rd,...d->r...", weights, effects.tokens)
-            found.append(EntropyEffects(sums[..., None, :], tokens[..., None]))
-        return EntropyTests(*found)
-
-
 def entropy_tests(
     model: LanguageModel, layer: int, directions: Directions, batches: Iterable[TokenBatch], *, n_random: int, seed: int
-) -> EntropyTests:
-    """Measure the effects of `directions`, and of random ones of the norm of each."""
+) -> EntropyEffects:
+    """Measure the effects, (n, 1 + n_random), of each direction and then of random ones of its norm."""
     drawn = torch.randn(n_random, model.d_model, generator=torch.Generator().manual_seed(seed))
-    drawn, own = drawn / drawn.norm(dim=1, keepdim=True), directions.detach().cpu().float()
-    effects = entropy_effects(model, layer, torch.cat([own, *(drawn * norm for norm in own.norm(dim=1))]), batches)
-    features = EntropyEffects(*(values[: len(own)] for values in effects))
-    random = EntropyEffects(*(values[len(own) :].unflatten(0, (len(own), n_random)) for values in effects))
-    return EntropyTests(features, random)
+    drawn, own = drawn / drawn.norm(dim=1, keepdim=True), directions.detach().cpu().float()[:, None]
+    tried = torch.cat([own, drawn * own.norm(dim=2, keepdim=True)], dim=1)  # (n, 1 + n_random, d_model)
+    effects = entropy_effects(model, layer, tried.flatten(0, 1), batches)
+    return EntropyEffects(*(values.unflatten(0, tried.shape[:2]) for values in effects))

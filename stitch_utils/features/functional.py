@@ -31,10 +31,10 @@ from .attention import ENDS, DeactivationSearch, PathEffect, deactivation_search
 
 SHOWN = 8  # bounds the entropy features that are followed
 MEASURES = {
-    "entropy_change": lambda test: test.features.mean("entropy size"),
-    "rank_change": lambda test: test.features.mean("rank size"),
-    "per_rank": lambda test: test.features.per_rank,
-    "per_rank_of_random_directions": lambda test: test.random.per_rank.mean(-1),
+    "entropy_change": lambda test: test.mean("entropy size")[..., 0],
+    "rank_change": lambda test: test.mean("rank size")[..., 0],
+    "per_rank": lambda test: test.per_rank[..., 0],
+    "per_rank_of_random_directions": lambda test: test.per_rank[..., 1:].mean(-1),
 }
 
 
@@ -142,7 +142,7 @@ class EntropyStudy:
     """By SAE."""
     followed: list[int]
     """The first entropy features of A's SAE; without any, the feature that comes closest."""
-    tests: Mapping[str, entropy.EntropyTests]
+    tests: Mapping[str, entropy.EntropyEffects]
     """By SAE, of the features that are followed."""
 
     @property
@@ -188,7 +188,7 @@ class EntropyStudy:
             numbers |= (acting if self.candidates else Estimate(0.0, 0.0, 0.0)).numbers(f"{begin}.acting")
         return numbers
 
-    def _of_group(self, group: str, measure: Callable[[entropy.EntropyTests], Tensor]) -> Estimate:
+    def _of_group(self, group: str, measure: Callable[[entropy.EntropyEffects], Tensor]) -> Estimate:
         """Average a measure over its last dimension and a group's SAEs, with an interval that resamples documents."""
         tests = [self.tests[key] for key in self.twins.groups[group]]
         value = _mean([measure(test).float().mean() for test in tests])
@@ -206,11 +206,11 @@ class EntropyStudy:
         of_saes = {
             "share": [one.share[feature].sqrt() for one in found],
             "size rank": [one.size_rank[feature] for one in found],
-            "entropy": [test.features.mean("entropy")[place] for test in tests],
-            "its size": [test.features.mean("entropy size")[place] for test in tests],
-            "rank": [test.features.mean("rank size")[place] for test in tests],
-            "ratio": [test.features.per_rank[place] for test in tests],
-            "random": [test.random.per_rank[place].median() for test in tests],
+            "entropy": [test.mean("entropy")[place, 0] for test in tests],
+            "its size": [test.mean("entropy size")[place, 0] for test in tests],
+            "rank": [test.mean("rank size")[place, 0] for test in tests],
+            "ratio": [test.per_rank[place, 0] for test in tests],
+            "random": [test.per_rank[place, 1:].median() for test in tests],
             "above": [test.exceeded[place] for test in tests],
         }
         return {name: _mean(values) for name, values in of_saes.items()}

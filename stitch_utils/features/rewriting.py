@@ -4,10 +4,8 @@ Section 5.1 and App. H.1 (Table 7). For each sentence of a text an instruction-t
 temperature 1, in which function words and punctuation stay and every content word comes from another field. Without a
 model the embedded world writes them by its grammar, where the form changes too if a phrase of place or time has other
 prepositions, articles or words, if a verb has a particle ("hung up"), or if it is spelt as a function word ("need").
-The paper keeps every answer and calls it noisy; here a filter counts which versions break the structure, and how.
-
-A model's versions are saved as soon as there are any, so a run that was stopped goes on where it was. Batches begin at
-fixed places, so it then samples what it would have sampled without the stop.
+The paper keeps every answer and calls it noisy; here the versions that break the structure are counted. A run that was
+stopped goes on where it was: batches begin at fixed places, so it samples what it would have sampled without the stop.
 
 Offers `augmented_groups`, `AugmentedGroups`, `broken_rules`, `sentences`, `show_augmentations`, `world_stream`.
 """
@@ -194,11 +192,10 @@ def _versions(model: LanguageModel, batch: Sequence[str], k: int, *, seed: int) 
     prompts = [INSTRUCTION.format(sentence=sentence) for sentence in batch for _ in range(k)]
     if model.tokenizer.chat_template is not None:
         prompts = chat(model, prompts)
-    longest = max(len(ids) for ids in model.tokenizer(list(batch), add_special_tokens=False)["input_ids"])
+    longest = max(map(len, model.tokenizer(list(batch), add_special_tokens=False)["input_ids"]))
     sizes = {"max_new_tokens": longest + longest // 2 + 8, "batch_size": len(prompts)}
     options = {"temperature": TEMPERATURE, "seed": seed, "losses": False, "title": "versions"}
-    responses = generate_texts(model, prompts, **sizes, **options)
-    texts = [_answer(response.text) for response in responses]
+    texts = [_answer(response.text) for response in generate_texts(model, prompts, **sizes, **options)]
     return [[sentence, *texts[k * place : k * (place + 1)]] for place, sentence in enumerate(batch)]
 
 
@@ -212,8 +209,6 @@ def _answer(text: str) -> str:
 
 def show_augmentations(groups: Sequence[Sequence[str]], count: int = 2) -> pd.DataFrame:
     """Tabulate the first groups (Table 7), the original of each as version 1."""
-    tables = [
-        pd.DataFrame({"group": number, "version": range(1, len(group) + 1), "sentence": group})
-        for number, group in enumerate(groups[:count], 1)
-    ]
-    return pd.concat(tables, ignore_index=True)
+    shown = enumerate(groups[:count], 1)
+    rows = [(number, version, text) for number, group in shown for version, text in enumerate(group, 1)]
+    return pd.DataFrame(rows, columns=["group", "version", "sentence"])

@@ -107,8 +107,7 @@ class FeatureStudy:
     def random_band(self, direction: str) -> tuple[float, float]:
         """Find the middle nine tenths of the correlations across the random stitch; NaN where no twin fires."""
         found = self.correlation(direction, "random")
-        low, high = np.quantile(found, (0.05, 0.95)) if len(found) else (np.nan, np.nan)
-        return float(low), float(high)
+        return tuple(np.quantile(found, (0.05, 0.95)).tolist()) if len(found) else (np.nan, np.nan)
 
     def numbers(self, pair: str) -> dict[str, float]:
         """Return the entries of a results file, under the ids of Figs. 14 and 4b and of Table 7."""

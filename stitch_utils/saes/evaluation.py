@@ -1,7 +1,7 @@
 """Measure SAEs in the model that they read: how many latents write how much of its stream (section 3, App. C, Table 2).
 
-Offers `evaluate_saes` and `SAEMetrics`; `judge_sae` and `SAETrust`, which set a transferred SAE beside the original; and
-`check_width`.
+Offers `evaluate_saes`, `SAEMetrics`, `check_width`; `judge_sae` and `SAETrust`, which set a transferred SAE beside
+the original.
 """
 
 from collections.abc import Iterable, Mapping

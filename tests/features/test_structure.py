@@ -170,10 +170,11 @@ def test_relative_density_at_both_ends():
     structural = np.arange(1001) < 500
     classes = FeatureClasses(structural, ~structural, np.zeros(1001))
     ordered = np.argsort(correlation[:1000])
-    for end, tenth in zip(density_ratios(correlation, classes), (ordered[:100], ordered[-100:]), strict=True):
+    found = density_ratios(correlation, classes)
+    for name, tenth in {"lowest_tenth": ordered[:100], "highest_tenth": ordered[-100:]}.items():
+        end = found[name]
         ours, theirs = (structural[tenth].sum() + 0.5) / 501, ((~structural)[tenth].sum() + 0.5) / 501
         assert end.value == pytest.approx(theirs / ours) and end.low <= end.value <= end.high
-    low, high = density_ratios(correlation, classes)
-    assert low.value < 1 < high.low
+    assert found["lowest_tenth"].value < 1 < found["highest_tenth"].low
     with pytest.raises(ValueError, match="501 semantic and 0 structural features"):
         density_ratios(np.where(structural, np.nan, 0), classes)
