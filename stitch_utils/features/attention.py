@@ -82,17 +82,11 @@ def path_ablation(
 
     `sae` reads the stream before `layer`. Each token is ablated by itself, in its query and its own key. The effect is
     that on ordinary tokens where the feature fires and the head's window reaches the first token, at most `max_tokens`
-    of them, spread evenly over the batch that has too many. ValueError for a path to a head that lies before the SAE or
-    does not exist.
+    of them, spread evenly over the batch that has too many.
     """
     heads, by_head = _heads_after(model, layer), defaultdict(list)
     for index, path in enumerate(paths):
         by_head[path[1:]].append(index)
-        if path[1:] not in heads:
-            raise ValueError(
-                f"no head {path.head} of layer {path.layer} can read the SAE before layer {layer} of {model.ref!r}: "
-                f"expected layers {layer}-{model.n_layers - 1} and heads 0-{len(heads_of(model, layer)) - 1}"
-            )
     features, rows = sorted({path.feature for path in paths}), decoder_rows(sae)
     layers = sorted({layer, *(path.layer for path in paths)})
     room = [max_tokens] * len(paths)

@@ -213,8 +213,12 @@ def over_features(
     """Estimate each of the `statistics`, which take groups of features, with intervals by resampling within each group.
 
     Which features an SAE has is chance. Draws that give no number are left out; where the groups themselves give none,
-    the estimate is NaN.
+    the estimate is NaN. ValueError for a group without features.
     """
+    if not all(map(len, groups)):
+        raise ValueError(
+            f"groups of {' and '.join(str(len(group)) for group in groups)} features: expected some in each"
+        )
     generator = np.random.default_rng(seed)
     draws = [statistics(*(generator.choice(group, len(group)) for group in groups)) for _ in range(RESAMPLES)]
     found = {}
@@ -235,7 +239,7 @@ def summarise(correlations: OfFeatures, *, seed: int = 0) -> dict[str, Estimate]
         shares = {"above_half": (chosen > 0.5).mean(), "below_zero": (chosen < 0).mean()}
         return {"mean": chosen.mean(), "median": np.median(chosen), "spread": chosen.std()} | shares
 
-    return over_features(statistics, _numbers(correlations, "correlations"), seed=seed)
+    return over_features(statistics, correlations[np.isfinite(correlations)], seed=seed)
 
 
 def against_random(
@@ -251,12 +255,5 @@ def against_random(
         low, high = np.quantile(baseline, (0.05, 0.95))
         return {"better": (values > high).mean(), "negative": (values < low).mean()}
 
-    values, baseline = _numbers(correlations, "correlations"), _numbers(random, "random correlations")
+    values, baseline = (some[np.isfinite(some)] for some in (correlations, random))
     return over_features(shares, values, baseline, seed=seed)
-
-
-def _numbers(values: np.ndarray, what: str) -> np.ndarray:
-    values = np.asarray(values, dtype=np.float64)
-    if not np.isfinite(values).any():
-        raise ValueError(f"none of {len(values)} {what} is a number: expected at least one feature that is alive")
-    return values[np.isfinite(values)]

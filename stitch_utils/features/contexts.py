@@ -42,7 +42,7 @@ def _best(table: pd.DataFrame, n: int) -> pd.DataFrame:
 
 @torch.no_grad()
 def top_contexts(
-    model: LanguageModel, layer: int, sae: SAE, batches: Iterable[TokenBatch], *, n: int = 8
+    model: LanguageModel, layer: int, sae: SAE, batches: Iterable[TokenBatch], *, n: int
 ) -> dict[int, list[Context]]:
     """Find {feature: at most `n` contexts of different documents, the most active first}.
 
@@ -50,8 +50,6 @@ def top_contexts(
     with the document and at special tokens. A feature that never fires has an empty list. ValueError for an SAE of
     another width than the model.
     """
-    if n < 1:
-        raise ValueError(f"n must be positive: got {n}")
     check_width(sae, model)
     at_once = min(TOKENS_AT_ONCE, max(1, ENTRIES_AT_ONCE // sae.cfg.d_sae))
     threshold = np.zeros(sae.cfg.d_sae)  # what an activation must exceed to enter a feature's list

@@ -2,17 +2,14 @@ r"""Entropy features: SAE features that write where the unembedding hardly reads
 
 Section 5.2, Fig. 5a, after Stolfo et al. 2024 and Gurnee et al. 2024. Let U take the last residual stream to logits,
 the final norm's weight included. Its effective null space is spanned by V, the left singular directions of its smallest
-2% of singular values. For a decoder row d_i,
-
-    rho_i^2 = ||V^T d_i||^2 / ||d_i||^2
-
-is the share of its squared norm that lies there; chance gives about 2%. What lies there moves no logit against another,
-but it lengthens the stream. The final norm divides by that length, so all logits move together: the entropy of the
-prediction changes and the order of the tokens does not. So an entropy feature writes much (its largest activation times
-||d_i||) and with a large share there. A LayerNorm takes the direction of equal entries away first, so rows are then
-centred. A causal test follows, which Gurnee et al. 2024 made for neurons: a direction is added to the residual stream
-at all ordinary tokens, and the size of the entropy's change is divided by that of the change of the next token's rank
-(of its logarithm). Any large direction changes both, so random directions of the same norm are the yardstick.
+2% of singular values. Of the squared norm of a decoder row d_i the share rho_i^2 = ||V^T d_i||^2 / ||d_i||^2 lies there
+(by chance about 2%). What lies there moves no logit against another, but it lengthens the stream. The final norm divides
+by that length, so all logits move together: the entropy of the prediction changes and the order of the tokens does not.
+So an entropy feature writes much (its largest activation times ||d_i||) and with a large share there. A LayerNorm takes
+the direction of equal entries away first, so rows are then centred. A causal test follows, which Gurnee et al. 2024
+made for neurons: a direction is added to the residual stream at all ordinary tokens, and the size of the entropy's
+change is divided by that of the change of the next token's rank (of its logarithm). Any large direction changes both,
+so random directions of the same norm are the yardstick.
 
 Offers `unembedding`, `null_space`, `NullSpace`, `decoder_rows`, `summarise_activations`, `ActivationSummary`,
 `entropy_features`, `EntropyFeatures`; `entropy_effects`, `EntropyEffects`, `entropy_tests`.
@@ -82,8 +79,6 @@ def null_space(W_U: Float[Tensor, "d_model vocab"], centred: bool = False, *, bo
 
     `centred` says that a norm takes the direction of equal entries away, so that it is neither found nor counted.
     """
-    if not 0 < bottom < 1:
-        raise ValueError(f"bottom is a share of the singular values, between 0 and 1: got {bottom}")
     gram = torch.zeros(len(W_U), len(W_U), dtype=torch.float64, device=W_U.device)
     for part in W_U.split(COLUMNS_AT_ONCE, dim=1):
         part = part.double() - part.double().mean(0) * centred

@@ -1,9 +1,8 @@
 """The study of section 5.2: features with a role in A, their twins on B, and random twins beside them.
 
-Feature i of A's SAE and feature i of the transferred SAE are twins. Entropy features (Fig. 5a) are found by geometry
-and put to a causal test. Attention deactivation (Figs. 5b and 16) is searched for in A, and the feature that moves a
-head most is followed to B. What chosen features and heads do is measured on another text. Sizes and ranks choose the
-entropy features, so they are measured on the text that is searched. Every result is compared with random stitches.
+Entropy features (Fig. 5a) are found by geometry and put to a causal test. Attention deactivation (Figs. 5b and 16) is
+searched for in A, and the feature that moves a head most is followed to B. What chosen features and heads do is
+measured on another text; sizes and ranks, which choose the entropy features, are of the text that is searched.
 
 Offers `FunctionalConfig`, `functional_config`, `functional_texts`, `functional_twins`, `FunctionalTwins`,
 `study_entropy`, `EntropyStudy`, `study_deactivation`, `DeactivationStudy`.
@@ -87,12 +86,12 @@ def functional_texts(stitched: StitchedPair, config: FunctionalConfig) -> tuple[
     texts = [training_batches(alone, sizes, tokenizer, config.search_documents * alone.context)]
     for count in (config.evaluation_documents, config.entropy_documents):
         texts.append(evaluation_batches(alone, dataclasses.replace(sizes, eval_documents=count), tokenizer))
-    return tuple([_trimmed(batch) for batch in text] for text in texts)
 
+    def trimmed(batch: TokenBatch) -> TokenBatch:
+        width = 1 + max([1, *batch.mask.any(0).nonzero()[:, 0].tolist()])
+        return TokenBatch(*(part[:, :width] for part in batch))
 
-def _trimmed(batch: TokenBatch) -> TokenBatch:
-    width = 1 + max([1, *batch.mask.any(0).nonzero()[:, 0].tolist()])
-    return TokenBatch(*(part[:, :width] for part in batch))
+    return tuple(list(map(trimmed, text)) for text in texts)
 
 
 @dataclass(frozen=True)
@@ -146,14 +145,9 @@ class EntropyStudy:
     """By SAE, of the features that are followed."""
 
     @property
-    def candidates(self) -> tuple[int, ...]:
-        """The entropy features of A's SAE."""
-        return self.found["before"].candidates
-
-    @property
-    def kept(self) -> list[int]:
+    def kept(self) -> set[int]:
         """Those of A's entropy features whose twins are entropy features of the transferred SAE."""
-        return [feature for feature in self.candidates if feature in self.found["after"].candidates]
+        return {*self.found["before"].candidates} & {*self.found["after"].candidates}
 
     def random_count(self) -> float:
         """Average the numbers of entropy features of the SAEs through random stitches."""
@@ -165,12 +159,12 @@ class EntropyStudy:
 
     def numbers(self, pair: str) -> dict[str, float]:
         """Return the entries of a results file under `figure5a.<pair>`: counts, and means over those followed."""
-        start, followed = f"figure5a.{pair}", self.followed
+        start, followed, own = f"figure5a.{pair}", self.followed, self.found["before"]
         numbers: dict[str, float] = {
-            f"{start}.count": len(self.candidates),
-            f"{start}.followed": len(followed) if self.candidates else 0,
+            f"{start}.count": len(own.candidates),
+            f"{start}.followed": len(followed) if own.candidates else 0,
             f"{start}.kept": len(self.kept),
-            f"{start}.by_chance": self.found["before"].by_chance,
+            f"{start}.by_chance": own.by_chance,
             f"{start}.after.count": len(self.found["after"].candidates),
             f"{start}.random.count": self.random_count(),
         }
@@ -185,7 +179,7 @@ class EntropyStudy:
             for quantity, measure in MEASURES.items():
                 numbers |= self._of_group(group, measure).numbers(f"{begin}.{quantity}")
             acting = self._of_group(group, lambda test: test.acting.sum(-1, keepdim=True))
-            numbers |= (acting if self.candidates else Estimate(0.0, 0.0, 0.0)).numbers(f"{begin}.acting")
+            numbers |= (acting if own.candidates else Estimate(0.0, 0.0, 0.0)).numbers(f"{begin}.acting")
         return numbers
 
     def _of_group(self, group: str, measure: Callable[[entropy.EntropyEffects], Tensor]) -> Estimate:
@@ -203,17 +197,16 @@ class EntropyStudy:
         """
         place, keys = self.followed.index(feature), self.twins.groups[group]
         found, tests = [self.found[key] for key in keys], [self.tests[key] for key in keys]
-        of_saes = {
-            "share": [one.share[feature].sqrt() for one in found],
-            "size rank": [one.size_rank[feature] for one in found],
-            "entropy": [test.mean("entropy")[place, 0] for test in tests],
-            "its size": [test.mean("entropy size")[place, 0] for test in tests],
-            "rank": [test.mean("rank size")[place, 0] for test in tests],
-            "ratio": [test.per_rank[place, 0] for test in tests],
-            "random": [test.per_rank[place, 1:].median() for test in tests],
-            "above": [test.exceeded[place] for test in tests],
+        return {
+            "share": _mean([one.share[feature].sqrt() for one in found]),
+            "size rank": _mean([one.size_rank[feature] for one in found]),
+            "entropy": _mean([test.mean("entropy")[place, 0] for test in tests]),
+            "its size": _mean([test.mean("entropy size")[place, 0] for test in tests]),
+            "rank": _mean([test.mean("rank size")[place, 0] for test in tests]),
+            "ratio": _mean([test.per_rank[place, 0] for test in tests]),
+            "random": _mean([test.per_rank[place, 1:].median() for test in tests]),
+            "above": _mean([test.exceeded[place] for test in tests]),
         }
-        return {name: _mean(values) for name, values in of_saes.items()}
 
 
 def study_entropy(twins: FunctionalTwins) -> EntropyStudy:
@@ -287,14 +280,12 @@ def study_deactivation(twins: FunctionalTwins) -> DeactivationStudy:
 
     ValueError if no feature fires often enough.
     """
-    config, sizes = twins.config, {"max_tokens": twins.config.max_tokens}
+    config, sizes, roles = twins.config, {"max_tokens": twins.config.max_tokens}, {}
     limits = sizes | {"candidates": config.candidates, "min_tokens": config.min_tokens}
     original = twins.saes["before"], twins.activity["before"]
     search = deactivation_search(*twins.sides["before"], *original, twins.search, **limits)
     feature = search.effects[0].path.feature
-    roles = {
-        key: head_roles(*twins.sides[key], sae, feature, twins.search, twins.evaluation, **sizes)
-        for key, sae in twins.saes.items()
-    }
+    for key, sae in twins.saes.items():
+        roles[key] = head_roles(*twins.sides[key], sae, feature, twins.search, twins.evaluation, **sizes)
     changes = {(key, end): roles[key][end].change(seed=config.seed) for key in roles for end in ENDS}
     return DeactivationStudy(twins, search, feature, roles, changes)

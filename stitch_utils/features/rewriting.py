@@ -96,11 +96,8 @@ def augmented_groups(pair: ModelPair, count: int, k: int = 5, *, seed: int = 0) 
     """Find at most `count` sentences with `k` versions each, by the pair's `augmenter` or, without one, by the world.
 
     The sentences are drawn from different documents of the evaluation text. Versions that break a rule stay, as in the
-    paper; sentences with a version that says nothing are left out. ValueError for numbers that are not positive, and if
-    no sentence is left.
+    paper; sentences with a version that says nothing are left out. ValueError if no sentence is left.
     """
-    if count < 1 or k < 1:
-        raise ValueError(f"expected count >= 1 and k >= 1: got {count} and {k}")
     if pair.augmenter is None:
         source, found = "world", augmented_sentences(world_stream(seed), count, k)
     else:

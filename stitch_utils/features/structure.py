@@ -100,8 +100,6 @@ class FeatureClasses(NamedTuple):
 
 def classify(presence: Presence, *, share: float = SHARE, min_groups: int = MIN_GROUPS) -> FeatureClasses:
     """Class features by where they fire; ValueError for groups without a version beside the original."""
-    if not 0 < share <= 1 or min_groups < 1:
-        raise ValueError(f"expected a share in (0, 1] and min_groups >= 1: got {share} and {min_groups}")
     if presence.shape[1] < 2:
         raise ValueError(f"groups of {presence.shape[1]} sentences: expected an original and at least one version")
     groups, consistent = presence.any(axis=1).sum(axis=0), presence.all(axis=1).sum(axis=0)
@@ -140,9 +138,6 @@ def matched_rates(
     """
     usable = np.isfinite(correlation) & (rate > 0)
     sides = {name: np.flatnonzero(getattr(classes, name) & usable) for name in ("structural", "semantic")}
-    for name, chosen in sides.items():
-        if not len(chosen):
-            raise ValueError(f"no {name} feature has a correlation and a firing rate: expected at least one")
     bins = np.full(len(rate), -1)
     logs = np.floor(BINS_A_DECADE * np.log10(rate[usable])).astype(int)
     bins[usable] = logs - logs.min()
@@ -179,8 +174,6 @@ def density_ratios(correlation: OfFeatures, classes: FeatureClasses, *, seed: in
     left out. ValueError if a class has no feature left.
     """
     sides = [correlation[kind & np.isfinite(correlation)] for kind in (classes.semantic, classes.structural)]
-    if not all(map(len, sides)):
-        raise ValueError(f"{len(sides[0])} semantic and {len(sides[1])} structural features: expected some of each")
 
     def ratios(*sides: np.ndarray) -> dict[str, float]:
         low, high = np.quantile(np.concatenate(sides), (0.1, 0.9))

@@ -251,7 +251,7 @@ def test_summaries_count_features():
     resampled = np.array([draws.choice(known, 9).mean() for _ in range(1000)])
     assert found["mean"][1:] == pytest.approx(tuple(np.quantile(resampled, (0.025, 0.975))))
     assert found == summarise(values, seed=1) != summarise(values, seed=2)
-    with pytest.raises(ValueError, match="none of 2 correlations is a number"):
+    with pytest.raises(ValueError, match="groups of 0 features: expected some"):
         summarise(np.full(2, np.nan))
 
 
@@ -262,7 +262,7 @@ def test_shares_beyond_the_random_correlations():
     better, negative = found["better"], found["negative"]
     assert (better.value, negative.value) == pytest.approx((0.7, 0.2))
     assert better.low < 0.7 < better.high and better.low > 0.5
-    with pytest.raises(ValueError, match="none of 3 random correlations"):
+    with pytest.raises(ValueError, match="groups of 100 and 0 features: expected some in each"):
         against_random(values, np.full(3, np.nan))
 
 

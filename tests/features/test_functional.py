@@ -64,8 +64,10 @@ def test_numbers_of_entropy_features(twins):
     assert numbers["figure5a.mine.after.null_share"] == pytest.approx(shares["after"][some].sqrt().mean().item())
     mean = np.mean([shares[key][some].sqrt().mean().item() for key in ("random 0", "random 1")])
     assert numbers["figure5a.mine.random.null_share"] == pytest.approx(mean)
-    assert numbers["figure5a.mine.count"] == len(study.candidates) == numbers["figure5a.mine.followed"] > 0
-    assert set(study.kept) == set(study.candidates) & set(study.found["after"].candidates)
+    assert (
+        numbers["figure5a.mine.count"] == len(study.found["before"].candidates) == numbers["figure5a.mine.followed"] > 0
+    )
+    assert set(study.kept) == set(study.found["before"].candidates) & set(study.found["after"].candidates)
     assert numbers["figure5a.mine.kept"] == len(study.kept)
     rows = found.activity["after"].mean[some, None] * found.saes["after"].W_dec[some]
     effects = entropy_effects(*found.sides["after"], rows.detach(), found.few)
@@ -132,7 +134,7 @@ def test_where_nothing_is_an_entropy_feature_the_closest_is_followed(twins):
     strict = dataclasses.replace(twins[0], config=dataclasses.replace(CONFIG, quantile=0.9999))
     study = study_entropy(strict)
     numbers = study.numbers("mine")
-    assert study.candidates == () and study.followed == [study.found["before"].closest]
+    assert study.found["before"].candidates == () and study.followed == [study.found["before"].closest]
     assert numbers["figure5a.mine.count"] == numbers["figure5a.mine.followed"] == 0
     assert numbers["figure5a.mine.before.acting"] == 0
 
