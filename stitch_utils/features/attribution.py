@@ -216,16 +216,13 @@ def over_features(
     the estimate is NaN. ValueError for a group without features.
     """
     if not all(map(len, groups)):
-        raise ValueError(
-            f"groups of {' and '.join(str(len(group)) for group in groups)} features: expected some in each"
-        )
+        raise ValueError(f"groups of {' and '.join(map(str, map(len, groups)))} features: expected some in each")
     generator = np.random.default_rng(seed)
     draws = [statistics(*(generator.choice(group, len(group)) for group in groups)) for _ in range(RESAMPLES)]
     found = {}
     for name, value in statistics(*groups).items():
-        column = np.array([draw[name] for draw in draws])
-        known = np.isfinite(value)
-        found[name] = from_draws(value, column[np.isfinite(column)]) if known else Estimate(np.nan, np.nan, np.nan)
+        known = [draw[name] for draw in draws if np.isfinite(draw[name])]
+        found[name] = from_draws(value, known) if np.isfinite(value) else Estimate(np.nan, np.nan, np.nan)
     return found
 
 

@@ -3,8 +3,8 @@ r"""Entropy features: SAE features that write where the unembedding hardly reads
 Section 5.2, Fig. 5a, after Stolfo et al. 2024 and Gurnee et al. 2024. Let U take the last residual stream to logits,
 the final norm's weight included. Its effective null space is spanned by V, the left singular directions of its smallest
 2% of singular values. Of the squared norm of a decoder row d_i the share rho_i^2 = ||V^T d_i||^2 / ||d_i||^2 lies there
-(by chance about 2%). What lies there moves no logit against another, but it lengthens the stream. The final norm divides
-by that length, so all logits move together: the entropy of the prediction changes and the order of the tokens does not.
+(by chance about 2%). What lies there moves no logit against another, but it lengthens the stream. The norm divides by
+that length, so all logits move together: the entropy of the prediction changes and the order of the tokens does not.
 So an entropy feature writes much (its largest activation times ||d_i||) and with a large share there. A LayerNorm takes
 the direction of equal entries away first, so rows are then centred. A causal test follows, which Gurnee et al. 2024
 made for neurons: a direction is added to the residual stream at all ordinary tokens, and the size of the entropy's
