@@ -221,7 +221,7 @@ def over_features(
     draws = [statistics(*(generator.choice(group, len(group)) for group in groups)) for _ in range(RESAMPLES)]
     found = {}
     for name, value in statistics(*groups).items():
-        known = [draw[name] for draw in draws if np.isfinite(draw[name])]
+        known = np.array([draw[name] for draw in draws if np.isfinite(draw[name])])
         found[name] = from_draws(value, known) if np.isfinite(value) else Estimate(np.nan, np.nan, np.nan)
     return found
 

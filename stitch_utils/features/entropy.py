@@ -126,9 +126,8 @@ def summarise_activations(
     for n, found in as_fits(batches, read):
         tokens += n
         for name, values in found.items():
-            total = sums[name]
-            total[:2] += values[:2]
-            total[2] = torch.maximum(total[2], values[2])
+            sums[name][:2] += values[:2]
+            sums[name][2].clamp_(min=values[2])
     if not tokens:
         raise ValueError("the batches hold no ordinary token: expected at least one")
     return {

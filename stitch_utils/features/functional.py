@@ -8,9 +8,8 @@ Offers `FunctionalConfig`, `functional_config`, `functional_texts`, `functional_
 `study_entropy`, `EntropyStudy`, `study_deactivation`, `DeactivationStudy`.
 """
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -82,10 +81,10 @@ def functional_texts(stitched: StitchedPair, config: FunctionalConfig) -> tuple[
 
     Each document has a row of its own, also where the pair packs them, so that a head has one token that begins a text.
     """
-    alone, sizes, tokenizer = dataclasses.replace(stitched.pair, rows="document"), stitched.sizes, stitched.tokenizer
+    alone, sizes, tokenizer = replace(stitched.pair, rows="document"), stitched.sizes, stitched.tokenizer
     texts = [training_batches(alone, sizes, tokenizer, config.search_documents * alone.context)]
     for count in (config.evaluation_documents, config.entropy_documents):
-        texts.append(evaluation_batches(alone, dataclasses.replace(sizes, eval_documents=count), tokenizer))
+        texts.append(evaluation_batches(alone, replace(sizes, eval_documents=count), tokenizer))
 
     def trimmed(batch: TokenBatch) -> TokenBatch:
         width = 1 + max([1, *batch.mask.any(0).nonzero()[:, 0].tolist()])
@@ -144,29 +143,21 @@ class EntropyStudy:
     tests: Mapping[str, entropy.EntropyEffects]
     """By SAE, of the features that are followed."""
 
-    @property
-    def kept(self) -> set[int]:
-        """Those of A's entropy features whose twins are entropy features of the transferred SAE."""
-        return {*self.found["before"].candidates} & {*self.found["after"].candidates}
-
-    def random_count(self) -> float:
-        """Average the numbers of entropy features of the SAEs through random stitches."""
-        return _mean([len(self.found[key].candidates) for key in self.twins.groups["random"]])
-
     def marked(self, key: str) -> np.ndarray:
         """Mark, among the features that fire, those that are followed."""
         return np.isin(np.flatnonzero(self.found[key].alive.numpy()), self.followed)
 
     def numbers(self, pair: str) -> dict[str, float]:
         """Return the entries of a results file under `figure5a.<pair>`: counts, and means over those followed."""
-        start, followed, own = f"figure5a.{pair}", self.followed, self.found["before"]
+        start, followed = f"figure5a.{pair}", self.followed
+        found = {key: one.candidates for key, one in self.found.items()}
         numbers: dict[str, float] = {
-            f"{start}.count": len(own.candidates),
-            f"{start}.followed": len(followed) if own.candidates else 0,
-            f"{start}.kept": len(self.kept),
-            f"{start}.by_chance": own.by_chance,
-            f"{start}.after.count": len(self.found["after"].candidates),
-            f"{start}.random.count": self.random_count(),
+            f"{start}.count": len(found["before"]),
+            f"{start}.followed": len(followed) if found["before"] else 0,
+            f"{start}.kept": len({*found["before"]} & {*found["after"]}),
+            f"{start}.by_chance": self.found["before"].by_chance,
+            f"{start}.after.count": len(found["after"]),
+            f"{start}.random.count": _mean([len(found[key]) for key in self.twins.groups["random"]]),
         }
         for group, keys in self.twins.groups.items():
             some, begin = [self.found[key] for key in keys], f"{start}.{group}"
@@ -179,7 +170,7 @@ class EntropyStudy:
             for quantity, measure in MEASURES.items():
                 numbers |= self._of_group(group, measure).numbers(f"{begin}.{quantity}")
             acting = self._of_group(group, lambda test: test.acting.sum(-1, keepdim=True))
-            numbers |= (acting if own.candidates else Estimate(0.0, 0.0, 0.0)).numbers(f"{begin}.acting")
+            numbers |= (acting if found["before"] else Estimate(0.0, 0.0, 0.0)).numbers(f"{begin}.acting")
         return numbers
 
     def _of_group(self, group: str, measure: Callable[[entropy.EntropyEffects], Tensor]) -> Estimate:

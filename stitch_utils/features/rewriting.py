@@ -10,11 +10,9 @@ stopped goes on where it was: batches begin at fixed places, so it samples what 
 Offers `augmented_groups`, `AugmentedGroups`, `broken_rules`, `sentences`, `show_augmentations`, `world_stream`.
 """
 
-import dataclasses
 import itertools
 import random
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -25,7 +23,7 @@ from ..data.hub import remembered
 from ..data.pairs import AugmenterRef, ModelPair, ModelRef, blaming
 from ..data.text import read_documents
 from ..models.generation import chat, generate_texts
-from ..models.harvest import of_activations
+from ..models.harvest import text_key, weights_digest
 from ..models.language_model import LanguageModel, load_config, load_model
 from ..utils.cache import artifact
 
@@ -104,18 +102,17 @@ def augmented_groups(pair: ModelPair, count: int, k: int = 5, *, seed: int = 0) 
         with blaming(pair, "augmenter"):
             written = _rewritten(pair, pair.augmenter, k, seed, min(AT_ONCE, count))
             source, found = pair.augmenter.model, list(itertools.islice(written, count))
-    groups, clean, whole = [], [], 0
-    broken: Counter[str] = Counter(dict.fromkeys(RULES, 0))
+    groups, clean, judged = [], [], []
     for original, *versions in found:
         rules = [broken_rules(original, version) for version in versions]
-        broken.update(itertools.chain(*rules))
-        whole += rules.count(())
+        judged += rules
         if not any("empty" in one for one in rules):
             groups.append([original, *versions])
             clean.append(not any(rules))
     if not groups:
         raise ValueError(f"none of {len(found)} sentences has {k} versions by {source!r} that say anything")
-    return AugmentedGroups(groups, source, k * len(found), whole, dict(broken), clean)
+    broken = {rule: sum(rule in one for one in judged) for rule in RULES}
+    return AugmentedGroups(groups, source, len(judged), judged.count(()), broken, clean)
 
 
 def world_stream(seed: int) -> str:
@@ -166,9 +163,8 @@ def sentences(pair: ModelPair, seed: int) -> Iterator[str]:
 def _rewritten(pair: ModelPair, augmenter: AugmenterRef, k: int, seed: int, at_once: int) -> Iterator[list[str]]:
     """Give each sentence with its versions, from the file that remembers them or from the pair's augmenter."""
     load_config(augmenter.model, revision=augmenter.revision)  # from then on it is known which commit the Hub gives
-    in_place_of_a = dataclasses.replace(pair, a=ModelRef(augmenter.model, layer=0, revision=augmenter.revision))
-    known = of_activations(in_place_of_a, (0, 0), scale=next(iter(pair.scales)))
-    made_of = {"model": known["models"][0], "dtype": augmenter.dtype, "text": known["texts"][1]}
+    digest = weights_digest(ModelRef(augmenter.model, revision=augmenter.revision))
+    made_of = {"model": digest, "dtype": augmenter.dtype, "text": text_key(pair.evaluation)}
     made_of |= {"k": k, "seed": seed, "at_once": at_once}
     path = artifact(pair.name, "augmented", made_of, sources=(augmented_groups,), suffix=".jsonl")
 

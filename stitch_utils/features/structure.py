@@ -159,11 +159,11 @@ def matched_rates(
         spread = np.average((ours - mean) ** 2, weights=weights) ** 0.5
         return found | {"matched mean": mean - theirs[met].mean(), "matched spread": spread - theirs[met].std()}
 
-    mean, spread, *matched = over_features(differences, *sides.values(), seed=seed).values()
+    mean, spread, matched_mean, matched_spread = over_features(differences, *sides.values(), seed=seed).values()
     found = {"all": ClassDifference(mean, spread, *map(len, sides.values()))}
     weights, met = matching(**sides)
     if met.any():
-        found["matched"] = ClassDifference(*matched, int((weights > 0).sum()), int(met.sum()))
+        found["matched"] = ClassDifference(matched_mean, matched_spread, int((weights > 0).sum()), int(met.sum()))
     return found
 
 
