@@ -153,8 +153,7 @@ def heuristic_scores(
     Return the heads, (layer, head), and the scores. `sample` says what the norms divide by (the mean over its ordinary
     tokens), and how far texts reach.
     """
-    layers = range(layer, model.n_layers)
-    heads = _heads_after(model, layer)
+    heads, layers = _heads_after(model, layer), range(layer, model.n_layers)
     first, residuals = first_streams(model, layers), model.residuals(sample.tokens, list(layers))
     keep, reach = sample.mask.to(model.device), sample.tokens.shape[1]
     readers = []

@@ -10,10 +10,9 @@ A token counts where it and its successor are ordinary ones of the same row.
 
 The paper does not say what becomes of the final norm. Here n takes the mean off the decoder row where the norm does so
 (LayerNorm), multiplies it by the norm's learned scale, and leaves out the division by the size of the final stream.
-That divisor belongs to the token and not to the feature, and two models are likely to agree on it, so it would
-correlate features that have nothing else in common. A cap on the logits (Gemma) is left out too.
-No prediction depends on the mean of v_i over the vocabulary; Eq. 10 as printed keeps it, and `centre` takes it off. One
-pass adds everything up, around running means (Chan, Golub & LeVeque 1983) and in float64.
+That divisor belongs to the token and would correlate features that have nothing else in common. A cap on the logits
+(Gemma) is left out too. No prediction depends on the mean of v_i over the vocabulary; Eq. 10 as printed keeps it, and
+`centre` takes it off. One pass adds all up, around running means (Chan, Golub & LeVeque 1983) and in float64.
 
 Offers `Twins`, `carried`, `attribution_correlations`, `AttributionCorrelation`, `summarise`, `against_random`, and
 `over_features`, which gives intervals over features.
@@ -163,12 +162,9 @@ def attribution_correlations(
         found: dict[tuple[str, str], _Sums] = {}
         for start in range(0, len(following), rows_at_once):
             part = slice(start, start + rows_at_once)
-            inputs = {
-                side: (streams[side][part], readout.columns(following[part], centre=centre))
-                for side, readout in readouts.items()
-            }
+            columns = {side: readout.columns(following[part], centre=centre) for side, readout in readouts.items()}
             for direction, (own, others) in readers.items():
-                source, target = (inputs[side] for side in SIDES[direction])
+                source, target = ((streams[side][part], columns[side]) for side in SIDES[direction])
                 ours = own(*source)
                 for name, other in others.items():
                     theirs = tuple(column.to(ours[0].device) for column in other(*target))
@@ -212,18 +208,16 @@ def over_features(
 ) -> dict[str, Estimate]:
     """Estimate each of the `statistics`, which take groups of features, with intervals by resampling within each group.
 
-    Which features an SAE has is chance. Draws that give no number are left out; where the groups themselves give none,
-    the estimate is NaN. ValueError for a group without features.
+    Which features an SAE has is chance. A draw may lack some statistics. ValueError for a group without features.
     """
     if not all(map(len, groups)):
         raise ValueError(f"groups of {' and '.join(map(str, map(len, groups)))} features: expected some in each")
     generator = np.random.default_rng(seed)
     draws = [statistics(*(generator.choice(group, len(group)) for group in groups)) for _ in range(RESAMPLES)]
-    found = {}
-    for name, value in statistics(*groups).items():
-        known = np.array([draw[name] for draw in draws if np.isfinite(draw[name])])
-        found[name] = from_draws(value, known) if np.isfinite(value) else Estimate(np.nan, np.nan, np.nan)
-    return found
+    return {
+        name: from_draws(value, np.array([draw[name] for draw in draws if name in draw]))
+        for name, value in statistics(*groups).items()
+    }
 
 
 def summarise(correlations: OfFeatures, *, seed: int = 0) -> dict[str, Estimate]:

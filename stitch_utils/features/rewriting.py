@@ -194,8 +194,7 @@ def _versions(model: LanguageModel, batch: Sequence[str], k: int, *, seed: int) 
 
 def _answer(text: str) -> str:
     """Take the first line that says something, without the label and quotation marks of the prompt's example."""
-    line = next((line.strip() for line in text.split("\n") if line.strip()), "")
-    line = line.removeprefix("Output:").strip()
+    line = next(filter(None, map(str.strip, text.split("\n"))), "").removeprefix("Output:").strip()
     quoted = re.fullmatch(r'["“]([^"“”]*)["”]', line)
     return quoted.group(1).strip() if quoted else line
 

@@ -3,18 +3,17 @@
 Section 5.1, Figs. 4 and 15. A sentence and its versions of the same structure (`rewriting`) are a group. In it a
 feature of the original SAE fires in all versions (on some ordinary token of each), in some or in none. It is
 *structural* if it fires in all versions of at least a share of the groups in which it fires in any, *semantic* if of
-fewer, and *dead* if it fires in too few groups to tell. The paper gives no share.
-
-This rule calls a feature that fires in every sentence structural, whatever it is about. Two checks follow. Frequent
-features may transfer better for that alone, so `matched_rates` compares the classes where they fire equally often.
-`unrelated` deals versions out among the groups: a feature that is still consistent there is only dense.
+fewer, and *dead* if it fires in too few groups to tell. The paper gives no share. This rule calls a feature that fires
+in every sentence structural, whatever it is about. Frequent features may transfer better for that alone, so
+`matched_rates` compares the classes where they fire equally often. `unrelated` deals versions out among the groups: a
+feature that is still consistent there is only dense.
 
 The paper cannot check the classes. The embedded world's grammar marks every word that came from a slot for content: a
 feature whose activation falls on such words should be semantic, any other structural. Where that fails, the feature
 follows a role that any word may fill (the noun of place, say), or fires too often or too seldom for the classes.
 
-Offers `feature_presence`, `classify`, `FeatureClasses`, `unrelated`, `matched_rates`, `ClassDifference`,
-`density_ratios`, `known_words`, `KnownWords`, `recovery`, `Recovery`.
+Offers `feature_presence`, `classify`, `FeatureClasses`, `unrelated`, `matched_rates`, `density_ratios`,
+`known_words`, `KnownWords`, `recovery`, `Recovery`.
 """
 
 import itertools
@@ -115,26 +114,16 @@ def unrelated(presence: Presence, *, seed: int = 0) -> Presence:
     return np.stack([column[generator.permutation(len(column))] for column in presence.swapaxes(0, 1)], axis=1)
 
 
-class ClassDifference(NamedTuple):
-    """Structural less semantic features; intervals by resampling the features of each class."""
-
-    mean: Estimate
-    """The difference of their mean correlations."""
-    spread: Estimate
-    """The difference of the standard deviations."""
-    structural: int
-    """The number of features of this class that are compared."""
-    semantic: int
-
-
 def matched_rates(
     correlation: OfFeatures, rate: OfFeatures, classes: FeatureClasses, *, seed: int = 0
-) -> dict[str, ClassDifference]:
+) -> tuple[dict[str, Estimate], dict[str, int]]:
     """Compare the classes' correlations, of `all` features and `matched` in bins of the logarithm of the firing rate.
 
-    In the matched comparison, which is missing if the rates never meet, only bins with features of both classes count,
-    and a structural feature weighs as much as there are semantic ones for each structural one in its bin. Features that
-    have no correlation (NaN) or never fire are left out. ValueError if a class has no feature left.
+    Return the differences, structural less semantic, of the mean and the standard deviation (`all.mean`, `all.spread`,
+    `matched.mean`, `matched.spread`), and how many features are compared (`all.structural`, ...). In the matched
+    comparison, which is missing if the rates never meet, only bins with features of both classes count, and a
+    structural feature weighs as much as there are semantic ones for each structural one in its bin. Features that have
+    no correlation (NaN) or never fire are left out. ValueError if a class has no feature left.
     """
     usable = np.isfinite(correlation) & (rate > 0)
     sides = {name: np.flatnonzero(getattr(classes, name) & usable) for name in ("structural", "semantic")}
@@ -152,19 +141,18 @@ def matched_rates(
         """Subtract mean and spread as they are, and where matched."""
         ours, theirs = correlation[structural], correlation[semantic]
         weights, met = matching(structural, semantic)
-        found = {"mean": ours.mean() - theirs.mean(), "spread": ours.std() - theirs.std()}
-        if not met.any():
-            return found | {"matched mean": np.nan, "matched spread": np.nan}
-        mean = np.average(ours, weights=weights)
-        spread = np.average((ours - mean) ** 2, weights=weights) ** 0.5
-        return found | {"matched mean": mean - theirs[met].mean(), "matched spread": spread - theirs[met].std()}
+        found = {"all.mean": ours.mean() - theirs.mean(), "all.spread": ours.std() - theirs.std()}
+        if met.any():
+            mean = np.average(ours, weights=weights)
+            spread = np.average((ours - mean) ** 2, weights=weights) ** 0.5
+            found |= {"matched.mean": mean - theirs[met].mean(), "matched.spread": spread - theirs[met].std()}
+        return found
 
-    mean, spread, matched_mean, matched_spread = over_features(differences, *sides.values(), seed=seed).values()
-    found = {"all": ClassDifference(mean, spread, *map(len, sides.values()))}
+    counts = {f"all.{name}": len(some) for name, some in sides.items()}
     weights, met = matching(**sides)
     if met.any():
-        found["matched"] = ClassDifference(matched_mean, matched_spread, int((weights > 0).sum()), int(met.sum()))
-    return found
+        counts |= {"matched.structural": int((weights > 0).sum()), "matched.semantic": int(met.sum())}
+    return over_features(differences, *sides.values(), seed=seed), counts
 
 
 def density_ratios(correlation: OfFeatures, classes: FeatureClasses, *, seed: int = 0) -> dict[str, Estimate]:

@@ -159,9 +159,8 @@ class FeatureStudy:
         if all(len(self.of_kind(direction, kind)) for kind in KINDS):
             living = np.where(self.alive(direction), result.correlation, np.nan)
             found |= _estimates(start, structure.density_ratios(living, classes, seed=seed))
-            for name, one in structure.matched_rates(living, result.firing_rate, classes, seed=seed).items():
-                found |= _estimates(f"{start}.{name}", one._asdict(), "mean", "spread")
-                found |= {f"{start}.{name}.{kind}": getattr(one, kind) for kind in KINDS}
+            differences, counts = structure.matched_rates(living, result.firing_rate, classes, seed=seed)
+            found |= _estimates(start, differences) | {f"{start}.{name}": count for name, count in counts.items()}
         return found
 
 
