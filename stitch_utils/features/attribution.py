@@ -246,5 +246,4 @@ def against_random(
         low, high = np.quantile(baseline, (0.05, 0.95))
         return {"better": (values > high).mean(), "negative": (values < low).mean()}
 
-    values, baseline = (some[np.isfinite(some)] for some in (correlations, random))
-    return over_features(shares, values, baseline, seed=seed)
+    return over_features(shares, *(some[np.isfinite(some)] for some in (correlations, random)), seed=seed)

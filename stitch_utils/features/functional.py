@@ -176,9 +176,8 @@ class EntropyStudy:
     def _of_group(self, group: str, measure: Callable[[entropy.EntropyEffects], Tensor]) -> Estimate:
         """Average a measure over its last dimension and a group's SAEs, with an interval that resamples documents."""
         tests = [self.tests[key] for key in self.twins.groups[group]]
-        value = _mean([measure(test).float().mean() for test in tests])
         draws = [measure(test.resampled(self.twins.config.seed)).float().mean(1).numpy() for test in tests]
-        return from_draws(value, np.mean(draws, axis=0))
+        return from_draws(_mean([measure(test).float().mean() for test in tests]), np.mean(draws, axis=0))
 
     def of_feature(self, feature: int, group: str) -> dict[str, float]:
         """Average over a group's SAEs what is known of a feature that is followed.

@@ -196,8 +196,7 @@ def known_words(model: LanguageModel, layer: int, sae: SAE, sentences: Sequence[
         mass += latents.sum(0)
         on_content += latents[content[owners, places]].sum(0)
         fires += (latents > 0).sum(0)
-    share = torch.where(mass > 0, on_content / mass, torch.nan)
-    return KnownWords(share.numpy(), fires.long().numpy())
+    return KnownWords(torch.where(mass > 0, on_content / mass, torch.nan).numpy(), fires.long().numpy())
 
 
 class Recovery(NamedTuple):
@@ -236,6 +235,7 @@ def recovery(
             balanced, auc = (right[0].mean() + right[1].mean()) / 2, above / (len(content) * len(others))
             return {"accuracy": np.concatenate(right).mean(), "balanced": balanced, "auc": auc}
 
-        # The same draws for all k.
-        found.append(Recovery(k, over_features(scores, *kinds, seed=seed), *map(len, kinds)))
+        found.append(
+            Recovery(k, over_features(scores, *kinds, seed=seed), *map(len, kinds))
+        )  # the same draws for all k
     return found
