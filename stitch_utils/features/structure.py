@@ -235,7 +235,5 @@ def recovery(
             balanced, auc = (right[0].mean() + right[1].mean()) / 2, above / (len(content) * len(others))
             return {"accuracy": np.concatenate(right).mean(), "balanced": balanced, "auc": auc}
 
-        found.append(
-            Recovery(k, over_features(scores, *kinds, seed=seed), *map(len, kinds))
-        )  # the same draws for all k
+        found.append(Recovery(k, over_features(scores, *kinds, seed=seed), *map(len, kinds)))  # the same draws for each
     return found
