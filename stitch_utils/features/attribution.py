@@ -10,9 +10,10 @@ A token counts where it and its successor are ordinary ones of the same row.
 
 The paper does not say what becomes of the final norm. Here n takes the mean off the decoder row where the norm does so
 (LayerNorm), multiplies it by the norm's learned scale, and leaves out the division by the size of the final stream.
-That divisor belongs to the token and would correlate features that have nothing else in common. A cap on the logits
-(Gemma) is left out too. No prediction depends on the mean of v_i over the vocabulary; Eq. 10 as printed keeps it, and
-`centre` takes it off. One pass adds all up, around running means (Chan, Golub & LeVeque 1983) and in float64.
+That divisor belongs to the token, and two models are likely to agree on it, so it would correlate features that have
+nothing else in common. A cap on the logits (Gemma) is left out too. No prediction depends on the mean of v_i over the
+vocabulary; Eq. 10 as printed keeps it, and `centre` takes it off. Sums are around running means (Chan, Golub & LeVeque
+1983), in float64.
 
 Offers `Twins`, `carried`, `attribution_correlations`, `AttributionCorrelation`, `summarise`, `against_random`, and
 `over_features`, which gives intervals over features.

@@ -35,7 +35,7 @@ from ..utils.stats import DocumentSums, Estimate, resampled_counts
 
 Directions = Float[Tensor, "n d_model"]
 BOTTOM = 0.02  # the share of the singular values that make the null space (section 5.2)
-# Of the prediction's entropy, in nats, with its sign and without; of the logarithm of the next token's rank, without.
+# Changes of the prediction's entropy, with sign and without, nats; of the logarithm of the next token's rank, without.
 CHANGES = ("entropy", "entropy size", "rank size")
 COLUMNS_AT_ONCE = 16_384  # bounds float64 copies of an unembedding: 0.5 GB where a stream has 3584 dimensions
 

@@ -22,7 +22,6 @@ from torch import Tensor
 
 from ..models.harvest import ModelStream
 from ..stitching.pair import StitchedPair
-from .evaluation import check_width
 from .initialisation import INITIALS, SAETrainingConfig
 from .io import load_sae
 from .training import Curve, load_trained, train_saes
@@ -59,7 +58,9 @@ def native_saes(stitched: StitchedPair, *, seed: int = 0, sides: str = "ab", ane
     for side in filter(named.get, sides):
         model, _ = stitched.side(side)
         saes[side] = load_sae(named[side], device=str(model.device))
-        check_width(saes[side], model, f"the SAE of {side} ({named[side]})")
+        if (width := saes[side].cfg.d_in) != model.d_model:
+            expected = f"expected {model.d_model}, the width of {model.ref!r}"
+            raise ValueError(f"the SAE of {side} ({named[side]}) reads {width} dimensions: {expected}")
     missing = [side for side in sides if side not in saes]
     for side, (stream, held_out) in side_activations(stitched, missing).items():
         config = _config(stitched, d_sae=stitched.sizes.sae_latents, n_steps=stitched.sizes.sae_steps, seed=seed)
