@@ -12,8 +12,7 @@ The paper does not say what becomes of the final norm. Here n takes the mean off
 (LayerNorm), multiplies it by the norm's learned scale, and leaves out the division by the size of the final stream.
 That divisor belongs to the token, and two models are likely to agree on it, so it would correlate features that have
 nothing else in common. A cap on the logits (Gemma) is left out too. No prediction depends on the mean of v_i over the
-vocabulary; Eq. 10 as printed keeps it, and `centre` takes it off. Sums are around running means (Chan, Golub & LeVeque
-1983), in float64.
+vocabulary; Eq. 10 as printed keeps it, and `centre` takes it off.
 
 Offers `Twins`, `carried`, `attribution_correlations`, `AttributionCorrelation`, `summarise`, `against_random`, and
 `over_features`, which gives intervals over features.
@@ -80,7 +79,7 @@ class AttributionCorrelation(NamedTuple):
 
 
 class _Sums(NamedTuple):
-    """Sums over tokens for an SAE and its twin; each tensor but `products` is (2, features)."""
+    """Sums over tokens of both sides, around running means (Chan, Golub & LeVeque 1983), (2, features) but `products`."""
 
     tokens: int
     means: Tensor
