@@ -79,7 +79,7 @@ class AttributionCorrelation(NamedTuple):
 
 
 class _Sums(NamedTuple):
-    """Sums over tokens of both sides, around running means (Chan, Golub & LeVeque 1983), (2, features) but `products`."""
+    """Sums over tokens, around running means (Chan, Golub & LeVeque 1983); each but `products` is (2, features)."""
 
     tokens: int
     means: Tensor
