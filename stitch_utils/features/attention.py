@@ -14,7 +14,7 @@ head reads at the current token t: the token's query and own key change, and no 
 attention from that token to the first falls for a deactivation feature.
 
 Offers `Path`, `PathEffect`, `path_ablation`, `heuristic_scores`, `deactivation_search`, `DeactivationSearch`,
-`head_roles`, `HeadRoles`.
+`head_roles`.
 """
 
 import math
@@ -37,6 +37,7 @@ from ..utils.stats import DocumentSums, Estimate, from_draws, resampled_counts
 from .entropy import ActivationSummary, decoder_rows
 
 Text = Sequence[TokenBatch]
+ENDS = ("closing", "opening")
 QUERIES_AT_ONCE = 512  # bounds the keys that are gathered for them: 0.1 GB at 512 positions and 128 dimensions
 
 
@@ -81,17 +82,11 @@ def path_ablation(
 
     `sae` reads the stream before `layer`. Each token is ablated by itself, in its query and its own key. The effect is
     that on ordinary tokens where the feature fires and the head's window reaches the first token, at most `max_tokens`
-    of them, spread evenly over the batch that has too many. ValueError for a path to a head that lies before the SAE or
-    does not exist.
+    of them, spread evenly over the batch that has too many.
     """
     heads, by_head = _heads_after(model, layer), defaultdict(list)
     for index, path in enumerate(paths):
         by_head[path[1:]].append(index)
-        if path[1:] not in heads:
-            raise ValueError(
-                f"no head {path.head} of layer {path.layer} can read the SAE before layer {layer} of {model.ref!r}: "
-                f"expected layers {layer}-{model.n_layers - 1} and heads 0-{len(heads_of(model, layer)) - 1}"
-            )
     features, rows = sorted({path.feature for path in paths}), decoder_rows(sae)
     layers = sorted({layer, *(path.layer for path in paths)})
     room = [max_tokens] * len(paths)
@@ -159,8 +154,7 @@ def heuristic_scores(
     Return the heads, (layer, head), and the scores. `sample` says what the norms divide by (the mean over its ordinary
     tokens), and how far texts reach.
     """
-    layers = range(layer, model.n_layers)
-    heads = _heads_after(model, layer)
+    heads, layers = _heads_after(model, layer), range(layer, model.n_layers)
     begin = torch.tensor([[begin_and_end(model.tokenizer)[0]]])  # its stream is the same in every text
     first, residuals = model.residuals(begin, layers), model.residuals(sample.tokens, layers)
     keep, reach = sample.mask.to(model.device), sample.tokens.shape[1]
@@ -176,8 +170,6 @@ def heuristic_scores(
 class DeactivationSearch(NamedTuple):
     """Features that move a head's attention to the first token."""
 
-    heads: list[tuple[int, int]]
-    """The heads that were scored, (layer, head)."""
     scores: Float[Tensor, "features heads"]
     tried: int
     """The number of paths that were ablated."""
@@ -213,23 +205,18 @@ def deactivation_search(
     paths = [Path(int(usable[place // len(heads)]), *heads[place % len(heads)]) for place in chosen]
     effects = path_ablation(model, layer, sae, paths, batches, max_tokens=max_tokens)
     enough = [effect for effect in effects if len(effect.attended) >= min_tokens] or effects
-    return DeactivationSearch(heads, scores, len(paths), tuple(sorted(enough, key=lambda effect: effect.mean_change)))
-
-
-class HeadRoles(NamedTuple):
-    """The effects of a feature on the two heads that it moves most."""
-
-    closing: PathEffect
-    """On the head that it most sends to the first token."""
-    opening: PathEffect
-    """On the head that it draws away most, or sends there least if it draws none away."""
+    return DeactivationSearch(scores, len(paths), tuple(sorted(enough, key=lambda effect: effect.mean_change)))
 
 
 def head_roles(
     model: LanguageModel, layer: int, sae: SAE, feature: int, search: Text, evaluation: Text, *, max_tokens: int
-) -> HeadRoles:
-    """Ablate a feature's paths to all heads downstream; choose heads on one text and measure them on another."""
+) -> dict[str, PathEffect]:
+    """Ablate a feature's paths to all heads downstream; choose two heads on one text and measure them on another.
+
+    `closing` is the effect on the head that it most sends to the first token, `opening` that on the one that it draws
+    away most, or sends there least if it draws none away.
+    """
     paths = [Path(feature, *place) for place in _heads_after(model, layer)]
     changes = [effect.mean_change for effect in path_ablation(model, layer, sae, paths, search, max_tokens=max_tokens)]
     ends = [paths[int(np.argmin(changes))], paths[int(np.argmax(changes))]]
-    return HeadRoles(*path_ablation(model, layer, sae, ends, evaluation, max_tokens=max_tokens))
+    return dict(zip(ENDS, path_ablation(model, layer, sae, ends, evaluation, max_tokens=max_tokens)))

@@ -10,16 +10,15 @@ A token counts where it and its successor are ordinary ones of the same row.
 
 The paper does not say what becomes of the final norm. Here n takes the mean off the decoder row where the norm does so
 (LayerNorm), multiplies it by the norm's learned scale, and leaves out the division by the size of the final stream.
-That divisor belongs to the token and not to the feature, and two models are likely to agree on it, so it would
-correlate features that have nothing else in common. A cap on the logits (Gemma) is left out too.
-No prediction depends on the mean of v_i over the vocabulary; Eq. 10 as printed keeps it, and `centre` takes it off. One
-pass adds everything up, around running means (Chan, Golub & LeVeque 1983) and in float64.
+That divisor belongs to the token, and two models are likely to agree on it, so it would correlate features that have
+nothing else in common. A cap on the logits (Gemma) is left out too. No prediction depends on the mean of v_i over the
+vocabulary; Eq. 10 as printed keeps it, and `centre` takes it off.
 
-Offers `Twins`, `carried`, `attribution_correlations`, `AttributionCorrelation`, `summarise`, `CorrelationSummary`,
-`against_random`, `AgainstRandom`, and `over_features`, which gives intervals over features.
+Offers `Twins`, `carried`, `attribution_correlations`, `AttributionCorrelation`, `summarise`, `against_random`, and
+`over_features`, which gives intervals over features.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -28,9 +27,11 @@ from jaxtyping import Bool, Float
 from sae_lens import SAE
 from torch import Tensor
 
+from ..data.pairs import check_known
 from ..data.text import TokenBatch
 from ..models.harvest import TOKENS_AT_ONCE, as_fits
 from ..models.unembedding import LogitWeights
+from ..saes.evaluation import check_width
 from ..saes.transfer import transfer_sae
 from ..stitching.pair import StitchedPair
 from ..stitching.stitch import random_stitch
@@ -78,7 +79,7 @@ class AttributionCorrelation(NamedTuple):
 
 
 class _Sums(NamedTuple):
-    """Sums over tokens for an SAE and its twin; each tensor but `products` is (2, features)."""
+    """Sums over tokens, around running means (Chan, Golub & LeVeque 1983); each but `products` is (2, features)."""
 
     tokens: int
     means: Tensor
@@ -108,15 +109,12 @@ class _Sums(NamedTuple):
             self.fires + other.fires,
         )
 
-    def correlation(self) -> Tensor:
-        varies = self.squares > CONSTANT * (self.squares + self.tokens * self.means.square())
-        roots = self.squares.sqrt()
-        found = self.products / (roots[0] * roots[1])
-        return torch.where(varies.all(0), found.clamp(-1, 1), torch.nan)
-
     def result(self) -> AttributionCorrelation:
-        columns = self.correlation(), *(self.fires / self.tokens)
-        return AttributionCorrelation._make([*(column.double().cpu().numpy() for column in columns), self.tokens])
+        varies = self.squares > CONSTANT * (self.squares + self.tokens * self.means.square())
+        ours, theirs = self.squares.sqrt()
+        correlation = torch.where(varies.all(0), (self.products / (ours * theirs)).clamp(-1, 1), torch.nan)
+        columns = correlation, *(self.fires / self.tokens)
+        return AttributionCorrelation(*(column.double().cpu().numpy() for column in columns), n_tokens=self.tokens)
 
 
 def _reader(sae: SAE, readout: LogitWeights) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
@@ -164,12 +162,9 @@ def attribution_correlations(
         found: dict[tuple[str, str], _Sums] = {}
         for start in range(0, len(following), rows_at_once):
             part = slice(start, start + rows_at_once)
-            inputs = {
-                side: (streams[side][part], readout.columns(following[part], centre=centre))
-                for side, readout in readouts.items()
-            }
+            columns = {side: readout.columns(following[part], centre=centre) for side, readout in readouts.items()}
             for direction, (own, others) in readers.items():
-                source, target = (inputs[side] for side in SIDES[direction])
+                source, target = ((streams[side][part], columns[side]) for side in SIDES[direction])
                 ours = own(*source)
                 for name, other in others.items():
                     theirs = tuple(column.to(ours[0].device) for column in other(*target))
@@ -197,80 +192,58 @@ def _check(stitched: StitchedPair, directions: Mapping[str, Twins]) -> None:
     if not directions or not all(twins.others for twins in directions.values()):
         raise ValueError("nothing to compare: expected at least one direction, each with at least one twin")
     for direction, twins in directions.items():
-        if direction not in SIDES:
-            raise ValueError(f"unknown direction {direction!r}: expected up or down")
+        check_known("direction", direction, SIDES)
         own, other = (stitched.side(side)[0] for side in SIDES[direction])
-        for name, sae, model in [("sae", twins.sae, own), *((name, sae, other) for name, sae in twins.others.items())]:
-            if sae.cfg.d_in != model.d_model:
-                raise ValueError(
-                    f"{direction}: SAE {name!r} reads {sae.cfg.d_in} dimensions: expected {model.d_model}, the width "
-                    f"of {model.ref!r}"
-                )
-            if sae.cfg.d_sae != twins.sae.cfg.d_sae:
-                raise ValueError(
-                    f"{direction}: twin {name!r} has {sae.cfg.d_sae} features: expected {twins.sae.cfg.d_sae}, one for "
-                    "each of the SAE that it is compared with"
-                )
+        features = twins.sae.cfg.d_sae
+        check_width(twins.sae, own, f"{direction}: the SAE")
+        for name, sae in twins.others.items():
+            check_width(sae, other, f"{direction}: twin {name!r}")
+            if sae.cfg.d_sae != features:
+                expected = f"expected {features}, one for each of the SAE that it is compared with"
+                raise ValueError(f"{direction}: twin {name!r} has {sae.cfg.d_sae} features: {expected}")
 
 
-def over_features(statistics: Callable[..., Sequence[float]], *groups: np.ndarray, seed: int) -> list[Estimate]:
+def over_features(
+    statistics: Callable[..., Mapping[str, float]], *groups: np.ndarray, seed: int
+) -> dict[str, Estimate]:
     """Estimate each of the `statistics`, which take groups of features, with intervals by resampling within each group.
 
-    Which features an SAE has is chance. Draws that give no number are left out; where the groups themselves give none,
-    the estimate is NaN.
+    Which features an SAE has is chance. A draw may lack some statistics. ValueError for a group without features.
     """
+    if not all(map(len, groups)):
+        raise ValueError(f"groups of {' and '.join(map(str, map(len, groups)))} features: expected some in each")
     generator = np.random.default_rng(seed)
-    draws = np.array([statistics(*(generator.choice(group, len(group)) for group in groups)) for _ in range(RESAMPLES)])
-    return [
-        from_draws(value, column[np.isfinite(column)]) if np.isfinite(value) else Estimate(np.nan, np.nan, np.nan)
-        for value, column in zip(statistics(*groups), draws.T)
-    ]
+    draws = [statistics(*(generator.choice(group, len(group)) for group in groups)) for _ in range(RESAMPLES)]
+    return {
+        name: from_draws(value, np.array([draw[name] for draw in draws if name in draw]))
+        for name, value in statistics(*groups).items()
+    }
 
 
-class CorrelationSummary(NamedTuple):
-    """What a histogram of correlations shows; intervals by resampling features."""
+def summarise(correlations: OfFeatures, *, seed: int = 0) -> dict[str, Estimate]:
+    """Summarise the correlations that are numbers, with intervals over features; ValueError if there is none.
 
-    mean: Estimate
-    median: Estimate
-    spread: Estimate
-    """The standard deviation over features."""
-    above_half: Estimate
-    """The share of features above 0.5."""
-    below_zero: Estimate
+    Give `mean`, `median` and `spread`, the standard deviation; `above_half` (0.5) and `below_zero` are shares of them.
+    """
 
+    def statistics(chosen: np.ndarray) -> dict[str, float]:
+        shares = {"above_half": (chosen > 0.5).mean(), "below_zero": (chosen < 0).mean()}
+        return {"mean": chosen.mean(), "median": np.median(chosen), "spread": chosen.std()} | shares
 
-def summarise(correlations: OfFeatures, *, seed: int = 0) -> CorrelationSummary:
-    """Summarise the correlations that are numbers; ValueError if there is none."""
-    values = _numbers(correlations, "correlations")
-
-    def statistics(chosen: np.ndarray) -> tuple[float, ...]:
-        return chosen.mean(), np.median(chosen), chosen.std(), (chosen > 0.5).mean(), (chosen < 0).mean()
-
-    return CorrelationSummary(*over_features(statistics, values, seed=seed))
+    return over_features(statistics, correlations[np.isfinite(correlations)], seed=seed)
 
 
-class AgainstRandom(NamedTuple):
-    """Where the correlations lie beside those under a random stitch; intervals by resampling the features of both."""
+def against_random(
+    correlations: OfFeatures, random: Float[np.ndarray, " others"], *, seed: int = 0
+) -> dict[str, Estimate]:
+    """Compare the correlations that are numbers with those under a random stitch (App. G).
 
-    better: Estimate
-    """The share above the 95th percentile of the random ones."""
-    negative: Estimate
-    """The share below their 5th percentile: features that were flipped."""
+    `better` is the share above the 95th percentile of the random ones, and `negative` the share below their 5th:
+    features that were flipped. Intervals resample the features of both. ValueError if either side has no number.
+    """
 
-
-def against_random(correlations: OfFeatures, random: Float[np.ndarray, " others"], *, seed: int = 0) -> AgainstRandom:
-    """Compare the correlations that are numbers (App. G); ValueError if either side has none."""
-    values, baseline = _numbers(correlations, "correlations"), _numbers(random, "random correlations")
-
-    def shares(values: np.ndarray, baseline: np.ndarray) -> tuple[float, float]:
+    def shares(values: np.ndarray, baseline: np.ndarray) -> dict[str, float]:
         low, high = np.quantile(baseline, (0.05, 0.95))
-        return (values > high).mean(), (values < low).mean()
+        return {"better": (values > high).mean(), "negative": (values < low).mean()}
 
-    return AgainstRandom(*over_features(shares, values, baseline, seed=seed))
-
-
-def _numbers(values: np.ndarray, what: str) -> np.ndarray:
-    values = np.asarray(values, dtype=np.float64)
-    if not np.isfinite(values).any():
-        raise ValueError(f"none of {len(values)} {what} is a number: expected at least one feature that is alive")
-    return values[np.isfinite(values)]
+    return over_features(shares, *(some[np.isfinite(some)] for some in (correlations, random)), seed=seed)

@@ -11,7 +11,6 @@ import functools
 import html
 import itertools
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -22,6 +21,7 @@ from torch import Tensor
 from ..data.text import TokenBatch
 from ..models.harvest import TOKENS_AT_ONCE, as_fits
 from ..models.language_model import LanguageModel
+from ..saes.evaluation import check_width
 from ..utils.progress import progress
 
 BEFORE, AFTER = 10, 5  # tokens of a context on either side of its peak, at most
@@ -30,15 +30,8 @@ NOTHING = -1  # stands for a token beyond the ends of a context
 BROKEN = "\ufffd"  # what a decoder writes for bytes that are only a part of a character
 LONGEST = 8  # tokens that are tried to make whole characters; one of four bytes has four at most
 
-
-class Context(NamedTuple):
-    """A stretch of one document around the token at which a feature is most active in it."""
-
-    document: int
-    tokens: tuple[tuple[str, float], ...]
-    """Each token's text and activation; tokens that share a character's bytes are one piece, with their largest."""
-    peak: int
-    """The place of the most active token."""
+# Texts and activations of a stretch's tokens; those that share a character's bytes are one piece, with their largest.
+Context = tuple[tuple[str, float], ...]
 
 
 def _best(table: pd.DataFrame, n: int) -> pd.DataFrame:
@@ -49,7 +42,7 @@ def _best(table: pd.DataFrame, n: int) -> pd.DataFrame:
 
 @torch.no_grad()
 def top_contexts(
-    model: LanguageModel, layer: int, sae: SAE, batches: Iterable[TokenBatch], *, n: int = 8
+    model: LanguageModel, layer: int, sae: SAE, batches: Iterable[TokenBatch], *, n: int
 ) -> dict[int, list[Context]]:
     """Find {feature: at most `n` contexts of different documents, the most active first}.
 
@@ -57,10 +50,7 @@ def top_contexts(
     with the document and at special tokens. A feature that never fires has an empty list. ValueError for an SAE of
     another width than the model.
     """
-    if n < 1:
-        raise ValueError(f"n must be positive: got {n}")
-    if sae.cfg.d_in != model.d_model:
-        raise ValueError(f"the SAE reads {sae.cfg.d_in} dimensions: expected {model.d_model}, those of {model.ref!r}")
+    check_width(sae, model)
     at_once = min(TOKENS_AT_ONCE, max(1, ENTRIES_AT_ONCE // sae.cfg.d_sae))
     threshold = np.zeros(sae.cfg.d_sae)  # what an activation must exceed to enter a feature's list
 
@@ -112,12 +102,10 @@ def _contexts(table: pd.DataFrame, tokenizer) -> Iterator[tuple[int, Context]]:
     def decode(*ids: int) -> str:
         return tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)
 
-    for feature, document, _, tokens, activations in table.itertuples(index=False):
-        shown = np.flatnonzero(tokens != NOTHING)
-        parts, texts = zip(*_pieces(tokens[shown].tolist(), decode))
-        largest = [float(activations[shown][part].max()) for part in parts]
-        peak = np.searchsorted([part.stop for part in parts], np.searchsorted(shown, BEFORE), side="right")
-        yield feature, Context(document, tuple(zip(texts, largest)), int(peak))
+    for feature, tokens, activations in table[["feature", "tokens", "activations"]].itertuples(index=False):
+        shown = tokens != NOTHING
+        pieces = _pieces(tokens[shown].tolist(), decode)
+        yield feature, tuple((text, float(activations[shown][part].max())) for part, text in pieces)
 
 
 def _pieces(ids: list[int], decode: Callable[..., str]) -> Iterator[tuple[slice, str]]:
@@ -137,9 +125,9 @@ def _pieces(ids: list[int], decode: Callable[..., str]) -> Iterator[tuple[slice,
 
 def highlighted(context: Context, *, rgb: str = "226, 135, 40") -> str:
     """Write the context as HTML; the colour behind a token is as strong as its share of the largest activation."""
-    top = max(activation for _, activation in context.tokens)
+    top = max(activation for _, activation in context)
     spans = []
-    for token, activation in context.tokens:
+    for token, activation in context:
         text = html.escape(token).replace("\n", "↵")
         share = activation / top if top > 0 else 0.0
         spans.append(f'<span style="background: rgba({rgb}, {share:.2f})">{text}</span>' if share > 0 else text)

@@ -2,27 +2,23 @@ r"""Entropy features: SAE features that write where the unembedding hardly reads
 
 Section 5.2, Fig. 5a, after Stolfo et al. 2024 and Gurnee et al. 2024. Let U take the last residual stream to logits,
 the final norm's weight included. Its effective null space is spanned by V, the left singular directions of its smallest
-2% of singular values. For a decoder row d_i,
-
-    rho_i^2 = ||V^T d_i||^2 / ||d_i||^2
-
-is the share of its squared norm that lies there; chance gives about 2%. What lies there moves no logit against another,
-but it lengthens the stream. The final norm divides by that length, so all logits move together: the entropy of the
-prediction changes and the order of the tokens does not. So an entropy feature writes much (its largest activation times
-||d_i||) and with a large share there. A LayerNorm takes the direction of equal entries away first, so rows are then
-centred. A causal test follows, which Gurnee et al. 2024 made for neurons: a direction is added to the residual stream
-at all ordinary tokens, and the size of the entropy's change is divided by that of the change of the next token's rank
-(of its logarithm). Any large direction changes both, so random directions of the same norm are the yardstick.
+2% of singular values. Of the squared norm of a decoder row d_i the share rho_i^2 = ||V^T d_i||^2 / ||d_i||^2 lies there
+(by chance about 2%). What lies there moves no logit against another, but it lengthens the stream. The norm divides by
+that length, so all logits move together: the entropy of the prediction changes and the order of the tokens does not.
+So an entropy feature writes much (its largest activation times ||d_i||) and with a large share there. A LayerNorm takes
+the direction of equal entries away first, so rows are then centred. A causal test follows, which Gurnee et al. 2024
+made for neurons: a direction is added to the residual stream at all ordinary tokens, and the size of the entropy's
+change is divided by that of the change of the next token's rank (of its logarithm). Any large direction changes both,
+so random directions of the same norm are the yardstick.
 
 Offers `unembedding`, `null_space`, `NullSpace`, `decoder_rows`, `summarise_activations`, `ActivationSummary`,
-`entropy_features`, `EntropyFeatures`; `entropy_effects`, `EntropyEffects`, `entropy_tests`, `EntropyTests`.
+`entropy_features`, `EntropyFeatures`; `entropy_effects`, `EntropyEffects`, `entropy_tests`.
 """
 
 import math
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from sae_lens import SAE
@@ -31,14 +27,16 @@ from torch import Tensor
 
 from ..data.text import TokenBatch
 from ..models.harvest import TOKENS_AT_ONCE, as_fits
-from ..models.language_model import LanguageModel
+from ..models.language_model import Edit, LanguageModel
 from ..models.unembedding import LogitWeights
 from ..stitching.evaluation import splice
 from ..utils.progress import progress
-from ..utils.stats import DocumentSums, Estimate
+from ..utils.stats import DocumentSums, Estimate, resampled_counts
 
 Directions = Float[Tensor, "n d_model"]
 BOTTOM = 0.02  # the share of the singular values that make the null space (section 5.2)
+# Changes of the prediction's entropy, with sign and without, nats; of the logarithm of the next token's rank, without.
+CHANGES = ("entropy", "entropy size", "rank size")
 COLUMNS_AT_ONCE = 16_384  # bounds float64 copies of an unembedding: 0.5 GB where a stream has 3584 dimensions
 
 
@@ -81,8 +79,6 @@ def null_space(W_U: Float[Tensor, "d_model vocab"], centred: bool = False, *, bo
 
     `centred` says that a norm takes the direction of equal entries away, so that it is neither found nor counted.
     """
-    if not 0 < bottom < 1:
-        raise ValueError(f"bottom is a share of the singular values, between 0 and 1: got {bottom}")
     gram = torch.zeros(len(W_U), len(W_U), dtype=torch.float64, device=W_U.device)
     for part in W_U.split(COLUMNS_AT_ONCE, dim=1):
         part = part.double() - part.double().mean(0) * centred
@@ -130,9 +126,8 @@ def summarise_activations(
     for n, found in as_fits(batches, read):
         tokens += n
         for name, values in found.items():
-            total = sums[name]
-            total[:2] += values[:2]
-            total[2] = torch.maximum(total[2], values[2])
+            sums[name][:2] += values[:2]
+            sums[name][2].clamp_(min=values[2])
     if not tokens:
         raise ValueError("the batches hold no ordinary token: expected at least one")
     return {
@@ -191,47 +186,47 @@ def _ranks(values: Tensor, among: Tensor) -> Tensor:
 
 
 class EntropyEffects(NamedTuple):
-    """What adding directions to the stream does to predictions; means over tokens, one entry a direction."""
+    """What adding directions to the stream does to predictions, one entry a direction.
+
+    In tests (`entropy_tests`) the last dimension of *n holds a feature's own direction, and then random ones.
+    """
 
     sums: Float[Tensor, "*n documents 3"]
-    """The sums over the predictions of each document of `entropy`, `entropy_size`, `rank_size`."""
+    """The sum of each of `CHANGES` over the predictions of each document."""
     tokens: Float[Tensor, "*n documents"]
     """The number of predictions of each document."""
 
-    @property
-    def entropy(self) -> Float[Tensor, "*n"]:
-        """The change of the entropy, nats."""
-        return self._mean(0)
-
-    @property
-    def entropy_size(self) -> Float[Tensor, "*n"]:
-        """The size of the change of the entropy, nats."""
-        return self._mean(1)
-
-    @property
-    def rank_size(self) -> Float[Tensor, "*n"]:
-        """The size of the change of the logarithm of the next token's rank among all tokens."""
-        return self._mean(2)
+    def mean(self, change: str) -> Float[Tensor, "*n"]:
+        """Average one of `CHANGES` over predictions."""
+        return self.sums[..., CHANGES.index(change)].sum(-1) / self.tokens.sum(-1)
 
     @property
     def per_rank(self) -> Float[Tensor, "*n"]:
         """The size of the entropy's change for each unit of change of the rank."""
-        return self.entropy_size / self.rank_size.clamp_min(1e-6)
+        return self.mean("entropy size") / self.mean("rank size").clamp_min(1e-6)
 
-    def resampled(self, counts: np.ndarray) -> "EntropyEffects":
-        """Take each document as often as `counts`, (draws, documents), says; means get a first dimension of draws.
+    @property
+    def exceeded(self) -> Float[Tensor, "*features"]:
+        """The share of the random directions of a test for which `per_rank` is less than for the feature."""
+        return (self.per_rank[..., 1:] < self.per_rank[..., :1]).float().mean(-1)
+
+    @property
+    def acting(self) -> Bool[Tensor, "*features"]:
+        """Whether the feature of a test exceeds at least 95% of them, and changes the entropy at all."""
+        return (self.exceeded >= 0.95) & (self.mean("entropy size")[..., 0] > 0)
+
+    def resampled(self, seed: int) -> "EntropyEffects":
+        """Draw documents anew; means get a first dimension of draws.
 
         ValueError for a single document, which says nothing of others.
         """
-        if counts.shape[1] < 2:
-            raise ValueError(f"an interval over documents needs two at least: got {counts.shape[1]}")
-        weights = torch.from_numpy(counts).to(self.sums)
+        n = self.tokens.shape[-1]
+        if n < 2:
+            raise ValueError(f"an interval over documents needs two at least: got {n}")
+        weights = torch.from_numpy(resampled_counts(n, seed)).to(self.sums)
         sums = torch.einsum("rd,...dk->r...k", weights, self.sums)
         tokens = torch.einsum("rd,...d->r...", weights, self.tokens)
         return EntropyEffects(sums[..., None, :], tokens[..., None])
-
-    def _mean(self, column: int) -> Tensor:
-        return self.sums[..., column].sum(-1) / self.tokens.sum(-1)
 
 
 def entropy_effects(
@@ -243,32 +238,28 @@ def entropy_effects(
     """
 
     @torch.no_grad()
-    def predictions(batch: TokenBatch, stream: Tensor, direction: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Compute entropies and log ranks of the next tokens: (n,), (n,)."""
-        counted = (batch.mask[:, :-1] & batch.mask[:, 1:]).to(model.device)
-
-        def edit(residual: Tensor) -> Tensor:
-            return residual if direction is None else splice(residual + direction.to(residual), batch.mask)(residual)
-
-        logits = model.logits(batch.tokens, layer=layer, edit=None if direction is None else edit, stream=stream)
-        logits = logits[:, :-1][counted].float()
-        following = batch.tokens[:, 1:].to(model.device)[counted]
-        logs = logits.log_softmax(-1)
-        above = (logits > logits.gather(1, following[:, None])).sum(-1)
-        return -(logs.exp() * logs).sum(-1).double(), (1 + above).double().log()
-
     def read(batch: TokenBatch) -> DocumentSums:
         """Sum by document, (n, 4): three changes for each direction, and the number of predictions."""
         stream = model.residuals(batch.tokens, [layer])[layer]
-        entropy, rank = predictions(batch, stream)
+        counted = batch.mask[:, :-1] & batch.mask[:, 1:]
+        following = batch.tokens[:, 1:][counted].to(model.device)
+
+        def predictions(edit: Edit | None = None) -> tuple[Tensor, Tensor]:
+            """Compute entropies and log ranks of the next tokens: (n,), (n,)."""
+            logits = model.logits(batch.tokens, layer=layer, edit=edit, stream=stream)
+            logits = logits[:, :-1][counted.to(model.device)].float()
+            logs = logits.log_softmax(-1)
+            above = (logits > logits.gather(1, following[:, None])).sum(-1)
+            return -(logs.exp() * logs).sum(-1).double(), (1 + above).double().log()
+
+        entropy, rank = predictions()
         values = torch.zeros(len(entropy), len(directions), 4, dtype=torch.float64)
         for index, direction in enumerate(progress(directions, "directions")):
-            new_entropy, new_rank = predictions(batch, stream, direction)
+            new_entropy, new_rank = predictions(splice(stream + direction.to(stream), batch.mask))
             change = new_entropy - entropy
             columns = change, change.abs(), (new_rank - rank).abs(), torch.ones_like(change)
             values[:, index] = torch.stack(columns, dim=1).cpu()
-        owners = batch.documents[:, 1:][batch.mask[:, :-1] & batch.mask[:, 1:]]
-        return DocumentSums.of(owners, values)
+        return DocumentSums.of(batch.documents[:, 1:][counted], values)
 
     total = DocumentSums()
     for part in as_fits(batches, read):
@@ -277,37 +268,12 @@ def entropy_effects(
     return EntropyEffects(sums[..., :3].transpose(0, 1), sums[..., 3].T)
 
 
-class EntropyTests(NamedTuple):
-    """The effects of features' directions beside those of random ones of the same norms."""
-
-    features: EntropyEffects
-    """(n,)"""
-    random: EntropyEffects
-    """(n, random directions)"""
-
-    @property
-    def exceeded(self) -> Float[Tensor, "*n"]:
-        """The share of the random directions that change the entropy less for each unit of change of the rank."""
-        return (self.random.per_rank < self.features.per_rank[..., None]).float().mean(-1)
-
-    @property
-    def acting(self) -> Bool[Tensor, "*n"]:
-        """Whether a feature exceeds at least 95% of them, and changes the entropy at all."""
-        return (self.exceeded >= 0.95) & (self.features.entropy_size > 0)
-
-    def resampled(self, counts: np.ndarray) -> "EntropyTests":
-        """Resample both with the same draws of documents; see `EntropyEffects.resampled`."""
-        return EntropyTests(*(effects.resampled(counts) for effects in self))
-
-
 def entropy_tests(
     model: LanguageModel, layer: int, directions: Directions, batches: Iterable[TokenBatch], *, n_random: int, seed: int
-) -> EntropyTests:
-    """Measure the effects of `directions`, and of random ones of the norm of each."""
+) -> EntropyEffects:
+    """Measure the effects, (n, 1 + n_random), of each direction and then of random ones of its norm."""
     drawn = torch.randn(n_random, model.d_model, generator=torch.Generator().manual_seed(seed))
-    drawn = drawn / drawn.norm(dim=1, keepdim=True)
-    own = directions.detach().cpu().float()
-    effects = entropy_effects(model, layer, torch.cat([own, *(drawn * norm for norm in own.norm(dim=1))]), batches)
-    features = EntropyEffects(*(values[: len(own)] for values in effects))
-    random = EntropyEffects(*(values[len(own) :].unflatten(0, (len(own), n_random)) for values in effects))
-    return EntropyTests(features, random)
+    drawn, own = drawn / drawn.norm(dim=1, keepdim=True), directions.detach().cpu().float()[:, None]
+    tried = torch.cat([own, drawn * own.norm(dim=2, keepdim=True)], dim=1)  # (n, 1 + n_random, d_model)
+    effects = entropy_effects(model, layer, tried.flatten(0, 1), batches)
+    return EntropyEffects(*(values.unflatten(0, tried.shape[:2]) for values in effects))

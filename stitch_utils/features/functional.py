@@ -1,17 +1,15 @@
 """The study of section 5.2: features with a role in A, their twins on B, and random twins beside them.
 
-Feature i of A's SAE and feature i of the transferred SAE are twins. Entropy features (Fig. 5a) are found by geometry
-and put to a causal test. Attention deactivation (Figs. 5b and 16) is searched for in A, and the feature that moves a
-head most is followed to B. What chosen features and heads do is measured on another text. Sizes and ranks choose the
-entropy features, so they are measured on the text that is searched. Every result is compared with random stitches.
+Entropy features (Fig. 5a) are found by geometry and put to a causal test. Attention deactivation (Figs. 5b and 16) is
+searched for in A, and the feature that moves a head most is followed to B. What chosen features and heads do is
+measured on another text; sizes and ranks, which choose the entropy features, are of the text that is searched.
 
 Offers `FunctionalConfig`, `functional_config`, `functional_texts`, `functional_twins`, `FunctionalTwins`,
 `study_entropy`, `EntropyStudy`, `study_deactivation`, `DeactivationStudy`.
 """
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,17 +23,16 @@ from ..models.language_model import LanguageModel
 from ..saes.transfer import transfer_sae
 from ..stitching.pair import StitchedPair
 from ..stitching.stitch import random_stitch
-from ..utils.stats import Estimate, from_draws, over_seeds, resampled_counts
+from ..utils.stats import Estimate, from_draws, over_seeds
 from . import entropy
-from .attention import DeactivationSearch, HeadRoles, deactivation_search, head_roles
+from .attention import ENDS, DeactivationSearch, PathEffect, deactivation_search, head_roles
 
 SHOWN = 8  # bounds the entropy features that are followed
-ENDS = ("closing", "opening")
 MEASURES = {
-    "entropy_change": lambda test: test.features.entropy_size,
-    "rank_change": lambda test: test.features.rank_size,
-    "per_rank": lambda test: test.features.per_rank,
-    "per_rank_of_random_directions": lambda test: test.random.per_rank.mean(-1),
+    "entropy_change": lambda test: test.mean("entropy size")[..., 0],
+    "rank_change": lambda test: test.mean("rank size")[..., 0],
+    "per_rank": lambda test: test.per_rank[..., 0],
+    "per_rank_of_random_directions": lambda test: test.per_rank[..., 1:].mean(-1),
 }
 
 
@@ -84,16 +81,16 @@ def functional_texts(stitched: StitchedPair, config: FunctionalConfig) -> tuple[
 
     Each document has a row of its own, also where the pair packs them, so that a head has one token that begins a text.
     """
-    alone, sizes, tokenizer = dataclasses.replace(stitched.pair, rows="document"), stitched.sizes, stitched.tokenizer
+    alone, sizes, tokenizer = replace(stitched.pair, rows="document"), stitched.sizes, stitched.tokenizer
     texts = [training_batches(alone, sizes, tokenizer, config.search_documents * alone.context)]
     for count in (config.evaluation_documents, config.entropy_documents):
-        texts.append(evaluation_batches(alone, dataclasses.replace(sizes, eval_documents=count), tokenizer))
-    return tuple([_trimmed(batch) for batch in text] for text in texts)
+        texts.append(evaluation_batches(alone, replace(sizes, eval_documents=count), tokenizer))
 
+    def trimmed(batch: TokenBatch) -> TokenBatch:
+        width = 1 + max([1, *batch.mask.any(0).nonzero()[:, 0].tolist()])
+        return TokenBatch(*(part[:, :width] for part in batch))
 
-def _trimmed(batch: TokenBatch) -> TokenBatch:
-    width = 1 + max([1, *batch.mask.any(0).nonzero()[:, 0].tolist()])
-    return TokenBatch(*(part[:, :width] for part in batch))
+    return tuple(list(map(trimmed, text)) for text in texts)
 
 
 @dataclass(frozen=True)
@@ -101,12 +98,13 @@ class FunctionalTwins:
     """A's SAE, `before`; on B the transferred one, `after`, and those through random stitches, `random 0` and on."""
 
     config: FunctionalConfig
-    stitched: StitchedPair
     saes: Mapping[str, SAE]
+    sides: Mapping[str, tuple[LanguageModel, int]]
+    """The model that each SAE reads, and the block before which it does."""
     activity: Mapping[str, entropy.ActivationSummary]
     """The activity of each SAE on the text that is searched."""
-    spaces: tuple[entropy.NullSpace, entropy.NullSpace]
-    """Where A's and B's unembeddings hardly read."""
+    spaces: Mapping[str, entropy.NullSpace]
+    """Where the unembedding of each SAE's model hardly reads."""
     search: Sequence[TokenBatch]
     evaluation: Sequence[TokenBatch]
     few: Sequence[TokenBatch]
@@ -117,14 +115,6 @@ class FunctionalTwins:
         """`before`, `after` and `random`, with the SAEs of each."""
         return {"before": ["before"], "after": ["after"], "random": [key for key in self.saes if key.startswith("r")]}
 
-    def at(self, key: str) -> tuple[LanguageModel, int]:
-        """Look up the model that an SAE reads, and the block before which it does."""
-        return self.stitched.side("a" if key == "before" else "b")
-
-    def space(self, key: str) -> entropy.NullSpace:
-        """Look up the null space of the model that an SAE reads."""
-        return self.spaces[key != "before"]
-
 
 def functional_twins(stitched: StitchedPair, original: SAE, config: FunctionalConfig) -> FunctionalTwins:
     """Transfer A's SAE `original` to B, and read all texts; ValueError for text without an ordinary token."""
@@ -132,12 +122,13 @@ def functional_twins(stitched: StitchedPair, original: SAE, config: FunctionalCo
     twins = {"after": transfer_sae(original, stitch)}
     for number in range(config.random_stitches):
         twins[f"random {number}"] = transfer_sae(original, random_stitch(stitch, config.seed + number, means=means))
-    saes = {"before": original, **twins}
-    search, evaluation, few = functional_texts(stitched, config)
-    activity = entropy.summarise_activations(*stitched.side("a"), {"before": original}, search)
-    activity |= entropy.summarise_activations(*stitched.side("b"), twins, search)
-    a, b = (entropy.null_space(*entropy.unembedding(model), bottom=config.bottom) for model in stitched.models)
-    return FunctionalTwins(config, stitched, saes, activity, (a, b), search, evaluation, few)
+    texts, sides, activity, spaces = functional_texts(stitched, config), {}, {}, {}
+    for side, saes in (("a", {"before": original}), ("b", twins)):
+        model, layer = stitched.side(side)
+        sides |= dict.fromkeys(saes, (model, layer))
+        activity |= entropy.summarise_activations(model, layer, saes, texts[0])
+        spaces |= dict.fromkeys(saes, entropy.null_space(*entropy.unembedding(model), bottom=config.bottom))
+    return FunctionalTwins(config, {"before": original, **twins}, sides, activity, spaces, *texts)
 
 
 @dataclass(frozen=True)
@@ -149,22 +140,8 @@ class EntropyStudy:
     """By SAE."""
     followed: list[int]
     """The first entropy features of A's SAE; without any, the feature that comes closest."""
-    tests: Mapping[str, entropy.EntropyTests]
+    tests: Mapping[str, entropy.EntropyEffects]
     """By SAE, of the features that are followed."""
-
-    @property
-    def candidates(self) -> tuple[int, ...]:
-        """The entropy features of A's SAE."""
-        return self.found["before"].candidates
-
-    @property
-    def kept(self) -> list[int]:
-        """Those of A's entropy features whose twins are entropy features of the transferred SAE."""
-        return [feature for feature in self.candidates if feature in self.found["after"].candidates]
-
-    def random_count(self) -> float:
-        """Average the numbers of entropy features of the SAEs through random stitches."""
-        return _mean([len(self.found[key].candidates) for key in self.twins.groups["random"]])
 
     def marked(self, key: str) -> np.ndarray:
         """Mark, among the features that fire, those that are followed."""
@@ -173,13 +150,14 @@ class EntropyStudy:
     def numbers(self, pair: str) -> dict[str, float]:
         """Return the entries of a results file under `figure5a.<pair>`: counts, and means over those followed."""
         start, followed = f"figure5a.{pair}", self.followed
+        found = {key: one.candidates for key, one in self.found.items()}
         numbers: dict[str, float] = {
-            f"{start}.count": len(self.candidates),
-            f"{start}.followed": len(followed) if self.candidates else 0,
-            f"{start}.kept": len(self.kept),
+            f"{start}.count": len(found["before"]),
+            f"{start}.followed": len(followed) if found["before"] else 0,
+            f"{start}.kept": len({*found["before"]} & {*found["after"]}),
             f"{start}.by_chance": self.found["before"].by_chance,
-            f"{start}.after.count": len(self.found["after"].candidates),
-            f"{start}.random.count": self.random_count(),
+            f"{start}.after.count": len(found["after"]),
+            f"{start}.random.count": _mean([len(found[key]) for key in self.twins.groups["random"]]),
         }
         for group, keys in self.twins.groups.items():
             some, begin = [self.found[key] for key in keys], f"{start}.{group}"
@@ -187,21 +165,19 @@ class EntropyStudy:
                 f"{begin}.null_rank": _mean([one.share_rank[followed].min() for one in some]),
                 f"{begin}.norm_rank": _mean([one.size_rank[followed].min() for one in some]),
                 f"{begin}.null_share": _mean([one.share[followed].sqrt().mean() for one in some]),
-                f"{begin}.chance": self.twins.space(keys[0]).chance.value ** 0.5,
+                f"{begin}.chance": self.twins.spaces[keys[0]].chance.value ** 0.5,
             }
             for quantity, measure in MEASURES.items():
                 numbers |= self._of_group(group, measure).numbers(f"{begin}.{quantity}")
             acting = self._of_group(group, lambda test: test.acting.sum(-1, keepdim=True))
-            numbers |= (acting if self.candidates else Estimate(0.0, 0.0, 0.0)).numbers(f"{begin}.acting")
+            numbers |= (acting if found["before"] else Estimate(0.0, 0.0, 0.0)).numbers(f"{begin}.acting")
         return numbers
 
-    def _of_group(self, group: str, measure: Callable[[entropy.EntropyTests], Tensor]) -> Estimate:
+    def _of_group(self, group: str, measure: Callable[[entropy.EntropyEffects], Tensor]) -> Estimate:
         """Average a measure over its last dimension and a group's SAEs, with an interval that resamples documents."""
         tests = [self.tests[key] for key in self.twins.groups[group]]
-        counts = resampled_counts(tests[0].features.tokens.shape[-1], self.twins.config.seed)
-        value = _mean([measure(test).float().mean() for test in tests])
-        draws = [measure(test.resampled(counts)).float().mean(1).numpy() for test in tests]
-        return from_draws(value, np.mean(draws, axis=0))
+        draws = [measure(test.resampled(self.twins.config.seed)).float().mean(1).numpy() for test in tests]
+        return from_draws(_mean([measure(test).float().mean() for test in tests]), np.mean(draws, axis=0))
 
     def of_feature(self, feature: int, group: str) -> dict[str, float]:
         """Average over a group's SAEs what is known of a feature that is followed.
@@ -211,29 +187,28 @@ class EntropyStudy:
         """
         place, keys = self.followed.index(feature), self.twins.groups[group]
         found, tests = [self.found[key] for key in keys], [self.tests[key] for key in keys]
-        of_saes = {
-            "share": [one.share[feature].sqrt() for one in found],
-            "size rank": [one.size_rank[feature] for one in found],
-            "entropy": [test.features.entropy[place] for test in tests],
-            "its size": [test.features.entropy_size[place] for test in tests],
-            "rank": [test.features.rank_size[place] for test in tests],
-            "ratio": [test.features.per_rank[place] for test in tests],
-            "random": [test.random.per_rank[place].median() for test in tests],
-            "above": [test.exceeded[place] for test in tests],
+        return {
+            "share": _mean([one.share[feature].sqrt() for one in found]),
+            "size rank": _mean([one.size_rank[feature] for one in found]),
+            "entropy": _mean([test.mean("entropy")[place, 0] for test in tests]),
+            "its size": _mean([test.mean("entropy size")[place, 0] for test in tests]),
+            "rank": _mean([test.mean("rank size")[place, 0] for test in tests]),
+            "ratio": _mean([test.per_rank[place, 0] for test in tests]),
+            "random": _mean([test.per_rank[place, 1:].median() for test in tests]),
+            "above": _mean([test.exceeded[place] for test in tests]),
         }
-        return {name: _mean(values) for name, values in of_saes.items()}
 
 
 def study_entropy(twins: FunctionalTwins) -> EntropyStudy:
     """Find the entropy features of every SAE, and add what those of A that are followed write to the stream."""
     config, found, tests = twins.config, {}, {}
     for key, sae in twins.saes.items():
-        found[key] = entropy.entropy_features(sae, twins.activity[key], twins.space(key), quantile=config.quantile)
+        found[key] = entropy.entropy_features(sae, twins.activity[key], twins.spaces[key], quantile=config.quantile)
     followed = list(found["before"].candidates[:SHOWN] or (found["before"].closest,))
     for key, sae in twins.saes.items():
         directions = twins.activity[key].mean[followed, None] * entropy.decoder_rows(sae).cpu()[followed]
         options = {"n_random": config.random_directions, "seed": config.seed}
-        tests[key] = entropy.entropy_tests(*twins.at(key), directions, twins.few, **options)
+        tests[key] = entropy.entropy_tests(*twins.sides[key], directions, twins.few, **options)
     return EntropyStudy(twins, found, followed, tests)
 
 
@@ -248,8 +223,8 @@ class DeactivationStudy:
     twins: FunctionalTwins
     search: DeactivationSearch
     feature: int
-    roles: Mapping[str, HeadRoles]
-    """By SAE: the effects on the heads that the feature moves most."""
+    roles: Mapping[str, Mapping[str, PathEffect]]
+    """By SAE and end: the effects on the heads that the feature moves most."""
     changes: Mapping[tuple[str, str], Estimate]
     """By SAE and end: change of the attention to the first token when the path to that head is ablated."""
 
@@ -261,20 +236,20 @@ class DeactivationStudy:
 
     def share(self, key: str) -> float:
         """Compute the share of the feature's squared norm in the null space of the unembedding."""
-        return self.twins.space(key).share(entropy.decoder_rows(self.twins.saes[key])[self.feature, None]).item()
+        return self.twins.spaces[key].share(entropy.decoder_rows(self.twins.saes[key])[self.feature, None]).item()
 
     def numbers(self, pair: str) -> dict[str, float]:
         """Return the entries of a results file under `figure5b.<pair>` and `figure16.<pair>`."""
         start, other, numbers = f"figure5b.{pair}", f"figure16.{pair}", {}
         for key in ("before", "after"):
-            effect, share = self.roles[key].closing, self.share(key)
+            effect, share = self.roles[key]["closing"], self.share(key)
             numbers |= self.changes[key, "closing"].numbers(f"{start}.{key}.change")
             numbers |= {
                 f"{start}.{key}.attended": float(effect.attended.mean()) if len(effect.attended) else 0.0,
                 f"{start}.{key}.tokens": len(effect.attended),
                 f"{start}.{key}.null_share": share**0.5,
                 f"{start}.{key}.null_share_squared": share,
-                f"{start}.{key}.chance": self.twins.space(key).chance.value ** 0.5,
+                f"{start}.{key}.chance": self.twins.spaces[key].chance.value ** 0.5,
             }
         strangers = self.twins.groups["random"]
         closing, opening = ([self.changes[key, end].value for key in strangers] for end in ENDS)
@@ -295,14 +270,12 @@ def study_deactivation(twins: FunctionalTwins) -> DeactivationStudy:
 
     ValueError if no feature fires often enough.
     """
-    config, sizes = twins.config, {"max_tokens": twins.config.max_tokens}
+    config, sizes, roles = twins.config, {"max_tokens": twins.config.max_tokens}, {}
     limits = sizes | {"candidates": config.candidates, "min_tokens": config.min_tokens}
     original = twins.saes["before"], twins.activity["before"]
-    search = deactivation_search(*twins.at("before"), *original, twins.search, **limits)
+    search = deactivation_search(*twins.sides["before"], *original, twins.search, **limits)
     feature = search.effects[0].path.feature
-    roles = {
-        key: head_roles(*twins.at(key), sae, feature, twins.search, twins.evaluation, **sizes)
-        for key, sae in twins.saes.items()
-    }
-    changes = {(key, end): getattr(role, end).change(seed=config.seed) for key, role in roles.items() for end in ENDS}
+    for key, sae in twins.saes.items():
+        roles[key] = head_roles(*twins.sides[key], sae, feature, twins.search, twins.evaluation, **sizes)
+    changes = {(key, end): roles[key][end].change(seed=config.seed) for key in roles for end in ENDS}
     return DeactivationStudy(twins, search, feature, roles, changes)

@@ -4,19 +4,15 @@ Section 5.1 and App. H.1 (Table 7). For each sentence of a text an instruction-t
 temperature 1, in which function words and punctuation stay and every content word comes from another field. Without a
 model the embedded world writes them by its grammar, where the form changes too if a phrase of place or time has other
 prepositions, articles or words, if a verb has a particle ("hung up"), or if it is spelt as a function word ("need").
-The paper keeps every answer and calls it noisy; here a filter counts which versions break the structure, and how.
-
-A model's versions are saved as soon as there are any, so a run that was stopped goes on where it was. Batches begin at
-fixed places, so it then samples what it would have sampled without the stop.
+The paper keeps every answer and calls it noisy; here the versions that break the structure are counted. A run that was
+stopped goes on where it was: batches begin at fixed places, so it samples what it would have sampled without the stop.
 
 Offers `augmented_groups`, `AugmentedGroups`, `broken_rules`, `sentences`, `show_augmentations`, `world_stream`.
 """
 
-import dataclasses
 import itertools
 import random
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -27,7 +23,7 @@ from ..data.hub import remembered
 from ..data.pairs import AugmenterRef, ModelPair, ModelRef, blaming
 from ..data.text import read_documents
 from ..models.generation import chat, generate_texts
-from ..models.harvest import of_activations
+from ..models.harvest import text_key, weights_digest
 from ..models.language_model import LanguageModel, load_config, load_model
 from ..utils.cache import artifact
 
@@ -98,29 +94,25 @@ def augmented_groups(pair: ModelPair, count: int, k: int = 5, *, seed: int = 0) 
     """Find at most `count` sentences with `k` versions each, by the pair's `augmenter` or, without one, by the world.
 
     The sentences are drawn from different documents of the evaluation text. Versions that break a rule stay, as in the
-    paper; sentences with a version that says nothing are left out. ValueError for numbers that are not positive, and if
-    no sentence is left.
+    paper; sentences with a version that says nothing are left out. ValueError if no sentence is left.
     """
-    if count < 1 or k < 1:
-        raise ValueError(f"expected count >= 1 and k >= 1: got {count} and {k}")
     if pair.augmenter is None:
         source, found = "world", augmented_sentences(world_stream(seed), count, k)
     else:
         with blaming(pair, "augmenter"):
             written = _rewritten(pair, pair.augmenter, k, seed, min(AT_ONCE, count))
             source, found = pair.augmenter.model, list(itertools.islice(written, count))
-    groups, clean, whole = [], [], 0
-    broken: Counter[str] = Counter(dict.fromkeys(RULES, 0))
+    groups, clean, judged = [], [], []
     for original, *versions in found:
         rules = [broken_rules(original, version) for version in versions]
-        broken.update(itertools.chain(*rules))
-        whole += rules.count(())
+        judged += rules
         if not any("empty" in one for one in rules):
             groups.append([original, *versions])
             clean.append(not any(rules))
     if not groups:
         raise ValueError(f"none of {len(found)} sentences has {k} versions by {source!r} that say anything")
-    return AugmentedGroups(groups, source, k * len(found), whole, dict(broken), clean)
+    broken = {rule: sum(rule in one for one in judged) for rule in RULES}
+    return AugmentedGroups(groups, source, len(judged), judged.count(()), broken, clean)
 
 
 def world_stream(seed: int) -> str:
@@ -171,9 +163,8 @@ def sentences(pair: ModelPair, seed: int) -> Iterator[str]:
 def _rewritten(pair: ModelPair, augmenter: AugmenterRef, k: int, seed: int, at_once: int) -> Iterator[list[str]]:
     """Give each sentence with its versions, from the file that remembers them or from the pair's augmenter."""
     load_config(augmenter.model, revision=augmenter.revision)  # from then on it is known which commit the Hub gives
-    in_place_of_a = dataclasses.replace(pair, a=ModelRef(augmenter.model, layer=0, revision=augmenter.revision))
-    known = of_activations(in_place_of_a, (0, 0), scale=next(iter(pair.scales)))
-    made_of = {"model": known["models"][0], "dtype": augmenter.dtype, "text": known["texts"][1]}
+    digest = weights_digest(ModelRef(augmenter.model, revision=augmenter.revision))
+    made_of = {"model": digest, "dtype": augmenter.dtype, "text": text_key(pair.evaluation)}
     made_of |= {"k": k, "seed": seed, "at_once": at_once}
     path = artifact(pair.name, "augmented", made_of, sources=(augmented_groups,), suffix=".jsonl")
 
@@ -194,26 +185,22 @@ def _versions(model: LanguageModel, batch: Sequence[str], k: int, *, seed: int) 
     prompts = [INSTRUCTION.format(sentence=sentence) for sentence in batch for _ in range(k)]
     if model.tokenizer.chat_template is not None:
         prompts = chat(model, prompts)
-    longest = max(len(ids) for ids in model.tokenizer(list(batch), add_special_tokens=False)["input_ids"])
+    longest = max(map(len, model.tokenizer(list(batch), add_special_tokens=False)["input_ids"]))
     sizes = {"max_new_tokens": longest + longest // 2 + 8, "batch_size": len(prompts)}
     options = {"temperature": TEMPERATURE, "seed": seed, "losses": False, "title": "versions"}
-    responses = generate_texts(model, prompts, **sizes, **options)
-    texts = [_answer(response.text) for response in responses]
+    texts = [_answer(response.text) for response in generate_texts(model, prompts, **sizes, **options)]
     return [[sentence, *texts[k * place : k * (place + 1)]] for place, sentence in enumerate(batch)]
 
 
 def _answer(text: str) -> str:
     """Take the first line that says something, without the label and quotation marks of the prompt's example."""
-    line = next((line.strip() for line in text.split("\n") if line.strip()), "")
-    line = line.removeprefix("Output:").strip()
+    line = next(filter(None, map(str.strip, text.split("\n"))), "").removeprefix("Output:").strip()
     quoted = re.fullmatch(r'["“]([^"“”]*)["”]', line)
     return quoted.group(1).strip() if quoted else line
 
 
 def show_augmentations(groups: Sequence[Sequence[str]], count: int = 2) -> pd.DataFrame:
     """Tabulate the first groups (Table 7), the original of each as version 1."""
-    tables = [
-        pd.DataFrame({"group": number, "version": range(1, len(group) + 1), "sentence": group})
-        for number, group in enumerate(groups[:count], 1)
-    ]
-    return pd.concat(tables, ignore_index=True)
+    shown = enumerate(groups[:count], 1)
+    rows = [(number, version, text) for number, group in shown for version, text in enumerate(group, 1)]
+    return pd.DataFrame(rows, columns=["group", "version", "sentence"])

@@ -3,22 +3,21 @@
 Section 5.1, Figs. 4 and 15. A sentence and its versions of the same structure (`rewriting`) are a group. In it a
 feature of the original SAE fires in all versions (on some ordinary token of each), in some or in none. It is
 *structural* if it fires in all versions of at least a share of the groups in which it fires in any, *semantic* if of
-fewer, and *dead* if it fires in too few groups to tell. The paper gives no share.
-
-This rule calls a feature that fires in every sentence structural, whatever it is about. Two checks follow. Frequent
-features may transfer better for that alone, so `matched_rates` compares the classes where they fire equally often.
-`unrelated` deals versions out among the groups: a feature that is still consistent there is only dense.
+fewer, and *dead* if it fires in too few groups to tell. The paper gives no share. This rule calls a feature that fires
+in every sentence structural, whatever it is about. Frequent features may transfer better for that alone, so
+`matched_rates` compares the classes where they fire equally often. `unrelated` deals versions out among the groups: a
+feature that is still consistent there is only dense.
 
 The paper cannot check the classes. The embedded world's grammar marks every word that came from a slot for content: a
 feature whose activation falls on such words should be semantic, any other structural. Where that fails, the feature
 follows a role that any word may fill (the noun of place, say), or fires too often or too seldom for the classes.
 
-Offers `feature_presence`, `classify`, `FeatureClasses`, `unrelated`, `matched_rates`, `ClassDifference`,
-`density_ratios`, `known_words`, `KnownWords`, `recovery`, `Recovery`.
+Offers `feature_presence`, `classify`, `FeatureClasses`, `unrelated`, `matched_rates`, `density_ratios`,
+`known_words`, `KnownWords`, `recovery`, `Recovery`.
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -32,6 +31,7 @@ from ..data.embedded.marked import MarkedSentence
 from ..data.text import TokenBatch, text_rows
 from ..models.harvest import TOKENS_AT_ONCE, as_fits
 from ..models.language_model import LanguageModel
+from ..saes.evaluation import check_width
 from ..utils.progress import progress
 from ..utils.stats import Estimate
 from .attribution import OfFeatures, over_features
@@ -67,8 +67,7 @@ def _of_sentences(
     model: LanguageModel, layer: int, sae: SAE, texts: Sequence[str], title: str
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Give, for some ordinary tokens at a time, their sentences, places in the row, and latents (n, features)."""
-    if sae.cfg.d_in != model.d_model:
-        raise ValueError(f"the SAE reads {sae.cfg.d_in} dimensions: expected {model.d_model}, those of {model.ref!r}")
+    check_width(sae, model)
 
     def read(batch: TokenBatch) -> tuple[TokenBatch, Tensor]:
         empty = batch.documents[~batch.mask.any(1), 0]
@@ -100,8 +99,6 @@ class FeatureClasses(NamedTuple):
 
 def classify(presence: Presence, *, share: float = SHARE, min_groups: int = MIN_GROUPS) -> FeatureClasses:
     """Class features by where they fire; ValueError for groups without a version beside the original."""
-    if not 0 < share <= 1 or min_groups < 1:
-        raise ValueError(f"expected a share in (0, 1] and min_groups >= 1: got {share} and {min_groups}")
     if presence.shape[1] < 2:
         raise ValueError(f"groups of {presence.shape[1]} sentences: expected an original and at least one version")
     groups, consistent = presence.any(axis=1).sum(axis=0), presence.all(axis=1).sum(axis=0)
@@ -117,32 +114,19 @@ def unrelated(presence: Presence, *, seed: int = 0) -> Presence:
     return np.stack([column[generator.permutation(len(column))] for column in presence.swapaxes(0, 1)], axis=1)
 
 
-class ClassDifference(NamedTuple):
-    """Structural less semantic features; intervals by resampling the features of each class."""
-
-    mean: Estimate
-    """The difference of their mean correlations."""
-    spread: Estimate
-    """The difference of the standard deviations of their correlations."""
-    structural: int
-    """The number of structural features compared."""
-    semantic: int
-
-
 def matched_rates(
     correlation: OfFeatures, rate: OfFeatures, classes: FeatureClasses, *, seed: int = 0
-) -> dict[str, ClassDifference]:
+) -> tuple[dict[str, Estimate], dict[str, int]]:
     """Compare the classes' correlations, of `all` features and `matched` in bins of the logarithm of the firing rate.
 
-    In the matched comparison, which is missing if the rates never meet, only bins with features of both classes count,
-    and a structural feature weighs as much as there are semantic ones for each structural one in its bin. Features that
-    have no correlation (NaN) or never fire are left out. ValueError if a class has no feature left.
+    Return the differences, structural less semantic, of the mean and the standard deviation (`all.mean`, `all.spread`,
+    `matched.mean`, `matched.spread`), and how many features are compared (`all.structural`, ...). In the matched
+    comparison, which is missing if the rates never meet, only bins with features of both classes count, and a
+    structural feature weighs as much as there are semantic ones for each structural one in its bin. Features that have
+    no correlation (NaN) or never fire are left out. ValueError if a class has no feature left.
     """
     usable = np.isfinite(correlation) & (rate > 0)
     sides = {name: np.flatnonzero(getattr(classes, name) & usable) for name in ("structural", "semantic")}
-    for name, chosen in sides.items():
-        if not len(chosen):
-            raise ValueError(f"no {name} feature has a correlation and a firing rate: expected at least one")
     bins = np.full(len(rate), -1)
     logs = np.floor(BINS_A_DECADE * np.log10(rate[usable])).astype(int)
     bins[usable] = logs - logs.min()
@@ -153,44 +137,39 @@ def matched_rates(
         counts, others = (np.bincount(bins[some], minlength=n_bins) for some in (structural, semantic))
         return (others / np.maximum(counts, 1))[bins[structural]], counts[bins[semantic]] > 0
 
-    def differences(structural: np.ndarray, semantic: np.ndarray) -> list[float]:
+    def differences(structural: np.ndarray, semantic: np.ndarray) -> dict[str, float]:
         """Subtract mean and spread as they are, and where matched."""
         ours, theirs = correlation[structural], correlation[semantic]
         weights, met = matching(structural, semantic)
-        found = [ours.mean() - theirs.mean(), ours.std() - theirs.std(), np.nan, np.nan]
+        found = {"all.mean": ours.mean() - theirs.mean(), "all.spread": ours.std() - theirs.std()}
         if met.any():
             mean = np.average(ours, weights=weights)
             spread = np.average((ours - mean) ** 2, weights=weights) ** 0.5
-            found[2:] = mean - theirs[met].mean(), spread - theirs[met].std()
-        return [float(value) for value in found]
+            found |= {"matched.mean": mean - theirs[met].mean(), "matched.spread": spread - theirs[met].std()}
+        return found
 
-    mean, spread, matched_mean, matched_spread = over_features(differences, *sides.values(), seed=seed)
-    found = {"all": ClassDifference(mean, spread, *map(len, sides.values()))}
+    counts = {f"all.{name}": len(some) for name, some in sides.items()}
     weights, met = matching(**sides)
     if met.any():
-        counts = int((weights > 0).sum()), int(met.sum())
-        found["matched"] = ClassDifference(matched_mean, matched_spread, *counts)
-    return found
+        counts |= {"matched.structural": int((weights > 0).sum()), "matched.semantic": int(met.sum())}
+    return over_features(differences, *sides.values(), seed=seed), counts
 
 
-def density_ratios(correlation: OfFeatures, classes: FeatureClasses, *, seed: int = 0) -> tuple[Estimate, Estimate]:
-    """Compute Fig. 4b's relative density, semantic over structural, in the lowest and highest tenth of correlations.
+def density_ratios(correlation: OfFeatures, classes: FeatureClasses, *, seed: int = 0) -> dict[str, Estimate]:
+    """Compute Fig. 4b's relative density, semantic over structural, in `lowest_tenth` and `highest_tenth`.
 
     Half a feature is added to each count, so that an empty end has a ratio. Features that have no correlation (NaN) are
     left out. ValueError if a class has no feature left.
     """
     sides = [correlation[kind & np.isfinite(correlation)] for kind in (classes.semantic, classes.structural)]
-    if not all(map(len, sides)):
-        raise ValueError(f"{len(sides[0])} semantic and {len(sides[1])} structural features: expected some of each")
 
-    def ratios(*sides: np.ndarray) -> tuple[float, float]:
+    def ratios(*sides: np.ndarray) -> dict[str, float]:
         low, high = np.quantile(np.concatenate(sides), (0.1, 0.9))
         lowest = [((side <= low).sum() + 0.5) / (len(side) + 1) for side in sides]
         highest = [((side >= high).sum() + 0.5) / (len(side) + 1) for side in sides]
-        return lowest[0] / lowest[1], highest[0] / highest[1]
+        return {"lowest_tenth": lowest[0] / lowest[1], "highest_tenth": highest[0] / highest[1]}
 
-    low, high = over_features(ratios, *sides, seed=seed)
-    return low, high
+    return over_features(ratios, *sides, seed=seed)
 
 
 class KnownWords(NamedTuple):
@@ -217,19 +196,16 @@ def known_words(model: LanguageModel, layer: int, sae: SAE, sentences: Sequence[
         mass += latents.sum(0)
         on_content += latents[content[owners, places]].sum(0)
         fires += (latents > 0).sum(0)
-    share = torch.where(mass > 0, on_content / mass, torch.nan)
-    return KnownWords(share.numpy(), fires.long().numpy())
+    return KnownWords(torch.where(mass > 0, on_content / mass, torch.nan).numpy(), fires.long().numpy())
 
 
 class Recovery(NamedTuple):
-    """How well the classes from `k` versions tell content features from others; intervals by resampling features."""
+    """How well the classes from `k` versions tell content features from others."""
 
     k: int
-    accuracy: Estimate
-    balanced: Estimate
-    """The mean of the accuracies for both kinds."""
-    auc: Estimate
-    """The probability that a content feature is less consistent than another one, without any threshold."""
+    scores: Mapping[str, Estimate]
+    """The `accuracy`; `balanced`, the mean of those for both kinds; and `auc`, the probability that a content feature
+    is less consistent than another one. Intervals resample features."""
     content: int
     """The number of features more than half of whose activation falls on content words."""
     others: int
@@ -252,13 +228,12 @@ def recovery(
     for k in range(1, presence.shape[1]):
         classes = classify(presence[:, : k + 1], share=share, min_groups=min_groups)
 
-        def scores(content: np.ndarray, others: np.ndarray, classes: FeatureClasses = classes) -> tuple[float, ...]:
+        def scores(content: np.ndarray, others: np.ndarray, classes: FeatureClasses = classes) -> dict[str, float]:
             right = classes.semantic[content], classes.structural[others]
             ranks = rankdata(-classes.consistency[np.concatenate([content, others])])[: len(content)]
             above = ranks.sum() - len(content) * (len(content) + 1) / 2
-            balanced = (right[0].mean() + right[1].mean()) / 2
-            return np.concatenate(right).mean(), balanced, above / (len(content) * len(others))
+            balanced, auc = (right[0].mean() + right[1].mean()) / 2, above / (len(content) * len(others))
+            return {"accuracy": np.concatenate(right).mean(), "balanced": balanced, "auc": auc}
 
-        estimates = over_features(scores, *kinds, seed=seed)  # the same draws for all k
-        found.append(Recovery._make([k, *estimates, *map(len, kinds)]))
+        found.append(Recovery(k, over_features(scores, *kinds, seed=seed), *map(len, kinds)))  # the same draws for each
     return found

@@ -17,8 +17,9 @@ import numpy as np
 from sae_lens import SAE
 
 from ..data.embedded.marked import marked_groups
-from ..data.pairs import ModelPair
+from ..data.pairs import ModelPair, check_whole_numbers
 from ..stitching.pair import StitchedPair
+from ..utils.stats import Estimate
 from . import attribution, structure
 from .attribution import SIDES, AttributionCorrelation
 from .contexts import Context, top_contexts
@@ -52,13 +53,9 @@ class FeatureStudyConfig:
     """Seed of the random stitch, of the sentences and of the bootstrap."""
 
     def __post_init__(self):
-        if min(self.sentences, self.versions, self.contexts, self.context_documents) < 1:
-            raise ValueError("at least one sentence, version, context and document are needed")
-        if not 0 < self.share <= 1 or min(self.min_groups, self.min_fires) < 1 or self.threshold < 0:
-            raise ValueError(
-                f"expected a share in (0, 1], min_groups >= 1, min_fires >= 1 and threshold >= 0: got {self.share}, "
-                f"{self.min_groups}, {self.min_fires} and {self.threshold}"
-            )
+        check_whole_numbers(self, seed=0)
+        if not 0 < self.share <= 1 or self.threshold < 0:
+            raise ValueError(f"expected a share in (0, 1] and threshold >= 0: got {self.share} and {self.threshold}")
 
 
 def feature_study_config(pair: ModelPair, scale: str, *, seed: int = 0, **changes) -> FeatureStudyConfig:
@@ -110,8 +107,7 @@ class FeatureStudy:
     def random_band(self, direction: str) -> tuple[float, float]:
         """Find the middle nine tenths of the correlations across the random stitch; NaN where no twin fires."""
         found = self.correlation(direction, "random")
-        low, high = np.quantile(found, (0.05, 0.95)) if len(found) else (np.nan, np.nan)
-        return float(low), float(high)
+        return tuple(np.quantile(found, (0.05, 0.95)).tolist()) if len(found) else (np.nan, np.nan)
 
     def numbers(self, pair: str) -> dict[str, float]:
         """Return the entries of a results file, under the ids of Figs. 14 and 4b and of Table 7."""
@@ -133,7 +129,7 @@ class FeatureStudy:
         found: dict[str, float] = {}
         for name, features, of in (("k", "features", self.recovered), ("kept", "kept_features", self.recovered_clean)):
             for one in of.get(direction, ()):
-                found |= _estimates(f"{start}.{name}_{one.k}", one, "accuracy", "balanced", "auc")
+                found |= _estimates(f"{start}.{name}_{one.k}", one.scores)
                 found[f"{start}.{features}"] = one.content + one.others  # the same for every k
         return found
 
@@ -146,8 +142,7 @@ class FeatureStudy:
                 summary = attribution.summarise(some, seed=seed)
                 found |= _estimates(f"{start}.{twin}", summary, "mean", "median", "above_half", "below_zero")
         if all(map(len, values.values())):
-            beside = attribution.against_random(values["transferred"], values["random"], seed=seed)
-            found |= _estimates(start, beside, "better", "negative")
+            found |= _estimates(start, attribution.against_random(*values.values(), seed=seed))
         return found
 
     def _figure4b(self, start: str, direction: str) -> dict[str, float]:
@@ -159,21 +154,19 @@ class FeatureStudy:
             found[f"{begin}.by_chance"] = int(getattr(self.by_chance[direction], kind).sum())
             if len(some):
                 summary = attribution.summarise(result.correlation[some], seed=seed)
-                (rate,) = attribution.over_features(lambda of: [np.median(of)], result.firing_rate[some], seed=seed)
-                found |= _estimates(begin, summary, "mean", "spread") | rate.numbers(f"{begin}.rate")
+                rates = attribution.summarise(result.firing_rate[some], seed=seed)
+                found |= _estimates(begin, summary, "mean", "spread") | rates["median"].numbers(f"{begin}.rate")
         if all(len(self.of_kind(direction, kind)) for kind in KINDS):
             living = np.where(self.alive(direction), result.correlation, np.nan)
-            low, high = structure.density_ratios(living, classes, seed=seed)
-            found |= low.numbers(f"{start}.lowest_tenth") | high.numbers(f"{start}.highest_tenth")
-            for name, one in structure.matched_rates(living, result.firing_rate, classes, seed=seed).items():
-                found |= _estimates(f"{start}.{name}", one, "mean", "spread")
-                found |= {f"{start}.{name}.{kind}": getattr(one, kind) for kind in KINDS}
+            found |= _estimates(start, structure.density_ratios(living, classes, seed=seed))
+            differences, counts = structure.matched_rates(living, result.firing_rate, classes, seed=seed)
+            found |= _estimates(start, differences) | {f"{start}.{name}": count for name, count in counts.items()}
         return found
 
 
-def _estimates(start: str, of: object, *names: str) -> dict[str, float]:
-    """Collect the entries of some estimates of a result under their names."""
-    return {id: value for name in names for id, value in getattr(of, name).numbers(f"{start}.{name}").items()}
+def _estimates(start: str, of: Mapping[str, Estimate], *names: str) -> dict[str, float]:
+    """Collect the entries of all estimates, or of some, under their names."""
+    return {id: value for name in names or of for id, value in of[name].numbers(f"{start}.{name}").items()}
 
 
 def study_features(stitched: StitchedPair, saes: tuple[SAE, SAE], config: FeatureStudyConfig) -> FeatureStudy:

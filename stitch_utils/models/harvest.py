@@ -5,7 +5,7 @@ Moments, a small sample or a step of Adam are taken from its activations before 
 
 Offers `training_batches`, `evaluation_batches`, `as_fits`, `paired_residuals`, `sample_residuals`, `Residuals`,
 `in_steps`, `ActivationStream`, `ModelStream`, the sizes `TOKENS_AT_ONCE` and `ROWS_AT_ONCE`; `of_activations`, the key
-of whatever is made from activations, and `weights_digest`.
+of whatever is made from activations, and its parts `weights_digest` and `text_key`.
 """
 
 import functools
@@ -195,7 +195,7 @@ def of_activations(pair: ModelPair, layers: tuple[int, int], *, scale: str) -> d
     return {name: getattr(pair, name) for name in alike} | {
         "models": [weights_digest(ref) for ref in (pair.a, pair.b)],
         "layers": layers,
-        "texts": [_text_key(text) for text in (pair.train, pair.evaluation)],
+        "texts": [text_key(text) for text in (pair.train, pair.evaluation)],
         "tokens": sizes.train_tokens,
         "documents": sizes.eval_documents,
     }
@@ -218,7 +218,8 @@ def _digest_once(file: Path, changed: int, size: int) -> str | None:
     return digest(file)
 
 
-def _text_key(text: TextRef) -> dict[str, object]:
+def text_key(text: TextRef) -> dict[str, object]:
+    """Return the ingredients of a text's key: the reference, and a file's size and time."""
     file = Path(text.name)
     status = file.stat() if file.is_file() else None
     return {**asdict(text), **({"changed": status.st_mtime_ns, "size": status.st_size} if status else {})}

@@ -1,6 +1,7 @@
 """Measure SAEs in the model that they read: how many latents write how much of its stream (section 3, App. C, Table 2).
 
-Offers `evaluate_saes` and `SAEMetrics`; `judge_sae` and `SAETrust`, which set a transferred SAE beside the original.
+Offers `evaluate_saes`, `SAEMetrics`, `check_width`; `judge_sae` and `SAETrust`, which set a transferred SAE beside
+the original.
 """
 
 from collections.abc import Iterable, Mapping
@@ -36,6 +37,13 @@ class SAEMetrics(NamedTuple):
     """Share of latents that fire nowhere in the text. It falls with the length of the text, so it has no interval."""
 
 
+def check_width(sae: SAE, model: LanguageModel, name: str = "the SAE") -> None:
+    """Raise ValueError, in which the SAE is called `name`, unless it reads a stream as wide as the model's."""
+    if sae.cfg.d_in != model.d_model:
+        expected = f"expected {model.d_model}, the width of {model.ref!r}"
+        raise ValueError(f"{name} reads {sae.cfg.d_in} dimensions: {expected}")
+
+
 def evaluate_saes(
     saes: Mapping[str, SAE], model: LanguageModel, layer: int, batches: Iterable[TokenBatch], *, seed: int = 0
 ) -> dict[str, SAEMetrics]:
@@ -45,9 +53,7 @@ def evaluate_saes(
     batches without an ordinary token.
     """
     for name, sae in saes.items():
-        if sae.cfg.d_in != model.d_model:
-            expected = f"expected {model.d_model}, the width of {model.ref!r}"
-            raise ValueError(f"SAE {name!r} reads {sae.cfg.d_in} dimensions: {expected}")
+        check_width(sae, model, f"SAE {name!r}")
     sums = DocumentSums()
     fired = {name: torch.zeros(sae.cfg.d_sae, dtype=torch.bool) for name, sae in saes.items()}
 

@@ -192,10 +192,10 @@ def test_a_large_mean_costs_no_digits_and_constants_have_no_correlation():
     fires = torch.zeros(3)
     parts = [slice(100), slice(100, 101), slice(101, 437), slice(437, None)]
     first, *others = (_Sums.of((values[part], fires), (twin[part], fires)) for part in parts)
-    found = functools.reduce(_Sums.merged, others, first).correlation()
+    found = functools.reduce(_Sums.merged, others, first).result().correlation
     expected = np.corrcoef(values[:, 0], twin[:, 0])[0, 1]
-    assert found[0].item() == pytest.approx(expected, abs=1e-8) and abs(expected) > 1e-3
-    assert found[1:].isnan().all()
+    assert found[0] == pytest.approx(expected, abs=1e-8) and abs(expected) > 1e-3
+    assert np.isnan(found[1:]).all()
 
 
 def test_features_that_fire_in_both_models_are_alive():
@@ -225,11 +225,11 @@ def test_what_cannot_be_compared(random_models):
 
     with pytest.raises(ValueError, match="nothing to compare"):
         run(up=Twins(sae_a, {}))
-    with pytest.raises(ValueError, match="unknown direction 'sideways': expected up or down"):
+    with pytest.raises(ValueError, match="unknown direction 'sideways': expected one of up, down"):
         run(sideways=Twins(sae_a, {"one": sae_b}))
-    with pytest.raises(ValueError, match="down: SAE 'sae' reads 32 dimensions: expected 48"):
+    with pytest.raises(ValueError, match="down: the SAE reads 32 dimensions: expected 48"):
         run(down=Twins(sae_a, {"one": sae_a}))
-    with pytest.raises(ValueError, match="up: SAE 'one' reads 32 dimensions: expected 48"):
+    with pytest.raises(ValueError, match="up: twin 'one' reads 32 dimensions: expected 48"):
         run(up=Twins(sae_a, {"one": sae_a}))
     short = make_sae("topk", random_models[1].d_model, dtype="float32")
     short.cfg.d_sae = 63
@@ -245,12 +245,13 @@ def test_summaries_count_features():
     found = summarise(values, seed=1)
     known = values[np.isfinite(values)]
     expected = (known.mean(), np.median(known), known.std(), 4 / 9, 2 / 9)
-    assert [part.value for part in found] == pytest.approx(expected)
+    assert list(found) == ["mean", "median", "spread", "above_half", "below_zero"]
+    assert [part.value for part in found.values()] == pytest.approx(expected)
     draws = np.random.default_rng(1)
     resampled = np.array([draws.choice(known, 9).mean() for _ in range(1000)])
-    assert (found.mean.low, found.mean.high) == pytest.approx(tuple(np.quantile(resampled, (0.025, 0.975))))
+    assert found["mean"][1:] == pytest.approx(tuple(np.quantile(resampled, (0.025, 0.975))))
     assert found == summarise(values, seed=1) != summarise(values, seed=2)
-    with pytest.raises(ValueError, match="none of 2 correlations is a number"):
+    with pytest.raises(ValueError, match="groups of 0 features: expected some"):
         summarise(np.full(2, np.nan))
 
 
@@ -258,9 +259,10 @@ def test_shares_beyond_the_random_correlations():
     random = np.r_[np.linspace(-1, 1, 101) / 10, np.nan]  # percentiles 5 and 95 are -0.09 and 0.09
     values = np.r_[np.full(70, 0.5), np.full(10, 0.07), np.full(20, -0.5), np.nan]
     found = against_random(values, random)
-    assert (found.better.value, found.negative.value) == pytest.approx((0.7, 0.2))
-    assert found.better.low < 0.7 < found.better.high and found.better.low > 0.5
-    with pytest.raises(ValueError, match="none of 3 random correlations"):
+    better, negative = found["better"], found["negative"]
+    assert (better.value, negative.value) == pytest.approx((0.7, 0.2))
+    assert better.low < 0.7 < better.high and better.low > 0.5
+    with pytest.raises(ValueError, match="groups of 100 and 0 features: expected some in each"):
         against_random(values, np.full(3, np.nan))
 
 
@@ -268,11 +270,13 @@ def test_groups_are_drawn_anew_one_after_the_other():
     groups = np.arange(30.0), np.arange(12.0) ** 2
 
     def statistics(first, second):
-        return first.mean() - second.mean(), second.std(), np.nan, np.nan if first.max() == 28 else 1.0
+        some = {"some": 1.0} if first.max() > 28 else {}
+        return {"mean": first.mean() - second.mean(), "spread": second.std()} | some
 
     found = over_features(statistics, *groups, seed=4)
     generator = np.random.default_rng(4)
     draws = [statistics(*(generator.choice(group, len(group)) for group in groups)) for _ in range(1000)]
-    for estimate, value, column in list(zip(found, statistics(*groups), np.array(draws).T))[:2]:
-        assert estimate == pytest.approx((value, *np.quantile(column, (0.025, 0.975))))
-    assert np.isnan(found[2]).all() and found[3] == (1, 1, 1), "draws without a number are left out"
+    for name in ("mean", "spread"):
+        bounds = np.quantile([draw[name] for draw in draws], (0.025, 0.975))
+        assert found[name] == pytest.approx((statistics(*groups)[name], *bounds))
+    assert not all("some" in draw for draw in draws) and found["some"] == (1, 1, 1)

@@ -12,7 +12,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from stitch_utils.data.pairs import TextRef
 from stitch_utils.data.text import TokenBatch, token_batches
 from stitch_utils.features import contexts
-from stitch_utils.features.contexts import Context, highlighted, top_contexts
+from stitch_utils.features.contexts import highlighted, top_contexts
 
 LAYER = 2
 
@@ -42,7 +42,7 @@ def batches_of(model, batch_size, rows="packed"):
 
 
 def naive(model, sae, batches, n, before, after):
-    """{feature: [(document, tokens, activations, peak)]}, from all activations of all documents."""
+    """{feature: [(tokens, activations)]}, from all activations of all documents."""
     found = {feature: {} for feature in range(LATENTS)}
     for batch in batches:
         with torch.no_grad():
@@ -63,16 +63,16 @@ def naive(model, sae, batches, n, before, after):
                 end += 1
             stretch = slice(start, end + 1)
             ids, activations = batch.tokens[row, stretch].tolist(), latents[row, stretch, feature].tolist()
-            found[feature][document] = (value, *in_characters(model.tokenizer, ids, activations, place - start))
+            found[feature][document] = (value, *in_characters(model.tokenizer, ids, activations))
     lists = {}
     for feature, documents in found.items():
         order = sorted(documents, key=lambda document: (-documents[document][0], document))[:n]
-        lists[feature] = [(document, *documents[document][1:]) for document in order]
+        lists[feature] = [documents[document][1:] for document in order]
     return lists
 
 
-def in_characters(tokenizer, ids, activations, peak):
-    """Texts, largest activations and the peak's place, of tokens that are joined wherever a character goes on."""
+def in_characters(tokenizer, ids, activations):
+    """Texts and largest activations of tokens that are joined wherever a character goes on."""
     bytes_of = {letter: byte for byte, letter in bytes_to_unicode().items()}
     written = [bytes(bytes_of[letter] for letter in token) for token in tokenizer.convert_ids_to_tokens(ids)]
     pieces, start = [], 0
@@ -87,19 +87,18 @@ def in_characters(tokenizer, ids, activations, peak):
                 if end > len(ids):
                     end, text = start + 1, tokenizer.decode([ids[start]])
                     break
-        pieces.append((text, max(activations[start:end]), start <= peak < end))
+        pieces.append((text, max(activations[start:end])))
         start = end
-    texts, largest, peaks = map(list, zip(*pieces))
-    return texts, largest, peaks.index(True)
+    texts, largest = map(list, zip(*pieces))
+    return texts, largest
 
 
 def same(found, expected):
     assert found.keys() == expected.keys()
     for feature, ours in found.items():
-        assert [context.document for context in ours] == [document for document, *_ in expected[feature]]
-        for context, (_, tokens, activations, peak) in zip(ours, expected[feature], strict=True):
-            assert [token for token, _ in context.tokens] == tokens and context.peak == peak
-            assert [value for _, value in context.tokens] == pytest.approx(activations, rel=1e-4, abs=1e-5)
+        for context, (tokens, activations) in zip(ours, expected[feature], strict=True):
+            assert [token for token, _ in context] == tokens
+            assert [value for _, value in context] == pytest.approx(activations, rel=1e-4, abs=1e-5)
 
 
 @pytest.mark.parametrize("rows", ["packed", "document"])
@@ -107,7 +106,7 @@ def test_the_contexts_of_one_pass_are_those_of_a_full_search(model, sae, rows, m
     expected = naive(model, sae, batches_of(model, 64, rows), 3, 4, 2)
     lengths = [len(contexts) for contexts in expected.values()]
     assert (
-        lengths.count(3) > 20 and 0 in lengths and {len(one[1]) for some in expected.values() for one in some} > {3, 7}
+        lengths.count(3) > 20 and 0 in lengths and {len(one[0]) for some in expected.values() for one in some} > {3, 7}
     )
     monkeypatch.setattr(contexts, "BEFORE", 4)
     monkeypatch.setattr(contexts, "AFTER", 2)
@@ -122,10 +121,9 @@ def test_a_context_is_of_the_tokens_as_they_are_written(model, sae, monkeypatch)
     monkeypatch.setattr(contexts, "BEFORE", 30)
     monkeypatch.setattr(contexts, "AFTER", 0)
     found = top_contexts(model, LAYER, sae, batches_of(model, 4, "document"), n=2)
-    assert len(found[10]) == 2 and found[10][0].tokens[-1][1] >= found[10][1].tokens[-1][1] > 0
+    assert len(found[10]) == 2 and found[10][0][-1][1] >= found[10][1][-1][1] > 0
     for context in found[10]:
-        assert context.peak == len(context.tokens) - 1
-        assert context.tokens[context.peak][1] == max(value for _, value in context.tokens)
+        assert context[-1][1] == max(value for _, value in context)
 
 
 def test_the_bytes_of_a_character_are_one_piece(model, monkeypatch):
@@ -144,26 +142,24 @@ def test_the_bytes_of_a_character_are_one_piece(model, monkeypatch):
         where = slice(before - place, before - place + len(some))
         tokens[0, where], values[0, where] = some, activations
         monkeypatch.setattr(contexts, "BEFORE", before)
-        row = {"feature": 7, "document": 3, "activation": 2.0, "tokens": tokens[0], "activations": values[0]}
+        row = {"feature": 7, "tokens": tokens[0], "activations": values[0]}
         ((_, context),) = contexts._contexts(pd.DataFrame([row]), tokenizer)
-        texts, largest, at = in_characters(tokenizer, some, activations.tolist(), place)
-        assert [text for text, _ in context.tokens] == texts and context.peak == at
-        assert [value for _, value in context.tokens] == largest and context.tokens[at][1] == 2
+        texts, largest = in_characters(tokenizer, some, activations.tolist())
+        assert [text for text, _ in context] == texts
+        assert [value for _, value in context] == largest and max(largest) == 2
         assert ("\ufffd" in "".join(texts)) == (start > 0)
         assert start or "".join(texts) == tokenizer.decode(ids)
 
 
 def test_highlights_are_as_strong_as_activations():
-    shown = highlighted(Context(3, ((" <b>", 0.5), (" a", 0.0), ("\n", 2.0)), 2), rgb="1, 2, 3")
+    shown = highlighted(((" <b>", 0.5), (" a", 0.0), ("\n", 2.0)), rgb="1, 2, 3")
     assert '<span style="background: rgba(1, 2, 3, 0.25)"> &lt;b&gt;</span> a<span' in shown
     assert 'rgba(1, 2, 3, 1.00)">↵</span>' in shown and shown.count("background") == 2
 
 
 def test_what_has_no_contexts(model, sae, random_models):
     batches = list(batches_of(model, 8))
-    with pytest.raises(ValueError, match="n must be positive: got 0"):
-        top_contexts(model, LAYER, sae, batches, n=0)
     with pytest.raises(ValueError, match="the SAE reads 48 dimensions: expected 32"):
-        top_contexts(random_models[0], 1, sae, batches)
+        top_contexts(random_models[0], 1, sae, batches, n=1)
     nothing = [batch._replace(mask=torch.zeros_like(batch.mask)) for batch in batches]
-    assert top_contexts(model, LAYER, sae, nothing) == {feature: [] for feature in range(LATENTS)}
+    assert top_contexts(model, LAYER, sae, nothing, n=1) == {feature: [] for feature in range(LATENTS)}

@@ -1,6 +1,5 @@
 """Directions added to the stream, against logits computed token by token, and one that acts through the norm alone."""
 
-import numpy as np
 import pytest
 import torch
 from transformers import GPTNeoXForCausalLM
@@ -48,20 +47,20 @@ def test_effects_are_those_of_a_loop_over_tokens(random_models, batches):
                     sizes.append(abs(changes[-1]))
                     ranks.append(abs(logs[1] - logs[0]))
         for column, (values, effect) in enumerate(
-            [(changes, found.entropy), (sizes, found.entropy_size), (ranks, found.rank_size)]
+            [(changes, found.mean("entropy")), (sizes, found.mean("entropy size")), (ranks, found.mean("rank size"))]
         ):
             assert effect[index] == pytest.approx(sum(values) / len(values), rel=1e-3, abs=1e-4)
             for document in range(4):
                 own = [value for value, owner in zip(values, owners) if owner == document]
                 assert found.tokens[index, document] == len(own) > 0
                 assert found.sums[index, document, column] == pytest.approx(sum(own), rel=1e-3, abs=1e-3)
-    assert found.rank_size.min() > 0 and found.entropy_size.min() > 0
-    torch.testing.assert_close(found.per_rank, found.entropy_size / found.rank_size)
+    assert found.mean("rank size").min() > 0 and found.mean("entropy size").min() > 0
+    torch.testing.assert_close(found.per_rank, found.mean("entropy size") / found.mean("rank size"))
     twice = entropy_effects(model, layer, directions, batches() + batches())  # a document may go on in another batch
     torch.testing.assert_close(twice.sums, 2 * found.sums)
     torch.testing.assert_close(twice.tokens, 2 * found.tokens)
     with pytest.raises(ValueError, match="needs two at least: got 1"):
-        found.resampled(np.ones((3, 1)))
+        type(found)(found.sums[:, :1], found.tokens[:, :1]).resampled(0)
     with pytest.raises(ValueError, match="no ordinary token to measure"):
         entropy_effects(model, layer, directions, [])
 
@@ -88,11 +87,12 @@ def test_a_direction_that_only_the_norm_sees_changes_the_entropy_and_no_rank(thr
     model, direction = through_the_norm
     directions = torch.stack([40 * direction, 40 * normal(32, seed=5) / 32**0.5, torch.zeros(32)])
     tests = entropy_tests(model, 2, directions, batches(), n_random=10, seed=1)
-    assert tests.features.rank_size[0] < 1e-3 and tests.features.entropy[0] > 0.05
-    assert tests.features.entropy[0] == pytest.approx(tests.features.entropy_size[0].item())
-    assert tests.random.rank_size.shape == (3, 10) and tests.random.rank_size[:2].min() > 0.05
+    size, rank = tests.mean("entropy size"), tests.mean("rank size")
+    assert rank[0, 0] < 1e-3 and tests.mean("entropy")[0, 0] > 0.05
+    assert tests.mean("entropy")[0, 0] == pytest.approx(size[0, 0].item())
+    assert rank.shape == (3, 11) and rank[:2, 1:].min() > 0.05
     assert tests.exceeded[0] == 1 and tests.acting.tolist()[0] and not tests.acting[2]
     beside = entropy_tests(model, 2, directions[1:2], batches(), n_random=10, seed=1)
-    torch.testing.assert_close(beside.random.entropy_size[0], tests.random.entropy_size[1])
+    torch.testing.assert_close(beside.mean("entropy size")[0], size[1])
     shorter = entropy_tests(model, 2, directions[1:2] / 100, batches(), n_random=10, seed=1)
-    assert shorter.random.rank_size.max() < beside.random.rank_size.min(), "random directions have the feature's norm"
+    assert shorter.mean("rank size").max() < beside.mean("rank size").min(), "random directions have the feature's norm"

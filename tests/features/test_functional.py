@@ -51,8 +51,8 @@ def test_the_saes_are_the_original_and_its_twins(twins, models):
     assert found.saes["after"].W_dec.equal(transfer_sae(original, stitch).W_dec)
     other = random_stitch(stitch, 3 + 1, means=(moments.mean_x, moments.mean_y))
     assert found.saes["random 1"].W_dec.equal(transfer_sae(original, other).W_dec)
-    assert found.at("before") == (models[0], 1) and found.at("after") == found.at("random 0") == (models[1], 2)
-    assert len(found.space("before").directions) == 32 and len(found.space("random 1").directions) == 48
+    assert found.sides["before"] == (models[0], 1) and found.sides["after"] == found.sides["random 0"] == (models[1], 2)
+    assert len(found.spaces["before"].directions) == 32 and len(found.spaces["random 1"].directions) == 48
     assert len(found.search) and len(found.evaluation) and len(found.few)
 
 
@@ -60,21 +60,25 @@ def test_numbers_of_entropy_features(twins):
     found = twins[0]
     study = study_entropy(found)
     numbers, some = study.numbers("mine"), study.followed
-    shares = {key: found.space(key).share(decoder_rows(sae)) for key, sae in found.saes.items()}
+    shares = {key: found.spaces[key].share(decoder_rows(sae)) for key, sae in found.saes.items()}
     assert numbers["figure5a.mine.after.null_share"] == pytest.approx(shares["after"][some].sqrt().mean().item())
     mean = np.mean([shares[key][some].sqrt().mean().item() for key in ("random 0", "random 1")])
     assert numbers["figure5a.mine.random.null_share"] == pytest.approx(mean)
-    assert numbers["figure5a.mine.count"] == len(study.candidates) == numbers["figure5a.mine.followed"] > 0
-    assert set(study.kept) == set(study.candidates) & set(study.found["after"].candidates)
-    assert numbers["figure5a.mine.kept"] == len(study.kept)
+    assert (
+        numbers["figure5a.mine.count"] == len(study.found["before"].candidates) == numbers["figure5a.mine.followed"] > 0
+    )
+    kept = set(study.found["before"].candidates) & set(study.found["after"].candidates)
+    assert numbers["figure5a.mine.kept"] == len(kept)
     rows = found.activity["after"].mean[some, None] * found.saes["after"].W_dec[some]
-    effects = entropy_effects(*found.at("after"), rows.detach(), found.few)
-    assert numbers["figure5a.mine.after.entropy_change"] == pytest.approx(effects.entropy_size.mean().item(), rel=1e-4)
+    effects = entropy_effects(*found.sides["after"], rows.detach(), found.few)
+    assert numbers["figure5a.mine.after.entropy_change"] == pytest.approx(
+        effects.mean("entropy size").mean().item(), rel=1e-4
+    )
     assert list(study.tests) == list(found.saes)
     ratios = []
     for key in ("random 0", "random 1"):
         rows = found.activity[key].mean[some, None] * found.saes[key].W_dec[some]
-        ratios.append(entropy_effects(*found.at(key), rows.detach(), found.few).per_rank.mean().item())
+        ratios.append(entropy_effects(*found.sides[key], rows.detach(), found.few).per_rank.mean().item())
     assert numbers["figure5a.mine.random.per_rank"] == pytest.approx(np.mean(ratios), rel=1e-4)
     assert ratios[0] != pytest.approx(ratios[1], rel=1e-3), "nothing would be tested"
     for feature in some:
@@ -84,14 +88,14 @@ def test_numbers_of_entropy_features(twins):
             np.mean([shares[key][feature].item() ** 0.5 for key in ("random 0", "random 1")])
         )
         for one, keys in ((own, ("before",)), (random, ("random 0", "random 1"))):
-            pairs = [(study.tests[key], study.tests[key].features) for key in keys]
+            tests = [study.tests[key] for key in keys]
             at = some.index(feature)
             assert one["size rank"] == pytest.approx(np.mean([study.found[key].size_rank[feature] for key in keys]))
-            for name, measure in (("entropy", "entropy"), ("its size", "entropy_size"), ("rank", "rank_size")):
-                assert one[name] == pytest.approx(np.mean([getattr(acts, measure)[at] for _, acts in pairs]))
-            ratio = [acts.entropy_size[at] / acts.rank_size[at] for _, acts in pairs]
+            for name, change in (("entropy", "entropy"), ("its size", "entropy size"), ("rank", "rank size")):
+                assert one[name] == pytest.approx(np.mean([test.mean(change)[at, 0] for test in tests]))
+            ratios = [test.mean("entropy size")[at] / test.mean("rank size")[at] for test in tests]
+            ratio, beside = [of[0] for of in ratios], [of[1:] for of in ratios]
             assert one["ratio"] == pytest.approx(np.mean(ratio))
-            beside = [test.random.entropy_size[at] / test.random.rank_size[at] for test, _ in pairs]
             assert one["random"] == pytest.approx(np.mean([np.sort(of)[(len(of) - 1) // 2] for of in beside]))
             below = [np.mean([value < own_ratio for value in of]) for of, own_ratio in zip(beside, ratio)]
             assert one["above"] == pytest.approx(np.mean(below))
@@ -103,16 +107,16 @@ def test_numbers_of_entropy_features(twins):
 def test_intervals_of_entropy_effects_are_over_documents(twins):
     """Of two documents one is drawn twice or both are, and each of the three is likelier than 2.5%."""
     study = study_entropy(twins[0])
-    assert {test.features.tokens.shape[-1] for test in study.tests.values()} == {2}
+    assert {test.tokens.shape[-1] for test in study.tests.values()} == {2}
     numbers = study.numbers("mine")
     for group, keys in study.twins.groups.items():
         ends = {"entropy_change": [], "rank_change": [], "per_rank": [], "acting": []}
         for drawn in ([0], [1], [0, 1]):
             table = {quantity: [] for quantity in ends}
             for key in keys:
-                own, others = study.tests[key]
-                _, entropy, rank = (own.sums[:, drawn].sum(1) / own.tokens[:, drawn].sum(1, keepdim=True)).T
-                beside = others.sums[..., drawn, 1].sum(-1) / others.sums[..., drawn, 2].sum(-1)
+                sums, tokens = study.tests[key]
+                _, entropy, rank = (sums[:, 0, drawn].sum(1) / tokens[:, 0, drawn].sum(1, keepdim=True)).T
+                beside = sums[:, 1:, drawn, 1].sum(-1) / sums[:, 1:, drawn, 2].sum(-1)
                 table["entropy_change"].append(entropy.mean())
                 table["rank_change"].append(rank.mean())
                 table["per_rank"].append((entropy / rank).mean())
@@ -130,7 +134,7 @@ def test_where_nothing_is_an_entropy_feature_the_closest_is_followed(twins):
     strict = dataclasses.replace(twins[0], config=dataclasses.replace(CONFIG, quantile=0.9999))
     study = study_entropy(strict)
     numbers = study.numbers("mine")
-    assert study.candidates == () and study.followed == [study.found["before"].closest]
+    assert study.found["before"].candidates == () and study.followed == [study.found["before"].closest]
     assert numbers["figure5a.mine.count"] == numbers["figure5a.mine.followed"] == 0
     assert numbers["figure5a.mine.before.acting"] == 0
 
@@ -142,8 +146,8 @@ def test_numbers_of_deactivation(twins):
     assert study.feature == study.search.effects[0].path.feature
     assert study.search.effects[0].mean_change == min(effect.mean_change for effect in study.search.effects)
     for key in found.saes:
-        model, layer = found.at(key)
-        effect = study.roles[key].closing
+        model, layer = found.sides[key]
+        effect = study.roles[key]["closing"]
         again = path_ablation(
             model,
             layer,
@@ -155,7 +159,7 @@ def test_numbers_of_deactivation(twins):
         np.testing.assert_array_equal(again.ablated, effect.ablated)
         assert study.changes[key, "closing"] == again.change(seed=3)
         assert study.share(key) == pytest.approx(
-            found.space(key).share(decoder_rows(found.saes[key]))[study.feature].item()
+            found.spaces[key].share(decoder_rows(found.saes[key]))[study.feature].item()
         )
     assert numbers["figure5b.mine.after.change"] == study.changes["after", "closing"].value
     assert numbers["figure16.mine.change"] == study.changes["after", "opening"].value
