@@ -27,7 +27,7 @@ from ..data.text import read_documents
 from ..models.harvest import evaluation_batches, training_batches
 from ..models.language_model import load_tokenizer
 from ..utils.files import project_root
-from .chapters import RequestError, chapter_names, command_for, pair_argument
+from .chapters import chapter_names, command_for
 from .results import read_results
 
 # The packages that make numbers; the lock has all others too.
@@ -85,10 +85,9 @@ def machine() -> pd.DataFrame:
 def settings(pair: str) -> pd.DataFrame:
     """List the parameters with which each chapter was last run on the pair, the seed among them."""
     runs = read_results(pair, stand_ins=True).runs
-    with contextlib.suppress(RequestError):  # a project without a table of contents
-        runs = {name: runs[name] for name in dict.fromkeys((*chapter_names(project_root()), *runs)) if name in runs}
     rows = []
-    for chapter, run in runs.items():
+    for chapter in (name for name in dict.fromkeys((*chapter_names(project_root()), *runs)) if name in runs):
+        run = runs[chapter]
         others = [f"{name} {run[name]}" for name in sorted(set(run) - {"scale", "seed", "stand_in"})]
         rows.append([chapter, str(run.get("scale", "")), str(run.get("seed", "")), ", ".join(others)])
     return pd.DataFrame(rows, columns=["chapter", "scale", "seed", "other parameters"])
@@ -136,7 +135,7 @@ def _effect(entry: Mapping, pair: str, numbers: Mapping[str, object]) -> str:
         return f"not measured: {entry['because']}"
     found = {name: numbers.get(id.replace("{pair}", pair)) for name, id in entry["effect"]["needs"].items()}
     if None in found.values():
-        return f"not run: {command_for(pair_argument(pair), entry['chapter'])}"
+        return f"not run: {command_for(pair, entry['chapter'])}"
     return entry["effect"]["text"].format(**found)
 
 

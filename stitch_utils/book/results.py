@@ -17,7 +17,7 @@ from types import UnionType
 from typing import Any, NamedTuple
 
 from ..utils.files import is_intact, is_sealed, project_root, write_whole
-from .chapters import command_for, pair_argument
+from .chapters import command_for
 
 
 class Results(NamedTuple):
@@ -69,7 +69,7 @@ def read_results(pair: str, *, stand_ins: bool = False) -> Results:
     files = (project_root() / "results" / pair).glob("[!.]*.json")
     for path in sorted(files, key=lambda file: (file.stat().st_mtime_ns, file.name)):
         if is_sealed(path) and not is_intact(path):
-            again = command_for(pair_argument(pair), path.stem)
+            again = command_for(pair, path.stem)
             raise ValueError(f"{path} is not as its run wrote it: make it again with `{again}`")
         try:
             rows = dict(json.loads(path.read_text(encoding="utf-8")))

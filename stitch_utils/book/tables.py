@@ -11,12 +11,13 @@ import html
 from collections.abc import Mapping
 
 import pandas as pd
+from docutils.nodes import make_id
 from IPython.display import HTML
 
 from ..data.pairs import known_pairs, load_pair
 from ..utils.files import project_root
-from .chapters import SUMMARIES, anchor, command_for, page_of, pair_argument, pair_file
-from .claims import VERDICTS, Claim, Verdict, figures_status, named, published, said_of_turns, verdicts, with_interval
+from .chapters import SUMMARIES, command_for, page_of, pair_file
+from .claims import VERDICTS, Claim, Verdict, named, published, said_of_turns, verdicts, with_interval
 from .results import Results, pairs_with_results, read_results
 
 
@@ -54,22 +55,22 @@ def shares_and_costs(pair: str, figure: str, rows: Mapping[str, str], conditions
     return _table(["", *map(html.escape, conditions.values())], cells)
 
 
-def claims_table(pair: str = "tiny", *, detail: bool = True, chapter: str = "", only_run: bool = False) -> HTML:
+def claims_table(pair: str = "tiny", *, detail: bool = True, chapter: str = "") -> HTML:
     """Show all claims with the numbers and the verdict of each pair, and of the pairs that the papers report.
 
     A verdict has a link to the section that computed it, or the command that would. With `detail`, each pair has a line
-    under the claim, its source and its predicates; else each claim has a line, and its numbers are folded away.
-    `chapter` keeps the claims of one chapter, whose page for `pair` shows the table; `only_run` keeps those that were
-    run on some pair.
+    under the claim, its source and its predicates; else each claim that was run on some pair has a line, and its
+    numbers are folded away. `chapter` keeps the claims of one chapter, whose page for `pair` shows the table.
     """
     book, run = published(), _pairs(pair)
     found = {name: verdicts(name, book=book) for name in dict.fromkeys((*run, *book.pairs))}
     rows = []
     for i, claim in enumerate(book.claims):
         of = {name: of_pair[i] for name, of_pair in found.items()}
-        if chapter not in ("", claim.chapter) or (only_run and all(of[name].verdict == "not run" for name in run)):
+        was_run = any(of[name].verdict != "not run" for name in run)
+        if chapter not in ("", claim.chapter) or not (detail or was_run):
             continue
-        here = f"#{anchor(claim.heading)}" if chapter and claim.heading else ""
+        here = f"#{make_id(claim.heading)}" if chapter and claim.heading else ""
         links = {name: _link(v.page, v.chapter, claim.heading, here * (name == pair)) for name, v in of.items()}
         rows += _in_detail(claim, of, run, links) if detail else [_at_a_glance(claim, of, run, links)]
     header = ["Pair", "Verdict", "Ours, with 95% intervals", "Published"] if detail else ["Claim", *run, "Published"]
@@ -97,12 +98,12 @@ def runs_table(home: str = "tiny") -> HTML:
             executed.setdefault(page.parent.name, []).append(page.stem)
     rows = []
     for name in dict.fromkeys((home, *known_pairs(), *executed)):
-        own = f"a pair file of your own: {pair_file(name) or 'unknown'}"
-        title = load_pair(name).title if name in known_pairs() else own
+        file = f"a pair file of your own: {pair_file(name) or 'unknown'}"
+        title = load_pair(name).title if name in known_pairs() else file
         pages = ", ".join(_link(page_of(name, chapter), chapter) for chapter in executed.get(name, ()))
         if pages and name not in with_results and any(read_results(name, stand_ins=True)):
             pages += " (random weights: no results)"
-        rows.append([name, html.escape(title), pages or f"not run: {_code(command_for(pair_argument(name)))}"])
+        rows.append([name, html.escape(title), pages or f"not run: {_code(command_for(name))}"])
     return _table(["Pair", "Models", "Chapters run"], rows)
 
 
@@ -119,14 +120,18 @@ def stand_in_notice(is_stand_in: bool) -> HTML | None:
 
 def status_table(pair: str = "tiny") -> HTML:
     """List the papers' tables and figures, with the section that recomputed each, or the command that would."""
-    found = {name: figures_status(name) for name in _pairs(pair)}
+    found = {name: tuple(read_results(name).numbers) for name in _pairs(pair)}
     rows = []
-    for i, figure in enumerate(published().figures):
+    for figure in published().figures:
         cells = []
-        for row in (of_pair[i] for of_pair in found.values()):
-            how = f": {_code(row.command)}" if row.command else ""
-            done = _link(row.page, figure.chapter, figure.heading)
-            cells.append(done if row.status == "done" else row.status + how)
+        for name, ids in found.items():
+            if not figure.prefix:
+                cells.append("schematic")
+            elif any(id.startswith(figure.prefix.replace("{pair}", name)) for id in ids):
+                page = page_of(name, figure.chapter, figure.heading)
+                cells.append(_link(page, figure.chapter, figure.heading))
+            else:
+                cells.append(f"not run: {_code(command_for(name, figure.chapter))}")
         rows.append([figure.id, html.escape(figure.title), figure.section, *cells])
     return _table(["", "Shows", "Section", *found], rows)
 
@@ -160,10 +165,12 @@ def _at_a_glance(claim: Claim, of: Mapping[str, Verdict], run: list[str], links:
 def _said_and_where(verdict: Verdict, link: str) -> str:
     """Show the verdict, what else it could be inside the intervals, and what computed it or would."""
     lines = [f"<b>{verdict.verdict}</b>", *(f"<small>{html.escape(line)}</small>" for line in said_of_turns(verdict))]
-    if verdict.verdict != "not run":
-        return "<br>".join((*lines, link))
     lines += [f"the run at scale {verdict.scale} gave no {_code(id)}" for id in verdict.missing]
-    return "<br>".join((*lines, _code(verdict.command)) if verdict.command else lines)
+    if verdict.verdict != "not run":
+        lines.append(link)
+    elif verdict.command:
+        lines.append(_code(verdict.command))
+    return "<br>".join(lines)
 
 
 def _ours(verdict: Verdict) -> str:

@@ -96,6 +96,7 @@ def test_named_packages_are_in_the_lock():
 
 
 def test_settings_are_those_of_the_runs(project):
+    (project / "_toc.yml").write_text("format: jb-book\nroot: book/claims\n")
     write_results(
         "mine", "words", {"w.mine.a": 1.0}, parameters={"scale": "smoke", "seed": 4, "alpha": 0.5, "stand_in": False}
     )
