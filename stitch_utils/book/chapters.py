@@ -1,10 +1,9 @@
 """List the chapters, their parameters and their pages (no section of its own).
 
-A chapter is a text notebook, `book/<chapter>.md`, with one cell tagged `parameters` that assigns literals. `_toc.yml`
-says which there are and in which order. What a user writes on a command line is text: the default of a parameter
-decides what it stands for, so that `1e-4` is a number where a number stood, and `no` is Norwegian where a language
-stood. Whatever was computed leads to the section of the page that computed it, and what was not run to the command
-that runs it.
+A chapter is a text notebook, `book/<chapter>.md`, with one cell tagged `parameters` that assigns literals; `_toc.yml`
+says which there are and in which order. What a user writes on a command line is text, and the default of a parameter
+decides what it stands for: `1e-4` is a number where a number stood, `no` is Norwegian where a language stood. Whatever
+was computed leads to the section that computed it, and what was not run to the command that runs it.
 
 Offers `chapter_names`, `toc_files`, `read_chapter`, `for_pair`, `parse_value`, `page_of`, `command_for`, `pair_file`,
 `one_line`, `RequestError` for a request that makes no sense, and `refusing`, which makes others into it.
@@ -54,8 +53,7 @@ def toc_files(root: Path) -> list[str]:
     try:
         files = list(parse_toc_yaml(root / "_toc.yml"))
     except FileNotFoundError:
-        message = f"{root} holds no _toc.yml: expected a checkout of the book (STITCH_ROOT names one)"
-        raise RequestError(message) from None
+        raise RequestError(f"{root} holds no _toc.yml: expected a checkout (STITCH_ROOT names one)") from None
     except (yaml.YAMLError, MalformedError, AttributeError, TypeError) as error:
         raise RequestError(f"_toc.yml is not a table of contents: {one_line(error)}") from error
     return [file.removesuffix(".ipynb").removesuffix(".md") for file in files]
@@ -87,8 +85,7 @@ def read_chapter(root: Path, chapter: str) -> tuple[Any, dict[str, Any], str]:
                     raise SyntaxError("expected the assignment of a value to a name")
         json.dumps(defaults, allow_nan=False)
     except (SyntaxError, ValueError, TypeError) as error:
-        message = f"book/{chapter}.md: its cell tagged 'parameters' must assign plain literals only"
-        raise RequestError(message) from error
+        raise RequestError(f"book/{chapter}.md: the cell 'parameters' must assign plain literals only") from error
     return notebook, defaults, hashlib.sha256(source.encode()).hexdigest()
 
 
@@ -124,8 +121,7 @@ def parse_value(name: str, text: str, default: Any) -> Any:
         bool: ("true or false", isinstance(value, bool)),
         int: ("a whole number", is_number and value == int(value)),
         float: ("a finite number", is_number),
-        dict: ("a YAML dict", isinstance(value, dict)),
-    }.get(type(default), ("a YAML list", isinstance(value, list)))
+    }.get(type(default), (f"a YAML {type(default).__name__}", isinstance(value, type(default))))
     if not fits:
         raise RequestError(f"parameter {name} (default {default!r}): expected {expected}, got {text!r}")
     return type(default)(value)
@@ -140,10 +136,7 @@ def page_of(pair: str, chapter: str, heading: str = "") -> str:
 
 
 def command_for(pair: str, chapter: str = "", *, file: str = "") -> str:
-    """Return the command that runs a chapter, or all of them, for a pair.
-
-    It takes the pair's name, or a user's own `file`, by default the one in the pair's pages.
-    """
+    """Return the command that runs a chapter, or all, for a pair or its user's `file`, by default the one of its pages."""
     given = pair if pair in known_pairs() else file or pair_file(pair) or f"{pair}.yml"
     return f".venv/bin/stitch-book run --pair {shlex.quote(given)}" + (f" --chapter {chapter}" if chapter else "")
 

@@ -38,26 +38,23 @@ _ARITHMETIC = (ast.BinOp, ast.Add, ast.Sub, ast.Mult, ast.Div, ast.Pow, ast.USub
 
 @dataclass(frozen=True)
 class Claim:
-    """One sentence that a paper, or this package, asserts, with the predicate that decides it."""
+    """One sentence that a paper, or this package, asserts, with the predicate that decides it.
+
+    `text` is the claim in our words, `source` the section, table or figure that makes it. `needs` maps short names to
+    the result ids that `chapter` writes under `heading` (empty: anywhere), in which `{pair}` stands for the name of the
+    pair. `holds` is a predicate over the short names, and `partly` a weaker one, asked when `holds` is false. Numbers
+    that are `timed` differ from run to run: pages show the verdict on them and not the numbers.
+    """
 
     id: str
-    """Unique name."""
     text: str
-    """The claim in our words, one sentence."""
     source: str
-    """Section, table or figure that makes it."""
     chapter: str
-    """Chapter that writes the numbers it needs."""
     needs: Mapping[str, str]
-    """Short name -> result id, in which `{pair}` stands for the name of the pair."""
     holds: str
-    """Predicate over the short names: the claim holds."""
     partly: str = ""
-    """Weaker predicate, asked when `holds` is false; empty if there is none."""
     heading: str = ""
-    """Heading of the chapter's section that computes these numbers; empty for the page as a whole."""
     timed: bool = False
-    """Its numbers are times, which differ from run to run: pages show the verdict on them and not the numbers."""
 
     def __post_init__(self):
         for name, id in self.needs.items():
@@ -74,20 +71,18 @@ class Claim:
 
 @dataclass(frozen=True)
 class Figure:
-    """One table or figure of a paper."""
+    """One table or figure of a paper: what it shows, the paper's section, and the chapter that recomputes it.
+
+    The ids of its numbers begin with `prefix`, which may contain `{pair}` and is empty for a drawing. `heading` is that
+    of the chapter's section; empty for the page as a whole.
+    """
 
     id: str
-    """Unique name, such as `table1` or `figure3b`."""
     title: str
-    """What it shows, in our words."""
     section: str
-    """Section of the paper that it belongs to."""
     chapter: str
-    """Chapter that recomputes it."""
     prefix: str
-    """How the ids of its numbers begin; may contain `{pair}`. Empty for a drawing, with nothing to recompute."""
     heading: str = ""
-    """Heading of the chapter's section that recomputes it; empty for the page as a whole."""
 
 
 class Published(NamedTuple):
@@ -265,14 +260,13 @@ def _turns(claim: Claim, values: Mapping[str, float]) -> dict[str, str]:
     Numbers go to their ends one at a time, since those of one run err together.
     """
     said, turns = _decide(claim, values), {}
-    for name in claim.needs if said != "not run" else ():
-        for end in (".low", ".high"):
-            try:
-                other = _decide(claim, {**values, name: values.get(name + end, values[name])})
-            except ValueError:  # a division by zero there
-                other = "undefined"
-            if other != said:
-                turns[name + end] = other
+    for end in (id for id in values if "." in id and said != "not run"):
+        try:
+            other = _decide(claim, {**values, end.rpartition(".")[0]: values[end]})
+        except ValueError:  # a division by zero there
+            other = "undefined"
+        if other != said:
+            turns[end] = other
     return turns
 
 

@@ -5,9 +5,8 @@
     stitch-book build                                         renders the pages into _build/html
     stitch-book claims --json
 
-`commands.py` has those for a pair of one's own: fit, transfer-sae, transfer-vector, transfer-probe, push. Chapters are
-plain papermill notebooks, which jupytext makes of their sources; a page that papermill itself made carries no key, so
-the next `stitch-book run` executes it again.
+The commands for a pair of one's own are in `commands.py`: fit, transfer-sae, transfer-vector, transfer-probe, push.
+Chapters are plain papermill notebooks; a page that papermill itself made carries no key and is made anew.
 
 Exit codes: 0; 1 when a chapter or the rendering fails; 2 when the request makes no sense; 130 when interrupted.
 """
@@ -23,8 +22,6 @@ import subprocess
 import sys
 import textwrap
 import warnings
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +56,8 @@ def run_chapters(root: Path, *, pair: str, jobs: int | None, **choices: Any) -> 
         for folder in (RUNS, Path("results")):
             remove_leftovers(folder)
         damaged = remove_damaged(root)
-        chapters = [run for run in runs if run.chapter not in SUMMARIES]
-        for group in (chapters, [run for run in runs if run.chapter in SUMMARIES]):
+        for is_last in (False, True):
+            group = [run for run in runs if (run.chapter in SUMMARIES) == is_last]
             keys = {run.chapter: key_of(root, run) for run in group}
             stale = [run for run in group if run.force or not is_fresh(root, run, keys[run.chapter])]
             silent = _without_chat(models) if stale and stale[0].pair != HOME_PAIR else None
@@ -91,7 +88,7 @@ def _without_chat(pair: ModelPair) -> str | None:
     return None
 
 
-def _lock(root: Path) -> AbstractContextManager:
+def _lock(root: Path) -> contextlib.AbstractContextManager:
     (root / RUNS).mkdir(parents=True, exist_ok=True)
     lock = FileLock(root / RUNS / ".lock")
     try:
@@ -103,14 +100,14 @@ def _lock(root: Path) -> AbstractContextManager:
 
 def build(root: Path) -> None:
     """Render the pages into `_build/html` unless nothing in them has changed; WorkError shows the warnings."""
-    home = f"{(RUNS / HOME_PAIR).as_posix()}/"
     sources = ("book/runs/**/*.ipynb", "_config.yml", "_toc.yml", "book/references.bib", "book/_static/**/*")
     stamp = root / "_build" / ".stamp"
     with _lock(root):  # nobody renders what another is writing
-        files = [file for file in toc_files(root) if file.startswith(home)]
-        if missing := [file.removeprefix(home) for file in files if not (root / f"{file}.ipynb").is_file()]:
-            whose = f"the embedded pair, whose pages are the book's own, has none yet for {', '.join(missing)}"
-            raise RequestError(f"{whose}: make them with `stitch-book run`")
+        files = [Path(file) for file in toc_files(root) if Path(file).parent == RUNS / HOME_PAIR]
+        if missing := [file.name for file in files if not (root / file).with_suffix(".ipynb").is_file()]:
+            raise RequestError(
+                f"the embedded pair has no page yet of {', '.join(missing)}: make it by `stitch-book run`"
+            )
         key = tree_digest(root, *sources, "requirements.lock")
         if not (stamp.is_file() and stamp.read_text() == key and (root / HTML).is_file()):
             stamp.unlink(missing_ok=True)
@@ -137,9 +134,9 @@ def print_claims(root: Path, pair: str, *, as_json: bool) -> None:
     columns = max((len(verdict.id) for verdict in found), default=0), max(map(len, VERDICTS))
     for verdict in found:
         print(f"{verdict.id:{columns[0]}}  {verdict.verdict:{columns[1]}}  {verdict.chapter}: {verdict.source}")
-        print(textwrap.fill(verdict.text, width, initial_indent="    ", subsequent_indent="    "))
         numbers = {"ours": verdict.ours, f"published ({verdict.published_verdict or 'incomplete'})": verdict.published}
-        lines = [f"{side}: {', '.join(named(values))}" for side, values in numbers.items() if values]
+        lines = [verdict.text]
+        lines += [f"{side}: {', '.join(named(values))}" for side, values in numbers.items() if values]
         lines += said_of_turns(verdict) + [f"its run at scale {verdict.scale} gave no {id}" for id in verdict.missing]
         for line in lines:
             print(textwrap.fill(line, width, initial_indent="    ", subsequent_indent="      "))
@@ -160,19 +157,16 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="stitch-book", description="Executes the chapters, renders the book, prints the claims.")
-    commands = parser.add_subparsers(dest="command", required=True)
+    add = parser.add_subparsers(dest="command", required=True).add_parser
     home, pair, scale, across, to = (argparse.ArgumentParser(add_help=False) for _ in range(5))
     known = "a name in stitch_utils/data/pairs or a .yml file"
     home.add_argument("--pair", default=HOME_PAIR, help=f"{known} (default {HOME_PAIR})")
     pair.add_argument("--pair", required=True, help=known)
     scale.add_argument("--scale", default="default", help="how much text: smoke, default or paper (default: default)")
-    stitch = "a stitch file, or OWNER/NAME[@REVISION] on the Hub (default: artifacts/<pair>/stitch.safetensors)"
-    across.add_argument("--stitch", help=stitch)
-    to.add_argument("--to", choices=("a", "b"), default="b", help="the model that it is wanted for (default: b)")
-    # The name of this option in older command lines.
-    to.add_argument("--towards", dest="to", choices=("a", "b"), default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    across.add_argument("--stitch", help="a file, or OWNER/NAME[@REVISION] on the Hub (default: what `fit` saved)")
+    to.add_argument("--to", "--towards", choices=("a", "b"), default="b", help="the model that it is for (default: b)")
 
-    run = commands.add_parser("run", parents=[home], help="execute chapters whose page is missing or out of date")
+    run = add("run", parents=[home], help="execute chapters whose page is missing or out of date")
     run.add_argument("--chapter", help="this chapter only (default: all, in reading order)")
     run.add_argument("--scale", help="smoke, default or paper (default: the chapter's own)")
     given = {"nargs": 2, "action": "append", "default": [], "metavar": ("NAME", "VALUE")}
@@ -180,59 +174,48 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--jobs", type=int, metavar="N", help="chapters side by side (default: what fits)")
     run.add_argument("--force", action="store_true", help="execute even where nothing has changed")
 
-    fit = commands.add_parser("fit", parents=[pair, scale], help="fit the stitch of a pair and save it")
+    fit = add("fit", parents=[pair, scale], help="fit the stitch of a pair and save it")
     fit.add_argument("--alpha", type=float, default=1.0, help="weight of the inversion terms (default 1)")
     fit.add_argument("--out", help="file to write (default: artifacts/<pair>/stitch.safetensors)")
 
-    sae = commands.add_parser("transfer-sae", parents=[pair, across, to, scale], help="carry an SAE to the other model")
+    sae = add("transfer-sae", parents=[pair, across, to, scale], help="carry an SAE to the other model")
     read = "a folder (SAELens, sparsify), sae_lens:RELEASE/ID or sparsify:OWNER/NAME/HOOKPOINT"
     sae.add_argument("sae", metavar="SAE", help=read)
     sae.add_argument("--out", required=True, metavar="FOLDER", help="folder to write, as SAELens reads it")
 
-    vector = commands.add_parser(
-        "transfer-vector", parents=[pair, across, to], help="carry directions to the other model"
-    )
-    read = ".npy, or .safetensors with one tensor: a vector, or a matrix of rows"
-    vector.add_argument("vector", metavar="FILE", help=read)
+    vector = add("transfer-vector", parents=[pair, across, to], help="carry directions to the other model")
+    vector.add_argument("vector", metavar="FILE", help=".npy, or .safetensors with one tensor: a vector, or a matrix")
     vector.add_argument("--out", required=True, metavar="FILE.npy", help="file to write")
-    length = "leave the image as long as the stitch makes it (default: unit length)"
-    vector.add_argument("--keep-norm", action="store_true", help=length)
+    vector.add_argument("--keep-norm", action="store_true", help="leave the length as it comes (default: unit length)")
 
-    probe = commands.add_parser(
-        "transfer-probe", parents=[pair, across, to, scale], help="carry a probe to the other model"
-    )
+    probe = add("transfer-probe", parents=[pair, across, to, scale], help="carry a probe to the other model")
     read = ".npz or .safetensors with coef_ (classes or 1, d) and intercept_, and classes_ if wanted"
     probe.add_argument("probe", metavar="FILE", help=read)
     probe.add_argument("--out", required=True, metavar="FILE.npz", help="file to write")
 
-    push = commands.add_parser("push", parents=[pair, across], help="publish a stitch on the Hub")
+    push = add("push", parents=[pair, across], help="publish a stitch on the Hub")
     push.add_argument("name", metavar="OWNER/NAME", help="made if it does not exist")
-    licence = "the stitch's own, as the Hub abbreviates it: mit, apache-2.0, ..."
-    push.add_argument("--license", dest="licence", help=licence)
+    push.add_argument("--license", dest="licence", help="the stitch's own, as the Hub writes it: mit, apache-2.0, ...")
     push.add_argument("--private", action="store_true", help="if the repository is made")
     push.add_argument("--folder", help="write it there instead of publishing it")
 
-    commands.add_parser("build", help="render the pages into _build/html")
-    claims = commands.add_parser("claims", parents=[home], help="print the verdict on each claim")
+    add("build", help="render the pages into _build/html")
+    claims = add("claims", parents=[home], help="print the verdict on each claim")
     claims.add_argument("--json", action="store_true", dest="as_json", help="as a list of objects")
     return parser
-
-
-def _act(command: str) -> Callable[..., None]:
-    """Find the function of a command."""
-    here = {"run": run_chapters, "build": build, "claims": print_claims}
-    if command in here:
-        return here[command]
-    from . import commands  # takes seconds to import
-
-    return getattr(commands, command.replace("-", "_"))
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv` (default: the process's own) and return the exit code."""
     try:
         options = vars(_parser().parse_args(argv))
-        _act(options.pop("command"))(project_root().resolve(), **options)
+        command = options.pop("command")
+        act = {"run": run_chapters, "build": build, "claims": print_claims}.get(command)
+        if act is None:
+            from . import commands  # takes seconds
+
+            act = getattr(commands, command.replace("-", "_"))
+        act(project_root().resolve(), **options)
         sys.stdout.flush()
     except (RequestError, WorkError) as error:
         print(f"stitch-book: {error}", file=sys.stderr)

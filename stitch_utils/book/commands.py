@@ -7,8 +7,9 @@ Offers `fit`, `transfer_sae`, `transfer_vector`, `transfer_probe` and `push`.
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -69,11 +70,12 @@ class _AtHand:
         for side, ref in (("a", self.pair.a), ("b", self.pair.b)):
             layer = self.layers[side] = about.get(f"layer_{side}", ref.layer)
             if layer is None:
-                unsaid = f"neither the stitch {where} nor the pair's file says which layer of {side} it is for"
-                raise RequestError(unsaid)
-            for is_for, says in _differences(about, side, ref, layer, whole=not stitch):
-                differs = f"is for {side} {is_for}, and the pair {self.pair.name!r} says {says}"
-                if not stitch or is_for.startswith("before"):
+                raise RequestError(
+                    f"neither the stitch {where} nor the pair's file says which layer of {side} is meant"
+                )
+            for what, fitted, says in _differences(about, side, ref, layer, whole=not stitch):
+                differs = f"is for {side} {what} {fitted!r}, and the pair {self.pair.name!r} says {says!r}"
+                if not stitch or what == "before layer":
                     raise RequestError(f"the stitch {where} {differs}: fit it again with {again}")
                 print(f"Note: the stitch {differs}.")
         if scale is not None:
@@ -94,20 +96,17 @@ class _AtHand:
         return f"{side.upper()} ({getattr(self.pair, side).short}, before layer {self.layers[side]})"
 
 
-def _differences(about: Mapping, side: str, ref: ModelRef, layer: int, *, whole: bool) -> Iterator[tuple[str, str]]:
-    """List what a stitch says of a model beside what the pair says, where they differ; the layer first.
+def _differences(about: Mapping, side: str, ref: ModelRef, layer: int, *, whole: bool) -> list[tuple[str, Any, Any]]:
+    """List what a stitch says of a model, and what the pair says instead: (what, stitch, pair), the layer first.
 
     Of paths the last names are compared, which are all that a published stitch has; with `whole`, whole paths.
     """
-    if ref.layer not in (None, layer):
-        yield f"before layer {layer}", f"layer {ref.layer}"
+    said = [("before layer", layer, layer if ref.layer is None else ref.layer)]
     if side in about:
-        fitted, named = str(about[side]), ref.model
-        if fitted != named if whole else Path(fitted).name != Path(named).name:
-            yield f"of {fitted!r}", repr(named)
-        fitted, named = about.get(f"revision_{side}") or "main", ref.revision or "main"
-        if fitted != named:
-            yield f"at revision {fitted}", named
+        names = str(about[side]), ref.model
+        said.append(("of", *(names if whole else (Path(name).name for name in names))))
+        said.append(("at revision", about.get(f"revision_{side}") or "main", ref.revision or "main"))
+    return [(what, fitted, named) for what, fitted, named in said if fitted != named]
 
 
 def _target(out: str, ending: str | None = None, given: str | None = None) -> Path:

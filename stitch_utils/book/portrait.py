@@ -1,8 +1,8 @@
 """What the book shows of the embedded pair and its world: examples, training, samples (no section of its own).
 
 Offers, for tables and figures of the chapter on pairs, `parallel_examples`, `show_documents`, `recorded`,
-`training_table`, `training_curves`, `sample_continuations`, `one_of_each`, `recognised_shares`, and the constants
-`SAMPLES` and `TEMPERATURE`.
+`training_table`, `sample_continuations`, `one_of_each`, `recognised_shares`, and the constants `SAMPLES` and
+`TEMPERATURE`.
 """
 
 import html
@@ -69,15 +69,6 @@ def training_table(report: dict) -> pd.DataFrame:
     models = zip("AB", report["models"].values())
     columns = {name: [row.format(**model) for row in rows.values()] for name, model in models}
     return pd.DataFrame({"": list(rows)} | columns)
-
-
-def training_curves(report: dict) -> dict[str, tuple[list[float], list[float]]]:
-    """Return tokens seen and loss of each model, for `figures.pairs.training_curves`."""
-    curves = {}
-    for side, model in zip("ab", report["models"].values()):
-        tokens_a_point = 25 * model["batch_size"] * model["context"]
-        curves[side] = ([tokens_a_point * (i + 1) for i in range(len(model["loss_curve"]))], model["loss_curve"])
-    return curves
 
 
 def sample_continuations(

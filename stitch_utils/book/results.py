@@ -1,8 +1,8 @@
 """Write and read what a chapter measured, in `results/<pair>/<chapter>.json` (no section of its own).
 
-A chapter measures and never decides. It writes flat numbers, each under an id like `table1.tiny.a_to_b`, which begins
-with the table or figure and names the pair; `claims.py` compares them with the published ones under ids of that form. A
-file is replaced whole, so a run that was killed leaves the earlier numbers; a file that changed later is refused.
+A chapter measures and never decides. It writes flat numbers under ids like `table1.tiny.a_to_b`, which begin with the
+table or figure and name the pair; `claims.py` compares them with the published ones. A file is replaced whole, so a run
+that was killed leaves the earlier numbers; a file that changed later is refused.
 
 Offers `write_results`, `read_results`, which returns `Results`, and `pairs_with_results`.
 """
@@ -27,11 +27,6 @@ class Results(NamedTuple):
     """Result id -> number, or a label."""
     runs: dict[str, dict[str, object]]
     """Chapter -> the parameters with which it was last run."""
-
-    def of(self, table: str, pair: str) -> dict[str, float | int | str]:
-        """Return the numbers of one table or figure, by what stands in their ids after the pair."""
-        start = f"{table}.{pair}."
-        return {id.removeprefix(start): number for id, number in self.numbers.items() if id.startswith(start)}
 
 
 def write_results(

@@ -2,8 +2,8 @@
 
 A page is a chapter executed for one pair, `book/runs/<pair>/<chapter>.ipynb`. Pages are expensive, so each carries the
 key of all that made it (its source, its parameters, this package, the published numbers, the lock file) and the digests
-of the results that it wrote and of itself. A page with which all of these still agree is left alone; a page is replaced
-whole, at the end of a run that worked, or not at all.
+of its results and of itself. One with which all of these still agree is left alone; a page is replaced whole, at the
+end of a run that worked, or not at all.
 
 Offers `plan`, which turns a request into `Run`s; `key_of` and `is_fresh`, which tell whether a page is up to date;
 `execute` and `execute_all`, which make one or all, or raise `WorkError`; `jobs_at_once`, `find_pair`, and the constants
@@ -202,10 +202,7 @@ def execute_all(runs: Sequence[Run], keys: Mapping[str, str], jobs: int) -> Iter
 
 
 def execute(run: Run, key: str) -> float:
-    """Execute a chapter in the current folder, put its page in place, and return the seconds it took.
-
-    WorkError where a cell fails.
-    """
+    """Execute a chapter in the current folder, put its page in place, return its seconds; WorkError if a cell fails."""
     import nbformat
     import papermill  # takes a second to import, which unchanged pages can do without
 

@@ -39,17 +39,18 @@ def _plain(cell):
     return re.sub(r"<[^>]*>", "", cell.replace("<br>", "|"))
 
 
-def test_beside_puts_ours_first_and_keeps_the_papers_order(project):
+def test_beside_puts_ours_first_in_the_rows_of_the_labels(project):
     ours = {"table1.tiny.b": 2.0, "table1.tiny.b.low": 1.5, "table1.tiny.b.high": 2.51239, "table1.tiny.extra": 1}
     write_results("tiny", "first", ours | {"table10.tiny.a": 9.0})
-    frame = beside("tiny", "table1.")
+    labels = {"a": "A", "b": "B", "gain": "gain", "extra": "more"}
+    frame = beside("tiny", "table1.", labels=labels)
     assert list(frame.columns) == ["tiny", "big, published"]
-    assert list(frame.index) == ["a", "b", "gain", "extra"]
+    assert list(frame.index) == ["A", "B", "gain", "more"]
     assert list(frame["tiny"]) == ["", "2 [1.5, 2.5]", "", "1"]
     assert list(frame["big, published"]) == ["3", "2 [1.9, 2.1]", "[0.3, ]", ""]
-    assert list(beside("tiny", "table1")["tiny"]) == list(frame["tiny"])
-    assert list(beside("big", "table1").columns) == ["big", "big, published"]
-    assert beside("tiny", "table99").empty
+    assert list(beside("tiny", "table1", labels=labels)["tiny"]) == list(frame["tiny"])
+    assert list(beside("big", "table1", labels=labels).columns) == ["big", "big, published"]
+    assert list(beside("tiny", "table99", labels={"a": "A"})["tiny"]) == [""]
 
 
 def test_every_share_stands_over_what_it_costs(project):
@@ -130,7 +131,8 @@ def test_claims_table_keeps_the_claims_of_one_chapter(project):
 
 def test_claims_at_a_glance_are_those_that_some_pair_has_run(project):
     def claims(**choice):
-        return [_cells(row)[0] for row in claims_table(detail=False, **choice).data.splitlines()[1:-1]]
+        rows = claims_table(detail=False, **choice).data.splitlines()[1:-1]
+        return [_cells(row)[0] for row in rows if row]
 
     with (project / "book" / "published.yml").open("a", encoding="utf-8") as file:
         file.write(ANOTHER_CLAIM)
