@@ -136,7 +136,7 @@ def page_of(pair: str, chapter: str, heading: str = "") -> str:
 
 
 def command_for(pair: str, chapter: str = "", *, file: str = "") -> str:
-    """Return the command that runs a chapter, or all, for a pair or its user's `file`, by default the one of its pages."""
+    """Return the command that runs a chapter, or all, for a pair or its `file`, by default that of its pages."""
     given = pair if pair in known_pairs() else file or pair_file(pair) or f"{pair}.yml"
     return f".venv/bin/stitch-book run --pair {shlex.quote(given)}" + (f" --chapter {chapter}" if chapter else "")
 
@@ -144,12 +144,8 @@ def command_for(pair: str, chapter: str = "", *, file: str = "") -> str:
 def pair_file(pair: str) -> str:
     """Return the pair file that the pages of a pair were made from, as they name it; "" if there is none."""
     for page in sorted((project_root() / "book" / "runs" / pair).glob("[!.]*.ipynb")):
-        try:
-            file = json.loads(page.read_text(encoding="utf-8"))["metadata"]["stitch_book"]["parameters"]["pair"]
-        except (OSError, ValueError, KeyError, TypeError):  # half a page, or none of ours: another may know
-            continue
-        if file:
-            return str(file)
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # no page of ours: another may know
+            return str(json.loads(page.read_text(encoding="utf-8"))["metadata"]["stitch_book"]["parameters"]["pair"])
     return ""
 
 

@@ -7,7 +7,8 @@ counts as not run. A predicate is written in Python, of which only arithmetic, c
 max over the claim's names are let through, so that a line of data cannot run code.
 
 A verdict compares the estimates. Where a number has a 95% interval, the predicate is asked again with this one number
-at either end of it and all others where they are: a verdict that changes has its threshold inside that interval.
+at either end of it and all others where they are, since those of one run err together: a verdict that changes has its
+threshold inside that interval.
 
 Offers `published`, which reads the file into a `Published` of `Claim`s and `Figure`s; `verdicts`, which compares it
 with our results as `Verdict`s; and, to print these, `VERDICTS`, `with_interval`, `named` and `said_of_turns`.
@@ -86,14 +87,11 @@ class Figure:
 
 
 class Published(NamedTuple):
-    """Everything in `book/published.yml`."""
+    """All of `book/published.yml`, in its order; numbers whose ids end in `.low` and `.high` bound a 95% interval."""
 
     numbers: Mapping[str, float]
-    """Result id -> published value; ids that end in `.low` and `.high` bound a 95% interval."""
     claims: tuple[Claim, ...]
-    """In the order of the chapters."""
     figures: tuple[Figure, ...]
-    """Tables and figures in the order of the papers."""
 
     @property
     def pairs(self) -> tuple[str, ...]:
@@ -255,10 +253,7 @@ def _decide(claim: Claim, values: Mapping[str, float]) -> str:
 
 
 def _turns(claim: Claim, values: Mapping[str, float]) -> dict[str, str]:
-    """Return the other verdicts that one number at one end of its interval would give: {end: verdict}.
-
-    Numbers go to their ends one at a time, since those of one run err together.
-    """
+    """Return the other verdicts that one number at one end of its interval would give: {end: verdict}."""
     said, turns = _decide(claim, values), {}
     for end in (id for id in values if "." in id and said != "not run"):
         try:

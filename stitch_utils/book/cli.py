@@ -42,8 +42,7 @@ HTML = Path("_build", "html", "index.html")
 def run_chapters(root: Path, *, pair: str, jobs: int | None, **choices: Any) -> None:
     """Execute the runs of a request (`plan`) that are not fresh, a line for each, while no other command does so here.
 
-    `jobs` chapters run side by side, by default as many as the processors take. The summaries read the results of all
-    others, so they begin when those are done.
+    `jobs` chapters run side by side, by default as many as the processors take; the summaries begin after all others.
     """
     if jobs is not None and jobs < 1:
         raise RequestError(f"--jobs {jobs}: expected a whole number of at least 1")
@@ -82,10 +81,8 @@ def _without_chat(pair: ModelPair) -> str | None:
 
     with refusing(ValueError):
         preflight(pair)
-    for ref in (pair.a, pair.b):
-        if not getattr(load_tokenizer(ref.model, revision=ref.revision), "chat_template", None):
-            return ref.model
-    return None
+    tokenizers = {ref.model: load_tokenizer(ref.model, revision=ref.revision) for ref in (pair.a, pair.b)}
+    return next((name for name, each in tokenizers.items() if not getattr(each, "chat_template", None)), None)
 
 
 def _lock(root: Path) -> contextlib.AbstractContextManager:
@@ -104,10 +101,8 @@ def build(root: Path) -> None:
     stamp = root / "_build" / ".stamp"
     with _lock(root):  # nobody renders what another is writing
         files = [Path(file) for file in toc_files(root) if Path(file).parent == RUNS / HOME_PAIR]
-        if missing := [file.name for file in files if not (root / file).with_suffix(".ipynb").is_file()]:
-            raise RequestError(
-                f"the embedded pair has no page yet of {', '.join(missing)}: make it by `stitch-book run`"
-            )
+        if missing := [file.name for file in files if not (root / f"{file}.ipynb").is_file()]:
+            raise RequestError(f"the embedded pair has no page of {', '.join(missing)}: make it by `stitch-book run`")
         key = tree_digest(root, *sources, "requirements.lock")
         if not (stamp.is_file() and stamp.read_text() == key and (root / HTML).is_file()):
             stamp.unlink(missing_ok=True)

@@ -6,7 +6,6 @@ judged, so that whatever stops the measuring loses nothing. This module takes se
 Offers `fit`, `transfer_sae`, `transfer_vector`, `transfer_probe` and `push`.
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -110,16 +109,13 @@ def _differences(about: Mapping, side: str, ref: ModelRef, layer: int, *, whole:
 
 
 def _target(out: str, ending: str | None = None, given: str | None = None) -> Path:
-    """Return the path to write to: a folder for the ending "", else a file.
-
-    RequestError for a folder in the place of a file, for another ending, and for what is read, which would be lost.
-    """
+    """Return the path to write to: a folder for the ending "", else a file; `given` is the one that is read."""
     path = Path(out).expanduser()
     if ending != "" and (path.name in ("", "..") or path.is_dir()):
         raise RequestError(f"--out {out}: expected the name of a file, and this is a folder")
     if ending and path.suffix != ending:
         raise RequestError(f"--out {out}: expected a name that ends in {ending}")
-    if given and os.path.realpath(path) == os.path.realpath(Path(given).expanduser()):
+    if given and path.resolve() == Path(given).expanduser().resolve():
         raise RequestError(f"--out {out} is the file that is carried: it would be lost")
     return path
 

@@ -21,12 +21,10 @@ from .chapters import command_for
 
 
 class Results(NamedTuple):
-    """What all chapters wrote for one pair."""
+    """What all chapters wrote for one pair: numbers and labels by their ids, and what each was last run with."""
 
     numbers: dict[str, float | int | str]
-    """Result id -> number, or a label."""
     runs: dict[str, dict[str, object]]
-    """Chapter -> the parameters with which it was last run."""
 
 
 def write_results(

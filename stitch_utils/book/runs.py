@@ -206,8 +206,7 @@ def execute(run: Run, key: str) -> float:
     import nbformat
     import papermill  # takes a second to import, which unchanged pages can do without
 
-    partial = run.page.with_name(f".{run.chapter}.partial.ipynb")
-    failed = run.page.with_name(f".{run.chapter}.failed.ipynb")
+    partial, failed = (run.page.with_name(f".{run.chapter}.{end}.ipynb") for end in ("partial", "failed"))
     started = time.monotonic()
     run.page.parent.mkdir(parents=True, exist_ok=True)
     # iopub_timeout: the default of 4 s is too short for a busy machine
