@@ -100,7 +100,7 @@ def _differences(about: Mapping, side: str, ref: ModelRef, layer: int, *, whole:
 
     Of paths the last names are compared, which are all that a published stitch has; with `whole`, whole paths.
     """
-    said = [("before layer", layer, layer if ref.layer is None else ref.layer)]
+    said: list[tuple[str, Any, Any]] = [("before layer", layer, layer if ref.layer is None else ref.layer)]
     if side in about:
         names = str(about[side]), ref.model
         said.append(("of", *(names if whole else (Path(name).name for name in names))))

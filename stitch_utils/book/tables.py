@@ -29,7 +29,7 @@ def beside(pair: str, prefix: str, *, labels: Mapping[str, str]) -> pd.DataFrame
     string is empty where there is no number.
     """
     papers, prefix = published(), prefix.rstrip(".")
-    columns = {pair: (read_results(pair, stand_ins=True).numbers, f"{prefix}.{pair}.")}
+    columns: dict[str, tuple[Mapping, str]] = {pair: (read_results(pair, stand_ins=True).numbers, f"{prefix}.{pair}.")}
     for name in papers.pairs:
         if any(id.startswith(f"{prefix}.{name}.") for id in papers.numbers):
             columns[f"{name}, published"] = (papers.numbers, f"{prefix}.{name}.")
