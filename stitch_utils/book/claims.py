@@ -279,8 +279,7 @@ def _compiled(text: str, names: Iterable[str]) -> CodeType:
             case ast.Constant(value=value) if type(value) in (int, float):
                 pass
             case _ if not isinstance(node, _LOGIC + _COMPARISONS + _ARITHMETIC):
-                kind = type(node).__name__
-                raise ValueError(f"{kind} is not arithmetic, a comparison, and, or, not, abs, min or max")
+                raise ValueError(f"{type(node).__name__} is no arithmetic, comparison, and, or, not, abs, min or max")
     if not isinstance(root, ast.Compare | ast.BoolOp) and type(getattr(root, "op", None)) is not ast.Not:
         raise ValueError("expected a comparison, or several joined by and, or, not")
     return compile(ast.Expression(root), "predicate", "eval")

@@ -66,7 +66,7 @@ def run_chapters(root: Path, *, pair: str, jobs: int | None, **choices: Any) -> 
                 elif silent and run.chapter in CHAT_CHAPTERS:
                     bar.write(f"{run.label}: left out, since the tokenizer of {silent!r} has no chat template")
                     stale.remove(run)
-            for artifact in damaged if stale else ():  # which is read by what is executed
+            for artifact in damaged if stale else ():  # what is executed reads artifacts
                 bar.write(f"stitch-book: {damage_message(artifact.relative_to(root))}", file=sys.stderr)
             bar.update(len(group) - len(stale))
             for run, seconds in execute_all(stale, keys, jobs or jobs_at_once(models.threads)):
@@ -130,8 +130,7 @@ def print_claims(root: Path, pair: str, *, as_json: bool) -> None:
     for verdict in found:
         print(f"{verdict.id:{columns[0]}}  {verdict.verdict:{columns[1]}}  {verdict.chapter}: {verdict.source}")
         numbers = {"ours": verdict.ours, f"published ({verdict.published_verdict or 'incomplete'})": verdict.published}
-        lines = [verdict.text]
-        lines += [f"{side}: {', '.join(named(values))}" for side, values in numbers.items() if values]
+        lines = [verdict.text, *(f"{side}: {', '.join(named(values))}" for side, values in numbers.items() if values)]
         lines += said_of_turns(verdict) + [f"its run at scale {verdict.scale} gave no {id}" for id in verdict.missing]
         for line in lines:
             print(textwrap.fill(line, width, initial_indent="    ", subsequent_indent="      "))
@@ -153,7 +152,7 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="stitch-book", description="Executes the chapters, renders the book, prints the claims.")
     add = parser.add_subparsers(dest="command", required=True).add_parser
-    home, pair, scale, across, to = (argparse.ArgumentParser(add_help=False) for _ in range(5))
+    home, pair, scale, across, to = (_Parser(add_help=False) for _ in range(5))
     known = "a name in stitch_utils/data/pairs or a .yml file"
     home.add_argument("--pair", default=HOME_PAIR, help=f"{known} (default {HOME_PAIR})")
     pair.add_argument("--pair", required=True, help=known)

@@ -102,8 +102,8 @@ def _differences(about: Mapping, side: str, ref: ModelRef, layer: int, *, whole:
     """
     said: list[tuple[str, Any, Any]] = [("before layer", layer, layer if ref.layer is None else ref.layer)]
     if side in about:
-        names = str(about[side]), ref.model
-        said.append(("of", *(names if whole else (Path(name).name for name in names))))
+        fitted, named = (name if whole else Path(name).name for name in (str(about[side]), ref.model))
+        said.append(("of", fitted, named))
         said.append(("at revision", about.get(f"revision_{side}") or "main", ref.revision or "main"))
     return [(what, fitted, named) for what, fitted, named in said if fitted != named]
 

@@ -99,7 +99,8 @@ def recognised_shares(samples: pd.DataFrame) -> dict[str, Estimate]:
 
     Continuations of fewer than `JUDGED_CHARACTERS` are not counted, and a language without any others is left out.
     """
-    judged = samples[samples["continued"].map(str.strip).map(len) >= JUDGED_CHARACTERS]
-    right = judged["continued"].map(detect_language) == judged["language"]
-    by_language = right.groupby(judged["language"], sort=False)
-    return {str(language): clopper_pearson(int(each.sum()), len(each)) for language, each in by_language}
+    right: dict[str, list[bool]] = {}
+    for language, _, continued in samples.itertuples(index=False):
+        if len(continued.strip()) >= JUDGED_CHARACTERS:
+            right.setdefault(language, []).append(detect_language(continued) == language)
+    return {language: clopper_pearson(sum(found), len(found)) for language, found in right.items()}

@@ -96,8 +96,8 @@ def runs_table(home: str = "tiny") -> HTML:
             executed.setdefault(page.parent.name, []).append(page.stem)
     rows = []
     for name in dict.fromkeys((home, *known_pairs(), *executed)):
-        file = f"a pair file of your own: {pair_file(name) or 'unknown'}"
-        title = load_pair(name).title if name in known_pairs() else file
+        own = f"a pair file of your own: {pair_file(name) or 'unknown'}"
+        title = load_pair(name).title if name in known_pairs() else own
         pages = ", ".join(_link(page_of(name, chapter), chapter) for chapter in executed.get(name, ()))
         if pages and any(read_results(name, stand_ins=True)) and not any(read_results(name)):
             pages += " (random weights: no results)"
@@ -125,8 +125,7 @@ def status_table(pair: str = "tiny") -> HTML:
             if not figure.prefix:
                 cells.append("schematic")
             elif any(id.startswith(figure.prefix.replace("{pair}", name)) for id in ids):
-                page = page_of(name, figure.chapter, figure.heading)
-                cells.append(_link(page, figure.chapter, figure.heading))
+                cells.append(_link(page_of(name, figure.chapter, figure.heading), figure.chapter, figure.heading))
             else:
                 cells.append(f"not run: {_code(command_for(name, figure.chapter))}")
         rows.append([figure.id, html.escape(figure.title), figure.section, *cells])
