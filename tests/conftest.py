@@ -36,7 +36,7 @@ numbers:
 figures:
   - {id: t1, title: "a < b & c", section: "2", chapter: first, prefix: table1.}
   - {id: f1, title: Map, section: "3", chapter: second, prefix: "map.{pair}.loss"}
-  - {id: f2, title: Sketch, section: "1", chapter: first, schematic: true}
+  - {id: f2, title: Sketch, section: "1", chapter: first, prefix: ""}
 claims:
   - id: order
     text: "A is < B"

@@ -14,7 +14,7 @@ from docutils.core import publish_doctree
 from myst_parser.docutils_ import Parser
 from scipy import stats
 
-from stitch_utils.book.chapters import anchor, for_pair
+from stitch_utils.book.chapters import for_pair
 from stitch_utils.book.claims import published, verdicts
 from stitch_utils.book.results import read_results, write_results
 
@@ -133,9 +133,9 @@ def test_every_claim_and_figure_leads_to_a_section_of_its_chapter(papers, chapte
         assert len({id for ids in sections.values() for id in ids}) >= len(sections) > 1
         for entry in (*papers.claims, *papers.figures):
             elsewhere = pair != "tiny" and entry.id in EMBEDDED_PAIR_ONLY
-            if entry.chapter == chapter and not getattr(entry, "schematic", False) and not elsewhere:
+            if entry.chapter == chapter and getattr(entry, "prefix", "of a claim") and not elsewhere:
                 assert entry.heading in list(sections)[1:], f"{entry.id}: no section {entry.heading!r} in {chapter}"
-                assert anchor(entry.heading) in sections[entry.heading], entry.id
+                assert nodes.make_id(entry.heading) in sections[entry.heading], entry.id
 
 
 # Decimals and percentages that prose may hold: settings, and what the papers say. What is measured belongs in cells.

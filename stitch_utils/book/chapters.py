@@ -1,16 +1,16 @@
 """List the chapters, their parameters and their pages (no section of its own).
 
-A chapter is a text notebook, `book/<chapter>.md`, with one cell tagged `parameters` that assigns literals. `_toc.yml`
-says which there are and in which order. What a user writes on a command line is text: the default of a parameter
-decides what it stands for, so that `1e-4` is a number where a number stood, and `no` is Norwegian where a language
-stood. Whatever was computed leads to the section of the page that computed it, and what was not run to the command
-that runs it.
+A chapter is a text notebook, `book/<chapter>.md`, with one cell tagged `parameters` that assigns literals; `_toc.yml`
+says which there are and in which order. What a user writes on a command line is text, and the default of a parameter
+decides what it stands for: `1e-4` is a number where a number stood, `no` is Norwegian where a language stood. Whatever
+was computed leads to the section that computed it, and what was not run to the command that runs it.
 
-Offers `chapter_names`, `toc_files`, `read_chapter`, `for_pair`, `parse_value`, `anchor`, `page_of`, `command_for`,
-`pair_argument`, `pair_file`, `one_line`, and `RequestError` for a request that makes no sense.
+Offers `chapter_names`, `toc_files`, `read_chapter`, `for_pair`, `parse_value`, `page_of`, `command_for`, `pair_file`,
+`one_line`, `RequestError` for a request that makes no sense, and `refusing`, which makes others into it.
 """
 
 import ast
+import contextlib
 import hashlib
 import json
 import math
@@ -22,6 +22,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
 import yaml
+from docutils.nodes import make_id
 
 from ..data.pairs import known_pairs
 from ..utils.files import project_root
@@ -36,23 +37,26 @@ class RequestError(Exception):
     """A request that makes no sense. The message is one line, and the exit code is 2."""
 
 
+@contextlib.contextmanager
+def refusing(*kinds: type[Exception]) -> Iterator[None]:
+    """Re-raise these errors as RequestErrors: for steps that refuse what a user gave, and not for what prints."""
+    try:
+        yield
+    except kinds as error:
+        raise RequestError(one_line(error)) from error
+
+
 def toc_files(root: Path) -> list[str]:
     """List the files that `_toc.yml` names, root first, in reading order, without their endings; globs are left out."""
-
-    def walk(entry: dict) -> Iterator[str]:
-        if name := entry.get("root", entry.get("file")):
-            yield name.removesuffix(".ipynb").removesuffix(".md")
-        for level in ("parts", "chapters", "sections"):
-            for child in entry.get(level) or ():
-                yield from walk(child)
+    from sphinx_external_toc.parsing import MalformedError, parse_toc_yaml
 
     try:
-        return list(walk(yaml.safe_load((root / "_toc.yml").read_text(encoding="utf-8"))))
+        files = list(parse_toc_yaml(root / "_toc.yml"))
     except FileNotFoundError:
-        message = f"{root} holds no _toc.yml: expected a checkout of the book (STITCH_ROOT names one)"
-        raise RequestError(message) from None
-    except (yaml.YAMLError, AttributeError, TypeError) as error:
+        raise RequestError(f"{root} holds no _toc.yml: expected a checkout (STITCH_ROOT names one)") from None
+    except (yaml.YAMLError, MalformedError, AttributeError, TypeError) as error:
         raise RequestError(f"_toc.yml is not a table of contents: {one_line(error)}") from error
+    return [file.removesuffix(".ipynb").removesuffix(".md") for file in files]
 
 
 def chapter_names(root: Path) -> list[str]:
@@ -74,17 +78,14 @@ def read_chapter(root: Path, chapter: str) -> tuple[Any, dict[str, Any], str]:
     defaults = {}
     try:
         for node in ast.parse(cells[0].source).body:
-            if not isinstance(node, ast.Assign | ast.AnnAssign) or node.value is None:
-                raise SyntaxError("expected an assignment")
-            value = ast.literal_eval(node.value)
-            json.dumps(value, allow_nan=False)
-            for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
-                if not isinstance(target, ast.Name):
-                    raise SyntaxError("expected a name on the left")
-                defaults[target.id] = value
+            match node:
+                case ast.Assign([ast.Name(name)], value) | ast.AnnAssign(ast.Name(name), _, ast.expr() as value):
+                    defaults[name] = ast.literal_eval(value)
+                case _:
+                    raise SyntaxError("expected the assignment of a value to a name")
+        json.dumps(defaults, allow_nan=False)
     except (SyntaxError, ValueError, TypeError) as error:
-        message = f"book/{chapter}.md: its cell tagged 'parameters' must assign plain literals only"
-        raise RequestError(message) from error
+        raise RequestError(f"book/{chapter}.md: the cell 'parameters' must assign plain literals only") from error
     return notebook, defaults, hashlib.sha256(source.encode()).hexdigest()
 
 
@@ -120,16 +121,10 @@ def parse_value(name: str, text: str, default: Any) -> Any:
         bool: ("true or false", isinstance(value, bool)),
         int: ("a whole number", is_number and value == int(value)),
         float: ("a finite number", is_number),
-        dict: ("a YAML dict", isinstance(value, dict)),
-    }.get(type(default), ("a YAML list", isinstance(value, list)))
+    }.get(type(default), (f"a YAML {type(default).__name__}", isinstance(value, type(default))))
     if not fits:
         raise RequestError(f"parameter {name} (default {default!r}): expected {expected}, got {text!r}")
     return type(default)(value)
-
-
-def anchor(heading: str) -> str:
-    """Return the id that the rendered page gives to the section under `heading`, as docutils makes it."""
-    return re.sub(r"[^a-z0-9]+", "-", heading.lower()).strip("-")
 
 
 def page_of(pair: str, chapter: str, heading: str = "") -> str:
@@ -137,28 +132,20 @@ def page_of(pair: str, chapter: str, heading: str = "") -> str:
     page = f"book/runs/{pair}/{chapter}"
     if not (project_root() / f"{page}.ipynb").is_file():
         return ""
-    return f"{page}.html" + (f"#{anchor(heading)}" if heading else "")
+    return f"{page}.html" + (f"#{make_id(heading)}" if heading else "")
 
 
-def command_for(given: str, chapter: str = "") -> str:
-    """Return the command that runs a chapter, or all of them, for the pair that `given` names (`pair_argument`)."""
+def command_for(pair: str, chapter: str = "", *, file: str = "") -> str:
+    """Return the command that runs a chapter, or all, for a pair or its `file`, by default that of its pages."""
+    given = pair if pair in known_pairs() else file or pair_file(pair) or f"{pair}.yml"
     return f".venv/bin/stitch-book run --pair {shlex.quote(given)}" + (f" --chapter {chapter}" if chapter else "")
-
-
-def pair_argument(pair: str, file: str = "") -> str:
-    """Return what a command takes for the pair: its name, or a user's own file, by default the one in its pages."""
-    return pair if pair in known_pairs() else file or pair_file(pair) or f"{pair}.yml"
 
 
 def pair_file(pair: str) -> str:
     """Return the pair file that the pages of a pair were made from, as they name it; "" if there is none."""
     for page in sorted((project_root() / "book" / "runs" / pair).glob("[!.]*.ipynb")):
-        try:
-            file = json.loads(page.read_text(encoding="utf-8"))["metadata"]["stitch_book"]["parameters"]["pair"]
-        except (OSError, ValueError, KeyError, TypeError):  # half a page, or none of ours: another may know
-            continue
-        if file:
-            return str(file)
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # no page of ours: another may know
+            return str(json.loads(page.read_text(encoding="utf-8"))["metadata"]["stitch_book"]["parameters"]["pair"])
     return ""
 
 

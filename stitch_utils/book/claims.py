@@ -2,17 +2,16 @@
 
 `book/published.yml` holds the papers' numbers under ids like `table1.pythia.a_to_b`, and their claims, each with the
 ids it needs and a predicate over them such as `a_to_b_to_a < 1.01 * a`. The same predicate is asked of our numbers and
-of the papers' own, which shows a threshold that the papers themselves would miss. Nothing that a predicate needs is
-ever filled in: if a number is missing, the claim counts as not run. A predicate is written in Python, of which only
-arithmetic, comparisons, and, or, not, abs, min and max over the claim's names are let through, so that a line of data
-cannot run code.
+of the papers' own, which shows a threshold that the papers themselves would miss. If a number is missing, the claim
+counts as not run. A predicate is written in Python, of which only arithmetic, comparisons, and, or, not, abs, min and
+max over the claim's names are let through, so that a line of data cannot run code.
 
 A verdict compares the estimates. Where a number has a 95% interval, the predicate is asked again with this one number
-at either end of it and all others where they are: a verdict that changes has its threshold inside that interval.
+at either end of it and all others where they are, since those of one run err together: a verdict that changes has its
+threshold inside that interval.
 
-Offers `published`, which reads the file into a `Published` of `Claim`s and `Figure`s; `verdicts` and `figures_status`,
-which compare it with our results as `Verdict`s and `FigureStatus`es; and, to print these, `VERDICTS`, `with_interval`,
-`named` and `said_of_turns`.
+Offers `published`, which reads the file into a `Published` of `Claim`s and `Figure`s; `verdicts`, which compares it
+with our results as `Verdict`s; and, to print these, `VERDICTS`, `with_interval`, `named` and `said_of_turns`.
 """
 
 import ast
@@ -20,7 +19,7 @@ import functools
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType
 from typing import Any, NamedTuple
@@ -28,7 +27,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from ..utils.files import project_root
-from .chapters import command_for, page_of, pair_argument
+from .chapters import command_for, page_of, pair_file
 from .results import read_results
 
 VERDICTS = ("holds", "partly", "does not hold", "not run")
@@ -40,26 +39,23 @@ _ARITHMETIC = (ast.BinOp, ast.Add, ast.Sub, ast.Mult, ast.Div, ast.Pow, ast.USub
 
 @dataclass(frozen=True)
 class Claim:
-    """One sentence that a paper, or this package, asserts, with the predicate that decides it."""
+    """One sentence that a paper, or this package, asserts, with the predicate that decides it.
+
+    `text` is the claim in our words, `source` the section, table or figure that makes it. `needs` maps short names to
+    the result ids that `chapter` writes under `heading` (empty: anywhere), in which `{pair}` stands for the name of the
+    pair. `holds` is a predicate over the short names, and `partly` a weaker one, asked when `holds` is false. Numbers
+    that are `timed` differ from run to run: pages show the verdict on them and not the numbers.
+    """
 
     id: str
-    """Unique name."""
     text: str
-    """The claim in our words, one sentence."""
     source: str
-    """Section, table or figure that makes it."""
     chapter: str
-    """Chapter that writes the numbers it needs."""
     needs: Mapping[str, str]
-    """Short name -> result id, in which `{pair}` stands for the name of the pair."""
     holds: str
-    """Predicate over the short names: the claim holds."""
     partly: str = ""
-    """Weaker predicate, asked when `holds` is false; empty if there is none."""
     heading: str = ""
-    """Heading of the chapter's section that computes these numbers; empty for the page as a whole."""
     timed: bool = False
-    """Its numbers are times, which differ from run to run: pages show the verdict on them and not the numbers."""
 
     def __post_init__(self):
         for name, id in self.needs.items():
@@ -76,37 +72,26 @@ class Claim:
 
 @dataclass(frozen=True)
 class Figure:
-    """One table or figure of a paper."""
+    """One table or figure of a paper: what it shows, the paper's section, and the chapter that recomputes it.
+
+    The ids of its numbers begin with `prefix`, which may contain `{pair}` and is empty for a drawing. `heading` is that
+    of the chapter's section; empty for the page as a whole.
+    """
 
     id: str
-    """Unique name, such as `table1` or `figure3b`."""
     title: str
-    """What it shows, in our words."""
     section: str
-    """Section of the paper that it belongs to."""
     chapter: str
-    """Chapter that recomputes it."""
-    prefix: str = ""
-    """How the ids of its numbers begin; may contain `{pair}`."""
-    schematic: bool = False
-    """A drawing of the method: nothing to recompute, and no prefix."""
+    prefix: str
     heading: str = ""
-    """Heading of the chapter's section that recomputes it; empty for the page as a whole."""
-
-    def __post_init__(self):
-        if self.schematic == bool(self.prefix):
-            raise ValueError(f"figure '{self.id}': expected either a prefix or schematic: true")
 
 
 class Published(NamedTuple):
-    """Everything in `book/published.yml`."""
+    """All of `book/published.yml`, in its order; numbers whose ids end in `.low` and `.high` bound a 95% interval."""
 
     numbers: Mapping[str, float]
-    """Result id -> published value; ids that end in `.low` and `.high` bound a 95% interval."""
     claims: tuple[Claim, ...]
-    """In the order of the chapters."""
     figures: tuple[Figure, ...]
-    """Tables and figures in the order of the papers."""
 
     @property
     def pairs(self) -> tuple[str, ...]:
@@ -140,15 +125,6 @@ class Verdict(NamedTuple):
     timed: bool
 
 
-class FigureStatus(NamedTuple):
-    """Whether a table or figure has been recomputed, and the section that did so or the command that would."""
-
-    id: str
-    status: str  # "done", "not run" or "schematic"
-    page: str
-    command: str
-
-
 def published() -> Published:
     """Read and check `book/published.yml`, once a process. ValueError says which entry is wrong and how."""
     path = project_root() / "book" / "published.yml"
@@ -180,33 +156,18 @@ def verdicts(pair: str, *, book: Published | None = None, file: str = "") -> lis
     `file` is the file of a user's own pair, for the commands; by default it is the one that the pair's pages name.
     """
     book, (ours, runs) = book or published(), read_results(pair)
-    given = pair_argument(pair, file)
+    file = file or pair_file(pair)
     rows = []
     for claim in book.claims:
         own, theirs = _needed(claim, pair, ours), _needed(claim, pair, book.numbers)
         said, scale = _decide(claim, own), str(runs.get(claim.chapter, {}).get("scale", ""))
-        page, command = page_of(pair, claim.chapter, claim.heading), ""
-        if said == "not run":
-            page, command = "", command_for(given, claim.chapter) if scale in ("", "smoke") else ""
+        page = "" if said == "not run" else page_of(pair, claim.chapter, claim.heading)
+        again = said == "not run" and scale in ("", "smoke")
+        command = command_for(pair, claim.chapter, file=file) if again else ""
         missing = tuple(id.replace("{pair}", pair) for name, id in claim.needs.items() if name not in own and scale)
         decided = (said, own, theirs, _decide(claim, theirs).replace("not run", ""), _turns(claim, own))
         about = (claim.id, claim.text, claim.source, claim.chapter)
         rows.append(Verdict(*about, *decided, page, command, missing, scale, claim.timed))
-    return rows
-
-
-def figures_status(pair: str) -> list[FigureStatus]:
-    """Say which tables and figures have numbers for the pair, in the order of `published.yml`."""
-    ids, given = tuple(read_results(pair).numbers), pair_argument(pair)
-    rows = []
-    for figure in published().figures:
-        if figure.schematic:
-            found = ("schematic", "", "")
-        elif any(id.startswith(figure.prefix.replace("{pair}", pair)) for id in ids):
-            found = ("done", page_of(pair, figure.chapter, figure.heading), "")
-        else:
-            found = ("not run", "", command_for(given, figure.chapter))
-        rows.append(FigureStatus(figure.id, *found))
     return rows
 
 
@@ -258,17 +219,15 @@ class _UniqueKeys(Loader):
 
 def _entries(kind: type, entries: Iterable[Mapping], path: Path) -> tuple:
     """Build one `kind` for each entry, whose keys must be its fields and whose ids must differ."""
-    known = {f.name: f.default is MISSING for f in fields(kind)}
     built = {}
     for entry in entries:
         where = f"{path}: {kind.__name__.lower()} '{entry.get('id', '?')}'"
-        if unknown := sorted(set(entry) - set(known)):
-            raise ValueError(f"{where} has unknown keys {', '.join(unknown)}: expected {', '.join(known)}")
-        if missing := [name for name, required in known.items() if required and name not in entry]:
-            raise ValueError(f"{where} lacks {', '.join(missing)}")
-        if entry["id"] in built:
+        if entry.get("id") in built:
             raise ValueError(f"{where} is given twice")
-        built[entry["id"]] = kind(**entry)
+        try:
+            built[entry.get("id")] = kind(**entry)
+        except TypeError as error:
+            raise ValueError(f"{where}: {error}") from error
     return tuple(built.values())
 
 
@@ -294,19 +253,15 @@ def _decide(claim: Claim, values: Mapping[str, float]) -> str:
 
 
 def _turns(claim: Claim, values: Mapping[str, float]) -> dict[str, str]:
-    """Return the other verdicts that one number at one end of its interval would give: {end: verdict}.
-
-    Numbers go to their ends one at a time, since those of one run err together.
-    """
+    """Return the other verdicts that one number at one end of its interval would give: {end: verdict}."""
     said, turns = _decide(claim, values), {}
-    for name in claim.needs if said != "not run" else ():
-        for end in (".low", ".high"):
-            try:
-                other = _decide(claim, {**values, name: values.get(name + end, values[name])})
-            except ValueError:  # a division by zero there
-                other = "undefined"
-            if other != said:
-                turns[name + end] = other
+    for end in (id for id in values if "." in id and said != "not run"):
+        try:
+            other = _decide(claim, {**values, end.rpartition(".")[0]: values[end]})
+        except ValueError:  # a division by zero there
+            other = "undefined"
+        if other != said:
+            turns[end] = other
     return turns
 
 
@@ -324,8 +279,7 @@ def _compiled(text: str, names: Iterable[str]) -> CodeType:
             case ast.Constant(value=value) if type(value) in (int, float):
                 pass
             case _ if not isinstance(node, _LOGIC + _COMPARISONS + _ARITHMETIC):
-                kind = type(node).__name__
-                raise ValueError(f"{kind} is not arithmetic, a comparison, and, or, not, abs, min or max")
+                raise ValueError(f"{type(node).__name__} is no arithmetic, comparison, and, or, not, abs, min or max")
     if not isinstance(root, ast.Compare | ast.BoolOp) and type(getattr(root, "op", None)) is not ast.Not:
         raise ValueError("expected a comparison, or several joined by and, or, not")
     return compile(ast.Expression(root), "predicate", "eval")

@@ -5,9 +5,8 @@
     stitch-book build                                         renders the pages into _build/html
     stitch-book claims --json
 
-`commands.py` has those for a pair of one's own: fit, transfer-sae, transfer-vector, transfer-probe, push. Chapters are
-plain papermill notebooks, which jupytext makes of their sources; a page that papermill itself made carries no key, so
-the next `stitch-book run` executes it again.
+The commands for a pair of one's own are in `commands.py`: fit, transfer-sae, transfer-vector, transfer-probe, push.
+Chapters are plain papermill notebooks; a page that papermill itself made carries no key and is made anew.
 
 Exit codes: 0; 1 when a chapter or the rendering fails; 2 when the request makes no sense; 130 when interrupted.
 """
@@ -23,33 +22,31 @@ import subprocess
 import sys
 import textwrap
 import warnings
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import yaml
+from click import unstyle
 from filelock import FileLock, Timeout
 
-from ..data.pairs import ModelPair, load_pair
+from ..data.pairs import ModelPair
 from ..utils.files import DAMAGED, project_root, remove_damaged, remove_leftovers, tree_digest
 from ..utils.progress import progress
-from .chapters import CHAT_CHAPTERS, SUMMARIES, RequestError, one_line, toc_files
+from .chapters import CHAT_CHAPTERS, SUMMARIES, RequestError, one_line, refusing, toc_files
 from .claims import VERDICTS, named, said_of_turns, verdicts
-from .commands import add_parsers, look_ahead
-from .runs import HOME_PAIR, RUNS, WorkError, execute_all, find_pair, is_fresh, jobs_at_once, key_of, plain, plan
+from .runs import HOME_PAIR, RUNS, WorkError, execute_all, find_pair, is_fresh, jobs_at_once, key_of, plan
 
 HTML = Path("_build", "html", "index.html")
 
 
-def run_chapters(root: Path, *, jobs: int | None, **choices: Any) -> None:
+def run_chapters(root: Path, *, pair: str, jobs: int | None, **choices: Any) -> None:
     """Execute the runs of a request (`plan`) that are not fresh, a line for each, while no other command does so here.
 
-    `jobs` chapters run side by side, by default as many as the processors take. The summaries read the results of all
-    others, so they begin when those are done.
+    `jobs` chapters run side by side, by default as many as the processors take; the summaries begin after all others.
     """
     if jobs is not None and jobs < 1:
         raise RequestError(f"--jobs {jobs}: expected a whole number of at least 1")
-    runs = plan(root, **choices)
+    runs, models = plan(root, pair=pair, **choices), find_pair(root, pair).described
     with _lock(root), contextlib.chdir(root), warnings.catch_warnings(), progress(runs, "chapters") as bar:
         warnings.simplefilter("ignore")
         logging.getLogger("papermill").setLevel(logging.CRITICAL)
@@ -57,42 +54,38 @@ def run_chapters(root: Path, *, jobs: int | None, **choices: Any) -> None:
             leftover.unlink()
         for folder in (RUNS, Path("results")):
             remove_leftovers(folder)
-        chapters = [run for run in runs if run.chapter not in SUMMARIES]
-        jobs = jobs or (jobs_at_once(load_pair(chapters[0].parameters["pair"]).threads) if chapters else 1)
-        tidied = False
-        for group in (chapters, [run for run in runs if run.chapter in SUMMARIES]):
+        damaged = remove_damaged(root)
+        for is_last in (False, True):
+            group = [run for run in runs if (run.chapter in SUMMARIES) == is_last]
             keys = {run.chapter: key_of(root, run) for run in group}
             stale = [run for run in group if run.force or not is_fresh(root, run, keys[run.chapter])]
-            silent = None
-            if stale and stale[0].pair != HOME_PAIR:
-                silent = _without_chat(look_ahead(root, str(stale[0].parameters["pair"])))
+            silent = _without_chat(models) if stale and stale[0].pair != HOME_PAIR else None
             for run in group:
                 if run not in stale:
                     bar.write(f"{run.label}: unchanged")
                 elif silent and run.chapter in CHAT_CHAPTERS:
                     bar.write(f"{run.label}: left out, since the tokenizer of {silent!r} has no chat template")
                     stale.remove(run)
-            if stale and not tidied:  # artifacts are read by what is executed
-                for damaged in remove_damaged(root):
-                    bar.write(f"stitch-book: {damaged.relative_to(root)} {DAMAGED}", file=sys.stderr)
-                tidied = True
+            for artifact in damaged if stale else ():  # what is executed reads artifacts
+                bar.write(f"stitch-book: {artifact.relative_to(root)} {DAMAGED}", file=sys.stderr)
             bar.update(len(group) - len(stale))
-            for run, seconds in execute_all(stale, keys, jobs):
+            for run, seconds in execute_all(stale, keys, jobs or jobs_at_once(models.threads)):
                 bar.write(f"{run.label}: {seconds:.0f} s")
                 bar.update()
 
 
 def _without_chat(pair: ModelPair) -> str | None:
-    """Name a model of the pair whose tokenizer has no chat template, if there is one."""
+    """Name a model of the pair whose tokenizer has no chat template; RequestError for what would end a run later."""
     from ..models.language_model import load_tokenizer
+    from ..stitching.pair import preflight
 
-    for ref in (pair.a, pair.b):
-        if not getattr(load_tokenizer(ref.model, revision=ref.revision), "chat_template", None):
-            return ref.model
-    return None
+    with refusing(ValueError):
+        preflight(pair)
+    tokenizers = {ref.model: load_tokenizer(ref.model, revision=ref.revision) for ref in (pair.a, pair.b)}
+    return next((name for name, each in tokenizers.items() if not getattr(each, "chat_template", None)), None)
 
 
-def _lock(root: Path) -> AbstractContextManager:
+def _lock(root: Path) -> contextlib.AbstractContextManager:
     (root / RUNS).mkdir(parents=True, exist_ok=True)
     lock = FileLock(root / RUNS / ".lock")
     try:
@@ -104,14 +97,12 @@ def _lock(root: Path) -> AbstractContextManager:
 
 def build(root: Path) -> None:
     """Render the pages into `_build/html` unless nothing in them has changed; WorkError shows the warnings."""
-    home = f"{(RUNS / HOME_PAIR).as_posix()}/"
     sources = ("book/runs/**/*.ipynb", "_config.yml", "_toc.yml", "book/references.bib", "book/_static/**/*")
     stamp = root / "_build" / ".stamp"
     with _lock(root):  # nobody renders what another is writing
-        files = [file for file in toc_files(root) if file.startswith(home)]
-        if missing := [file.removeprefix(home) for file in files if not (root / f"{file}.ipynb").is_file()]:
-            whose = f"the embedded pair, whose pages are the book's own, has none yet for {', '.join(missing)}"
-            raise RequestError(f"{whose}: make them with `stitch-book run`")
+        files = [Path(file) for file in toc_files(root) if Path(file).parent == RUNS / HOME_PAIR]
+        if missing := [file.name for file in files if not (root / f"{file}.ipynb").is_file()]:
+            raise RequestError(f"the embedded pair has no page of {', '.join(missing)}: make it by `stitch-book run`")
         key = tree_digest(root, *sources, "requirements.lock")
         if not (stamp.is_file() and stamp.read_text() == key and (root / HTML).is_file()):
             stamp.unlink(missing_ok=True)
@@ -121,7 +112,7 @@ def build(root: Path) -> None:
             command += ["build", ".", "--path-output", ".", "--all", "-W", "-n", "--keep-going", "-q"]
             done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
             if done.returncode:
-                raise WorkError(f"the book did not render\n\n{plain(done.stderr or done.stdout).strip()}")
+                raise WorkError(f"the book did not render\n\n{unstyle(done.stderr or done.stdout).strip()}")
             stamp.write_text(key)
     print(f"the book is in {HTML.as_posix()}")
 
@@ -129,10 +120,8 @@ def build(root: Path) -> None:
 def print_claims(root: Path, pair: str, *, as_json: bool) -> None:
     """Print the verdict on each claim, our numbers beside the published ones, and where or how they are computed."""
     models = find_pair(root, pair)
-    try:
-        found = verdicts(models.name, file=models.value)
-    except (ValueError, TypeError, OSError, yaml.YAMLError) as error:
-        raise RequestError(one_line(error)) from error
+    with refusing(ValueError, TypeError, OSError, yaml.YAMLError):
+        found = verdicts(models.described.name, file=models.value)
     if as_json:
         print(json.dumps([verdict._asdict() for verdict in found], indent=2, ensure_ascii=False))
         return
@@ -140,9 +129,8 @@ def print_claims(root: Path, pair: str, *, as_json: bool) -> None:
     columns = max((len(verdict.id) for verdict in found), default=0), max(map(len, VERDICTS))
     for verdict in found:
         print(f"{verdict.id:{columns[0]}}  {verdict.verdict:{columns[1]}}  {verdict.chapter}: {verdict.source}")
-        print(textwrap.fill(verdict.text, width, initial_indent="    ", subsequent_indent="    "))
         numbers = {"ours": verdict.ours, f"published ({verdict.published_verdict or 'incomplete'})": verdict.published}
-        lines = [f"{side}: {', '.join(named(values))}" for side, values in numbers.items() if values]
+        lines = [verdict.text, *(f"{side}: {', '.join(named(values))}" for side, values in numbers.items() if values)]
         lines += said_of_turns(verdict) + [f"its run at scale {verdict.scale} gave no {id}" for id in verdict.missing]
         for line in lines:
             print(textwrap.fill(line, width, initial_indent="    ", subsequent_indent="      "))
@@ -163,22 +151,50 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="stitch-book", description="Executes the chapters, renders the book, prints the claims.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    pair = _Parser(add_help=False)
-    known = f"a name in stitch_utils/data/pairs or a .yml file (default {HOME_PAIR})"
-    pair.add_argument("--pair", default=HOME_PAIR, help=known)
-    run = commands.add_parser("run", parents=[pair], help="execute chapters whose page is missing or out of date")
-    run.set_defaults(act=run_chapters)
+    add = parser.add_subparsers(dest="command", required=True).add_parser
+    home, pair, scale, across, to = (_Parser(add_help=False) for _ in range(5))
+    known = "a name in stitch_utils/data/pairs or a .yml file"
+    home.add_argument("--pair", default=HOME_PAIR, help=f"{known} (default {HOME_PAIR})")
+    pair.add_argument("--pair", required=True, help=known)
+    scale.add_argument("--scale", default="default", help="how much text: smoke, default or paper (default: default)")
+    across.add_argument("--stitch", help="a file, or OWNER/NAME[@REVISION] on the Hub (default: what `fit` saved)")
+    to.add_argument("--to", "--towards", choices=("a", "b"), default="b", help="the model that it is for (default: b)")
+
+    run = add("run", parents=[home], help="execute chapters whose page is missing or out of date")
     run.add_argument("--chapter", help="this chapter only (default: all, in reading order)")
     run.add_argument("--scale", help="smoke, default or paper (default: the chapter's own)")
     given = {"nargs": 2, "action": "append", "default": [], "metavar": ("NAME", "VALUE")}
     run.add_argument("-p", dest="given", help="set a parameter of the chapters; repeatable", **given)
     run.add_argument("--jobs", type=int, metavar="N", help="chapters side by side (default: what fits)")
     run.add_argument("--force", action="store_true", help="execute even where nothing has changed")
-    add_parsers(commands)
-    commands.add_parser("build", help="render the pages into _build/html").set_defaults(act=build)
-    claims = commands.add_parser("claims", parents=[pair], help="print the verdict on each claim")
-    claims.set_defaults(act=print_claims)
+
+    fit = add("fit", parents=[pair, scale], help="fit the stitch of a pair and save it")
+    fit.add_argument("--alpha", type=float, default=1.0, help="weight of the inversion terms (default 1)")
+    fit.add_argument("--out", help="file to write (default: artifacts/<pair>/stitch.safetensors)")
+
+    sae = add("transfer-sae", parents=[pair, across, to, scale], help="carry an SAE to the other model")
+    read = "a folder (SAELens, sparsify), sae_lens:RELEASE/ID or sparsify:OWNER/NAME/HOOKPOINT"
+    sae.add_argument("sae", metavar="SAE", help=read)
+    sae.add_argument("--out", required=True, metavar="FOLDER", help="folder to write, as SAELens reads it")
+
+    vector = add("transfer-vector", parents=[pair, across, to], help="carry directions to the other model")
+    vector.add_argument("vector", metavar="FILE", help=".npy, or .safetensors with one tensor: a vector, or a matrix")
+    vector.add_argument("--out", required=True, metavar="FILE.npy", help="file to write")
+    vector.add_argument("--keep-norm", action="store_true", help="leave the length as it comes (default: unit length)")
+
+    probe = add("transfer-probe", parents=[pair, across, to, scale], help="carry a probe to the other model")
+    read = ".npz or .safetensors with coef_ (classes or 1, d) and intercept_, and classes_ if wanted"
+    probe.add_argument("probe", metavar="FILE", help=read)
+    probe.add_argument("--out", required=True, metavar="FILE.npz", help="file to write")
+
+    push = add("push", parents=[pair, across], help="publish a stitch on the Hub")
+    push.add_argument("name", metavar="OWNER/NAME", help="made if it does not exist")
+    push.add_argument("--license", dest="licence", help="the stitch's own, as the Hub writes it: mit, apache-2.0, ...")
+    push.add_argument("--private", action="store_true", help="if the repository is made")
+    push.add_argument("--folder", help="write it there instead of publishing it")
+
+    add("build", help="render the pages into _build/html")
+    claims = add("claims", parents=[home], help="print the verdict on each claim")
     claims.add_argument("--json", action="store_true", dest="as_json", help="as a list of objects")
     return parser
 
@@ -187,8 +203,13 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv` (default: the process's own) and return the exit code."""
     try:
         options = vars(_parser().parse_args(argv))
-        del options["command"]
-        options.pop("act")(project_root().resolve(), **options)
+        command = options.pop("command")
+        act = {"run": run_chapters, "build": build, "claims": print_claims}.get(command)
+        if act is None:
+            from . import commands  # takes seconds
+
+            act = getattr(commands, command.replace("-", "_"))
+        act(project_root().resolve(), **options)
         sys.stdout.flush()
     except (RequestError, WorkError) as error:
         print(f"stitch-book: {error}", file=sys.stderr)

@@ -1,58 +1,41 @@
 """The commands of `stitch-book` for a pair of the user's own (no section of its own).
 
 The rooms below fit, carry, judge and publish; here is what a user types and reads. A result is written before it is
-judged, so that whatever stops the measuring loses nothing.
+judged, so that whatever stops the measuring loses nothing. This module takes seconds to import.
 
-Offers `fit`, `transfer_sae`, `transfer_vector`, `transfer_probe` and `push`; `add_parsers`, which adds them to a parser
-under `act`; and `look_ahead`.
+Offers `fit`, `transfer_sae`, `transfer_vector`, `transfer_probe` and `push`.
 """
 
-import argparse
-import contextlib
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from ..data.pairs import ModelPair, ModelRef, load_pair
+import numpy as np
+import torch
+
+from ..data.pairs import ModelRef
+from ..models.language_model import load_models, set_threads
+from ..probing.probes import judge_probe, read_probe, save_probe
+from ..probing.probes import transfer_probe as carry_probe
+from ..saes.evaluation import judge_sae
+from ..saes.io import read_sae, reads_elsewhere, save_sae
+from ..saes.transfer import transfer_sae as carry_sae
+from ..steering.vectors import transfer_vector as carry_vector
+from ..stitching.evaluation import Survival, survival
+from ..stitching.pair import StitchedPair, fit_pair, preflight, stitch_file
+from ..stitching.publish import load_stitch, push_stitch, write_repository
+from ..utils.arrays import read_vectors, save_arrays
 from ..utils.files import write_whole
-from .chapters import RequestError, one_line
+from .chapters import RequestError, refusing
 from .runs import find_pair
-
-if TYPE_CHECKING:  # what takes seconds to import is imported where it is used
-    from ..stitching.evaluation import Survival
-    from ..stitching.pair import StitchedPair
-
-
-@contextlib.contextmanager
-def _in_one_line() -> Iterator[None]:
-    """Re-raise ValueErrors as RequestErrors, which are printed in one line.
-
-    It stands around steps that refuse what a user gave, and not around what prints, whose errors are our own.
-    """
-    try:
-        yield
-    except ValueError as error:
-        raise RequestError(one_line(error)) from error
-
-
-@_in_one_line()
-def look_ahead(root: Path, pair: str) -> ModelPair:
-    """Validate a pair before any model is loaded; RequestError for what would end a run after minutes of loading."""
-    from ..stitching.pair import preflight
-
-    preflight(models := load_pair(root / pair if pair.endswith((".yml", ".yaml")) else pair))
-    return models
 
 
 def fit(root: Path, *, pair: str, scale: str, alpha: float, out: str | None) -> None:
     """Fit the stitch of a pair, print its losses and save it, by default in `artifacts/<pair>/`."""
-    from ..stitching.pair import fit_pair, stitch_file
-
-    found = find_pair(root, pair)
-    path = _target(out) if out else stitch_file(found.name)
-    models = look_ahead(root, found.value)
-    with _in_one_line():
+    models = find_pair(root, pair).described
+    path = _target(out) if out else stitch_file(models.name)
+    with refusing(ValueError):
+        preflight(models)
         fitted = fit_pair(models, scale=scale, alpha=alpha)
     write_whole(path, fitted.stitch.save, sealed=False)
     print(f"A: {models.a.model}, before layer {fitted.layers[0]}")
@@ -74,40 +57,34 @@ class _AtHand:
         """Load the pair's description and its stitch, by default the one that `fit` saved.
 
         RequestError where pair and stitch disagree in their layers, and where no `stitch` is named, in their models;
-        where one is named, other models are only reported. With a `scale`, what `look_ahead` refuses is refused too.
+        where one is named, other models are only reported. With a `scale`, what `preflight` refuses is refused too.
         """
-        from ..stitching.pair import preflight, stitch_file
-        from ..stitching.publish import load_stitch
-
-        found, again = find_pair(root, pair), f"`stitch-book fit --pair {pair}`"
-        self.pair = load_pair(root / found.value if found.digest else found.value)
-        where = stitch or stitch_file(found.name).as_posix()
+        self.pair, again = find_pair(root, pair).described, f"`stitch-book fit --pair {pair}`"
+        where = stitch or stitch_file(self.pair.name).as_posix()
         if not stitch and not Path(where).is_file():
-            missing = f"there is no stitch of the pair {found.name!r} yet ({where})"
+            missing = f"there is no stitch of the pair {self.pair.name!r} yet ({where})"
             raise RequestError(f"{missing}: make it with {again}, or name one by --stitch")
         self.stitch, self.layers = load_stitch(where), {}
         about = self.stitch.about
         for side, ref in (("a", self.pair.a), ("b", self.pair.b)):
             layer = self.layers[side] = about.get(f"layer_{side}", ref.layer)
             if layer is None:
-                unsaid = f"neither the stitch {where} nor the pair's file says which layer of {side} it is for"
-                raise RequestError(unsaid)
-            for is_for, says in _differences(about, side, ref, layer, whole=not stitch):
-                differs = f"is for {side} {is_for}, and the pair {found.name!r} says {says}"
-                if not stitch or is_for.startswith("before"):
+                raise RequestError(
+                    f"neither the stitch {where} nor the pair's file says which layer of {side} is meant"
+                )
+            for what, fitted, says in _differences(about, side, ref, layer, whole=not stitch):
+                differs = f"is for {side} {what} {fitted!r}, and the pair {self.pair.name!r} says {says!r}"
+                if not stitch or what == "before layer":
                     raise RequestError(f"the stitch {where} {differs}: fit it again with {again}")
                 print(f"Note: the stitch {differs}.")
         if scale is not None:
             self.pair.scale(scale)
             preflight(self.pair)
 
-    def opened(self, scale: str) -> "StitchedPair":
+    def opened(self, scale: str) -> StitchedPair:
         """Load the models; the experiments of the package take the result, together with the stitch at hand."""
-        from ..models.language_model import load_models, set_threads
-        from ..stitching.pair import StitchedPair
-
         set_threads(self.pair)
-        with _in_one_line():
+        with refusing(ValueError):
             stitched = StitchedPair(self.pair, load_models(self.pair), (self.layers["a"], self.layers["b"]), scale)
         if stitched.is_stand_in:
             print("These are random weights under the names of real models: the numbers below mean nothing.")
@@ -118,47 +95,37 @@ class _AtHand:
         return f"{side.upper()} ({getattr(self.pair, side).short}, before layer {self.layers[side]})"
 
 
-def _differences(about: Mapping, side: str, ref: ModelRef, layer: int, *, whole: bool) -> Iterator[tuple[str, str]]:
-    """List what a stitch says of a model beside what the pair says, where they differ; the layer first.
+def _differences(about: Mapping, side: str, ref: ModelRef, layer: int, *, whole: bool) -> list[tuple[str, Any, Any]]:
+    """List what a stitch says of a model, and what the pair says instead: (what, stitch, pair), the layer first.
 
     Of paths the last names are compared, which are all that a published stitch has; with `whole`, whole paths.
     """
-    if ref.layer not in (None, layer):
-        yield f"before layer {layer}", f"layer {ref.layer}"
+    said: list[tuple[str, Any, Any]] = [("before layer", layer, layer if ref.layer is None else ref.layer)]
     if side in about:
-        fitted, named = str(about[side]), ref.model
-        if fitted != named if whole else Path(fitted).name != Path(named).name:
-            yield f"of {fitted!r}", repr(named)
-        fitted, named = about.get(f"revision_{side}") or "main", ref.revision or "main"
-        if fitted != named:
-            yield f"at revision {fitted}", named
+        fitted, named = (name if whole else Path(name).name for name in (str(about[side]), ref.model))
+        said.append(("of", fitted, named))
+        said.append(("at revision", about.get(f"revision_{side}") or "main", ref.revision or "main"))
+    return [(what, fitted, named) for what, fitted, named in said if fitted != named]
 
 
 def _target(out: str, ending: str | None = None, given: str | None = None) -> Path:
-    """Return the path to write to: a folder for the ending "", else a file.
-
-    RequestError for a folder in the place of a file, for another ending, and for what is read, which would be lost.
-    """
+    """Return the path to write to: a folder for the ending "", else a file; `given` is the one that is read."""
     path = Path(out).expanduser()
     if ending != "" and (path.name in ("", "..") or path.is_dir()):
         raise RequestError(f"--out {out}: expected the name of a file, and this is a folder")
     if ending and path.suffix != ending:
         raise RequestError(f"--out {out}: expected a name that ends in {ending}")
-    if given and os.path.realpath(path) == os.path.realpath(Path(given).expanduser()):
+    if given and path.resolve() == Path(given).expanduser().resolve():
         raise RequestError(f"--out {out} is the file that is carried: it would be lost")
     return path
 
 
 def transfer_sae(root: Path, *, pair: str, sae: str, out: str, to: str, stitch: str | None, scale: str) -> None:
     """Carry an SAE that `load_sae` reads (Eq. 6) to a folder of SAELens, and print how both do on held-out text."""
-    from ..saes.evaluation import judge_sae
-    from ..saes.io import read_sae, reads_elsewhere, save_sae
-    from ..saes.transfer import transfer_sae as transfer
-
     path, source = _target(out, "", sae), "a" if to == "b" else "b"
-    with _in_one_line():
+    with refusing(ValueError):
         at_hand, original = _AtHand(root, pair, stitch, scale), read_sae(sae)
-        carried = transfer(original, at_hand.stitch, to=to)
+        carried = carry_sae(original, at_hand.stitch, to=to)
         save_sae(carried, path)
     print(f"{carried.cfg.d_sae:,} latents; the SAE of {at_hand.name(to)} is in {path.as_posix()}")
     layer = at_hand.layers[source]
@@ -169,7 +136,7 @@ def transfer_sae(root: Path, *, pair: str, sae: str, out: str, to: str, stitch: 
         print(f"Beware: the SAE says that it is of {said!r}, and the pair has {model!r} as {source}.")
     stitched = at_hand.opened(scale)
     device = str(stitched.side(source)[0].device)
-    with _in_one_line():
+    with refusing(ValueError):
         trust = judge_sae(stitched, original.to(device), carried.to(device), stitch=at_hand.stitch, to=to)
     print(f"{f'{trust.tokens:,} held-out tokens':44}{'L0':>8}{'FUV':>8}{'CE':>8}   more than the model's own")
     for name, metrics, loss in (
@@ -194,19 +161,12 @@ def transfer_vector(
     root: Path, *, pair: str, vector: str, out: str, to: str, stitch: str | None, keep_norm: bool
 ) -> None:
     """Carry directions v to v P, and print what the stitch leaves of them."""
-    import numpy as np
-    import torch
-
-    from ..steering.vectors import transfer_vector as transfer
-    from ..stitching.evaluation import survival
-    from ..utils.arrays import read_vectors, save_arrays
-
     path, rows = _target(out, ".npy", vector), []
-    with _in_one_line():
+    with refusing(ValueError):
         vectors, at_hand = read_vectors(vector), _AtHand(root, pair, stitch)
         for index, row in enumerate(np.atleast_2d(vectors)):
             try:
-                rows.append(transfer(torch.from_numpy(row), at_hand.stitch, to=to, keep_norm=keep_norm))
+                rows.append(carry_vector(torch.from_numpy(row), at_hand.stitch, to=to, keep_norm=keep_norm))
             except ValueError as error:
                 raise ValueError(f"row {index}: {error}") from error
     carried = torch.stack(rows).numpy().reshape(*vectors.shape[:-1], -1)
@@ -218,19 +178,15 @@ def transfer_vector(
 
 def transfer_probe(root: Path, *, pair: str, probe: str, out: str, to: str, stitch: str | None, scale: str) -> None:
     """Carry a linear probe, and print what the stitch leaves of it and how both do on held-out text."""
-    from ..probing.probes import judge_probe, read_probe, save_probe
-    from ..probing.probes import transfer_probe as transfer
-    from ..stitching.evaluation import survival
-
     path = _target(out, ".npz", probe)
-    with _in_one_line():
+    with refusing(ValueError):
         original, at_hand = read_probe(probe), _AtHand(root, pair, stitch, scale)
-        carried = transfer(original, at_hand.stitch, to=to)
+        carried = carry_probe(original, at_hand.stitch, to=to)
     save_probe(carried, path)
     print(f"coef_ {carried.coef.shape}, intercept_ and classes_ for {at_hand.name(to)} are in {path.as_posix()}")
     _say_survival(survival(original.coef[original.coef.any(1)], at_hand.stitch, to=to, reads=True))
     stitched = at_hand.opened(scale)
-    with _in_one_line():
+    with refusing(ValueError):
         trust = judge_probe(stitched, original, carried, stitch=at_hand.stitch, to=to)
     source = "A" if to == "b" else "B"
     same = f"{trust.agreement:.1%} (always the same answer: {trust.constant:.1%})"
@@ -240,7 +196,7 @@ def transfer_probe(root: Path, *, pair: str, probe: str, out: str, to: str, stit
     print(f"  says what the original says of the stitched stream: {trust.check:.2%} (a check: 100% up to rounding)")
 
 
-def _say_survival(found: "Sequence[Survival]") -> None:
+def _say_survival(found: Sequence[Survival]) -> None:
     random, random_trip = found[0].kept_random, found[0].round_trip_random
     kept, ratios = _spread([each.kept for each in found]), _spread([each.kept / random for each in found])
     print(f"length that the stitch keeps: {kept} (random directions: {random:.3f}), {ratios} times that of random ones")
@@ -258,57 +214,10 @@ def push(
     root: Path, *, pair: str, name: str, stitch: str | None, licence: str | None, private: bool, folder: str | None
 ) -> None:
     """Publish the stitch of a pair with a model card on the Hub, or write both to a folder."""
-    from ..stitching.publish import push_stitch, write_repository
-
-    with _in_one_line():
+    with refusing(ValueError):
         loaded = _AtHand(root, pair, stitch).stitch
         if folder:
             write_repository(loaded, folder, name, licence=licence)
             print(f"card and stitch are in {folder}: `hf upload {name} {folder}` publishes them")
         else:
             print(f"published: {push_stitch(loaded, name, licence=licence, private=private)}")
-
-
-def add_parsers(commands: argparse._SubParsersAction) -> None:
-    """Add a parser for each command, with the command itself as the default of `act`."""
-    pair, scale, across, to = (argparse.ArgumentParser(add_help=False) for _ in range(4))
-    pair.add_argument("--pair", required=True, help="a name in stitch_utils/data/pairs or a .yml file")
-    scale.add_argument("--scale", default="default", help="how much text: smoke, default or paper (default: default)")
-    stitch = "a stitch file, or OWNER/NAME[@REVISION] on the Hub (default: artifacts/<pair>/stitch.safetensors)"
-    across.add_argument("--stitch", help=stitch)
-    to.add_argument("--to", choices=("a", "b"), default="b", help="the model that it is wanted for (default: b)")
-    # The name of this option in older command lines.
-    to.add_argument("--towards", dest="to", choices=("a", "b"), default=argparse.SUPPRESS, help=argparse.SUPPRESS)
-
-    def add(act: Callable[..., None], help: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
-        command = commands.add_parser(act.__name__.replace("_", "-"), parents=[pair, *parents], help=help)
-        command.set_defaults(act=act)
-        return command
-
-    command = add(fit, "fit the stitch of a pair and save it", scale)
-    command.add_argument("--alpha", type=float, default=1.0, help="weight of the inversion terms (default 1)")
-    command.add_argument("--out", help="file to write (default: artifacts/<pair>/stitch.safetensors)")
-
-    command = add(transfer_sae, "carry an SAE to the other model", across, to, scale)
-    sae = "a folder (SAELens, sparsify), sae_lens:RELEASE/ID or sparsify:OWNER/NAME/HOOKPOINT"
-    command.add_argument("sae", metavar="SAE", help=sae)
-    command.add_argument("--out", required=True, metavar="FOLDER", help="folder to write, as SAELens reads it")
-
-    command = add(transfer_vector, "carry directions to the other model", across, to)
-    vector = ".npy, or .safetensors with one tensor: a vector, or a matrix of rows"
-    command.add_argument("vector", metavar="FILE", help=vector)
-    command.add_argument("--out", required=True, metavar="FILE.npy", help="file to write")
-    length = "leave the image as long as the stitch makes it (default: unit length)"
-    command.add_argument("--keep-norm", action="store_true", help=length)
-
-    command = add(transfer_probe, "carry a probe to the other model", across, to, scale)
-    probe = ".npz or .safetensors with coef_ (classes or 1, d) and intercept_, and classes_ if wanted"
-    command.add_argument("probe", metavar="FILE", help=probe)
-    command.add_argument("--out", required=True, metavar="FILE.npz", help="file to write")
-
-    command = add(push, "publish a stitch on the Hub", across)
-    command.add_argument("name", metavar="OWNER/NAME", help="made if it does not exist")
-    licence = "the stitch's own, as the Hub abbreviates it: mit, apache-2.0, ..."
-    command.add_argument("--license", dest="licence", help=licence)
-    command.add_argument("--private", action="store_true", help="if the repository is made")
-    command.add_argument("--folder", help="write it there instead of publishing it")

@@ -1,9 +1,8 @@
 """Evidence for the reproducibility card (no section of its own).
 
 An automatic reading of the main paper found no pseudocode and no versions of software. The card answers all that this
-reading asks, from what can be measured: versions come from the lock and from what is installed, settings from the
-results files, splits from a count of the documents that two texts share, and the effect of each departure from the
-papers from the numbers of the chapters.
+reading asks from what can be measured: versions from the lock and from what is installed, settings from the results
+files, splits from the documents that two texts share, effects of departures from the numbers of the chapters.
 
 Offers `versions`, `machine`, `settings`, `text_splits`, `departures`, `open_points`, each a DataFrame.
 """
@@ -14,7 +13,7 @@ import itertools
 import os
 import platform
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 
@@ -27,15 +26,12 @@ from ..data.text import read_documents
 from ..models.harvest import evaluation_batches, training_batches
 from ..models.language_model import load_tokenizer
 from ..utils.files import project_root
-from .chapters import RequestError, chapter_names, command_for, pair_argument
+from .chapters import chapter_names, command_for
 from .results import read_results
 
 # The packages that make numbers; the lock has all others too.
 NAMED = ("torch", "transformers", "tokenizers", "transformer-lens", "sae-lens", "datasets", "safetensors")
 NAMED += ("numpy", "scipy", "scikit-learn", "langdetect", "papermill", "jupyter-book")
-# Field of an entry in `book/departures.yml` -> title of its column.
-DEPARTURES = {"chapter": "chapter", "paper": "the papers", "here": "here"}
-OPEN = {"chapter": "chapter", "what": "open", "taken": "taken", "where": "to change it"}
 
 
 def locked(root: Path | None = None) -> dict[str, str]:
@@ -51,10 +47,7 @@ def locked(root: Path | None = None) -> dict[str, str]:
 
 
 def versions() -> pd.DataFrame:
-    """List the packages that make numbers, each with its version in the lock and the installed one.
-
-    The last row counts the packages of the lock and names those whose installed version differs.
-    """
+    """List the packages that make numbers, locked and installed; the last row counts all and names what differs."""
     lock = locked()
     installed = dict.fromkeys(lock, "not installed")
     for name in lock:
@@ -85,10 +78,9 @@ def machine() -> pd.DataFrame:
 def settings(pair: str) -> pd.DataFrame:
     """List the parameters with which each chapter was last run on the pair, the seed among them."""
     runs = read_results(pair, stand_ins=True).runs
-    with contextlib.suppress(RequestError):  # a project without a table of contents
-        runs = {name: runs[name] for name in dict.fromkeys((*chapter_names(project_root()), *runs)) if name in runs}
     rows = []
-    for chapter, run in runs.items():
+    for chapter in (name for name in dict.fromkeys((*chapter_names(project_root()), *runs)) if name in runs):
+        run = runs[chapter]
         others = [f"{name} {run[name]}" for name in sorted(set(run) - {"scale", "seed", "stand_in"})]
         rows.append([chapter, str(run.get("scale", "")), str(run.get("seed", "")), ", ".join(others)])
     return pd.DataFrame(rows, columns=["chapter", "scale", "seed", "other parameters"])
@@ -119,16 +111,16 @@ def text_splits(pair: ModelPair, scale: str) -> pd.DataFrame:
 
 def departures(pair: str) -> pd.DataFrame:
     """List what is done otherwise than the papers say, and what that changes on the pair or why it was not measured."""
-    numbers = read_results(pair).numbers
-    entries = _entries("departures", DEPARTURES)
-    columns = {title: [entry[field] for entry in entries] for field, title in DEPARTURES.items()}
-    return pd.DataFrame(columns | {"what that does": [_effect(entry, pair, numbers) for entry in entries]})
+    numbers, entries = read_results(pair).numbers, _entries("departures")
+    rows = [[entry["chapter"], entry["paper"], entry["here"], _effect(entry, pair, numbers)] for entry in entries]
+    return pd.DataFrame(rows, columns=["chapter", "the papers", "here", "what that does"])
 
 
 def open_points() -> pd.DataFrame:
     """List what the papers leave open or say in two ways, what is taken here, and where to take something else."""
-    rows = [[html.escape(entry[field]) for field in OPEN] for entry in _entries("open", OPEN)]
-    return pd.DataFrame(rows, columns=list(OPEN.values())).replace(r"`([^`]+)`", r"<code>\1</code>", regex=True)
+    titles = {"chapter": "chapter", "what": "open", "taken": "taken", "where": "to change it"}
+    rows = [[html.escape(entry[field]) for field in titles] for entry in _entries("open")]
+    return pd.DataFrame(rows, columns=list(titles.values())).replace(r"`([^`]+)`", r"<code>\1</code>", regex=True)
 
 
 def _effect(entry: Mapping, pair: str, numbers: Mapping[str, object]) -> str:
@@ -136,18 +128,9 @@ def _effect(entry: Mapping, pair: str, numbers: Mapping[str, object]) -> str:
         return f"not measured: {entry['because']}"
     found = {name: numbers.get(id.replace("{pair}", pair)) for name, id in entry["effect"]["needs"].items()}
     if None in found.values():
-        return f"not run: {command_for(pair_argument(pair), entry['chapter'])}"
+        return f"not run: {command_for(pair, entry['chapter'])}"
     return entry["effect"]["text"].format(**found)
 
 
-def _entries(kind: str, fields: Iterable[str]) -> list[dict]:
-    """Read the entries of one kind from `book/departures.yml`; ValueError says which entry is wrong and how."""
-    path = project_root() / "book" / "departures.yml"
-    entries = yaml.safe_load(path.read_text(encoding="utf-8"))[kind]
-    for number, entry in enumerate(entries, 1):
-        where = f"{path.name}: entry {number} of {kind}"
-        if missing := [field for field in fields if field not in entry]:
-            raise ValueError(f"{where} has no {', '.join(missing)}")
-        if kind == "departures" and ("effect" in entry) == ("because" in entry):
-            raise ValueError(f"{where}: expected either an effect or a reason why none was measured")
-    return entries
+def _entries(kind: str) -> list[dict]:
+    return yaml.safe_load((project_root() / "book" / "departures.yml").read_text(encoding="utf-8"))[kind]

@@ -1,8 +1,8 @@
 """Write and read what a chapter measured, in `results/<pair>/<chapter>.json` (no section of its own).
 
-A chapter measures and never decides. It writes flat numbers, each under an id like `table1.tiny.a_to_b`, which begins
-with the table or figure and names the pair; `claims.py` compares them with the published ones under ids of that form. A
-file is replaced whole, so a run that was killed leaves the earlier numbers; a file that changed later is refused.
+A chapter measures and never decides. It writes flat numbers under ids like `table1.tiny.a_to_b`, which begin with the
+table or figure and name the pair; `claims.py` compares them with the published ones. A file is replaced whole, so a run
+that was killed leaves the earlier numbers; a file that changed later is refused.
 
 Offers `write_results`, `read_results`, which returns `Results`, and `pairs_with_results`.
 """
@@ -17,21 +17,14 @@ from types import UnionType
 from typing import Any, NamedTuple
 
 from ..utils.files import is_intact, is_sealed, project_root, write_whole
-from .chapters import command_for, pair_argument
+from .chapters import command_for
 
 
 class Results(NamedTuple):
-    """What all chapters wrote for one pair."""
+    """What all chapters wrote for one pair: numbers and labels by their ids, and what each was last run with."""
 
     numbers: dict[str, float | int | str]
-    """Result id -> number, or a label."""
     runs: dict[str, dict[str, object]]
-    """Chapter -> the parameters with which it was last run."""
-
-    def of(self, table: str, pair: str) -> dict[str, float | int | str]:
-        """Return the numbers of one table or figure, by what stands in their ids after the pair."""
-        start = f"{table}.{pair}."
-        return {id.removeprefix(start): number for id, number in self.numbers.items() if id.startswith(start)}
 
 
 def write_results(
@@ -69,7 +62,7 @@ def read_results(pair: str, *, stand_ins: bool = False) -> Results:
     files = (project_root() / "results" / pair).glob("[!.]*.json")
     for path in sorted(files, key=lambda file: (file.stat().st_mtime_ns, file.name)):
         if is_sealed(path) and not is_intact(path):
-            again = command_for(pair_argument(pair), path.stem)
+            again = command_for(pair, path.stem)
             raise ValueError(f"{path} is not as its run wrote it: make it again with `{again}`")
         try:
             rows = dict(json.loads(path.read_text(encoding="utf-8")))

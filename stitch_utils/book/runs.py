@@ -2,12 +2,12 @@
 
 A page is a chapter executed for one pair, `book/runs/<pair>/<chapter>.ipynb`. Pages are expensive, so each carries the
 key of all that made it (its source, its parameters, this package, the published numbers, the lock file) and the digests
-of the results that it wrote and of itself. A page with which all of these still agree is left alone; a page is replaced
-whole, at the end of a run that worked, or not at all.
+of its results and of itself. One with which all of these still agree is left alone; a page is replaced whole, at the
+end of a run that worked, or not at all.
 
 Offers `plan`, which turns a request into `Run`s; `key_of` and `is_fresh`, which tell whether a page is up to date;
-`execute` and `execute_all`, which make one or all, or raise `WorkError`; `jobs_at_once`, `find_pair`, `plain`, and the
-constants `HOME_PAIR` and `RUNS`.
+`execute` and `execute_all`, which make one or all, or raise `WorkError`; `jobs_at_once`, `find_pair`, and the constants
+`HOME_PAIR` and `RUNS`.
 """
 
 import hashlib
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import yaml
+from click import unstyle
 from ipykernel.kernelspec import RESOURCES, get_kernel_dict
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
@@ -30,7 +31,7 @@ from jupyter_client.manager import AsyncKernelManager
 from ..data.pairs import SCALES, ModelPair, SAERef, known_pairs, load_pair
 from ..utils.cache import PACKAGE
 from ..utils.files import digest, tree_digest, write_whole
-from .chapters import SUMMARIES, RequestError, chapter_names, for_pair, one_line, parse_value, read_chapter
+from .chapters import SUMMARIES, RequestError, chapter_names, for_pair, one_line, parse_value, read_chapter, refusing
 
 HOME_PAIR = "tiny"
 RUNS = Path("book", "runs")
@@ -42,9 +43,9 @@ class WorkError(Exception):
 
 
 class Pair(NamedTuple):
-    """A pair's name, what chapters are given for it, and for a user's own pair the digest of its files."""
+    """A pair, what chapters are given for it, and for a user's own pair the digest of its files."""
 
-    name: str
+    described: ModelPair
     value: str
     digest: str | None
 
@@ -77,19 +78,16 @@ def find_pair(root: Path, given: str) -> Pair:
     """Find the pair that `given` names: one of `stitch_utils/data/pairs`, or the path of a pair file."""
     known = known_pairs()
     if given in known:
-        return Pair(given, given, None)
+        return Pair(load_pair(given), given, None)
     path = Path(given).resolve()
-    try:
+    with refusing(ValueError, TypeError, KeyError, OSError, yaml.YAMLError):
         pair = load_pair(path if path.suffix in (".yml", ".yaml") else given)
-    except (ValueError, TypeError, KeyError, OSError, yaml.YAMLError) as error:
-        raise RequestError(one_line(error)) from error
-    name = pair.name
-    if name in known or not re.fullmatch(r"\w[\w.-]*", name):
+    if pair.name in known or not re.fullmatch(r"\w[\w.-]*", pair.name):
         rule = f"must be fit for a folder and not one of {', '.join(known)}"
-        raise RequestError(f"pair file {given}: the name {name!r} {rule}")
+        raise RequestError(f"pair file {given}: the name {pair.name!r} {rule}")
     value = path.relative_to(root) if path.is_relative_to(root) else path
     said = json.dumps([digest(path), _local_files(pair)])
-    return Pair(name, value.as_posix(), hashlib.sha256(said.encode()).hexdigest())
+    return Pair(pair, value.as_posix(), hashlib.sha256(said.encode()).hexdigest())
 
 
 def _local_files(pair: ModelPair) -> list[tuple[str, int, int]]:
@@ -115,12 +113,11 @@ def plan(
     RequestError, naming those that exist, for an unknown chapter, pair, scale or parameter.
     """
     names = chapter_names(root)
-    if chapter is not None and chapter not in names:
-        raise RequestError(f"unknown chapter {chapter!r}: expected one of {', '.join(names)}")
-    if scale is not None and scale not in SCALES:
-        raise RequestError(f"unknown scale {scale!r}: expected one of {', '.join(SCALES)}")
-    models = find_pair(root, pair)
-    if chapter in SUMMARIES and models.name != HOME_PAIR:
+    for what, choice, known in (("chapter", chapter, names), ("scale", scale, SCALES)):
+        if choice is not None and choice not in known:
+            raise RequestError(f"unknown {what} {choice!r}: expected one of {', '.join(known)}")
+    asked_for, home = find_pair(root, pair), find_pair(root, HOME_PAIR)
+    if chapter in SUMMARIES and asked_for != home:
         raise RequestError(f"chapter {chapter!r} covers all pairs and runs for {HOME_PAIR} only, got --pair {pair}")
     if reserved := [name for name, _ in given if name in ("pair", "scale")]:
         raise RequestError(f"-p {reserved[0]} is not a way to choose it: use --{reserved[0]}")
@@ -136,19 +133,18 @@ def plan(
         if not asked and not is_summary:
             continue
         notebook, defaults, source = read_chapter(root, name)
-        here = Pair(HOME_PAIR, HOME_PAIR, None) if is_summary else models
-        passed = {} if is_summary and "pair" not in defaults else {"pair": here.value}
-        passed |= {"scale": scale} if asked and scale is not None else {}
+        here = home if is_summary else asked_for
+        passed = {"pair": here.value} | ({"scale": scale} if asked and scale is not None else {})
         texts = dict(given) if asked else {}
         if unknown := [parameter for parameter in passed | texts if parameter not in defaults]:
             known = ", ".join(defaults) or "none"
             raise RequestError(f"chapter {name!r} has no parameter {', '.join(map(repr, unknown))}: it has {known}")
         passed |= {parameter: parse_value(parameter, text, defaults[parameter]) for parameter, text in texts.items()}
         ingredients = {**shared, "chapter": name, "source": source, "pair": here.digest}
-        if here.name != HOME_PAIR:
-            notebook = for_pair(notebook, here.name)
+        if here != home:
+            notebook = for_pair(notebook, here.described.name)
         forced = force and (asked or chapter is None)
-        runs.append(Run(name, here.name, notebook, passed, defaults | passed, ingredients, forced))
+        runs.append(Run(name, here.described.name, notebook, passed, defaults | passed, ingredients, forced))
     return runs
 
 
@@ -209,21 +205,21 @@ def execute_all(runs: Sequence[Run], keys: Mapping[str, str], jobs: int) -> Iter
 
 
 def execute(run: Run, key: str) -> float:
-    """Execute a chapter in the current folder, put its page in place, and return the seconds it took.
-
-    WorkError where a cell fails.
-    """
+    """Execute a chapter in the current folder, put its page in place, return its seconds; WorkError if a cell fails."""
     import nbformat
     import papermill  # takes a second to import, which unchanged pages can do without
 
-    partial = run.page.with_name(f".{run.chapter}.partial.ipynb")
-    failed = run.page.with_name(f".{run.chapter}.failed.ipynb")
+    partial, failed = (run.page.with_name(f".{run.chapter}.{end}.ipynb") for end in ("partial", "failed"))
     started = time.monotonic()
     run.page.parent.mkdir(parents=True, exist_ok=True)
     # iopub_timeout: the default of 4 s is too short for a busy machine
-    options: Any = {"kernel_manager_class": _Kernel, "kernel_name": "python3", "language": "python"}
-    options |= {"start_timeout": 300, "iopub_timeout": 60}
-    options |= {"progress_bar": {"desc": "  cells", "leave": False, "disable": None}}
+    options: Any = {
+        "kernel_manager_class": _Kernel,
+        "kernel_name": "python3",
+        "language": "python",
+        "start_timeout": 300,
+    }
+    options |= {"iopub_timeout": 60, "progress_bar": {"desc": "  cells", "leave": False, "disable": None}}
     try:
         nbformat.write(run.notebook, partial)
         page = papermill.execute_notebook(str(partial), str(partial), run.passed, **options)
@@ -249,11 +245,6 @@ def execute(run: Run, key: str) -> float:
         raise WorkError(f"{run.label} could not be kept: {one_line(error)}") from error
     finally:
         partial.unlink(missing_ok=True)
-
-
-def plain(text: str) -> str:
-    """Strip the colours of a terminal from a text."""
-    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
 
 
 class _Kernel(AsyncKernelManager):
@@ -303,4 +294,4 @@ def _failure(partial: Path, error: Exception) -> str:
     trace = "\n".join(getattr(error, "traceback", ())) or str(error)
     if (name := getattr(error, "ename", None)) in EXPLAINED:
         trace = f"{name}: {getattr(error, 'evalue', '')}"
-    return f"{where}\n\n{plain(trace).strip()}\n"
+    return f"{where}\n\n{unstyle(trace).strip()}\n"

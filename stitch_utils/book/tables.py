@@ -1,7 +1,7 @@
 """Our results beside the published numbers, as tables for a page (no section of its own: every chapter ends with them).
 
-Nothing is measured or decided here: the numbers come from `results.py`, the papers' numbers and the verdicts from
-`claims.py`. Every table has the pair that is asked for first, then every other pair with results.
+Numbers come from `results.py`, the papers' and the verdicts from `claims.py`. Every table has the pair that is asked
+for first, then every other pair with results.
 
 Offers `beside`, a DataFrame, and in HTML `shares_and_costs`, `claims_table`, `verdict_counts`, `status_table`,
 `runs_table`, `stand_in_notice`.
@@ -11,31 +11,30 @@ import html
 from collections.abc import Mapping
 
 import pandas as pd
+from docutils.nodes import make_id
 from IPython.display import HTML
 
 from ..data.pairs import known_pairs, load_pair
 from ..utils.files import project_root
-from .chapters import SUMMARIES, anchor, command_for, page_of, pair_argument, pair_file
-from .claims import VERDICTS, Claim, Verdict, figures_status, named, published, said_of_turns, verdicts, with_interval
-from .results import Results, pairs_with_results, read_results
+from .chapters import SUMMARIES, command_for, page_of, pair_file
+from .claims import VERDICTS, Claim, Verdict, named, published, said_of_turns, verdicts, with_interval
+from .results import pairs_with_results, read_results
 
 
-def beside(pair: str, prefix: str, *, labels: Mapping[str, str] | None = None) -> pd.DataFrame:
+def beside(pair: str, prefix: str, *, labels: Mapping[str, str]) -> pd.DataFrame:
     """Set a table or figure of ours (`prefix` is "table1", say) beside the published one, as short strings.
 
-    The rows are quantities (what stands after the pair in their ids), in the order of `published.yml` and then by name,
-    or those of `labels`, {quantity: label}. The columns are our values as `value [low, high]`, under the name of the
-    pair, and those of each pair that the papers report. A string is empty where there is no number.
+    The rows are those of `labels`, {quantity: label}; a quantity is what stands after the pair in the ids. The columns
+    are our values as `value [low, high]`, under the name of the pair, and those of each pair that the papers report. A
+    string is empty where there is no number.
     """
     papers, prefix = published(), prefix.rstrip(".")
-    ours = dict(sorted(read_results(pair, stand_ins=True).of(prefix, pair).items()))
-    book = Results(dict(papers.numbers), {})
-    theirs = {f"{name}, published": column for name in papers.pairs if (column := book.of(prefix, name))}
-    names = [id for column in (*theirs.values(), ours) for id in column]
-    rows = labels or dict.fromkeys(name.removesuffix(".low").removesuffix(".high") for name in names)
-    cells = {name: [with_interval(column, row) for row in rows] for name, column in {pair: ours, **theirs}.items()}
-    index = pd.Index(list(rows) if labels is None else list(labels.values()), name=None if labels else prefix)
-    return pd.DataFrame(cells, index=index, dtype=object)
+    columns: dict[str, tuple[Mapping, str]] = {pair: (read_results(pair, stand_ins=True).numbers, f"{prefix}.{pair}.")}
+    for name in papers.pairs:
+        if any(id.startswith(f"{prefix}.{name}.") for id in papers.numbers):
+            columns[f"{name}, published"] = (papers.numbers, f"{prefix}.{name}.")
+    cells = {name: [with_interval(ids, start + row) for row in labels] for name, (ids, start) in columns.items()}
+    return pd.DataFrame(cells, index=list(labels.values()), dtype=object)
 
 
 def shares_and_costs(pair: str, figure: str, rows: Mapping[str, str], conditions: Mapping[str, str]) -> HTML:
@@ -44,32 +43,33 @@ def shares_and_costs(pair: str, figure: str, rows: Mapping[str, str], conditions
     `rows` and `conditions` are {name in the id: title}; the ids are `<figure>.<pair>.<row>.<condition>`, and the same
     with `.nll_rise`. A cell is empty where there is no number.
     """
-    values = read_results(pair, stand_ins=True).of(figure, pair)
+    numbers = read_results(pair, stand_ins=True).numbers
 
-    def cell(key: str) -> str:
-        rise = values.get(f"{key}.nll_rise")
-        return with_interval(values, key) + ("" if rise is None else f"<br><small>{rise:+.2f} nats</small>")
+    def cell(row: str, condition: str) -> str:
+        id = f"{figure}.{pair}.{row}.{condition}"
+        rise = numbers.get(f"{id}.nll_rise")
+        return with_interval(numbers, id) + ("" if rise is None else f"<br><small>{rise:+.2f} nats</small>")
 
-    cells = [[f"<b>{html.escape(title)}</b>", *(cell(f"{row}.{c}") for c in conditions)] for row, title in rows.items()]
+    cells = [[f"<b>{html.escape(title)}</b>", *(cell(row, c) for c in conditions)] for row, title in rows.items()]
     return _table(["", *map(html.escape, conditions.values())], cells)
 
 
-def claims_table(pair: str = "tiny", *, detail: bool = True, chapter: str = "", only_run: bool = False) -> HTML:
+def claims_table(pair: str = "tiny", *, detail: bool = True, chapter: str = "") -> HTML:
     """Show all claims with the numbers and the verdict of each pair, and of the pairs that the papers report.
 
     A verdict has a link to the section that computed it, or the command that would. With `detail`, each pair has a line
-    under the claim, its source and its predicates; else each claim has a line, and its numbers are folded away.
-    `chapter` keeps the claims of one chapter, whose page for `pair` shows the table; `only_run` keeps those that were
-    run on some pair.
+    under the claim, its source and its predicates; else each claim that was run on some pair has a line, and its
+    numbers are folded away. `chapter` keeps the claims of one chapter, whose page for `pair` shows the table.
     """
     book, run = published(), _pairs(pair)
     found = {name: verdicts(name, book=book) for name in dict.fromkeys((*run, *book.pairs))}
     rows = []
     for i, claim in enumerate(book.claims):
         of = {name: of_pair[i] for name, of_pair in found.items()}
-        if chapter not in ("", claim.chapter) or (only_run and all(of[name].verdict == "not run" for name in run)):
+        was_run = any(of[name].verdict != "not run" for name in run)
+        if chapter not in ("", claim.chapter) or not (detail or was_run):
             continue
-        here = f"#{anchor(claim.heading)}" if chapter and claim.heading else ""
+        here = f"#{make_id(claim.heading)}" if chapter and claim.heading else ""
         links = {name: _link(v.page, v.chapter, claim.heading, here * (name == pair)) for name, v in of.items()}
         rows += _in_detail(claim, of, run, links) if detail else [_at_a_glance(claim, of, run, links)]
     header = ["Pair", "Verdict", "Ours, with 95% intervals", "Published"] if detail else ["Claim", *run, "Published"]
@@ -91,7 +91,6 @@ def verdict_counts(pair: str = "tiny") -> HTML:
 def runs_table(home: str = "tiny") -> HTML:
     """List every pair that is known or was run, with the chapters run on it, or the command that runs them."""
     executed: dict[str, list[str]] = {}
-    with_results = pairs_with_results()
     for page in sorted((project_root() / "book" / "runs").glob("*/[!.]*.ipynb")):
         if page.stem not in SUMMARIES:
             executed.setdefault(page.parent.name, []).append(page.stem)
@@ -100,33 +99,35 @@ def runs_table(home: str = "tiny") -> HTML:
         own = f"a pair file of your own: {pair_file(name) or 'unknown'}"
         title = load_pair(name).title if name in known_pairs() else own
         pages = ", ".join(_link(page_of(name, chapter), chapter) for chapter in executed.get(name, ()))
-        if pages and name not in with_results and any(read_results(name, stand_ins=True)):
+        if pages and any(read_results(name, stand_ins=True)) and not any(read_results(name)):
             pages += " (random weights: no results)"
-        rows.append([name, html.escape(title), pages or f"not run: {_code(command_for(pair_argument(name)))}"])
+        rows.append([name, html.escape(title), pages or f"not run: {_code(command_for(name))}"])
     return _table(["Pair", "Models", "Chapters run"], rows)
 
 
 def stand_in_notice(is_stand_in: bool) -> HTML | None:
     """Warn, in a box, that a page was run on random weights; show nothing where it was not."""
-    if not is_stand_in:
-        return None
-    return HTML(
+    notice = (
         '<div class="admonition warning"><p class="admonition-title">Random weights</p>'
         "<p>This page was run on untrained stand-ins that only bear the names of these models. It shows that the "
         "chapter runs on their architecture; its numbers mean nothing and are counted nowhere.</p></div>"
     )
+    return HTML(notice) if is_stand_in else None
 
 
 def status_table(pair: str = "tiny") -> HTML:
     """List the papers' tables and figures, with the section that recomputed each, or the command that would."""
-    found = {name: figures_status(name) for name in _pairs(pair)}
+    found = {name: tuple(read_results(name).numbers) for name in _pairs(pair)}
     rows = []
-    for i, figure in enumerate(published().figures):
+    for figure in published().figures:
         cells = []
-        for row in (of_pair[i] for of_pair in found.values()):
-            how = f": {_code(row.command)}" if row.command else ""
-            done = _link(row.page, figure.chapter, figure.heading)
-            cells.append(done if row.status == "done" else row.status + how)
+        for name, ids in found.items():
+            if not figure.prefix:
+                cells.append("schematic")
+            elif any(id.startswith(figure.prefix.replace("{pair}", name)) for id in ids):
+                cells.append(_link(page_of(name, figure.chapter, figure.heading), figure.chapter, figure.heading))
+            else:
+                cells.append(f"not run: {_code(command_for(name, figure.chapter))}")
         rows.append([figure.id, html.escape(figure.title), figure.section, *cells])
     return _table(["", "Shows", "Section", *found], rows)
 
@@ -160,10 +161,9 @@ def _at_a_glance(claim: Claim, of: Mapping[str, Verdict], run: list[str], links:
 def _said_and_where(verdict: Verdict, link: str) -> str:
     """Show the verdict, what else it could be inside the intervals, and what computed it or would."""
     lines = [f"<b>{verdict.verdict}</b>", *(f"<small>{html.escape(line)}</small>" for line in said_of_turns(verdict))]
-    if verdict.verdict != "not run":
-        return "<br>".join((*lines, link))
     lines += [f"the run at scale {verdict.scale} gave no {_code(id)}" for id in verdict.missing]
-    return "<br>".join((*lines, _code(verdict.command)) if verdict.command else lines)
+    command = _code(verdict.command) if verdict.command else ""
+    return "<br>".join(filter(None, [*lines, command if verdict.verdict == "not run" else link]))
 
 
 def _ours(verdict: Verdict) -> str:

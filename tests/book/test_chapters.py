@@ -9,17 +9,14 @@ from pathlib import Path
 import jupytext
 import pytest
 import yaml
-from docutils.nodes import make_id
 from toy_book import chapter
 
 from stitch_utils.book.chapters import (
     RequestError,
-    anchor,
     chapter_names,
     command_for,
     for_pair,
     page_of,
-    pair_argument,
     parse_value,
     read_chapter,
     toc_files,
@@ -183,14 +180,6 @@ def test_the_reference_notebook_was_made_from_the_chapter_as_it_is(chapter):
 # Pages
 
 
-@pytest.mark.parametrize(
-    "heading",
-    ["What it saves", "One SAE, seen through the stitch", "Do they act?", "A model's own, 2 (App. D)", "+ x"],
-)
-def test_anchors_are_those_of_docutils(heading):
-    assert anchor(heading) == make_id(heading)
-
-
 def test_a_page_is_there_once_it_was_executed(project):
     assert page_of("tiny", "first", "What it saves") == ""
     (project / "book" / "runs" / "tiny").mkdir(parents=True)
@@ -201,18 +190,22 @@ def test_a_page_is_there_once_it_was_executed(project):
 
 
 def test_an_own_pair_is_named_by_its_file_as_its_pages_do(project):
-    assert (pair_argument("gpt2"), pair_argument("mine")) == ("gpt2", "mine.yml")
+    def given(pair, **file):
+        *start, name = shlex.split(command_for(pair, **file))
+        assert start == [".venv/bin/stitch-book", "run", "--pair"]
+        return name
+
+    assert (given("gpt2"), given("mine")) == ("gpt2", "mine.yml")
     folder = project / "book" / "runs" / "mine"
     folder.mkdir(parents=True)
     (folder / "a.ipynb").touch()
     (folder / "b.ipynb").write_text(json.dumps({"cells": [], "metadata": {}}))
     (folder / "b-half.ipynb").write_text('{"cells": [], "metadata": {"stitch_')
     (folder / "b-other.ipynb").write_text("[]")
-    assert pair_argument("mine") == "mine.yml"
+    assert given("mine") == "mine.yml"
     note = {"stitch_book": {"parameters": {"pair": "my pairs/mine.yml"}}}
     (folder / "c.ipynb").write_text(json.dumps({"cells": [], "metadata": note}))
-    assert pair_argument("mine") == "my pairs/mine.yml"
-    assert pair_argument("mine", "other.yml") == "other.yml" and pair_argument("gpt2", "other.yml") == "gpt2"
+    assert given("mine") == "my pairs/mine.yml"
+    assert given("mine", file="other.yml") == "other.yml" and given("gpt2", file="other.yml") == "gpt2"
     said = [".venv/bin/stitch-book", "run", "--pair", "my pairs/mine.yml", "--chapter", "first"]
-    assert shlex.split(command_for(pair_argument("mine"), "first")) == said
-    assert command_for("gpt2") == ".venv/bin/stitch-book run --pair gpt2"
+    assert shlex.split(command_for("mine", "first")) == said

@@ -216,4 +216,4 @@ def test_build_renders_once_and_shows_warnings(book):
 
     page.unlink()
     code, _, err = call_here(book, "build")
-    assert code == 2 and "has none yet for words" in err
+    assert code == 2 and "has no page of words" in err

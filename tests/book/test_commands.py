@@ -144,7 +144,7 @@ def test_a_stitch_of_other_layers_or_damaged(fitted, bare_book):
     text = fitted.read_text()
     fitted.write_text(text.replace("layer: 2", "layer: 3"))
     code, _, err = call_here(bare_book, *given)
-    assert code == 2 and "is for b before layer 2, and the pair 'mine' says layer 3: fit it again" in err
+    assert code == 2 and "is for b before layer 2, and the pair 'mine' says 3: fit it again" in err
     fitted.write_text(text)
     content = bytearray(stitch_file("mine").read_bytes())
     content[-3] ^= 1
@@ -159,11 +159,11 @@ def test_a_stitch_of_other_layers_or_damaged(fitted, bare_book):
     [
         ({}, {}, None),
         ({"revision": "main"}, {"revision": "v1"}, None),
-        ({"revision": "step9"}, {}, "is for a at revision main, and the pair 'mine' says step9"),
-        ({}, {"revision": None}, "is for b at revision v1, and the pair 'mine' says main"),
+        ({"revision": "step9"}, {}, "is for a at revision 'main', and the pair 'mine' says 'step9'"),
+        ({}, {"revision": None}, "is for b at revision 'v1', and the pair 'mine' says 'main'"),
         ({"model": "/elsewhere/a"}, {}, "is for a of '{models}/a', and the pair 'mine' says '/elsewhere/a'"),
         ({}, {"model": "lab/other"}, "is for b of 'lab/large', and the pair 'mine' says 'lab/other'"),
-        ({"layer": 0}, {}, "is for a before layer 1, and the pair 'mine' says layer 0"),
+        ({"layer": 0}, {}, "is for a before layer 1, and the pair 'mine' says 0"),
     ],
 )
 def test_a_stitch_of_another_model_or_revision_is_not_taken_for_the_pairs(

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 import stitch_utils.data.embedded
@@ -15,7 +16,7 @@ FOLDER = Path(stitch_utils.data.embedded.__file__).parent
 
 @pytest.fixture(scope="module")
 def report():
-    return portrait.training_report()
+    return portrait.recorded("training")
 
 
 @pytest.mark.parametrize("config", PAIR, ids=lambda config: config.name)
@@ -45,11 +46,11 @@ def test_the_report_is_of_the_configuration_that_is_in_the_code(report):
 def test_continuations_are_of_the_beginning_alone_and_repeat():
     model = load_model("embedded:tiny-a")
     samples = portrait.sample_continuations(model, per_language=2, seed=3)
-    assert samples == portrait.sample_continuations(model, per_language=2, seed=3)
-    assert len(samples) == 2 * len(portrait.LANGUAGES)
+    assert samples.equals(portrait.sample_continuations(model, per_language=2, seed=3))
+    assert len(samples) == 2 * len(portrait.LANGUAGES) == 2 * len(portrait.one_of_each(samples))
     stories = documents("portrait:3", stop=2, language="fr", format="story")
-    for sample, story in zip([s for s in samples if s.language == "fr"], stories):
-        assert story.text.startswith(sample.given) and len(sample.given) < len(story.text)
+    for given, story in zip(samples[samples["language"] == "fr"]["given"], stories):
+        assert story.text.startswith(given) and len(given) < len(story.text)
 
 
 def test_recognised_shares_count_what_is_long_enough():
@@ -57,9 +58,10 @@ def test_recognised_shares_count_what_is_long_enough():
         "The baker opens the window of the kitchen every day.",
         "Le boulanger ouvre la fenêtre de la cuisine.",
     )
-    samples = [portrait.Sample("en", "", text) for text in (english, english, french, "Too short.")]
-    samples += [portrait.Sample(language, "", french) for language in portrait.LANGUAGES if language != "en"]
+    samples = [("en", "", text) for text in (english, english, french, "Too short.")]
+    samples += [(language, "", french) for language in portrait.LANGUAGES if language != "en"]
+    samples = pd.DataFrame(samples, columns=["language", "given", "continued"])
     shares = portrait.recognised_shares(samples)
     assert shares["en"].value == pytest.approx(2 / 3)
     assert shares["fr"].value == 1 and shares["de"].value == 0
-    assert portrait.recognised_shares([]) == {}
+    assert portrait.recognised_shares(samples[:0]) == {}

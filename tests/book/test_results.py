@@ -28,7 +28,6 @@ def test_written_numbers_come_back_rounded_and_with_parameters(project):
     assert found.numbers == {"table1.tiny.a": 0.1, "table1.tiny.b": 0.666667, "table1.tiny.n": 7}
     assert found.runs == {"first": {"scale": "smoke", "alpha": 0.333333, "sae": None}}
     assert isinstance(found.numbers["table1.tiny.n"], int)
-    assert found.of("table1", "tiny") == {"a": 0.1, "b": 0.666667, "n": 7} and found.of("table", "tiny") == {}
 
 
 def test_a_second_run_replaces_the_first_and_leaves_nothing_else(project):

@@ -39,17 +39,18 @@ def _plain(cell):
     return re.sub(r"<[^>]*>", "", cell.replace("<br>", "|"))
 
 
-def test_beside_puts_ours_first_and_keeps_the_papers_order(project):
+def test_beside_puts_ours_first_in_the_rows_of_the_labels(project):
     ours = {"table1.tiny.b": 2.0, "table1.tiny.b.low": 1.5, "table1.tiny.b.high": 2.51239, "table1.tiny.extra": 1}
     write_results("tiny", "first", ours | {"table10.tiny.a": 9.0})
-    frame = beside("tiny", "table1.")
+    labels = {"a": "A", "b": "B", "gain": "gain", "extra": "more"}
+    frame = beside("tiny", "table1.", labels=labels)
     assert list(frame.columns) == ["tiny", "big, published"]
-    assert list(frame.index) == ["a", "b", "gain", "extra"]
+    assert list(frame.index) == ["A", "B", "gain", "more"]
     assert list(frame["tiny"]) == ["", "2 [1.5, 2.5]", "", "1"]
     assert list(frame["big, published"]) == ["3", "2 [1.9, 2.1]", "[0.3, ]", ""]
-    assert list(beside("tiny", "table1")["tiny"]) == list(frame["tiny"])
-    assert list(beside("big", "table1").columns) == ["big", "big, published"]
-    assert beside("tiny", "table99").empty
+    assert list(beside("tiny", "table1", labels=labels)["tiny"]) == list(frame["tiny"])
+    assert list(beside("big", "table1", labels=labels).columns) == ["big", "big, published"]
+    assert list(beside("tiny", "table99", labels={"a": "A"})["tiny"]) == [""]
 
 
 def test_every_share_stands_over_what_it_costs(project):
@@ -128,29 +129,44 @@ def test_claims_table_keeps_the_claims_of_one_chapter(project):
     assert _claims(claims_table(chapter="third")) == []
 
 
-def test_claims_table_keeps_what_some_pair_has_run(project):
+def test_claims_at_a_glance_are_those_that_some_pair_has_run(project):
+    def claims(**choice):
+        rows = claims_table(detail=False, **choice).data.splitlines()[1:-1]
+        return [_cells(row)[0] for row in rows if row]
+
     with (project / "book" / "published.yml").open("a", encoding="utf-8") as file:
         file.write(ANOTHER_CLAIM)
-    assert _claims(claims_table(only_run=True)) == []  # what was published only has not been run
+    assert claims() == []  # what was published only has not been run
     write_results("tiny", "first", {"table1.tiny.a": 1.0})
-    assert _claims(claims_table(only_run=True)) == []  # half of what a claim needs
+    assert claims() == []  # half of what a claim needs
     write_results("other", "second", {"map.other.loss": 2.0})
-    assert _claims(claims_table(only_run=True)) == ["C is low"]
-    assert "<b>not run</b>" in claims_table(only_run=True).data
+    assert claims() == ["C is low"]
+    assert "<b>not run</b>" in claims_table(detail=False).data
     write_results("tiny", "first", {"table1.tiny.a": 1.0, "table1.tiny.b": 2.0})
-    assert _claims(claims_table(only_run=True)) == ["A is &lt; B", "B is twice A", "C is low"]
-    assert _claims(claims_table(only_run=True, chapter="first")) == ["A is &lt; B", "B is twice A"]
+    assert claims() == ["A is &lt; B", "B is twice A", "C is low"]
+    assert claims(chapter="first") == ["A is &lt; B", "B is twice A"]
 
 
-def test_counts_and_status_tables(project):
+def test_verdicts_are_counted(project):
     numbers = {"table1.tiny.a": 1.0, "table1.tiny.b": 1.5, "table1.tiny.b.low": 0.9, "table1.tiny.b.high": 1.9}
     write_results("tiny", "first", numbers, parameters={"scale": "smoke"})
     counts = _cells(verdict_counts("tiny").data)
     assert counts == ["tiny", "smoke", "1", "0", "1", "0", "1"]
-    status = [_cells(row) for row in status_table("tiny").data.splitlines()[1:]]
-    assert status[0] == ["t1", "a &lt; b &amp; c", "2", "first"]
-    assert _plain(status[1][3]) == "not run: .venv/bin/stitch-book run --pair tiny --chapter second"
-    assert status[2][3] == "schematic"
+
+
+def test_tables_and_figures_are_done_once_their_numbers_exist(project):
+    def status():
+        return [_cells(row) for row in status_table("tiny").data.splitlines()[1:-1]]
+
+    command = "not run: .venv/bin/stitch-book run --pair tiny --chapter"
+    write_results("tiny", "first", {"table10.tiny.a": 1.0, "map.tiny.other": 1.0}, parameters={"table1.": 1})
+    assert [_plain(cells[3]) for cells in status()] == [f"{command} first", f"{command} second", "schematic"]
+    write_results("tiny", "second", {"table1.tiny.a": 1.0, "map.tiny.loss": 1.0})
+    assert status()[0] == ["t1", "a &lt; b &amp; c", "2", "first"]
+    assert [cells[3] for cells in status()] == ["first", "second", "schematic"]
+    (project / "book" / "runs" / "tiny").mkdir(parents=True)
+    (project / "book" / "runs" / "tiny" / "first.ipynb").touch()
+    assert status()[0][3] == '<a href="../tiny/first.html">first</a>'
 
 
 @pytest.mark.parametrize("page", ["claims", "index"])

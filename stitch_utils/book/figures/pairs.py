@@ -12,11 +12,12 @@ from matplotlib.figure import Figure
 from .style import GREY, OF_MODEL, ORANGE, PURPLE, intervals, round_ticks
 
 
-def training_curves(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Figure:
-    """Draw the training loss of the embedded models over tokens: {side: (tokens, losses)}."""
+def training_curves(models: Mapping[str, Mapping]) -> Figure:
+    """Draw the training loss of the embedded models over tokens, from what was recorded every 25 steps."""
     figure, axes = plt.subplots(figsize=(6, 3.2), layout="constrained")
-    for model, (tokens, losses) in curves.items():
-        axes.plot(np.array(tokens) / 1e6, losses, color=OF_MODEL[model], label=f"model {model.upper()}")
+    for side, model in zip("ab", models.values()):
+        tokens = 25 * model["batch_size"] * model["context"] * np.arange(1, len(model["loss_curve"]) + 1)
+        axes.plot(tokens / 1e6, model["loss_curve"], color=OF_MODEL[side], label=f"model {side.upper()}")
     axes.set(xlabel="training tokens (millions)", ylabel="training loss (nats)", yscale="log")
     round_ticks(axes.yaxis)
     axes.legend(frameon=False)
