@@ -54,7 +54,6 @@ def run_chapters(root: Path, *, pair: str, jobs: int | None, **choices: Any) -> 
             leftover.unlink()
         for folder in (RUNS, Path("results")):
             remove_leftovers(folder)
-        damaged = remove_damaged(root)
         for is_last in (False, True):
             group = [run for run in runs if (run.chapter in SUMMARIES) == is_last]
             keys = {run.chapter: key_of(root, run) for run in group}
@@ -66,7 +65,7 @@ def run_chapters(root: Path, *, pair: str, jobs: int | None, **choices: Any) -> 
                 elif silent and run.chapter in CHAT_CHAPTERS:
                     bar.write(f"{run.label}: left out, since the tokenizer of {silent!r} has no chat template")
                     stale.remove(run)
-            for artifact in damaged if stale else ():  # what is executed reads artifacts
+            for artifact in remove_damaged(root) if stale else ():  # what is executed reads artifacts
                 bar.write(f"stitch-book: {artifact.relative_to(root)} {DAMAGED}", file=sys.stderr)
             bar.update(len(group) - len(stale))
             for run, seconds in execute_all(stale, keys, jobs or jobs_at_once(models.threads)):
