@@ -91,7 +91,7 @@ def training_table(report: dict) -> pd.DataFrame:
 
 
 def training_curves(report: dict) -> dict[str, tuple[list[float], list[float]]]:
-    """Return tokens seen and loss of each model, for `figures.pairs.training_curves`."""
+    """Return tokens seen and loss of each model, for `figures.stitching.training_curves`."""
     curves = {}
     for side, model in zip("ab", report["models"].values()):
         tokens_a_point = 25 * model["batch_size"] * model["context"]
