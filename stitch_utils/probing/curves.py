@@ -5,7 +5,7 @@ probe found on A can be used on B as they are ("transferred"), or the probe alon
 Beside them are probes of an SAE of B ("native"), of random features of that SAE, dense ones, and what the presence of a
 single token tells.
 
-Offers `probe_curves`, `ProbeCurves`, and `KS`, `SPARSE` and `DENSE`: numbers of features, and names of curves.
+Offers `probe_curves` and `ProbeCurves`, and `SPARSE` and `DENSE`, the names of curves.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,6 @@ from ..utils.stats import Estimate, from_draws, resampled_counts
 from .probes import CONTEXT, Encoder, LinearProbe, choose_features, fit_probe, mean_activations, transfer_probe
 from .tasks import ProbingTask
 
-KS = (1, 2, 5, 10, 20, 50)
 SPARSE = ("original", "native", "transferred", "retrained", "random")
 DENSE = ("dense.original", "dense.native", "dense.transferred")
 N_RANDOM = 3  # draws of random features
@@ -83,8 +82,7 @@ class ProbeCurves(NamedTuple):
         where the whole interval puts B's own above a single token.
         """
         numbers: dict[str, float] = {}
-        panels: dict[str, list[str]] = {f"figure3a.{pair}": []}
-        panels |= {f"figure9.{pair}.{name}": [name] for name in self.datasets}
+        panels = {f"figure3a.{pair}": self.datasets} | {f"figure9.{pair}.{name}": (name,) for name in self.datasets}
         for start, datasets in panels.items():
             named = {f"k_{k}.{curve}": (curve, k) for curve in SPARSE for k in self.ks}
             named |= {f"mean.{curve}": (curve, None) for curve in SPARSE}
@@ -114,11 +112,7 @@ class ProbeCurves(NamedTuple):
         return numbers
 
     def _drawn(self, curve: str, k: int | None, datasets: Sequence[str]) -> np.ndarray:
-        if unknown := sorted(set(datasets) - set(self.datasets)):
-            raise ValueError(f"unknown data set {unknown[0]!r}: known are {', '.join(self.datasets)}")
         ks = [k] if k is not None or curve not in SPARSE else self.ks
-        if missing := [k for k in ks if (curve, k) not in self.draws]:
-            raise ValueError(f"there is no curve {curve!r} at k={missing[0]}")
         return np.mean([self.draws[curve, k][name] for k in ks for name in datasets or self.datasets], axis=0)
 
 
@@ -127,7 +121,7 @@ def probe_curves(
     saes: tuple[SAE, SAE],
     tasks: Sequence[ProbingTask],
     *,
-    ks: Sequence[int] = KS,
+    ks: Sequence[int],
     absolute: bool = False,
     seed: int = 0,
 ) -> ProbeCurves:
@@ -179,10 +173,8 @@ def _answers(task, means, train, test, stitch, *, ks, absolute, seed) -> dict[Cu
     labels, native, wide = np.array(task.train_labels), means["native"], max(ks)
     of_a, of_b = (choose_features(means[of][train], labels, wide, absolute=absolute) for of in ("original", "native"))
     silent = ~(native[train] > 0).any(0)
-    drawn = []
-    for run in range(N_RANDOM):
-        order = _rng(f"{seed}:{task.name}:{run}").permutation(len(silent))
-        drawn.append(order[np.argsort(silent[order], kind="stable")])  # silent ones last
+    orders = [_rng(f"{seed}:{task.name}:{run}").permutation(len(silent)) for run in range(N_RANDOM)]
+    drawn = [order[np.argsort(silent[order], kind="stable")] for order in orders]  # silent ones last
 
     def fitted(values: np.ndarray) -> tuple[LinearProbe, np.ndarray]:
         return fit_probe(values[train], labels, seed=seed), values

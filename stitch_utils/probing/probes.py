@@ -31,7 +31,6 @@ from ..stitching.stitch import Stitch
 from ..utils.arrays import numbers_of, read_arrays, save_arrays
 
 CONTEXT = 128  # SAEBench's
-MAX_ITERATIONS = 1000
 
 Encoder = Callable[[Tensor], Tensor]  # (n, d_model) -> (n, m), of single tokens
 Activations = Float[np.ndarray, "texts features"]
@@ -135,7 +134,7 @@ def fit_probe(activations: Activations, labels: Labels, *, seed: int = 0) -> Lin
     x = activations.astype(np.float64)
     centre, scale = x.mean(0), x.std(0)
     scale[np.ptp(x, axis=0) == 0] = 1  # of a feature that says nothing
-    fitted = LogisticRegression(max_iter=MAX_ITERATIONS, random_state=seed).fit((x - centre) / scale, labels)
+    fitted = LogisticRegression(max_iter=1000, random_state=seed).fit((x - centre) / scale, labels)
     coef = fitted.coef_ / scale
     return LinearProbe(coef, fitted.intercept_ - centre @ coef[0])
 

@@ -23,10 +23,9 @@ from ..data.embedded.frames import TOPICS
 from ..data.embedded.python_code import draw_function
 from ..data.embedded.world import documents, labelled_sentences, requests
 from ..data.hub import dataset_rows
-from ..data.pairs import DatasetRef, ModelPair, blaming
+from ..data.pairs import DatasetRef, ModelPair, blaming, check_known
 
 MAX_CHARACTERS = 4000  # of a text: more than 128 tokens
-PREFIX = "probing_"
 BIOS = {
     "bios_1": {0: "accountant", 1: "architect", 2: "attorney", 6: "dentist", 9: "filmmaker"},
     "bios_2": {11: "journalist", 13: "nurse", 14: "painter", 18: "photographer", 19: "physician"},
@@ -36,17 +35,13 @@ CATEGORIES = {"amazon_category": {category: str(category) for category in (1, 2,
 RATINGS = {"amazon_sentiment": {1.0: "1", 5.0: "5"}}
 NEWS = {"ag_news": dict(enumerate(("world", "sports", "business", "science")))}
 EUROPARL = {"en": "en-fr", "fr": "fr-it", "de": "de-en", "es": "es-fr", "nl": "nl-pt"}
-ENDINGS = {
-    "C": (".c", ".h"),
-    "Python": (".py",),
-    "HTML": (".html",),
-    "Java": (".java",),
-    "PHP": (".php", ".php3", ".php4", ".php5", ".phps", ".phpt"),
-}
+ENDINGS = {"C": (".c", ".h"), "Python": (".py",), "HTML": (".html",), "Java": (".java",)}
+ENDINGS["PHP"] = (".php", ".php3", ".php4", ".php5", ".phps", ".phpt")
 FILES = {"codeparrot/github-code": "data/train-*.parquet"}  # read where a repository's loading script is refused
 # SAEBench skips the licence at the head of a source file, and files that are short.
 SKIPPED_CODE, SHORTEST_CODE = 150, 535
 
+Sizes = tuple[int, int]  # of the texts of a task: to train on and to test
 Row = tuple[Hashable, str]  # a class with whatever it is balanced by, and a text of it
 Stream = Callable[[str], Iterator[Row]]  # from a seed to rows without end
 
@@ -70,9 +65,7 @@ class ProbingTask:
             positive, size, task = sum(labels), len(labels), f"task {self.name!r}"
             if len(texts) != size:
                 raise ValueError(f"{task}: {len(texts)} texts to {part} and {size} labels")
-            if not 0 < positive < size:
-                raise ValueError(f"{task} has texts of one class alone to {part}: expected two classes")
-            if 2 * positive != size:
+            if not size or 2 * positive != size:
                 raise ValueError(f"{task}: {positive} of {size} texts to {part} are positive: expected half")
 
 
@@ -85,7 +78,7 @@ def probing_tasks(pair: ModelPair, *, n_train: int, n_test: int, seed: int) -> l
     for name, size in (("n_train", n_train), ("n_test", n_test)):
         if size < 4 or size % 4:
             raise ValueError(f"{name} must be a positive multiple of 4, for sets balanced in two ways: got {size}")
-    refs = {key.removeprefix(PREFIX): ref for key, ref in pair.datasets.items() if key.startswith(PREFIX)}
+    refs = {key: ref for key, ref in pair.datasets.items() if key.startswith("probing_")}
     sizes, tasks = (n_train, n_test), []
     if not refs:
         for dataset, (classes, stream) in WORLD.items():
@@ -94,25 +87,21 @@ def probing_tasks(pair: ModelPair, *, n_train: int, n_test: int, seed: int) -> l
             tasks += _without_splits(dataset, [(classes, rows)], sizes, seed)
         return tasks
     with blaming(pair, "datasets"):
-        if unknown := sorted(set(refs) - set(HUB)):
-            expected = ", ".join(PREFIX + name for name in HUB)
-            raise ValueError(f"unknown probing set {PREFIX}{unknown[0]}: expected {expected}")
-        return [task for name, read in HUB.items() if name in refs for task in read(refs[name], sizes, seed)]
+        for key in refs:
+            check_known("probing set", key, HUB)
+        return [task for key, read in HUB.items() if key in refs for task in read(refs[key], sizes, seed)]
 
 
 def _collect(dataset: str, rows: Iterable[Row], wanted: Mapping[Any, int], known: set[str]) -> dict[Any, list[str]]:
     """Take the first texts of each class, each text once, those of `known` not at all; ValueError for too few."""
     found: dict[Any, list[str]] = {key: [] for key in wanted}
-    lacking = set(wanted)
     for key, text in rows:
-        if key in lacking and text not in known and text.strip():
+        if key in wanted and len(found[key]) < wanted[key] and text not in known and text.strip():
             known.add(text)
             found[key].append(text)
-            if len(found[key]) == wanted[key]:
-                lacking.remove(key)
-            if not lacking:
+            if all(len(found[each]) == count for each, count in wanted.items()):
                 return found
-    key = next(key for key in wanted if key in lacking)
+    key = next(key for key in wanted if len(found[key]) < wanted[key])
     name, other = key if isinstance(key, tuple) else (key, None)
     which = f"class {name!r}" + (f" balanced by {other!r}" if other is not None else "")
     raise ValueError(f"data set {dataset!r} has {len(found[key])} different texts of {which}: expected {wanted[key]}")
@@ -132,17 +121,14 @@ def _tasks(dataset: str, train: dict, test: dict, seed: int, names: Mapping | No
     return tasks
 
 
-def _without_splits(
-    dataset: str, streams: Iterable[tuple[Iterable[str], Iterable[Row]]], sizes: tuple[int, int], seed: int
-) -> list[ProbingTask]:
+def _without_splits(dataset: str, streams: Iterable[tuple], sizes: Sizes, seed: int) -> list[ProbingTask]:
     """Make the tasks of a set without splits: the first texts of a class are trained on, the others tested.
 
     `streams` are classes and the rows to find them in. They are read one after another, none further than needed.
     """
-    n_train, n_test = (size // 2 for size in sizes)
-    found, known = {}, set()
+    found, known, n_train = {}, set(), sizes[0] // 2
     for classes, rows in streams:
-        found |= _collect(dataset, rows, dict.fromkeys(classes, n_train + n_test), known)
+        found |= _collect(dataset, rows, dict.fromkeys(classes, sum(sizes) // 2), known)
     train = {name: texts[:n_train] for name, texts in found.items()}
     test = {name: texts[n_train:] for name, texts in found.items()}
     return _tasks(dataset, train, test, seed)
@@ -158,11 +144,7 @@ def _rows(ref: DatasetRef, pick: Callable[[dict], Any], picked: str, **other: An
 
 
 def _with_splits(
-    columns: tuple[str, ...],
-    groups: Sequence[tuple[Mapping[str, Mapping], str, str | None, tuple]],
-    ref: DatasetRef,
-    sizes: tuple[int, int],
-    seed: int,
+    columns: tuple[str, ...], groups: Sequence[tuple], ref: DatasetRef, sizes: Sizes, seed: int
 ) -> Iterator[ProbingTask]:
     """Make the tasks of a set with splits, of which `columns` are read, the text first.
 
@@ -189,7 +171,7 @@ def _with_splits(
             yield from _tasks(dataset, train, test, seed, names)
 
 
-def _code(ref: DatasetRef, sizes: tuple[int, int], seed: int) -> list[ProbingTask]:
+def _code(ref: DatasetRef, sizes: Sizes, seed: int) -> list[ProbingTask]:
     def pick(row: dict) -> list | None:
         text, path = row.get("content"), row.get("path")
         if not isinstance(text, str) or not isinstance(path, str):
@@ -203,7 +185,7 @@ def _code(ref: DatasetRef, sizes: tuple[int, int], seed: int) -> list[ProbingTas
     return _without_splits("code", [(ENDINGS, map(tuple, rows))], sizes, seed)
 
 
-def _europarl(ref: DatasetRef, sizes: tuple[int, int], seed: int) -> list[ProbingTask]:
+def _europarl(ref: DatasetRef, sizes: Sizes, seed: int) -> list[ProbingTask]:
     def sentences(language: str, config: str) -> Iterator[Row]:
         def pick(row: dict) -> str:
             if not isinstance(row.get("translation", {}).get(language), str):
@@ -216,13 +198,14 @@ def _europarl(ref: DatasetRef, sizes: tuple[int, int], seed: int) -> list[Probin
     return _without_splits("language", streams, sizes, seed)
 
 
+LIVES = [(BIOS, "profession", "gender", (0, 1))]
 REVIEWS = [(CATEGORIES, "category", "rating", (1.0, 5.0)), (RATINGS, "rating", None, (None,))]
-HUB: dict[str, Callable[[DatasetRef, tuple[int, int], int], Iterable[ProbingTask]]] = {
-    "bios": partial(_with_splits, ("hard_text", "profession", "gender"), [(BIOS, "profession", "gender", (0, 1))]),
-    "amazon": partial(_with_splits, ("text", "category", "rating"), REVIEWS),
-    "code": _code,
-    "ag_news": partial(_with_splits, ("text", "label"), [(NEWS, "label", None, (None,))]),
-    "europarl": _europarl,
+HUB: dict[str, Callable[[DatasetRef, Sizes, int], Iterable[ProbingTask]]] = {
+    "probing_bios": partial(_with_splits, ("hard_text", "profession", "gender"), LIVES),
+    "probing_amazon": partial(_with_splits, ("text", "category", "rating"), REVIEWS),
+    "probing_code": _code,
+    "probing_ag_news": partial(_with_splits, ("text", "label"), [(NEWS, "label", None, (None,))]),
+    "probing_europarl": _europarl,
 }
 
 
@@ -235,8 +218,7 @@ def _texts(seed: str, language: str, format: str) -> Iterator[str]:
 
 def _labels(label: str, format: str) -> Stream:
     """Read English documents of a format with one of their labels."""
-    read = partial(documents, language="en", format=format)
-    return lambda seed: ((document.labels.get(label), document.text) for document in read(seed))
+    return lambda seed: ((one.labels.get(label), one.text) for one in documents(seed, language="en", format=format))
 
 
 def _sentences(label: str) -> Stream:

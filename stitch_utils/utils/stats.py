@@ -53,7 +53,9 @@ class DocumentSums(dict[int, np.ndarray]):
     def table(self) -> np.ndarray:
         """Return the sums, (documents, *columns), in the order of the documents' numbers; raise ValueError for none."""
         if not self:
-            raise ValueError("the batches hold no ordinary token to measure: expected a document of two tokens at least")
+            raise ValueError(
+                "the batches hold no ordinary token to measure: expected a document of two tokens at least"
+            )
         return np.array([self[document] for document in sorted(self)])
 
 

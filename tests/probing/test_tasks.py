@@ -33,7 +33,11 @@ print(json.dumps(found))
 CODE, NEWS = "codeparrot/github-code", "fancyzhx/ag_news"
 # What the pair's file is changed to, with a size; what is said.
 REFUSED = {
-    "unknown": ({"probing_x": {"name": "a/b"}}, N, "datasets: unknown probing set probing_x: expected probing_bios"),
+    "unknown": (
+        {"probing_x": {"name": "a/b"}},
+        N,
+        "datasets: unknown probing set 'probing_x': expected one of",
+    ),
     "missing": ({"probing_bios": {"name": "no/body"}}, N, "dataset 'no/body' does not exist on"),
     "column": (
         {"probing_bios": {"name": NEWS}},
@@ -131,8 +135,8 @@ def test_sizes_that_cannot_be_balanced(tiny, size):
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ((True, True), "task 'x' has texts of one class alone to test: expected two classes"),
-        ((False, False), "task 'x' has texts of one class alone to test: expected two classes"),
+        ((True, True), "task 'x': 2 of 2 texts to test are positive: expected half"),
+        ((False, False), "task 'x': 0 of 2 texts to test are positive: expected half"),
         ((True, True, False), "task 'x': 2 of 3 texts to test are positive: expected half"),
         ((True,), "task 'x': 2 texts to test and 1 labels"),
     ],

@@ -9,13 +9,12 @@ Offers `map_errors`, `answers`, `recipes`, `free_shares`, `code_errors`, `decode
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.figure import Figure
 
-from .style import BESIDE, BLUE, GREY, OF_MODEL, ORANGE, interval_rows, intervals, legend_below, panel_grid, panel_row
+from .style import BLUE, GREY, OF_MODEL, ORANGE, PURPLE, interval_rows, intervals, legend, panel, panel_grid, panel_row
 
-BLACK = "#222222"
-OF_RECIPE = {"main": BLUE, "unbiased": BLUE, "bias": ORANGE, "transferred": ORANGE}
-OF_CONDITION = OF_RECIPE | {"native": OF_MODEL["b"], "random": GREY, "none": BLACK}
+OF_CONDITION = {"native": PURPLE, "main": BLUE, "unbiased": BLUE, "bias": ORANGE, "transferred": ORANGE, "random": GREY}
 
 
 def map_errors(lengths: Mapping[str, Mapping[str, tuple]], means: Mapping[str, float]) -> Figure:
@@ -30,19 +29,19 @@ def map_errors(lengths: Mapping[str, Mapping[str, tuple]], means: Mapping[str, f
 
 def answers(doses: Sequence, responses: Mapping[str, Mapping], *, titles: Mapping[str, str]) -> Figure:
     """Draw the mean logit difference over the dose, a panel for each behaviour: {behaviour: {condition: values}}."""
-    figure, grid = panel_grid(responses, (2.4, 2), ("dose", "logit difference"))
+    grid = panel_grid(responses, (2.4, 2), ("dose", "logit difference"))
     for axes, curves in zip(grid, responses.values()):
         for condition, values in curves.items():
             axes.plot(doses, values, "o-", ms=3, lw=1.5, color=OF_CONDITION[condition], label=titles[condition])
         axes.axvline(0, color=GREY, lw=0.6)
-    return legend_below(figure, grid[0], columns=len(titles))
+    return legend(grid[0], "below", ncols=len(titles))
 
 
 def recipes(columns: Mapping[str, Mapping[str, tuple]]) -> Figure:
     """Draw what each recipe does, {quantity: {recipe: estimate}}; dotted: what the first one does."""
     figure, panels = plt.subplots(1, len(columns), figsize=(10, 3), sharey=True, layout="constrained")
     for axes, (title, values) in zip(panels, columns.items()):
-        interval_rows(axes, values, [OF_MODEL["b"]] * len(values), ms=5)
+        interval_rows(axes, values, [PURPLE] * len(values), ms=5)
         axes.axvline(next(iter(values.values()))[0], color=GREY, lw=1, ls=":")
         axes.set(xlabel=title)
     return figure
@@ -50,38 +49,34 @@ def recipes(columns: Mapping[str, Mapping[str, tuple]]) -> Figure:
 
 def free_shares(shares: Mapping[str, Mapping[str, Mapping[float, tuple]]], *, titles: Mapping[str, str]) -> Figure:
     """Draw the share of the responses that do a task over the strength, {task: {condition: {strength: estimate}}}."""
-    figure, panels = panel_row(shares, (9 / len(shares), 3), "responses that do it", sharey=True)
+    panels = panel_row(shares, (9 / len(shares), 3), "responses that do it", sharey=True)
     for axes, curves in zip(panels, shares.values()):
         for condition, values in curves.items():
-            style = {"fmt": "o-", "ms": 4, "capsize": 2, "color": OF_CONDITION[condition]}
-            intervals(axes, list(values), values.values(), label=titles[condition], **style)
+            style = {"ms": 4, "capsize": 2, "color": OF_CONDITION[condition], "label": titles[condition]}
+            intervals(axes, values, values.values(), fmt="o-", **style)
         axes.set(xlabel="strength", ylim=(-0.03, 1.03))
         axes.yaxis.set_major_formatter("{x:.0%}")
-    panels[-1].legend(**BESIDE)
-    return figure
+    return legend(panels[-1], "beside")
 
 
 def code_errors(fuv: Mapping[str, tuple], *, of_x: Sequence[str]) -> Figure:
     """Draw the fraction of B's variance that each prediction leaves, {title: estimate}; blue: read off A's stream."""
-    figure, axes = plt.subplots(figsize=(7, 2.8), layout="constrained")
+    axes = panel((7, 2.8), xlabel="fraction of unexplained variance of B")
     interval_rows(axes, fuv, [OF_MODEL["a" if title in of_x else "b"] for title in fuv], ms=5)
-    axes.set(xlabel="fraction of unexplained variance of B", xlim=(0, None))
-    return figure
+    axes.set(xlim=(0, None))
+    return axes.figure
 
 
-def decoder_residuals(residuals: Mapping[str, float], chance: Mapping[str, tuple[float, tuple]]) -> Figure:
-    """Draw the norm that a regression of one decoder on the other leaves, {title: norm}.
+def decoder_residuals(norms: Mapping[str, tuple[float, float, tuple]]) -> Figure:
+    """Draw what a regression of one decoder on the other leaves: {title: (norm, chance, estimate for shuffled rows)}.
 
-    `chance` holds its level in closed form (drawn as a line) and the estimate for shuffled rows.
+    Chance is in closed form, and drawn as a line.
     """
-    figure, axes = plt.subplots(figsize=(7, 1.6 + 0.5 * len(residuals)), layout="constrained")
-    shuffled = {title: chance[title][1] for title in residuals}
-    interval_rows(axes, shuffled, [GREY] * len(shuffled), fmt="s", ms=5, label="rows shuffled")
-    for y, (title, norm) in enumerate(residuals.items()):
-        axes.plot([chance[title][0]] * 2, [y - 0.3, y + 0.3], color=BLACK, lw=1.5, label="chance, closed form")
-        axes.plot(norm, y, "o", ms=7, color=ORANGE, label="residual norm")
-    ends = [*residuals.values(), *(closed for closed, _ in chance.values())]
-    axes.set(xlabel="Frobenius norm of what is left", xlim=(0.9 * min(ends), 1.03 * max(ends)))
-    entries = dict(zip(*axes.get_legend_handles_labels()[::-1]))  # one for each label
-    axes.legend(entries.values(), entries, **BESIDE)
-    return figure
+    axes = panel((7, 1.6 + 0.5 * len(norms)), xlabel="Frobenius norm of what is left")
+    (left, chance, shuffled), rows = zip(*norms.values()), np.arange(len(norms))
+    interval_rows(axes, dict(zip(norms, shuffled)), [GREY] * len(norms), fmt="s", ms=5)
+    line = axes.vlines(chance, rows - 0.3, rows + 0.3, color="#222222", lw=1.5, capstyle="round")
+    (dots,) = axes.plot(left, rows, "o", ms=7, color=ORANGE)
+    axes.set_xlim(0.9 * min(*left, *chance), 1.03 * max(*left, *chance))
+    entries = {"chance, closed form": line, "residual norm": dots, "rows shuffled": axes.containers[0]}
+    return legend(axes, "beside", handles=entries.values(), labels=entries)

@@ -1,6 +1,9 @@
 """Figures of section 2 and App. A: Figs. 6 and 7, Table 1 as a picture, and the two ways to fit Eq. 3.
 
-Offers `svcca_heatmap`, `svcca_lines`, `fit_trace`, `cross_entropies`, `alpha_sweep`, `sae_alpha_sweep`.
+And of the chapter on pairs: how the embedded models were trained, and what they say.
+
+Offers `training_curves`, `language_shares`, `svcca_heatmap`, `svcca_lines`, `fit_trace`, `cross_entropies`,
+`alpha_sweep`, `sae_alpha_sweep`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -8,54 +11,73 @@ from collections.abc import Mapping, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import NullFormatter
 
 from ...stitching.evaluation import CONDITIONS
-from .style import BESIDE, BLUE, GREY, OF_MODEL, ORANGE, interval_rows, intervals, round_ticks
+from .style import BLUE, GREY, OF_MODEL, ORANGE, PURPLE, interval_rows, intervals, legend, panel, round_ticks
+
+PATHS = {condition: condition.upper().replace("_TO_", " → ") for condition in CONDITIONS}
+LOSS, ALPHA = "next-token cross-entropy (nats)", "α, weight of the inversion terms"
 
 
-def _path(condition: str) -> str:
-    """Write "a_to_b" as "A → B"."""
-    return condition.upper().replace("_TO_", " → ")
+def training_curves(models: Mapping[str, Mapping]) -> Figure:
+    """Draw the training loss of the embedded models over tokens, from what was recorded every 25 steps."""
+    axes = panel((6, 3.2), xlabel="training tokens (millions)", ylabel="training loss (nats)", yscale="log")
+    for side, model in zip("ab", models.values()):
+        tokens = 25 * model["batch_size"] * model["context"] * np.arange(1, len(model["loss_curve"]) + 1)
+        axes.plot(tokens / 1e6, model["loss_curve"], color=OF_MODEL[side], label=f"model {side.upper()}")
+    round_ticks(axes.yaxis)
+    return legend(axes)
+
+
+def language_shares(languages: Sequence[str], shares: Sequence[float], detected: Sequence[tuple]) -> Figure:
+    """Draw each language's share of the world's text (left) and of the model's own text in it that is recognised."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8.5, 3.4), sharey=True, layout="constrained")
+    left.barh(languages, np.array(shares) * 100, color=GREY)
+    left.set(xlabel="share of the documents (%)")
+    intervals(right, languages, np.array(detected) * 100, sideways=True, color=PURPLE)
+    right.axvline(90, color=ORANGE, lw=1, ls="--")
+    right.set(xlabel="continuations of B in the right language (%)", xlim=(None, 101))
+    left.invert_yaxis()
+    for axes in (left, right):
+        axes.grid(axis="y", visible=False)
+    return figure
 
 
 def svcca_heatmap(scores: np.ndarray, *, chosen: tuple[int, int], name_a: str, name_b: str) -> Figure:
     """Draw Fig. 6: mean canonical correlation of every layer of A (rows) with every layer of B (columns)."""
     rows, columns = scores.shape
-    figure, axes = plt.subplots(figsize=(min(1.6 + 0.75 * columns, 9), min(1.4 + 0.6 * rows, 7)), layout="constrained")
+    axes = panel((min(1.6 + 0.75 * columns, 9), min(1.4 + 0.6 * rows, 7)))
     small = rows * columns <= 60
     sns.heatmap(scores, ax=axes, cmap="viridis", annot=small, fmt=".2f", cbar_kws={"label": "mean SVCCA correlation"})
     axes.add_patch(Rectangle((chosen[1], chosen[0]), 1, 1, fill=False, edgecolor=ORANGE, lw=2.5))
     axes.set(xlabel=f"layer of B ({name_b})", ylabel=f"layer of A ({name_a})")
     axes.tick_params(axis="y", rotation=0)
-    return figure
+    return axes.figure
 
 
 def svcca_lines(scores: np.ndarray, *, chosen: tuple[int, int]) -> Figure:
     """Draw Fig. 6 as lines: one for each layer of A over the layers of B, with the stitched pair marked."""
-    figure, axes = plt.subplots(figsize=(6, 3.4), layout="constrained")
+    axes = panel((6, 3.4), xlabel="layer of B", ylabel="mean SVCCA correlation")
     layers = np.arange(scores.shape[1])
     for layer, row in enumerate(scores):
-        of_interest = layer == chosen[0]
-        color = BLUE if of_interest else GREY
-        alpha, lw, zorder = (1, 2, 3) if of_interest else (0.5, 1, 2)
+        color, alpha, lw, zorder = (BLUE, 1, 2, 3) if layer == chosen[0] else (GREY, 0.5, 1, 2)
         axes.plot(layers, row, "o-", ms=4, color=color, alpha=alpha, lw=lw, zorder=zorder)
-        if of_interest or len(scores) <= 8:  # more labels than that lie on each other
+        if layer == chosen[0] or len(scores) <= 8:  # more labels than that lie on each other
             beside = {"xytext": (6, 0), "textcoords": "offset points", "va": "center"}
             axes.annotate(f"A.{layer}", (layers[-1], row[-1]), color=color, **beside)
     axes.plot(chosen[1], scores[chosen], "o", ms=11, mfc="none", mec=ORANGE, mew=2, zorder=4)
-    axes.set(xlabel="layer of B", ylabel="mean SVCCA correlation", xticks=layers[:: 1 + len(layers) // 20])
-    return figure
+    axes.set(xticks=layers[:: 1 + len(layers) // 20])
+    return axes.figure
 
 
 def fit_trace(
     tokens: Sequence, seconds: Sequence, losses: Sequence, *, exact_loss: float, exact_seconds: float, exact_tokens: int
 ) -> Figure:
     """Draw Eq. 3 on held-out text while Adam runs, over tokens and over time, beside the exact fit."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True, layout="constrained")
+    _, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True, layout="constrained")
     for axes, values, at in ((left, tokens, exact_tokens), (right, seconds, exact_seconds)):
         axes.plot(values, losses, "o-", ms=3, color=GREY, label="Adam, the paper's recipe")
         axes.axhline(exact_loss, color=ORANGE, lw=1, ls="--")
@@ -65,8 +87,7 @@ def fit_trace(
         axes.xaxis.set_minor_formatter(NullFormatter())
     left.set(xlabel="activations seen (tokens)", ylabel="Eq. 3 on held-out text")
     right.set(xlabel="seconds after the pass over the text")
-    right.legend(frameon=False)
-    return figure
+    return legend(right)
 
 
 def cross_entropies(own: Mapping[str, tuple], stitched: Mapping[str, tuple], yardsticks: Mapping[str, float]) -> Figure:
@@ -74,7 +95,7 @@ def cross_entropies(own: Mapping[str, tuple], stitched: Mapping[str, tuple], yar
 
     `yardsticks`, {name: loss}, are losses without any network, drawn as dashed lines with their names.
     """
-    figure, axes = plt.subplots(figsize=(7, 2.8), layout="constrained")
+    axes = panel((7, 2.8), xlabel=LOSS)
     for model, (value, low, high) in own.items():
         axes.axvline(value, color=OF_MODEL[model], lw=1.2, label=f"{model.upper()} itself")
         axes.axvspan(low, high, color=OF_MODEL[model], alpha=0.12, lw=0)
@@ -82,37 +103,25 @@ def cross_entropies(own: Mapping[str, tuple], stitched: Mapping[str, tuple], yar
     for name, value in yardsticks.items():
         axes.axvline(value, color=GREY, lw=1, ls="--")
         axes.annotate(name, (value, 1), color=GREY, **above)
-    rows = {_path(condition): estimate for condition, estimate in stitched.items()}
+    rows = {PATHS[condition]: estimate for condition, estimate in stitched.items()}
     interval_rows(axes, rows, [OF_MODEL[CONDITIONS[condition]] for condition in stitched])
-    axes.set(xlabel="next-token cross-entropy (nats)")
-    axes.legend(**BESIDE)
-    return figure
+    return legend(axes, "beside")
 
 
 def alpha_sweep(alphas: Sequence[float], losses: Mapping[str, Sequence[tuple]], own: Mapping[str, float]) -> Figure:
     """Draw Fig. 7: cross-entropy of the four conditions, {condition: [estimate at each alpha]}; dashed: round trips."""
-    figure, axes = plt.subplots(figsize=(6.5, 3.8), layout="constrained")
-    places = _over_alpha(axes, alphas)
+    axes = panel((6.5, 3.8), xlabel=ALPHA, ylabel=LOSS)
+    names = [f"{alpha:g}" for alpha in alphas]  # as numbers, alpha = 0 would crowd the others
     for condition, values in losses.items():
         line, color = "s--" if condition.count("_to_") == 2 else "o-", OF_MODEL[CONDITIONS[condition]]
-        intervals(axes, places, values, fmt=line, ms=5, color=color, label=_path(condition))
+        intervals(axes, names, values, fmt=line, ms=5, color=color, label=PATHS[condition])
     for model, value in own.items():
         axes.axhline(value, color=OF_MODEL[model], lw=1, ls=":", label=f"{model.upper()} itself")
-    axes.set(ylabel="next-token cross-entropy (nats)")
-    axes.legend(**BESIDE)
-    return figure
+    return legend(axes, "beside")
 
 
 def sae_alpha_sweep(alphas: Sequence[float], delta_losses: Sequence[tuple]) -> Figure:
     """Draw Fig. 7's curve for a transferred SAE: an estimate at each alpha."""
-    figure, axes = plt.subplots(figsize=(5.5, 3.2), layout="constrained")
-    intervals(axes, _over_alpha(axes, alphas), delta_losses, fmt="o-", ms=5, color=OF_MODEL["b"])
-    axes.set(ylabel="delta loss on B (nats)")
-    return figure
-
-
-def _over_alpha(axes: Axes, alphas: Sequence[float]) -> range:
-    """Give each alpha a place of its own, so that alpha = 0 has one too; return the places."""
-    axes.set_xticks(range(len(alphas)), [f"{alpha:g}" for alpha in alphas])
-    axes.set(xlabel="α, weight of the inversion terms")
-    return range(len(alphas))
+    axes = panel((5.5, 3.2), xlabel=ALPHA, ylabel="delta loss on B (nats)")
+    intervals(axes, [f"{alpha:g}" for alpha in alphas], delta_losses, fmt="o-", ms=5, color=OF_MODEL["b"])
+    return axes.figure

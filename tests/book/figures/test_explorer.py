@@ -19,7 +19,7 @@ from toy_saes import LATENTS, make_sae
 
 from stitch_utils.book.chapters import read_chapter
 from stitch_utils.book.figures import features as feature_plots
-from stitch_utils.book.figures.explorer import FeaturePoint, explorer
+from stitch_utils.book.figures.explorer import explorer
 from stitch_utils.data.pairs import TextRef, load_pair
 from stitch_utils.data.text import token_batches
 from stitch_utils.features.attribution import AttributionCorrelation
@@ -27,32 +27,32 @@ from stitch_utils.features.contexts import top_contexts
 from stitch_utils.models.language_model import load_models
 
 ROOT = Path(__file__).parents[3]
-COLOURS = {"structural": "#123456", "semantic": "#abcdef"}
-CONTEXT = [("the", 0.0), (" <b>dog</b>", 4.0), (" & </script>", 1.0)]
-POINTS = [
-    FeaturePoint(7, 0.125, 0.75, "structural", {"A": [CONTEXT], "B": []}),
-    FeaturePoint(9, 0.001, -0.5, "semantic", {"A": [[("chat", 2.0)]], "B": [[("cat", 3.0), (" sat", 0.0)]]}),
-]
+CLASSES = {"structural": [0], "semantic": [1]}
+RATES, CORRELATIONS = np.array([0.125, 0.001]), np.array([0.75, -0.5])
+DOG = (("the", 0.0), (" <b>dog</b>", 4.0), (" & </script>", 1.0))
+CONTEXTS = {
+    "A": {0: [DOG], 1: [(("chat", 2.0),)]},
+    "B": {0: [], 1: [(("cat", 3.0), (" sat", 0.0))]},
+}
 
 
 @pytest.mark.parametrize(
-    ("points", "message"),
+    ("rates", "correlations", "message"),
     [
-        ([], "no features"),
-        ([POINTS[0]._replace(kind="dead")], "feature 7 is 'dead', which has no colour: structural, semantic"),
-        ([POINTS[0]._replace(rate=0.0)], "feature 7 has rate 0.0"),
-        ([POINTS[0]._replace(correlation=math.nan)], "feature 7 has rate 0.125 and correlation nan"),
+        (np.array([0.125, 0.0]), CORRELATIONS, "feature 1 has rate 0.0"),
+        (RATES, np.array([math.nan, 0.0]), "feature 0 has rate 0.125 and correlation nan"),
     ],
 )
-def test_what_cannot_be_drawn_is_named(points, message):
+def test_what_cannot_be_drawn_is_named(rates, correlations, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        explorer(points, colours=COLOURS)
+        explorer(CLASSES, rates, correlations, CONTEXTS)
 
 
 def test_the_data_are_in_the_page():
-    page = explorer(POINTS, colours=COLOURS).data
+    page = explorer(CLASSES, RATES, CORRELATIONS, CONTEXTS).data
     structural, semantic = data_of(page)["groups"]
-    assert (structural["kind"], structural["colour"], structural["features"]) == ("structural", "#123456", [7])
+    colour = feature_plots.OF_KIND["structural"]
+    assert (structural["kind"], structural["colour"], structural["features"]) == ("structural", colour, [0])
     assert structural["contexts"] == [{"A": [[["the", 0], [" <b>dog</b>", 1.0], [" & </script>", 0.25]]], "B": []}]
     assert (semantic["rates"], semantic["correlations"]) == ([0.001], [-0.5])
 
@@ -118,7 +118,7 @@ def chapters_explorer():
 
     The reference notebook does not keep it for its length.
     """
-    (cell,) = (cell for cell in read_chapter(ROOT, "feature_transfer")[0].cells if "explorer(points" in cell.source)
+    (cell,) = (cell for cell in read_chapter(ROOT, "feature_transfer")[0].cells if "explorer(living" in cell.source)
     pair = load_pair("tiny")
     models = load_models(pair)
     generator, contexts = np.random.default_rng(0), {}
@@ -135,8 +135,6 @@ def chapters_explorer():
         "across": {"up": found},
         "study": SimpleNamespace(contexts={"up": contexts}),
         "explorer": explorer,
-        "FeaturePoint": FeaturePoint,
-        "feature_plots": feature_plots,
         "HTML": HTML,
     }
     *before, last = ast.parse(cell.source).body
@@ -146,7 +144,7 @@ def chapters_explorer():
 
 @pytest.fixture(scope="module")
 def book(tmp_path_factory):
-    """A book of two pages, two folders deep: `page` with the explorer of `POINTS`, `feature_transfer` with what the
+    """A book of two pages, two folders deep: `page` with the explorer of `CLASSES`, `feature_transfer` with what the
     reference notebook of that chapter shows and the chapter's explorer."""
     root = tmp_path_factory.mktemp("book")
     settings = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
@@ -170,7 +168,10 @@ def book(tmp_path_factory):
         if "text/html" in output.get("data", {})
     ]
     shown = [text for text in shown if "feature-explorer" not in text]
-    pages = {"page": [explorer(POINTS, colours=COLOURS).data], "feature_transfer": [*shown, chapters_explorer()]}
+    pages = {
+        "page": [explorer(CLASSES, RATES, CORRELATIONS, CONTEXTS).data],
+        "feature_transfer": [*shown, chapters_explorer()],
+    }
     (root / "runs" / "tiny").mkdir(parents=True)
     for name, texts in pages.items():
         cells = [nbformat.v4.new_markdown_cell("# A page")]

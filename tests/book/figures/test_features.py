@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from stitch_utils.book.figures.functional import Cloud, first_token_attention, null_shares
+from stitch_utils.book.figures.features import first_token_attention, null_shares
 
 
 def points(axes, marker, hollow=None):
@@ -15,8 +15,8 @@ def points(axes, marker, hollow=None):
 def test_every_feature_is_drawn_once_and_the_marked_ones_stand_out():
     size, share = np.array([1.0, 2.0, 30.0]), np.array([0.1, 0.2, 0.9])
     clouds = {
-        "before": Cloud(size, share, [False, False, True], (0.05, 0.3)),
-        "random": Cloud(np.zeros(0), np.zeros(0), [], (0.05, 0.3)),
+        "before": (size, share, [False, False, True], (0.05, 0.3)),
+        "random": (np.zeros(0), np.zeros(0), [], (0.05, 0.3)),
     }
     figure = null_shares(clouds, titles={"before": "A", "random": "random"})
     full, empty = figure.axes

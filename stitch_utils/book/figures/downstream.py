@@ -1,24 +1,65 @@
-"""Figures of section 4 on steering: Figs. 3b, 3c, 11, 12 and 13.
+"""Figures of section 4 on what is carried across: probes (Figs. 3a, 9, 10) and steering (Figs. 3b, 3c, 11, 12, 13).
 
 Two are not in the paper: the dose-response, and what a stitch that has seen chat tokens changes.
 
-Offers `dose_response`, `steering_shares`, `clipped_gaps`, `gaps_by_frequency`, `instruction_shares`,
-`template_unexplained`, `template_shares`.
+Offers `probe_accuracy` and `probe_panels`, and `PROBE_LABELS`, the names of the curves; `dose_response`,
+`steering_shares`, `clipped_gaps`, `gaps_by_frequency`, `instruction_shares`, `template_unexplained`, `template_shares`.
 """
 
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from .style import BESIDE, GREY, OF_MODEL, OF_START, ORANGE, intervals, legend_below, panel_row, round_ticks, whiskers
+from .style import GREY, OF_MODEL, OF_START, ORANGE, intervals, legend, panel, panel_grid, panel_row, round_ticks
+
+OF_PROBE = {"native": OF_MODEL["b"], "transferred": OF_MODEL["a"], "retrained": ORANGE, "random": GREY}
+PROBE_LABELS = {
+    "native": "SAE of B",
+    "transferred": "transferred",
+    "retrained": "transferred, probe retrained",
+    "random": "random features of B's SAE",
+    "dense.native": "dense, B",
+    "dense.transferred": "dense of A, transferred",
+}
+
+
+def probe_accuracy(sparse: Mapping[str, Mapping[int, tuple]], dense: Mapping[str, tuple]) -> Figure:
+    """Draw Fig. 3a: accuracy over the number of features that a probe may look at, {curve: {k: estimate}}.
+
+    `dense` probes, {curve: estimate}, are horizontal lines in bands that show their intervals.
+    """
+    axes = panel((6.5, 3.8), xlabel="features, k", ylabel="test accuracy")
+    _probe_lines(axes, sparse, dense)
+    return legend(axes, "beside")
+
+
+def probe_panels(panels: Mapping[str, tuple[Mapping[str, Mapping[int, tuple]], Mapping[str, tuple]]]) -> Figure:
+    """Draw Fig. 9: what `probe_accuracy` draws, in a panel for each data set."""
+    titles = [name.replace("_", " ") for name in panels]
+    grid = panel_grid(titles, (2.6, 2.4), ("features, k", "test accuracy"), sharey=True)
+    for axes, (sparse, dense) in zip(grid, panels.values()):
+        _probe_lines(axes, sparse, dense)
+    return legend(grid[0], "below")
+
+
+def _probe_lines(axes: Axes, sparse: Mapping[str, Mapping[int, tuple]], dense: Mapping[str, tuple]) -> None:
+    for curve, values in sparse.items():
+        style = {"ms": 4, "capsize": 2, "color": OF_PROBE[curve], "label": PROBE_LABELS[curve]}
+        intervals(axes, map(str, values), values.values(), fmt="o-", **style)
+    for curve, style in (("dense.native", "--"), ("dense.transferred", ":")):
+        (middle, low, high), color = dense[curve], OF_PROBE[curve.removeprefix("dense.")]
+        axes.axhspan(low, high, color=color, alpha=0.15, lw=0)
+        axes.axhline(middle, color=color, lw=1.2, ls=style, label=PROBE_LABELS[curve])
+    axes.axhline(0.5, color=GREY, lw=0.8)
 
 
 def dose_response(strengths: Sequence, doses: Mapping[tuple, Sequence], *, chosen: Mapping[str, float]) -> Figure:
     """Draw share and NLL rise over the strength: {(side, condition): [(share, rise), ...]}, both estimates."""
-    figure, panels = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    _, panels = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
     for (side, condition), row in doses.items():
         style = {"fmt": "o-" if condition == "native" else "s--", "color": OF_MODEL[side], "ms": 4}
         for axes, values in zip(panels, zip(*row)):
@@ -28,23 +69,18 @@ def dose_response(strengths: Sequence, doses: Mapping[tuple, Sequence], *, chose
             axes.axvline(strength, color=OF_MODEL[side], lw=1, ls=":")
         axes.set(xlabel="strength s", ylabel=title)
     panels[0].set_ylim(-0.02, 1.02)
-    panels[1].legend(**BESIDE)
-    return figure
+    return legend(panels[1], "beside")
 
 
 def steering_shares(shares: Mapping[str, Mapping[str, tuple]], at_mean: Mapping[str, Mapping[str, tuple]]) -> Figure:
     """Draw Fig. 3b: {side: {condition: estimate}}, and as circles what the paper's strength gives."""
     figure, panels = plt.subplots(1, len(shares), figsize=(9, 3), sharey=True, layout="constrained")
     for axes, (side, values) in zip(panels, shares.items()):
-        places = {condition: place for place, condition in enumerate(values)}
-        middle, low, high = (np.array(part) for part in zip(*values.values()))
-        bars = {"xerr": whiskers(middle, low, high), "color": OF_MODEL[side], "alpha": 0.75, "capsize": 3}
-        axes.barh(list(places.values()), middle, **bars)
+        axes.barh(list(values), [value for value, *_ in values.values()], color=OF_MODEL[side], alpha=0.75)
+        intervals(axes, values, values.values(), sideways=True, fmt="none", ecolor="k")
         circle = {"ms": 7, "zorder": 3, "mfc": "white", "mec": ORANGE, "mew": 2, "ecolor": ORANGE}
-        for condition, estimate in at_mean[side].items():
-            intervals(axes, [places[condition]], [estimate], sideways=True, **circle)
+        intervals(axes, at_mean[side], at_mean[side].values(), sideways=True, **circle)
         axes.set(xlabel=f"share in the target language, {side.upper()} steered", xlim=(0, 1))
-        axes.set_yticks(list(places.values()), list(places))
         axes.grid(axis="y", visible=False)
     panels[0].invert_yaxis()
     return figure
@@ -52,18 +88,16 @@ def steering_shares(shares: Mapping[str, Mapping[str, tuple]], at_mean: Mapping[
 
 def clipped_gaps(gaps: Mapping[str, Sequence[float]]) -> Figure:
     """Draw Fig. 3c: a histogram of Eq. 16 over languages, {side: gaps} stacked."""
-    figure, axes = plt.subplots(figsize=(5.5, 2.8), layout="constrained")
+    axes = panel((5.5, 2.8), xlabel="clipped relative transfer gap", ylabel="languages", xlim=(0, 1))
     colours, labels = [OF_MODEL[side] for side in gaps], [f"{side.upper()} steered" for side in gaps]
     axes.hist(list(gaps.values()), bins=list(np.linspace(0, 1, 11)), stacked=True, color=colours, label=labels)
-    axes.set(xlabel="clipped relative transfer gap", ylabel="languages", xlim=(0, 1))
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(frameon=False)
-    return figure
+    return legend(axes)
 
 
 def gaps_by_frequency(counts: Mapping[str, int], gaps: Mapping[str, Mapping[str, float]]) -> Figure:
     """Draw Fig. 11: {side: {language: gap}} over {language: sentences}; a language without any stands at one half."""
-    figure, axes = plt.subplots(figsize=(6.5, 3.4), layout="constrained")
+    axes = panel((6.5, 3.4), xlabel="sentences of the training text", ylabel="clipped relative transfer gap")
     before = 0.0
     for language, count in sorted(counts.items(), key=lambda item: item[1]):
         place, values = max(count, 0.5), [of[language] for of in gaps.values()]
@@ -75,10 +109,9 @@ def gaps_by_frequency(counts: Mapping[str, int], gaps: Mapping[str, Mapping[str,
         axes.annotate(language, (place, sum(values) / len(values)), va="center", color=GREY, **beside)
         before = 0.0 if left else place
     axes.margins(x=0.08)
-    axes.set(xlabel="sentences of the training text", ylabel="clipped relative transfer gap")
     axes.set(xscale="log", ylim=(-0.05, 1.05))
     round_ticks(axes.xaxis, between=(1, 2, 5))
-    return figure
+    return axes.figure
 
 
 def _of_conditions(axes, shares, titles, colours) -> None:
@@ -98,11 +131,10 @@ def _of_conditions(axes, shares, titles, colours) -> None:
 
 def instruction_shares(shares: Mapping[str, Mapping[str, tuple]], *, side: str, titles: Mapping[str, str]) -> Figure:
     """Draw Figs. 12 and 13: share of the responses of model `side` that follow, {kind: {condition: estimate}}."""
-    figure, axes = plt.subplots(figsize=(8, 3.9), layout="constrained")
+    axes = panel((8, 3.9), ylabel="responses that follow")
     colours = {"none": GREY, "instructed": "#222222", "native": OF_MODEL[side], "transferred": ORANGE}
     _of_conditions(axes, shares, titles, colours | {"random": "#cfb9a4"})
-    axes.set(ylabel="responses that follow")
-    return legend_below(figure, axes)
+    return legend(axes, "below")
 
 
 def template_unexplained(unexplained: Mapping[tuple, float], *, groups: Mapping, stitches: Mapping) -> Figure:
@@ -110,7 +142,7 @@ def template_unexplained(unexplained: Mapping[tuple, float], *, groups: Mapping,
 
     `groups` and `stitches` are {name: title}.
     """
-    figure, panels = panel_row(("A → B", "B → A"), (4, 3.6), "", sharex=True, sharey=True)
+    panels = panel_row(("A → B", "B → A"), (4, 3.6), "", sharex=True, sharey=True)
     shown = [group for group in groups if any(group == found for _, found, _ in unexplained)]
     for axes, to in zip(panels, "ba"):
         for index, (stitch, color) in enumerate(zip(stitches, (GREY, OF_START["rotation"], ORANGE))):
@@ -120,18 +152,17 @@ def template_unexplained(unexplained: Mapping[tuple, float], *, groups: Mapping,
         axes.axvline(1, color="#222222", lw=1, ls="--")
         axes.set(xlabel="unexplained variance")
         axes.grid(axis="y", visible=False)
-        axes.grid(axis="x", visible=True)
     panels[0].set_yticks(range(len(shown)), [groups[group] for group in shown])
     panels[0].invert_yaxis()  # shared by both
-    return legend_below(figure, panels[0])
+    return legend(panels[0], "below")
 
 
 def template_shares(shares: Mapping[str, Mapping[str, Mapping[str, tuple]]], *, titles: Mapping[str, str]) -> Figure:
     """Draw shares of responses that follow, {side: {kind: {condition: estimate}}}; conditions are several stitches."""
     steered = [f"{side.upper()} steered" for side in shares]
-    figure, panels = panel_row(steered, (4, 3.6), "responses that follow", sharey=True)
+    panels = panel_row(steered, (4, 3.6), "responses that follow", sharey=True)
     colours = {"transferred": GREY, "template": OF_START["rotation"], "often": ORANGE}
     for axes, rows in zip(panels, shares.values()):
         _of_conditions(axes, rows, titles, colours)
         plt.setp(axes.get_xticklabels(), rotation=40, ha="right", rotation_mode="anchor")
-    return legend_below(figure, panels[0])
+    return legend(panels[0], "below")
