@@ -51,6 +51,8 @@ def top_contexts(
     another width than the model.
     """
     check_width(sae, model)
+    if n < 1:
+        raise ValueError(f"n must be positive: got {n}")
     at_once = min(TOKENS_AT_ONCE, max(1, ENTRIES_AT_ONCE // sae.cfg.d_sae))
     threshold = np.zeros(sae.cfg.d_sae)  # what an activation must exceed to enter a feature's list
 

@@ -78,7 +78,10 @@ def null_space(W_U: Float[Tensor, "d_model vocab"], centred: bool = False, *, bo
     """Find the left singular directions of the smallest singular values, a share `bottom` of them, rounded up.
 
     `centred` says that a norm takes the direction of equal entries away, so that it is neither found nor counted.
+    ValueError unless `bottom` lies between 0 and 1.
     """
+    if not 0 < bottom < 1:
+        raise ValueError(f"bottom is a share of the singular values, between 0 and 1: got {bottom}")
     gram = torch.zeros(len(W_U), len(W_U), dtype=torch.float64, device=W_U.device)
     for part in W_U.split(COLUMNS_AT_ONCE, dim=1):
         part = part.double() - part.double().mean(0) * centred

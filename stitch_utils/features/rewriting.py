@@ -96,6 +96,8 @@ def augmented_groups(pair: ModelPair, count: int, k: int = 5, *, seed: int = 0) 
     The sentences are drawn from different documents of the evaluation text. Versions that break a rule stay, as in the
     paper; sentences with a version that says nothing are left out. ValueError if no sentence is left.
     """
+    if min(count, k) < 1:
+        raise ValueError(f"expected count >= 1 and k >= 1: got {count} and {k}")
     if pair.augmenter is None:
         source, found = "world", augmented_sentences(world_stream(seed), count, k)
     else:

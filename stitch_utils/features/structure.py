@@ -101,6 +101,8 @@ def classify(presence: Presence, *, share: float = SHARE, min_groups: int = MIN_
     """Class features by where they fire; ValueError for groups without a version beside the original."""
     if presence.shape[1] < 2:
         raise ValueError(f"groups of {presence.shape[1]} sentences: expected an original and at least one version")
+    if not 0 < share <= 1 or min_groups < 1:
+        raise ValueError(f"expected a share in (0, 1] and min_groups >= 1: got {share} and {min_groups}")
     groups, consistent = presence.any(axis=1).sum(axis=0), presence.all(axis=1).sum(axis=0)
     consistency = np.divide(consistent, groups, out=np.full(len(groups), np.nan), where=groups > 0)
     enough = groups >= min_groups

@@ -115,7 +115,7 @@ class Head:
 def heads_of(model: LanguageModel, layer: int) -> list[Head]:
     """Read the heads of a layer; ValueError for a layer that does not exist, and for an unknown architecture."""
     model.hook_name(layer)  # checks the layer
-    kind = getattr(model.config, "model_type", None)
+    kind = getattr(model.config, "model_type", "")
     check_known(f"architecture of heads in {model.ref!r}:", kind, ARCHITECTURES)
     centred, offset = ARCHITECTURES[kind]
     block = model.bridge.blocks[layer]
@@ -139,5 +139,5 @@ def heads_of(model: LanguageModel, layer: int) -> list[Head]:
 
     weights = zip(*(of_heads(name) for name in ("W_Q", "b_Q", "W_K", "b_K")))
     cap, window = (getattr(attention, name, None) for name in ("attn_logit_softcapping", "sliding_window"))
-    shared = float(attention.scaling), cap, window, angles if rotary is not None else None
+    shared: tuple[Any, ...] = float(attention.scaling), cap, window, angles if rotary is not None else None
     return [Head(layer, index, before, *of_head, *shared) for index, of_head in enumerate(weights)]

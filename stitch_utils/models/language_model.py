@@ -38,10 +38,7 @@ class _Enough(Exception):
 
 
 class LanguageModel:
-    """A causal language model with its tokenizer. `ref` says what it was loaded from; `config` is Hugging Face's.
-
-    A bridge of one's own needs eager attention and no folded norms, as `load_model` has it, or its streams are others.
-    """
+    """A causal language model with its tokenizer. `ref` says what it was loaded from; `config` is Hugging Face's."""
 
     def __init__(self, bridge: TransformerBridge, tokenizer, ref: str):
         self.bridge, self.tokenizer, self.ref = bridge, tokenizer, ref
@@ -49,6 +46,15 @@ class LanguageModel:
         self.config = self.hf_model.config
         self.n_layers: int = bridge.cfg.n_layers
         self.d_model: int = bridge.cfg.d_model
+
+    @classmethod
+    def from_bridge(cls, bridge: TransformerBridge, tokenizer) -> "LanguageModel":
+        """Wrap a model that is loaded already, by the name in its configuration.
+
+        Load it with eager attention and without folded norms, as `load_model` does, or its streams are others.
+        """
+        config: Any = bridge.original_model.config
+        return cls(bridge, tokenizer, config.name_or_path or bridge.cfg.model_name)
 
     @property
     def device(self) -> torch.device:
@@ -95,8 +101,11 @@ class LanguageModel:
     @contextlib.contextmanager
     def _edited(self, layer: int | None, edit: Edit | None, stream: Tensor | None = None):
         """Within a context, begin at block `layer` with `stream` (the blocks before do nothing), and apply `edit`."""
-        if stream is not None and layer is None:
-            raise ValueError("a residual stream was given, and not the layer that it stands before")
+        if layer is None:
+            if stream is not None:
+                raise ValueError("a residual stream was given, and not the layer that it stands before")
+            yield
+            return
         with contextlib.ExitStack() as stack:
             if stream is not None:
                 in_tuples = self._gives_tuples  # asked before a block is replaced
@@ -107,7 +116,7 @@ class LanguageModel:
                 for block in list(self.bridge.blocks)[:layer]:
                     stack.enter_context(mock.patch.dict(block.__dict__, forward=nothing))
                 stack.enter_context(self._changed("stream", layer, lambda _: stream))
-            if layer is not None and edit is not None:
+            if edit is not None:
                 stack.enter_context(self._changed("edit", layer, edit))
             yield
 
@@ -237,7 +246,8 @@ def load_model(
     if Path(resolve(ref)).is_dir():  # is read in no time
         transformers_logging.disable_progress_bar()
     try:
-        hf_model = _from_anywhere(AutoModelForCausalLM.from_pretrained, ref, revision, **options).to(device)
+        hf_model: Any = _from_anywhere(AutoModelForCausalLM.from_pretrained, ref, revision, **options)
+        hf_model = hf_model.to(device)
     finally:
         transformers_logging.enable_progress_bar()
     bridge = TransformerBridge.boot_transformers(

@@ -14,7 +14,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from .style import GREY, OF_MODEL, OF_START, ORANGE, intervals, legend, panel, panel_grid, panel_row, round_ticks
+from .style import (
+    GREY,
+    OF_MODEL,
+    OF_START,
+    ORANGE,
+    figure_of,
+    intervals,
+    legend,
+    panel,
+    panel_grid,
+    panel_row,
+    round_ticks,
+)
 
 OF_PROBE = {"native": OF_MODEL["b"], "transferred": OF_MODEL["a"], "retrained": ORANGE, "random": GREY}
 PROBE_LABELS = {
@@ -111,7 +123,7 @@ def gaps_by_frequency(counts: Mapping[str, int], gaps: Mapping[str, Mapping[str,
     axes.margins(x=0.08)
     axes.set(xscale="log", ylim=(-0.05, 1.05))
     round_ticks(axes.xaxis, between=(1, 2, 5))
-    return axes.figure
+    return figure_of(axes)
 
 
 def _of_conditions(axes, shares, titles, colours) -> None:

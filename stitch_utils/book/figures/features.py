@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from .style import BLUE, GREY, ORANGE, PURPLE, intervals, legend, panel_row, round_ticks
+from .style import BLUE, GREY, ORANGE, PURPLE, figure_of, intervals, legend, panel_row, round_ticks
 
 OF_TWIN = {"transferred": BLUE, "before": BLUE, "after": PURPLE, "random": GREY}
 OF_KIND = {"structural": PURPLE, "semantic": ORANGE}
@@ -25,7 +25,7 @@ def correlation_histograms(panels: Mapping[str, Mapping[str, np.ndarray]], *, la
     row = panel_row(panels, (4, 3.2), "density of features")
     for axes, values in zip(row, panels.values()):
         for twin, some in values.items():
-            axes.hist(some, 40, (-1, 1), density=True, alpha=0.6, color=OF_TWIN[twin], label=labels[twin])
+            axes.hist(some, bins=40, range=(-1, 1), density=True, alpha=0.6, color=OF_TWIN[twin], label=labels[twin])
         axes.set(xlabel="attribution correlation", xlim=(-1, 1), xticks=TICKS)
         axes.axvline(0, color="#222222", lw=0.8)
     return legend(row[0], "below")
@@ -104,7 +104,7 @@ def null_shares(features: Mapping[str, tuple], *, titles: Mapping[str, str]) -> 
         if len(sizes):
             axes.set_xscale("log")
             round_ticks(axes.xaxis, between=(1, 2, 5))
-    return row[0].figure
+    return figure_of(row[0])
 
 
 def first_token_attention(panels: Mapping[str, Sequence[tuple]], *, titles: Mapping[str, str]) -> Figure:
@@ -120,4 +120,4 @@ def first_token_attention(panels: Mapping[str, Sequence[tuple]], *, titles: Mapp
             if len(attended):
                 axes.plot(attended.mean(), ablated.mean(), "D", ms=6, mfc=OF_TWIN[twin], mec="white", zorder=3)
         axes.set(xlabel="with the feature", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
-    return row[0].figure
+    return figure_of(row[0])

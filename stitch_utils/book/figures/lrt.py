@@ -12,7 +12,20 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from .style import BLUE, GREY, OF_MODEL, ORANGE, PURPLE, interval_rows, intervals, legend, panel, panel_grid, panel_row
+from .style import (
+    BLUE,
+    GREY,
+    OF_MODEL,
+    ORANGE,
+    PURPLE,
+    figure_of,
+    interval_rows,
+    intervals,
+    legend,
+    panel,
+    panel_grid,
+    panel_row,
+)
 
 OF_CONDITION = {"native": PURPLE, "main": BLUE, "unbiased": BLUE, "bias": ORANGE, "transferred": ORANGE, "random": GREY}
 
@@ -64,7 +77,7 @@ def code_errors(fuv: Mapping[str, tuple], *, of_x: Sequence[str]) -> Figure:
     axes = panel((7, 2.8), xlabel="fraction of unexplained variance of B")
     interval_rows(axes, fuv, [OF_MODEL["a" if title in of_x else "b"] for title in fuv], ms=5)
     axes.set(xlim=(0, None))
-    return axes.figure
+    return figure_of(axes)
 
 
 def decoder_residuals(norms: Mapping[str, tuple[float, float, tuple]]) -> Figure:

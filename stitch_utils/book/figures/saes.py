@@ -13,7 +13,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from .style import GREY, OF_MODEL, OF_START, interval_rows, intervals, legend, panel
+from .style import GREY, OF_MODEL, OF_START, figure_of, interval_rows, intervals, legend, panel
 
 
 def sae_metrics(metrics: Mapping[str, tuple[tuple, tuple]], *, on_a: Sequence[str]) -> Figure:
@@ -50,7 +50,7 @@ def flops_saved(savings: Mapping[int, Mapping[float, tuple]]) -> Figure:
             intervals(axes, values, values.values(), fmt="o-", ms=4, color=color, label=f"{width} latents")
     axes.axhline(0, color=GREY, lw=1, ls="--")
     axes.yaxis.set_major_formatter("{x:.0%}")
-    return legend(axes, "beside") if any(savings.values()) else axes.figure
+    return legend(axes, "beside") if any(savings.values()) else figure_of(axes)
 
 
 def scaling_laws(

@@ -16,7 +16,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import NullFormatter
 
 from ...stitching.evaluation import CONDITIONS
-from .style import BLUE, GREY, OF_MODEL, ORANGE, PURPLE, interval_rows, intervals, legend, panel, round_ticks
+from .style import BLUE, GREY, OF_MODEL, ORANGE, PURPLE, figure_of, interval_rows, intervals, legend, panel, round_ticks
 
 PATHS = {condition: condition.upper().replace("_TO_", " → ") for condition in CONDITIONS}
 LOSS, ALPHA = "next-token cross-entropy (nats)", "α, weight of the inversion terms"
@@ -55,7 +55,7 @@ def svcca_heatmap(scores: np.ndarray, *, chosen: tuple[int, int], name_a: str, n
     axes.add_patch(Rectangle((chosen[1], chosen[0]), 1, 1, fill=False, edgecolor=ORANGE, lw=2.5))
     axes.set(xlabel=f"layer of B ({name_b})", ylabel=f"layer of A ({name_a})")
     axes.tick_params(axis="y", rotation=0)
-    return axes.figure
+    return figure_of(axes)
 
 
 def svcca_lines(scores: np.ndarray, *, chosen: tuple[int, int]) -> Figure:
@@ -70,7 +70,7 @@ def svcca_lines(scores: np.ndarray, *, chosen: tuple[int, int]) -> Figure:
             axes.annotate(f"A.{layer}", (layers[-1], row[-1]), color=color, **beside)
     axes.plot(chosen[1], scores[chosen], "o", ms=11, mfc="none", mec=ORANGE, mew=2, zorder=4)
     axes.set(xticks=layers[:: 1 + len(layers) // 20])
-    return axes.figure
+    return figure_of(axes)
 
 
 def fit_trace(
@@ -124,4 +124,4 @@ def sae_alpha_sweep(alphas: Sequence[float], delta_losses: Sequence[tuple]) -> F
     """Draw Fig. 7's curve for a transferred SAE: an estimate at each alpha."""
     axes = panel((5.5, 3.2), xlabel=ALPHA, ylabel="delta loss on B (nats)")
     intervals(axes, [f"{alpha:g}" for alpha in alphas], delta_losses, fmt="o-", ms=5, color=OF_MODEL["b"])
-    return axes.figure
+    return figure_of(axes)

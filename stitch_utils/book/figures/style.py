@@ -3,11 +3,11 @@
 Colours follow the paper's Table 1: blue for model A, purple for model B.
 
 Offers the colours `BLUE`, `PURPLE`, `GREY`, `ORANGE`, `OF_MODEL` and `OF_START`, and `set_style`, `panel`, `panel_row`,
-`panel_grid`, `legend`, `intervals`, `interval_rows`, `round_ticks`.
+`panel_grid`, `figure_of`, `legend`, `intervals`, `interval_rows`, `round_ticks`.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -63,6 +63,11 @@ def panel_grid(titles: Collection[str], size: tuple, labels: tuple, *, sharey: b
     return list(grid.flat[: len(titles)])
 
 
+def figure_of(axes: Axes) -> Figure:
+    """Return the figure that a panel is in."""
+    return cast(Figure, axes.figure)
+
+
 def legend(axes: Axes, place: str = "best", **options: Any) -> Figure:
     """Draw a legend and return the figure.
 
@@ -74,7 +79,7 @@ def legend(axes: Axes, place: str = "best", **options: Any) -> Figure:
     else:
         where = {"loc": "center left", "bbox_to_anchor": (1, 0.5)} if place == "beside" else {"loc": place}
         axes.legend(frameon=False, **where, **options)
-    return axes.figure
+    return figure_of(axes)
 
 
 def intervals(axes: Axes, places: Iterable, estimates: Iterable, *, sideways: bool = False, **style: Any) -> None:
