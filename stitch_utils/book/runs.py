@@ -213,13 +213,9 @@ def execute(run: Run, key: str) -> float:
     started = time.monotonic()
     run.page.parent.mkdir(parents=True, exist_ok=True)
     # iopub_timeout: the default of 4 s is too short for a busy machine
-    options: Any = {
-        "kernel_manager_class": _Kernel,
-        "kernel_name": "python3",
-        "language": "python",
-        "start_timeout": 300,
-    }
-    options |= {"iopub_timeout": 60, "progress_bar": {"desc": "  cells", "leave": False, "disable": None}}
+    options: Any = {"kernel_manager_class": _Kernel, "kernel_name": "python3", "language": "python"}
+    options |= {"start_timeout": 300, "iopub_timeout": 60}
+    options |= {"progress_bar": {"desc": "  cells", "leave": False, "disable": None}}
     try:
         nbformat.write(run.notebook, partial)
         page = papermill.execute_notebook(str(partial), str(partial), run.passed, **options)
