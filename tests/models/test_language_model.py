@@ -203,17 +203,17 @@ def test_every_architecture_of_the_paper_equals_transformers(hub_root, id):
 
 
 def test_a_model_that_is_loaded_already(random_folders, random_models):
-    """A bridge of one's own gives the same streams."""
+    """A bridge of one's own gives the same streams, and is known by the name in its configuration."""
     folder, expected = random_folders / "b", random_models[1]
     hf_model = GPTNeoXForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
     parameters = sum(parameter.numel() for parameter in hf_model.parameters())
     bridge = TransformerBridge.boot_transformers(str(folder), hf_model=hf_model, tokenizer=expected.tokenizer)
-    model = LanguageModel(bridge, expected.tokenizer, expected.ref)
+    model = LanguageModel.from_bridge(bridge, expected.tokenizer)
     layers = range(expected.n_layers)
     for layer, residual in model.residuals(TOKENS, layers).items():
         assert torch.equal(residual, expected.residuals(TOKENS, layers)[layer])
     assert torch.equal(model.generate(TOKENS, 4), expected.generate(TOKENS, 4))
-    assert model.config is hf_model.config
+    assert (model.ref, model.config) == (str(folder), hf_model.config) == (expected.ref, model.config)
     assert count_parameters(model.config) == parameters < sum(p.numel() for p in bridge.parameters())
     assert (model.n_layers, model.d_model, model.device) == (4, 48, torch.device("cpu"))
 
