@@ -104,7 +104,8 @@ def test_the_bootstrap_interval_has_the_width_that_theory_gives():
     value, low, high = fidelity.cross_entropy("own", "a")
     half = 1.96 * losses.std() / 20
     assert value == pytest.approx(losses.mean())
-    assert value - low == pytest.approx(half, rel=0.1) and high - value == pytest.approx(half, rel=0.1)
+    # Of a thousand draws, a quantile at 2.5% is known to 4% of this half width: three and a half times that is allowed.
+    assert value - low == pytest.approx(half, rel=0.15) and high - value == pytest.approx(half, rel=0.15)
 
 
 def test_a_text_without_predictions_is_refused(random_models):
