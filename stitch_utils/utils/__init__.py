@@ -1,1 +1,5 @@
-"""Tools without mathematics of their own: whole files, cached artifacts, progress bars, and intervals (App. F)."""
+"""Tools without mathematics of their own, but for the intervals of App. F.
+
+`files` writes files whole or not at all, `cache` keeps what takes long to make in `artifacts/`, `arrays` reads a user's
+arrays, `stats` has bootstraps and Clopper-Pearson intervals, and `progress` shows bars.
+"""
