@@ -174,7 +174,7 @@ def test_wrong_dtype_and_wrong_places(random_folders, tmp_path):
         load_model(str(random_folders / "a"), dtype="int8")
     with pytest.raises(ValueError, match="no embedded model 'tiny-c'"):
         resolve("embedded:tiny-c")
-    with pytest.raises(ValueError, match=r"config\.json was not found"):
+    with pytest.raises(ValueError, match=r"config\.json is not in it"):
         resolve(str(tmp_path))
 
 
