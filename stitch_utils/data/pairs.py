@@ -1,4 +1,4 @@
-"""Which two models, which layers, which text, how much of it: the only place where such choices live.
+"""Which two models, which layers, which text, and how much of it is read.
 
 Table 1 and App. A. A pair is a YAML file of the package (`pairs/<name>.yml`) or of the user. A file must name two
 models, a layer of the first, and a text:

@@ -4,7 +4,7 @@ import pytest
 from matplotlib import pyplot as plt
 from matplotlib.patches import Rectangle
 
-from stitch_utils.book.figures.downstream import OF_PROBE, PROBE_LABELS, probe_accuracy, probe_panels
+from stitch_utils.book.figures.probes_and_steering import OF_PROBE, PROBE_LABELS, probe_accuracy, probe_panels
 
 SPARSE = {curve: {1: (0.7, 0.6, 0.8), 5: (0.75, 0.65, 0.85)} for curve in OF_PROBE}
 DENSE = {"dense.native": (0.9, 0.875, 0.9375), "dense.transferred": (0.5625, 0.53125, 0.625)}
