@@ -54,6 +54,7 @@ def run_chapters(root: Path, *, pair: str, jobs: int | None, **choices: Any) -> 
             leftover.unlink()
         for folder in (RUNS, Path("results")):
             remove_leftovers(folder)
+        tidied = False
         for is_last in (False, True):
             group = [run for run in runs if (run.chapter in SUMMARIES) == is_last]
             keys = {run.chapter: key_of(root, run) for run in group}
@@ -65,8 +66,9 @@ def run_chapters(root: Path, *, pair: str, jobs: int | None, **choices: Any) -> 
                 elif silent and run.chapter in CHAT_CHAPTERS:
                     bar.write(f"{run.label}: left out, since the tokenizer of {silent!r} has no chat template")
                     stale.remove(run)
-            for artifact in remove_damaged(root) if stale else ():  # what is executed reads artifacts
+            for artifact in remove_damaged(root) if stale and not tidied else ():  # what is executed reads artifacts
                 bar.write(f"stitch-book: {artifact.relative_to(root)} {DAMAGED}", file=sys.stderr)
+            tidied = tidied or bool(stale)
             bar.update(len(group) - len(stale))
             for run, seconds in execute_all(stale, keys, jobs or jobs_at_once(models.threads)):
                 bar.write(f"{run.label}: {seconds:.0f} s")
@@ -80,8 +82,8 @@ def _without_chat(pair: ModelPair) -> str | None:
 
     with refusing(ValueError):
         preflight(pair)
-    tokenizers = {ref.model: load_tokenizer(ref.model, revision=ref.revision) for ref in (pair.a, pair.b)}
-    return next((name for name, each in tokenizers.items() if not getattr(each, "chat_template", None)), None)
+    tokenizers = [(ref.model, load_tokenizer(ref.model, revision=ref.revision)) for ref in (pair.a, pair.b)]
+    return next((name for name, each in tokenizers if not getattr(each, "chat_template", None)), None)
 
 
 def _lock(root: Path) -> contextlib.AbstractContextManager:

@@ -142,7 +142,7 @@ class FeatureStudy:
                 summary = attribution.summarise(some, seed=seed)
                 found |= _estimates(f"{start}.{twin}", summary, "mean", "median", "above_half", "below_zero")
         if all(map(len, values.values())):
-            found |= _estimates(start, attribution.against_random(*values.values(), seed=seed))
+            found |= _estimates(start, attribution.against_random(values["transferred"], values["random"], seed=seed))
         return found
 
     def _figure4b(self, start: str, direction: str) -> dict[str, float]:

@@ -8,6 +8,7 @@ Offers `LogitWeights`.
 """
 
 import copy
+from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int
@@ -26,13 +27,16 @@ class LogitWeights:
     def __init__(self, model: LanguageModel):
         self.norm = copy.deepcopy(model.bridge.ln_final.original_component).float().requires_grad_(False)
         self.weight: Tensor = model.hf_model.get_output_embeddings().weight.detach()  # (vocab, d_model)
-        self.mean_column = self.weight.mean(0, dtype=torch.float32)
         ones = torch.ones(model.d_model, device=self.weight.device)
         self.shift: Tensor = self.norm(0 * ones)
         self.takes_mean = bool(torch.allclose(self.norm(ones), self.shift, atol=1e-4))
         signs = torch.arange(model.d_model, device=ones.device) % 2 - 0.5
         probe = 1000 * (signs - signs.mean())  # of mean zero and without a zero entry
         self.scale: Tensor = (self.norm(probe) - self.shift) * probe.square().mean().sqrt() / probe  # (d_model,)
+
+    @cached_property
+    def _mean_column(self) -> Tensor:
+        return self.weight.mean(0, dtype=torch.float32)
 
     def fold(self, directions: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
         """Pass directions through the final norm, without its division."""
@@ -44,4 +48,4 @@ class LogitWeights:
     def columns(self, tokens: Int[Tensor, " n"], *, centre: bool = False) -> Float[Tensor, "n d_model"]:
         """Look up the unembedding of these tokens; with `centre`, subtract its mean over the vocabulary."""
         columns = self.weight[tokens.to(self.weight.device)].float()
-        return columns - self.mean_column if centre else columns
+        return columns - self._mean_column if centre else columns

@@ -63,8 +63,14 @@ def sparse_gradients(sae: TopKTrainingSAE, x: Tensor) -> tuple[Tensor, Tensor]:
 def add_auxiliary_gradients(sae: TopKTrainingSAE, x: Tensor, error: Tensor, dead: Tensor) -> None:
     """Add the gradients of SAELens' auxiliary loss: at each token the d_in / 2 best dead latents write the error."""
     which = dead.nonzero().flatten()
-    pre, half = x @ sae.W_enc[:, which] + sae.b_enc[which], x.shape[1] // 2
+    parts = [tensor.detach().requires_grad_() for tensor in (sae.W_enc[:, which], sae.b_enc[which], sae.W_dec[which])]
+    encoder, bias, decoder = parts
+    pre, half = x @ encoder + bias, x.shape[1] // 2
     values, winners = pre.topk(min(half, len(which)), sorted=False)
-    written = torch.zeros_like(pre).scatter(1, winners, values) @ sae.W_dec[which]
+    written = torch.zeros_like(pre).scatter(1, winners, values) @ decoder
     loss = sae.cfg.aux_loss_coefficient * min(len(which) / half, 1.0) * (written + error).square().sum(-1).mean()
-    loss.backward()
+    by_encoder, by_bias, by_decoder = torch.autograd.grad(loss, parts)
+    assert sae.W_enc.grad is not None and sae.b_enc.grad is not None and sae.W_dec.grad is not None
+    sae.W_enc.grad[:, which] += by_encoder
+    sae.b_enc.grad[which] += by_bias
+    sae.W_dec.grad[which] += by_decoder

@@ -186,6 +186,8 @@ def train_saes(
         raise ValueError(f"expected at least one run and no two of one name: got {', '.join(names) or 'none'}")
     if len(sizes := {config.batch_tokens for config in configs}) > 1:
         raise ValueError(f"all runs read the same batches: got batch_tokens of {', '.join(map(str, sorted(sizes)))}")
+    if unknown := sorted(set(initial_saes) - set(names)):
+        raise ValueError(f"initial_saes has {', '.join(unknown)}: expected names of runs")
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / "sweep.safetensors"
     digest = _digest(configs, held_out, initial_saes, folder.name, evaluate_every, metadata)

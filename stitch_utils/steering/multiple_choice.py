@@ -60,6 +60,8 @@ def preference(model: LanguageModel, choices: Sequence[Choice], *, batch_size: i
     Clopper and Pearson's interval; 0.5 is chance. ValueError where no prompt calls for one.
     """
     asked = [choice for choice in choices if choice.called_for is not None]
+    if not asked:
+        raise ValueError("none of the prompts calls for an answer: expected choices with `called_for`")
     differences = logit_differences(model, questions(model, asked), batch_size=batch_size)
     right = (differences > 0) == np.array([choice.called_for for choice in asked])
     return clopper_pearson(int(right.sum()), len(right))

@@ -129,8 +129,10 @@ class SteeringVector(NamedTuple):
 def steering_vector(means: MeanStreams, direction: Float[Tensor, " d_model"] | None = None) -> SteeringVector:
     """Make the vector along `direction`, by default from the one mean to the other, with both mean components.
 
-    ValueError for means that do not differ.
+    ValueError for means that do not differ, and for a direction of another width.
     """
+    if direction is not None and len(direction) != (width := len(means.source)):
+        raise ValueError(f"a direction of width {len(direction)} in a stream of width {width}: transfer it first")
     if direction is None:
         direction = _unit(means.target - means.source, "the difference of the two means")
     wide = direction.cpu().double()
