@@ -11,25 +11,29 @@ import contextlib
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 
-_PRODUCTS = {getattr(torch.ops.aten, name).default for name in ("mm", "addmm", "bmm", "baddbmm")}
+_PRODUCTS = {torch.nn.functional.linear, torch.matmul, torch.bmm, torch.addmm, torch.baddbmm, torch.einsum}
+_PRODUCTS |= {Tensor.matmul, Tensor.__matmul__, Tensor.bmm}
 _HALVES = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
 # Where PyTorch was built without oneDNN, nobody knows.
 _SUPPORTED = {dtype: getattr(torch.ops.mkldnn, name, lambda: True) for dtype, name in _HALVES.items()}
 
 
-class _InFloat32(TorchDispatchMode):
+class _InFloat32(TorchFunctionMode):
     """Multiply half-precision matrices in float32, and round the product to their dtype."""
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func in _PRODUCTS and args[0].dtype in _SUPPORTED:
-            wide = (arg.float() if isinstance(arg, Tensor) else arg for arg in args)
-            return func(*wide, **(kwargs or {})).to(args[0].dtype)
-        return func(*args, **(kwargs or {}))
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        given, halves = (args, kwargs or {}), []
+        if func in _PRODUCTS:
+            halves = [part.dtype for part in tree_leaves(given) if getattr(part, "dtype", None) in _HALVES]
+        args, kwargs = tree_map_only(Tensor, Tensor.float, given) if halves else given
+        found = func(*args, **kwargs)
+        return found.to(halves[0]) if halves else found
 
 
 def fast_products(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager:
     """Return a context for the passes of a model: it changes nothing but half precision on a CPU that lacks it."""
-    slow = device.type == "cpu" and dtype in _SUPPORTED and not _SUPPORTED[dtype]()
+    slow = device.type == "cpu" and dtype in _HALVES and not _SUPPORTED[dtype]()
     return _InFloat32() if slow else contextlib.nullcontext()

@@ -31,9 +31,9 @@ def test_products_are_those_in_float32_rounded_once(dtype, without_instructions)
     q, k = matrices(dtype, (3, 5, 64), (3, 64, 9))
     with fast_products(CPU, dtype):
         linear = torch.nn.functional.linear
-        found = [linear(x, weight), linear(x, weight, bias), q @ k, x[0] @ x[1].T]
+        found = [linear(x, weight), linear(x, weight, bias=bias), q @ k, torch.addmm(bias, x[0], weight.T)]
     x, weight, bias, q, k = (each.float() for each in (x, weight, bias, q, k))
-    expected = [x @ weight.T, x @ weight.T + bias, q @ k, x[0] @ x[1].T]
+    expected = [x @ weight.T, x @ weight.T + bias, q @ k, x[0] @ weight.T + bias]
     for one, other in zip(found, expected):
         assert one.dtype == dtype
         assert (one == other.to(dtype)).float().mean() > 0.999, "sums in another order may round apart at ties"
