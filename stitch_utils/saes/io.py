@@ -117,8 +117,8 @@ def _from_sparsify(config_file: Path, weights_file: Path, hookpoint: str, source
         raise ValueError(f"cfg.json of {source} has no entry k: it has {', '.join(config)}")
     tensors = load_file(weights_file)
     found: dict[str, Any] = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    d_sae, d_in = (*found.get("encoder.weight", ()), "d_sae", "d_in")[:2]
-    shape = d_sae, d_in
+    shape: Any = (*found.get("encoder.weight", ()), "d_sae", "d_in")[:2]
+    d_sae, d_in = shape
     expected = {"W_dec": shape, "b_dec": (d_in,), "encoder.bias": (d_sae,), "encoder.weight": shape}
     if found != expected:
         raise ValueError(f"{source} holds tensors of other names or shapes, {found}: expected {expected}")
