@@ -161,5 +161,7 @@ def test_what_has_no_contexts(model, sae, random_models):
     batches = list(batches_of(model, 8))
     with pytest.raises(ValueError, match="the SAE reads 48 dimensions: expected 32"):
         top_contexts(random_models[0], 1, sae, batches, n=1)
+    with pytest.raises(ValueError, match="n must be positive: got 0"):
+        top_contexts(random_models[1], 1, sae, batches, n=0)
     nothing = [batch._replace(mask=torch.zeros_like(batch.mask)) for batch in batches]
     assert top_contexts(model, LAYER, sae, nothing, n=1) == {feature: [] for feature in range(LATENTS)}

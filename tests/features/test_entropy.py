@@ -56,6 +56,12 @@ def test_two_percent_are_rounded_up(d, n):
     assert null_space(normal(d, 30 if d > 64 else 200)).directions.shape == (d, n)
 
 
+@pytest.mark.parametrize("bottom", [0.0, 1.0, 2.0])
+def test_the_bottom_is_a_share(bottom):
+    with pytest.raises(ValueError, match=f"between 0 and 1: got {bottom}"):
+        null_space(normal(8, 20), bottom=bottom)
+
+
 def test_what_lies_in_the_null_space_and_what_does_not():
     W_U = spread(32, 200)
     space = null_space(W_U, bottom=0.1)

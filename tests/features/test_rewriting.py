@@ -272,3 +272,9 @@ def test_what_a_model_of_the_hub_wrote_is_found_again_after_it_was_fetched(hub, 
 def test_a_model_that_is_not_there_is_named_with_the_pair(pair):
     with pytest.raises(ValueError, match=r"pair 'mine' \(.*\), augmenter: './nowhere' is no folder"):
         augmented_groups(by(pair, "./nowhere"), 2, 2)
+
+
+def test_numbers_that_make_no_sense(pair):
+    for count, k in ((0, 2), (2, 0)):
+        with pytest.raises(ValueError, match=f"expected count >= 1 and k >= 1: got {count} and {k}"):
+            augmented_groups(pair, count, k)

@@ -92,6 +92,9 @@ def test_features_that_fire_in_all_versions_are_structural():
 
 
 def test_what_cannot_be_classified():
+    for options in ({"share": 0.0}, {"share": 50.0}, {"min_groups": 0}):
+        with pytest.raises(ValueError, match=r"expected a share in \(0, 1\] and min_groups >= 1"):
+            classify(np.ones((4, 2, 2), dtype=bool), **options)
     with pytest.raises(ValueError, match="groups of 1 sentences: expected an original and at least one version"):
         classify(np.ones((4, 1, 2), dtype=bool))
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from toy_saes import D_A, D_B, LATENTS, make_sae, normal
 
+from stitch_utils.book.claims import published
 from stitch_utils.saes.comparison import decoder_regression, fit_code_map, match_latents, reconstructions
 from stitch_utils.saes.transfer import transfer_sae
 from stitch_utils.stitching.stitch import Stitch
@@ -138,6 +139,11 @@ def test_the_chance_level_is_what_unrelated_rows_leave(n, d_from, d_to):
     assert found.simulated.value == pytest.approx(found.chance, rel=0.01)
     assert found.chance == pytest.approx(chance_norm(n, d_from))
     assert found.residual == pytest.approx(left[-1], rel=1e-9)
+
+
+def test_the_papers_figure_is_at_the_chance_level():
+    """16384 latents of width 3584: the paper reports about 114."""
+    assert published().numbers["lrt.gemma.decoder_residual.chance"] == pytest.approx(chance_norm(16384, 3584), abs=0.05)
 
 
 def test_as_many_regressors_as_rows_leave_nothing():

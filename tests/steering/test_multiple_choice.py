@@ -120,7 +120,7 @@ def test_preference_is_the_share_that_the_prompts_call_for(random_models):
     assert preference(model, CHOICES) == clopper_pearson(right, 4)
     turned = [one._replace(called_for=naive_difference(model, one) > 0) for one in CHOICES[:4]]
     assert preference(model, turned).value == 1
-    with pytest.raises(ValueError, match="no choices given"):
+    with pytest.raises(ValueError, match="none of the prompts calls for an answer"):
         preference(model, CHOICES[4:])
 
 

@@ -202,6 +202,7 @@ def test_an_instructions_vector_is_the_unit_difference_of_means(random_models, p
         (lambda m: language_means(m, 1, [("", "x")]), "1 texts without an ordinary token, such as ''"),
         (lambda m: language_means(m, 9, [("a", "x")]), r"layer 9 of .* does not exist: it has 3 layers \(0-2\)"),
         (lambda m: own_vector(m, 1, [("a b", "a b")]), "difference of the two means has length 0"),
+        (lambda m: steering_vector(MeanStreams(torch.zeros(4), torch.ones(4)), torch.ones(3)), "width 3 .* width 4"),
         (lambda m: transfer_vector(torch.ones(5), toy_stitch(), to="up"), "'up': expected 'a' or 'b'"),
         (lambda m: transfer_vector(torch.ones(5), toy_stitch(), to="a"), "width 5: the map towards a takes 7"),
         (

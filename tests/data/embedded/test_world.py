@@ -1,4 +1,4 @@
-"""The world's documents, requests and parallel sentences, and the training script on a tiny scale."""
+"""The world's documents, facts and stories, and whether their language is recognised."""
 
 import ast
 import collections
@@ -15,35 +15,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from langdetect import DetectorFactory, detect
-from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 import stitch_utils.data.embedded
-from stitch_utils.data.embedded.frames import TOPICS, gender_of, labels_of
-from stitch_utils.data.embedded.grammar import LANGUAGES, Noun, load_concepts, load_lexicon, realise
+from stitch_utils.data.embedded.frames import TOPICS, gender_of
+from stitch_utils.data.embedded.grammar import LANGUAGES, Noun, load_concepts, load_lexicon
 from stitch_utils.data.embedded.world import (
     ASSISTANT,
     ELSEWHERE,
-    END,
     FACT_KINDS,
     FORMATS,
-    INSTRUCTIONS,
     N_PEOPLE,
     SHARES,
-    USER,
-    augmented_sentences,
     cities,
     documents,
-    labelled_sentences,
-    parallel_sentences,
     people,
-    requests,
-    sentence_frames,
     story_frames,
 )
-from tools.train_pair import TrainingConfig, pack, train_pair, train_tokenizer
 
 ROOT = Path(__file__).parents[3]
 TOKENIZER = Path(stitch_utils.data.embedded.__file__).parent / "tiny-a"
@@ -308,126 +297,6 @@ def test_stories_return_to_their_people_and_things():
     assert np.mean(repeated) > 0.87
 
 
-# --- requests --------------------------------------------------------------------------------------------------------
-
-
-@in_every_language
-@pytest.mark.parametrize("instruction", INSTRUCTIONS)
-def test_answers_follow_their_instruction(language, instruction):
-    lex = load_lexicon(language)
-    for request in requests("asked", 24, language=language, instruction=instruction):
-        answer = request.answer
-        assert request.prompt[0] != " " and request.prompt[-1] in ".?"
-        assert not re.search(r"[{}]|  ", request.prompt + request.instruction_text)
-        assert (request.answer_language == language) == (instruction != "language")
-        match instruction:
-            case None:
-                assert request.instruction_text == ""
-                assert re.fullmatch(r"([¿¡]?[A-ZÀ-ÖØ-ÞȘȚ][^.!?]*[.!?]( |$)){3,6}", answer), answer
-            case "upper":
-                assert not any(letter.islower() for letter in answer) and any(letter.isupper() for letter in answer)
-            case "lower":
-                assert not any(letter.isupper() for letter in answer) and any(letter.islower() for letter in answer)
-            case "quotes":
-                assert re.fullmatch(r'"[^"]+[.!?]"', answer)
-            case "bullets":
-                lines = answer.split("\n")
-                assert 3 <= len(lines) <= 6 and all(re.fullmatch(r"- [^.!?]+[.!?]", line) for line in lines)
-            case "json":
-                record = json.loads(answer)
-                assert list(record) == [lex.json_keys[key] for key in ("who", "does", "what")]
-                assert record[lex.json_keys["who"]] in people() and all(record.values())
-            case "no_commas":
-                assert "," not in answer and answer[-1] in ".!?"
-            case "closing":
-                assert answer.endswith(f" {lex.closing}") and request.instruction_text.endswith(lex.closing)
-            case "language":
-                assert lex.language_names[request.answer_language] in request.instruction_text
-                assert load_lexicon(language).closing not in answer
-
-
-def test_answers_in_another_language_are_in_it():
-    right = []
-    for language in ("en", "de", "fi"):
-        answers = requests("foreign", 60, language=language, instruction="language")
-        right += [detect(request.answer) == request.answer_language for request in answers]
-        assert {request.answer_language for request in answers} == set(LANGUAGES) - {language}
-    assert np.mean(right) >= 0.95
-
-
-def test_answers_are_about_what_was_asked():
-    """A form of the thing stands in the prompt and in the answer."""
-    nouns, found = load_lexicon("en").nouns, 0
-    for index, request in enumerate(requests("about", 100, language="en")):
-        things = [
-            thing
-            for thing in load_concepts()["topics"][TOPICS[index % len(TOPICS)]]["objects"]
-            if re.search(rf"\b({nouns[thing]['sg']}|{nouns[thing]['pl']})\b", request.prompt)
-        ]
-        assert len(things) == 1
-        found += bool(re.search(rf"\b({nouns[things[0]]['sg']}|{nouns[things[0]]['pl']})\b", request.answer))
-    assert found == 100
-
-
-def test_requests_among_the_documents_are_chats_or_plain():
-    chats = 0
-    asked = [document for document in stream() if document.format == "request"]
-    counts = collections.Counter(document.labels["instruction"] for document in asked)
-    assert set(counts) == {kind or "none" for kind in INSTRUCTIONS}
-    for document in asked:
-        if document.text.startswith(USER):
-            prompt, answer = document.text.removeprefix(USER).removesuffix(END).split(ASSISTANT)
-            assert document.text.endswith(END) and prompt and answer
-            chats += 1
-        else:
-            assert "<|" not in document.text and "\n" in document.text
-    assert 0.6 < chats / len(asked) < 0.8
-
-
-# --- sentences for the experiments -----------------------------------------------------------------------------------
-
-
-@in_every_language
-def test_parallel_sentences_say_the_same(language):
-    pairs, frames = parallel_sentences("parallel", 60, language), sentence_frames("parallel", 60)
-    whose, lex = re.compile("|".join(people())), load_lexicon(language)
-    for (english, other), frame in zip(pairs, frames, strict=True):
-        assert (english, other) == (realise(frame, "en"), realise(frame, language))
-        assert whose.findall(other) == whose.findall(english)
-        assert other[-1] == english[-1]
-        assert (other == english) == (language == "en")
-        for noun in (frame.object, frame.object2):
-            if noun:
-                forms = [form for key, form in lex.nouns[noun.concept].items() if key != "class"]
-                assert any(form.lower() in other.lower() for form in forms), (other, noun)
-        for phrase in (frame.place, frame.time, frame.manner):
-            assert phrase is None or lex.phrases[phrase].lower() in other.lower()
-
-
-def test_parallel_sentences_have_one_english_side():
-    sides = {tuple(english for english, _ in parallel_sentences("one", 30, language)) for language in LANGUAGES}
-    assert len(sides) == 1
-    assert len(set(*sides)) >= 29
-
-
-def test_augmented_sentences_come_in_groups_of_other_topics():
-    groups = augmented_sentences("groups", 30, 4)
-    frames = sentence_frames("groups", 30)
-    assert groups == augmented_sentences("groups", 30, 4)
-    for group, frame in zip(groups, frames, strict=True):
-        assert len(group) == 5 and group[0] == realise(frame, "en")
-        assert group[0] not in group[1:]
-        assert {sentence[-1] for sentence in group} == {group[0][-1]}
-    # The original is the same however many versions follow it.
-    assert [group[0] for group in augmented_sentences("groups", 30, 1, language="en")] == [group[0] for group in groups]
-
-
-def test_labelled_sentences_carry_the_labels_of_their_frame():
-    frames = sentence_frames("labels", 40)
-    for (sentence, labels), frame in zip(labelled_sentences("labels", 40, "sv"), frames, strict=True):
-        assert sentence == realise(frame, "sv") and labels == labels_of(frame)
-
-
 # --- language detection ----------------------------------------------------------------------------------------------
 
 
@@ -464,116 +333,3 @@ def test_langdetect_names_the_language(language):
         pieces = [piece.lower() if piece.isupper() else piece for piece in beginning(document.text).split()]
         right += detect(" ".join(pieces)) == language
     assert right >= 95
-
-
-# --- training --------------------------------------------------------------------------------------------------------
-
-MICRO = tuple(
-    TrainingConfig(
-        name,
-        seed=seed,
-        hidden_size=16,
-        n_layers=2,
-        n_heads=2,
-        learning_rate=1e-2,
-        tokens=15 * 8 * 64,
-        context=64,
-        batch_size=8,
-        warmup_steps=3,
-    )
-    for name, seed in (("micro-a", 1), ("micro-b", 2))
-)
-SCALE = {"n_documents": 240, "n_held_out": 20, "vocabulary": 512}
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """Two runs of the same training: (folder, report) of each."""
-    folders = [tmp_path_factory.mktemp(f"run{run}") for run in range(2)]
-    return [(folder, train_pair(folder, MICRO, **SCALE)) for folder in folders]
-
-
-@pytest.fixture(scope="module")
-def tokenizer(trained):
-    return AutoTokenizer.from_pretrained(trained[0][0] / "micro-a")
-
-
-def test_training_twice_gives_the_same_models(trained):
-    (first, report), (second, again) = trained
-    for config in MICRO:
-        ours, theirs = report["models"][config.name], again["models"][config.name]
-        assert ours["held_out_loss"] == pytest.approx(theirs["held_out_loss"], abs=5e-4)
-        assert ours["train_loss"] == pytest.approx(theirs["train_loss"], abs=5e-4)
-        weights, repeated = (load_file(folder / config.name / "model.safetensors") for folder in (first, second))
-        assert weights.keys() == repeated.keys()
-        assert all(torch.allclose(weights[key], repeated[key], atol=1e-3) for key in weights)
-        assert {weight.dtype for weight in weights.values()} == {torch.float16}
-    a, b = (load_file(first / config.name / "model.safetensors")["gpt_neox.embed_in.weight"] for config in MICRO)
-    assert not torch.allclose(a, b, atol=1e-2)
-
-
-def test_training_reports_what_it_did(trained):
-    folder, report = trained[0]
-    assert json.loads((folder / "training.json").read_text()) == report
-    assert report["documents"] == 240 and report["vocabulary"] == 512
-    assert set(report["models"]) == {"micro-a", "micro-b"}
-    for config in MICRO:
-        model = report["models"][config.name]
-        assert model["steps"] == config.steps == 15
-        assert model["seed"] == config.seed and model["hidden_size"] == 16
-        assert model["held_out_loss"] < math.log(512) - 0.3  # learnt more than the size of the vocabulary
-        assert model["text_tokens"] % 63 == 0
-
-
-def test_saved_models_load_and_have_the_reported_loss(trained, tokenizer):
-    folder, report = trained[0]
-    held_out = [document.text for document in documents("held-out:0", stop=20)]
-    rows = torch.from_numpy(pack(tokenizer, held_out, 64).astype(np.int64))
-    for config in MICRO:
-        model = AutoModelForCausalLM.from_pretrained(folder / config.name, dtype=torch.float32).eval()
-        assert model.config.model_type == "gpt_neox" and model.config.num_hidden_layers == 2
-        assert sum(p.numel() for p in model.parameters()) == report["models"][config.name]["parameters"]
-        with torch.no_grad():
-            log_probabilities = model(rows).logits[:, :-1].log_softmax(-1)
-        surprise = -log_probabilities.gather(-1, rows[:, 1:, None])
-        assert surprise.mean().item() == pytest.approx(report["models"][config.name]["held_out_loss"], abs=2e-4)
-
-
-def test_the_chat_template_renders_turns(tokenizer):
-    turns = [
-        {"role": "user", "content": "Describe the boat."},
-        {"role": "assistant", "content": "The boat is old."},
-        {"role": "user", "content": "And the sail?"},
-    ]
-    text = tokenizer.apply_chat_template(turns, tokenize=False)
-    assert text == f"{USER}Describe the boat.{ASSISTANT}The boat is old.{END}{USER}And the sail?"
-    prompt = tokenizer.apply_chat_template(turns[:1], tokenize=False, add_generation_prompt=True)
-    assert prompt == f"{USER}Describe the boat.{ASSISTANT}"
-
-
-def test_the_tokenizer_keeps_every_text_and_its_special_tokens_whole(tokenizer):
-    for document in stream()[:200]:
-        assert tokenizer.decode(tokenizer(document.text)["input_ids"]) == document.text
-    for token in ("<|endoftext|>", USER, ASSISTANT, END):
-        assert len(tokenizer(token)["input_ids"]) == 1
-    assert tokenizer.bos_token == tokenizer.eos_token == "<|endoftext|>"
-    assert len(tokenizer) == 512
-
-
-def test_packed_rows_begin_with_end_of_text_and_lose_less_than_a_row():
-    texts = [document.text for document in stream()[:60]]
-    tokenizer = train_tokenizer(texts, 300)
-    end = tokenizer.eos_token_id
-    expected = [token for text in texts for token in [*tokenizer.encode(text, add_special_tokens=False), end]]
-    for context in (16, 50, 256):
-        rows = pack(tokenizer, texts, context)
-        assert rows.shape[1] == context and rows.dtype == np.uint16
-        assert (rows[:, 0] == end).all()
-        kept = rows[:, 1:].reshape(-1).tolist()
-        assert kept == expected[: len(kept)]
-        assert 0 <= len(expected) - len(kept) < context - 1
-
-
-def test_a_width_that_the_heads_do_not_divide_is_refused():
-    with pytest.raises(ValueError, match="hidden_size 10 is not a multiple of n_heads 4"):
-        TrainingConfig("odd", seed=0, hidden_size=10, n_layers=1, n_heads=4, learning_rate=1e-3, tokens=1000)
