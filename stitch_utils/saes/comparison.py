@@ -70,11 +70,13 @@ class _Coded:
             yield code, pair[1].to(code)
 
 
-def fit_code_map(sae: SAE, batches: Pairs, held_out: Pairs, *, reads: int = 0, **options) -> CodeMap:
+def fit_code_map(
+    sae: SAE, batches: Pairs, held_out: Pairs, *, reads: int = 0, lr: float = 1e-4, epochs: int = 4, seed: int = 0
+) -> CodeMap:
     """Fit the map from an SAE's code to y: by least squares up to `LARGEST_EXACT` latents, else by AdamW.
 
     `batches` and `held_out` give (x, y); the SAE reads x, or y if `reads` is 1. The exact fit takes the one of `RIDGES`
-    that predicts `held_out` best; AdamW reads `batches` alone, and `options` are those of `fit_unsquared_adam`.
+    that predicts `held_out` best; AdamW reads `batches` alone, and takes `lr`, `epochs` and `seed`.
     """
     coded = _Coded(sae, batches, reads)
     if sae.cfg.d_sae <= LARGEST_EXACT:
@@ -83,7 +85,8 @@ def fit_code_map(sae: SAE, batches: Pairs, held_out: Pairs, *, reads: int = 0, *
         best = min(stitches, key=lambda ridge: stitch_loss(stitches[ridge], validation, alpha=0).up)
         return CodeMap(sae, stitches[best].up.to(sae.W_enc), "exact", best)
     widths = {"d_a": sae.cfg.d_sae, "d_b": next(iter(batches))[1].shape[1]}
-    fit = fit_unsquared_adam(coded, **widths, up_alone=True, device=sae.W_enc.device, **options)
+    recipe = {"lr": lr, "epochs": epochs, "seed": seed, "device": sae.W_enc.device}
+    fit = fit_unsquared_adam(coded, **widths, **recipe, up_alone=True)
     return CodeMap(sae, fit.up.to(sae.W_enc), "adam", 0.0)
 
 

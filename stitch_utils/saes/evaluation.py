@@ -1,7 +1,6 @@
 """Measure SAEs in the model that they read: how many latents write how much of its stream (section 3, App. C, Table 2).
 
-Offers `evaluate_saes`, `SAEMetrics`, `check_width`; `judge_sae` and `SAETrust`, which set a transferred SAE beside
-the original.
+Offers `evaluate_saes`, `SAEMetrics`, `check_width`; `judge_sae` and `SAETrust`, for a transferred SAE and its original.
 """
 
 from collections.abc import Iterable, Mapping
@@ -40,8 +39,7 @@ class SAEMetrics(NamedTuple):
 def check_width(sae: SAE, model: LanguageModel, name: str = "the SAE") -> None:
     """Raise ValueError, in which the SAE is called `name`, unless it reads a stream as wide as the model's."""
     if sae.cfg.d_in != model.d_model:
-        expected = f"expected {model.d_model}, the width of {model.ref!r}"
-        raise ValueError(f"{name} reads {sae.cfg.d_in} dimensions: {expected}")
+        raise ValueError(f"{name} reads {sae.cfg.d_in} dimensions: expected {model.d_model}, that of {model.ref!r}")
 
 
 def evaluate_saes(

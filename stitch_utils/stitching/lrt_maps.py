@@ -230,8 +230,7 @@ def fit_unsquared_adam(
     return Stitch.of(affine(up), affine(down), report=report).to("cpu")
 
 
-# The side whose stream is predicted, and a map from the other side's stream or a function of both, x (n, d_a) and
-# y (n, d_b).
+# The side whose stream is predicted, and a map from the other's, or a function of both x (n, d_a) and y (n, d_b).
 Prediction = tuple[str, AffineMap | Callable[[Tensor, Tensor], Tensor]]
 
 

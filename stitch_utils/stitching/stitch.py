@@ -186,7 +186,7 @@ def _publish():
 
 
 def _digest(tensors: Mapping[str, Tensor], *said: str) -> str:
-    """Digest the bytes of the maps, whatever their dtype, and what is said of them."""
+    """Digest the bytes of the maps, in any dtype, and the words of their header."""
     raw = (tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() for name in TENSORS)
     return hashlib.sha256(b"".join([*raw, "\0".join(said).encode()])).hexdigest()
 
