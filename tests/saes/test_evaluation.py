@@ -141,7 +141,7 @@ def test_halved_batches_and_short_pieces_give_the_same(random_models, batches, s
 
 
 def test_what_cannot_be_evaluated(random_models, batches, saes):
-    with pytest.raises(ValueError, match=r"SAE 'sae' reads 48 dimensions: expected 32, the width of"):
+    with pytest.raises(ValueError, match=r"SAE 'sae' reads 48 dimensions: expected 32, that of"):
         evaluate_saes({"sae": saes["topk"]}, random_models[0], 1, batches())
     with pytest.raises(ValueError, match="hold no ordinary token"):
         evaluate_saes({"sae": saes["topk"]}, random_models[1], LAYER, [])
