@@ -59,12 +59,12 @@ def run_chapters(root: Path, *, pair: str, jobs: int | None, **choices: Any) -> 
             group = [run for run in runs if (run.chapter in SUMMARIES) == is_last]
             keys = {run.chapter: key_of(root, run) for run in group}
             stale = [run for run in group if run.force or not is_fresh(root, run, keys[run.chapter])]
-            silent = _without_chat(models) if stale and stale[0].pair != HOME_PAIR else None
+            silent = _why_no_chats(models) if stale and stale[0].pair != HOME_PAIR else None
             for run in group:
                 if run not in stale:
                     bar.write(f"{run.label}: unchanged")
                 elif silent and run.chapter in CHAT_CHAPTERS:
-                    bar.write(f"{run.label}: left out, since the tokenizer of {silent!r} has no chat template")
+                    bar.write(f"{run.label}: left out, since {silent}")
                     stale.remove(run)
             for artifact in remove_damaged(root) if stale and not tidied else ():  # what is executed reads artifacts
                 bar.write(f"stitch-book: {artifact.relative_to(root)} {DAMAGED}", file=sys.stderr)
@@ -75,15 +75,22 @@ def run_chapters(root: Path, *, pair: str, jobs: int | None, **choices: Any) -> 
                 bar.update()
 
 
-def _without_chat(pair: ModelPair) -> str | None:
-    """Name a model of the pair whose tokenizer has no chat template; RequestError for what would end a run later."""
+def _why_no_chats(pair: ModelPair) -> str | None:
+    """Say why the pair has no chats that both models read alike; RequestError for what would end a run later."""
+    from ..data.alignment import reader_of_both
     from ..models.language_model import load_tokenizer
     from ..stitching.pair import preflight
 
     with refusing(ValueError):
         preflight(pair)
-    tokenizers = [(ref.model, load_tokenizer(ref.model, revision=ref.revision)) for ref in (pair.a, pair.b)]
-    return next((name for name, each in tokenizers if not getattr(each, "chat_template", None)), None)
+    refs = pair.a, pair.b
+    tokenizers = [load_tokenizer(ref.model, revision=ref.revision) for ref in refs]
+    for ref, tokenizer in zip(refs, tokenizers):
+        if not getattr(tokenizer, "chat_template", None):
+            return f"the tokenizer of {ref.model!r} has no chat template"
+    if reader_of_both(*tokenizers) is None:
+        return "the two models have different tokenizers"
+    return None
 
 
 def _lock(root: Path) -> contextlib.AbstractContextManager:

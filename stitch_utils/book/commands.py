@@ -21,9 +21,10 @@ from ..saes.evaluation import judge_sae
 from ..saes.io import read_sae, reads_elsewhere, save_sae
 from ..saes.transfer import transfer_sae as carry_sae
 from ..steering.vectors import transfer_vector as carry_vector
-from ..stitching.evaluation import Survival, survival
-from ..stitching.pair import StitchedPair, fit_pair, preflight, stitch_file
+from ..stitching.evaluation import CONDITIONS, Survival, survival
+from ..stitching.pair import SHOWN_LOSSES, FittedPair, StitchedPair, fit_pair, preflight, stitch_file
 from ..stitching.publish import load_stitch, push_stitch, write_repository
+from ..stitching.streams import BEYOND
 from ..utils.arrays import read_vectors, save_arrays
 from ..utils.files import write_whole
 from .chapters import RequestError, refusing
@@ -46,8 +47,43 @@ def fit(root: Path, *, pair: str, scale: str, alpha: float, out: str | None) -> 
     for name, loss in {"text fitted on": fitted.fitted, "held-out text": fitted.held_out}.items():
         print(f"{name:16}" + "".join(f"{value:12.4g}" for value in loss))
     up, down = fitted.unexplained
+    median_up, median_down = fitted.streams["b"].unexplained, fitted.streams["a"].unexplained
     print(f"variance explained on held-out text: up {1 - up:.1%}, down {1 - down:.1%}")
-    print(f"fitted on {fitted.tokens:,} tokens; the stitch is in {path.as_posix()}")
+    print(f"of the median token:                 up {1 - median_up:.1%}, down {1 - median_down:.1%}")
+    _print_streams(fitted)
+    _print_losses(fitted)
+    left_out = f", without {fitted.left_out:,} outliers" if models.outliers else ""
+    print(f"fitted on {fitted.tokens:,} tokens{left_out}; the stitch is in {path.as_posix()}")
+
+
+def _print_streams(fitted: FittedPair) -> None:
+    """Print the norms of both streams, and what massive activations hold of the variance."""
+    for side, shape in fitted.streams.items():
+        print(
+            f"stream of {side.upper()}: median norm {shape.median_norm:.4g}, the largest {shape.largest:.3g} medians; "
+            f"{shape.beyond:,} of {shape.tokens:,} tokens beyond {BEYOND} medians hold {shape.held:.1%} of "
+            f"the variance, and one dimension {shape.widest:.1%}"
+        )
+        if shape.beyond and shape.held > 0.1:
+            print(
+                f"Warning: these tokens weigh in the fit; `outliers: {{beyond: {BEYOND}}}` in the file leaves them out."
+            )
+
+
+def _print_losses(fitted: FittedPair) -> None:
+    """Print cross-entropy, in the tokens of the model that comes last and by the byte, and the share of tokens met."""
+    fidelity = fitted.fidelity
+    print(f"{'cross-entropy':16}{'nats a token':>14}{'bits a byte':>13}{'rise':>9}   (held-out text)")
+    for name, key in SHOWN_LOSSES.items():
+        rise = f"{fidelity.increase(*key).value:+9.1%}" if name in CONDITIONS else ""
+        label = "->".join(name.upper().split("_TO_")) + (" itself" if name in "ab" else "")
+        loss, bits = fidelity.cross_entropy(*key).value, fidelity.bits_per_byte(*key).value
+        print(f"{label:16}{loss:14.4g}{bits:13.4g}{rise}")
+    met = {side: fidelity.met(side).value for side in "ab"}
+    if min(met.values()) < 1:
+        print(f"tokens whose stream is replaced: {met['a']:.1%} of A's, {met['b']:.1%} of B's; others keep the host's")
+    if min(met.values()) < 0.5:
+        print("Warning: fewer than half of the tokens meet, so the losses say little of the stitch.")
 
 
 class _AtHand:

@@ -21,8 +21,8 @@ import pandas as pd
 import torch
 import yaml
 
+from ..data.documents import read_documents
 from ..data.pairs import ModelPair
-from ..data.text import read_documents
 from ..models.harvest import evaluation_batches, training_batches
 from ..models.language_model import load_tokenizer
 from ..utils.files import project_root
@@ -89,18 +89,19 @@ def settings(pair: str) -> pd.DataFrame:
 def text_splits(pair: ModelPair, scale: str) -> pd.DataFrame:
     """Compare the text that things are fitted on with the text that they are measured on.
 
-    Counts the documents that a scale reads of each, the tokens of them that are used (special ones are not), and the
-    documents of the second that are, word for word, among the first.
+    Counts the documents that a scale reads of each, the tokens of them that are used (special ones and those that are
+    not met are not), and the documents of the second that are, word for word, among the first.
     """
-    sizes, tokenizer = pair.scale(scale), load_tokenizer(pair.a.model, revision=pair.a.revision)
+    sizes = pair.scale(scale)
+    tokenizers = tuple(load_tokenizer(ref.model, revision=ref.revision) for ref in (pair.a, pair.b))
     rows, fitted_on = [], None
     for part, text, batches in (
-        ("fitted on", pair.train, training_batches(pair, sizes, tokenizer, sizes.train_tokens)),
-        ("measured on", pair.evaluation, evaluation_batches(pair, sizes, tokenizer)),
+        ("fitted on", pair.train, training_batches(pair, sizes, tokenizers, sizes.train_tokens)),
+        ("measured on", pair.evaluation, evaluation_batches(pair, sizes, tokenizers)),
     ):
         read, count = 0, 0
         for batch in batches:
-            read, count = int(batch.documents.max()) + 1, count + int(batch.mask.sum())
+            read, count = int(batch.a.documents.max()) + 1, count + int(batch.met_a.sum())
         documents = list(itertools.islice(read_documents(text), read))
         shared = "" if fitted_on is None else f"{sum(document in fitted_on for document in documents):,}"
         fitted_on = fitted_on or set(documents)

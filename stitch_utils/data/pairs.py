@@ -11,8 +11,9 @@ models, a layer of the first, and a text:
 Paths in a file are relative to it. SVCCA chooses a missing layer of B (`stitching.svcca`). A text that is not
 split into `train` and `evaluation` keeps every tenth document for evaluation.
 
-Offers `ModelPair` and its parts (`ModelRef`, `TextRef`, `DatasetRef`, `SAERef`, `AugmenterRef`, `SAERecipe`, `Scale`),
-`load_pair`, `known_pairs`, `blaming`, and for configurations `check_known` and `check_whole_numbers`.
+Offers `ModelPair` and its parts (`ModelRef`, `TextRef`, `DatasetRef`, `SAERef`, `AugmenterRef`, `SAERecipe`,
+`Outliers`, `Scale`), `load_pair`, `known_pairs`, `blaming`, and for configurations `check_known` and
+`check_whole_numbers`.
 """
 
 import contextlib
@@ -138,6 +139,18 @@ class SAERecipe:
 
 
 @dataclass(frozen=True)
+class Outliers:
+    """Which tokens are left out of fits and splices: a few of a huge norm would own a least-squares fit."""
+
+    beyond: float
+    """How many medians of a stream's norms a token's norm may be."""
+
+    def __post_init__(self):
+        if isinstance(self.beyond, bool) or not isinstance(self.beyond, int | float) or not self.beyond > 1:
+            raise ValueError(f"outliers: beyond must be a number above 1, of medians: got {self.beyond!r}")
+
+
+@dataclass(frozen=True)
 class Scale:
     """How much of everything a run uses."""
 
@@ -169,7 +182,7 @@ def _sizes() -> dict[str, dict[str, dict[str, Any]]]:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelPair:
-    """A small model A and a large model B of one family, and the text that both read."""
+    """Two language models, A and B, and the text that both read."""
 
     name: str
     title: str
@@ -188,6 +201,8 @@ class ModelPair:
     saes: Mapping[str, SAERef | str] = field(default_factory=dict)
     """Published SAEs of `a` and `b`, as `saes.load_sae` takes them; the chapters train those that are missing."""
     sae_recipe: SAERecipe = SAERecipe()
+    outliers: Outliers | None = None
+    """Which tokens fits and splices leave out; by default none but special ones."""
     datasets: Mapping[str, DatasetRef] = field(default_factory=dict)
     """Data sets by their role in an experiment; the embedded world stands in for a missing one."""
     strength: float = 0.0
@@ -286,6 +301,7 @@ def _parsed(data: dict, path: Path) -> dict:
             for side, ref in data.get("saes", {}).items()
         },
         "sae_recipe": _build(SAERecipe, data.get("sae_recipe", {})),
+        "outliers": None if (outliers := data.get("outliers")) is None else _build(Outliers, outliers),
         "datasets": {key: _build(DatasetRef, value, folder) for key, value in data.get("datasets", {}).items()},
         "augmenter": None if augmenter is None else _build(AugmenterRef, augmenter, folder),
         "file": path.relative_to(PAIRS_FOLDER.parents[2]).as_posix() if folder == PAIRS_FOLDER else str(path),

@@ -28,7 +28,7 @@ from sae_lens import SAE
 from torch import Tensor
 
 from ..data.pairs import check_known
-from ..data.text import TokenBatch
+from ..data.text import PairedBatch, TokenBatch
 from ..models.harvest import TOKENS_AT_ONCE, as_fits
 from ..models.unembedding import LogitWeights
 from ..saes.evaluation import check_width
@@ -131,15 +131,17 @@ def _reader(sae: SAE, readout: LogitWeights) -> Callable[[Tensor, Tensor], tuple
 def attribution_correlations(
     stitched: StitchedPair,
     directions: Mapping[str, Twins],
-    batches: Iterable[TokenBatch] | None = None,
+    batches: Iterable[PairedBatch | TokenBatch] | None = None,
     *,
     centre: bool = False,
 ) -> dict[str, dict[str, AttributionCorrelation]]:
     """Compute Eq. 10, by direction and name of a twin, in one pass over the text and one run of each model.
 
-    The text is by default the evaluation text of the pair. A direction is `up`, an SAE of A with twins that read B, or
-    `down`, the converse. `centre` takes the mean off the logit weights. ValueError for another direction, an SAE of
-    another width than its model, a twin of another number of features, and no two ordinary tokens in a row.
+    The text is by default the evaluation text of the pair. Models of two tokenizers are compared at the tokens that
+    meet and go on in an ordinary token in both models, each by the logit weights of its own next token. A direction is
+    `up`, an SAE of A with twins that read B, or `down`, the converse. `centre` takes the mean off the logit weights.
+    ValueError for another direction, an SAE of another width than its model, a twin of another number of features, and
+    no two ordinary tokens in a row.
     """
     _check(stitched, directions)
     readouts = {side: LogitWeights(model) for side, model in zip("ab", stitched.models)}
@@ -152,17 +154,22 @@ def attribution_correlations(
     rows_at_once = min(TOKENS_AT_ONCE, max(1, ENTRIES_AT_ONCE // widest))
 
     @torch.no_grad()
-    def read(batch: TokenBatch) -> dict[tuple[str, str], _Sums]:
-        counts = batch.mask[:, :-1] & batch.mask[:, 1:]
-        following = batch.tokens[:, 1:][counts]  # (n,)
-        counted, streams = torch.nn.functional.pad(counts, (0, 1)), {}
-        for side in readouts:
+    def read(batch: PairedBatch) -> dict[tuple[str, str], _Sums]:
+        sides = {"a": (batch.a, batch.met_a), "b": (batch.b, batch.met_b)}
+        goes_on = [row.mask.roll(-1, 1).index_fill(1, torch.tensor(-1), False)[met] for row, met in sides.values()]
+        counted = goes_on[0] & goes_on[1]  # of the tokens that meet
+        following, streams = {}, {}
+        for side, (row, met) in sides.items():
             model, layer = stitched.side(side)
-            streams[side] = model.residuals(batch.tokens, [layer])[layer][counted.to(model.device)]
+            following[side] = row.tokens.roll(-1, 1)[met][counted]  # (n,)
+            chosen = met.masked_scatter(met, counted).to(model.device)
+            streams[side] = model.residuals(row.tokens, [layer])[layer][chosen]
         found: dict[tuple[str, str], _Sums] = {}
-        for start in range(0, len(following), rows_at_once):
+        for start in range(0, int(counted.sum()), rows_at_once):
             part = slice(start, start + rows_at_once)
-            columns = {side: readout.columns(following[part], centre=centre) for side, readout in readouts.items()}
+            columns = {
+                side: readout.columns(following[side][part], centre=centre) for side, readout in readouts.items()
+            }
             for direction, (own, others) in readers.items():
                 source, target = ((streams[side][part], columns[side]) for side in SIDES[direction])
                 ours = own(*source)
@@ -173,7 +180,7 @@ def attribution_correlations(
 
     total: dict[tuple[str, str], _Sums] = {}
     batches = stitched.evaluation_batches() if batches is None else batches
-    for found in progress(as_fits(batches, read), "attributions"):
+    for found in progress(as_fits(map(PairedBatch.of, batches), read), "attributions"):
         for key, sums in found.items():
             _merge(total, key, sums)
     if not total:

@@ -77,7 +77,7 @@ def top_contexts(
 def _candidates(sae: SAE, stream: Tensor, batch: TokenBatch, threshold: np.ndarray, n: int) -> pd.DataFrame:
     """Tabulate the `n` best tokens of each feature above its threshold, one a document, with their surroundings."""
     width = batch.tokens.shape[1]
-    tokens, mask, documents = (part.reshape(-1) for part in batch)  # rows laid end to end
+    tokens, mask, documents = (part.reshape(-1) for part in batch[:3])  # rows laid end to end
     keep = mask.nonzero()[:, 0]
     latents = sae.encode(stream.reshape(-1, stream.shape[-1])[keep.to(stream.device)].to(sae.W_enc)).float()
     row, feature = (latents > torch.from_numpy(threshold).to(latents)).nonzero().unbind(1)

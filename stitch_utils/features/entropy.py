@@ -258,7 +258,9 @@ def entropy_effects(
         entropy, rank = predictions()
         values = torch.zeros(len(entropy), len(directions), 4, dtype=torch.float64)
         for index, direction in enumerate(progress(directions, "directions")):
-            new_entropy, new_rank = predictions(splice(stream + direction.to(stream), batch.mask))
+            new_entropy, new_rank = predictions(
+                splice((stream + direction.to(stream))[batch.mask.to(stream.device)], batch.mask)
+            )
             change = new_entropy - entropy
             columns = change, change.abs(), (new_rank - rank).abs(), torch.ones_like(change)
             values[:, index] = torch.stack(columns, dim=1).cpu()

@@ -4,13 +4,13 @@ Entropy features (Fig. 5a) are found by geometry and put to a causal test. Atten
 searched for in A, and the feature that moves a head most is followed to B. What chosen features and heads do is
 measured on another text; sizes and ranks, which choose the entropy features, are of the text that is searched.
 
-Offers `FunctionalConfig`, `functional_config`, `functional_texts`, `functional_twins`, `FunctionalTwins`,
-`study_entropy`, `EntropyStudy`, `study_deactivation`, `DeactivationStudy`.
+Offers `FunctionalConfig`, `functional_config`, `functional_texts`, `FunctionalTexts`, `functional_twins`,
+`FunctionalTwins`, `study_entropy`, `EntropyStudy`, `study_deactivation`, `DeactivationStudy`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from sae_lens import SAE
@@ -76,21 +76,32 @@ def functional_config(pair: ModelPair, scale: str, **changes: Any) -> Functional
     return FunctionalConfig(**pair.sizes_of("entropy", scale) | changes)
 
 
-def functional_texts(stitched: StitchedPair, config: FunctionalConfig) -> tuple[list[TokenBatch], ...]:
-    """Read text to search in, to measure on, and to add directions to, without columns that are filled up in all rows.
+class FunctionalTexts(NamedTuple):
+    """The texts of one model."""
+
+    search: Sequence[TokenBatch]
+    evaluation: Sequence[TokenBatch]
+    few: Sequence[TokenBatch]
+    """The text to which directions are added."""
+
+
+def functional_texts(stitched: StitchedPair, config: FunctionalConfig) -> dict[str, FunctionalTexts]:
+    """Read the texts in the tokens of `a` and of `b`, without columns that are filled up in all rows.
 
     Each document has a row of its own, also where the pair packs them, so that a head has one token that begins a text.
     """
-    alone, sizes, tokenizer = replace(stitched.pair, rows="document"), stitched.sizes, stitched.tokenizer
-    texts = [training_batches(alone, sizes, tokenizer, config.search_documents * alone.context)]
+    alone, sizes, tokenizers = replace(stitched.pair, rows="document"), stitched.sizes, stitched.tokenizers
+    texts = [list(training_batches(alone, sizes, tokenizers, config.search_documents * alone.context))]
     for count in (config.evaluation_documents, config.entropy_documents):
-        texts.append(evaluation_batches(alone, replace(sizes, eval_documents=count), tokenizer))
+        texts.append(list(evaluation_batches(alone, replace(sizes, eval_documents=count), tokenizers)))
 
     def trimmed(batch: TokenBatch) -> TokenBatch:
         width = 1 + max([1, *batch.mask.any(0).nonzero()[:, 0].tolist()])
-        return TokenBatch(*(part[:, :width] for part in batch))
+        return batch.each(lambda part: part[:, :width])
 
-    return tuple(list(map(trimmed, text)) for text in texts)
+    return {
+        side: FunctionalTexts(*([trimmed(getattr(batch, side)) for batch in text] for text in texts)) for side in "ab"
+    }
 
 
 @dataclass(frozen=True)
@@ -105,10 +116,12 @@ class FunctionalTwins:
     """The activity of each SAE on the text that is searched."""
     spaces: Mapping[str, entropy.NullSpace]
     """Where the unembedding of each SAE's model hardly reads."""
-    search: Sequence[TokenBatch]
-    evaluation: Sequence[TokenBatch]
-    few: Sequence[TokenBatch]
-    """The text to which directions are added."""
+    texts: Mapping[str, FunctionalTexts]
+    """By model, `a` or `b`."""
+
+    def texts_of(self, key: str) -> FunctionalTexts:
+        """Return the texts in the tokens of the model that an SAE reads."""
+        return self.texts["a" if key == "before" else "b"]
 
     @property
     def groups(self) -> dict[str, list[str]]:
@@ -126,9 +139,9 @@ def functional_twins(stitched: StitchedPair, original: SAE, config: FunctionalCo
     for side, saes in (("a", {"before": original}), ("b", twins)):
         model, layer = stitched.side(side)
         sides |= dict.fromkeys(saes, (model, layer))
-        activity |= entropy.summarise_activations(model, layer, saes, texts[0])
+        activity |= entropy.summarise_activations(model, layer, saes, texts[side].search)
         spaces |= dict.fromkeys(saes, entropy.null_space(*entropy.unembedding(model), bottom=config.bottom))
-    return FunctionalTwins(config, {"before": original, **twins}, sides, activity, spaces, *texts)
+    return FunctionalTwins(config, {"before": original, **twins}, sides, activity, spaces, texts)
 
 
 @dataclass(frozen=True)
@@ -208,7 +221,7 @@ def study_entropy(twins: FunctionalTwins) -> EntropyStudy:
     for key, sae in twins.saes.items():
         directions = twins.activity[key].mean[followed, None] * entropy.decoder_rows(sae).cpu()[followed]
         options = {"n_random": config.random_directions, "seed": config.seed}
-        tests[key] = entropy.entropy_tests(*twins.sides[key], directions, twins.few, **options)
+        tests[key] = entropy.entropy_tests(*twins.sides[key], directions, twins.texts_of(key).few, **options)
     return EntropyStudy(twins, found, followed, tests)
 
 
@@ -273,9 +286,10 @@ def study_deactivation(twins: FunctionalTwins) -> DeactivationStudy:
     config, sizes, roles = twins.config, {"max_tokens": twins.config.max_tokens}, {}
     limits = sizes | {"candidates": config.candidates, "min_tokens": config.min_tokens}
     original = twins.saes["before"], twins.activity["before"]
-    search = deactivation_search(*twins.sides["before"], *original, twins.search, **limits)
+    search = deactivation_search(*twins.sides["before"], *original, twins.texts["a"].search, **limits)
     feature = search.effects[0].path.feature
     for key, sae in twins.saes.items():
-        roles[key] = head_roles(*twins.sides[key], sae, feature, twins.search, twins.evaluation, **sizes)
+        search_text, evaluation, _ = twins.texts_of(key)
+        roles[key] = head_roles(*twins.sides[key], sae, feature, search_text, evaluation, **sizes)
     changes = {(key, end): roles[key][end].change(seed=config.seed) for key in roles for end in ENDS}
     return DeactivationStudy(twins, search, feature, roles, changes)

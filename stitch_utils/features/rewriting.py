@@ -18,10 +18,10 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from ..data.documents import read_documents
 from ..data.embedded.world import augmented_sentences
 from ..data.hub import remembered
 from ..data.pairs import AugmenterRef, ModelPair, ModelRef, blaming
-from ..data.text import read_documents
 from ..models.generation import chat, generate_texts
 from ..models.harvest import text_key, weights_digest
 from ..models.language_model import LanguageModel, load_config, load_model

@@ -180,7 +180,7 @@ def study_features(stitched: StitchedPair, saes: tuple[SAE, SAE], config: Featur
     options = {"share": config.share, "min_groups": config.min_groups}
 
     def contexts_of(side: str, sae: SAE) -> dict[int, list[Context]]:
-        batches = stitched.evaluation_batches()
+        batches = stitched.evaluation_rows(side)
         some = itertools.takewhile(lambda batch: int(batch.documents.min()) < config.context_documents, batches)
         return top_contexts(*stitched.side(side), sae, some, n=config.contexts)
 

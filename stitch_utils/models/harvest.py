@@ -1,11 +1,13 @@
-"""The residual streams of two models on the same tokens, read batch by batch and never stored.
+"""The residual streams of two models on the same text, read batch by batch and never stored.
 
 App. A masks out special tokens. Each batch passes once through both models, truncated at the deepest layer asked for.
-Moments, a small sample or a step of Adam are taken from its activations before the next batch is read.
+Moments, a small sample or a step of Adam are taken from its activations before the next batch is read. Of models with
+two tokenizers, the tokens that meet are taken (`data.alignment`).
 
-Offers `training_batches`, `evaluation_batches`, `as_fits`, `paired_residuals`, `sample_residuals`, `Residuals`,
-`in_steps`, `ActivationStream`, `ModelStream`, the sizes `TOKENS_AT_ONCE` and `ROWS_AT_ONCE`; `of_activations`, the key
-of whatever is made from activations, and its parts `weights_digest` and `text_key`.
+Offers `training_batches`, `evaluation_batches`, `as_fits`, `paired_residuals`, `sample_residuals`, `Residuals`;
+`NormLimits`, `norm_limits`, `within`, `usual`, `without_outliers`, which leave outliers out; `in_steps`,
+`ActivationStream`, `ModelStream`, the sizes `TOKENS_AT_ONCE` and `ROWS_AT_ONCE`; `of_activations`, the key of whatever
+is made from activations, and its parts `weights_digest` and `text_key`.
 """
 
 import functools
@@ -14,20 +16,21 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from huggingface_hub import try_to_load_from_cache
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..data.hub import resolve
 from ..data.pairs import ModelPair, ModelRef, Scale, TextRef, blaming
-from ..data.text import TokenBatch, token_batches
+from ..data.text import PairedBatch, TokenBatch, paired_batches
 from ..utils.files import digest
 from .language_model import LanguageModel
 
 T = TypeVar("T")
+Batch = TypeVar("Batch", TokenBatch, PairedBatch)
 TOKENS_AT_ONCE = 4096  # bounds the activations of latents: 0.5 GB for an SAE of 32 thousand
 ROWS_AT_ONCE = 4096  # bounds the float64 copies that moments make: 0.2 GB for two models of width 3000
 
@@ -35,24 +38,23 @@ ROWS_AT_ONCE = 4096  # bounds the float64 copies that moments make: 0.2 GB for t
 Residuals = dict[int, Float[Tensor, "_ _"]]
 
 
-def training_batches(pair: ModelPair, scale: Scale, tokenizer, n_tokens: int) -> Iterator[TokenBatch]:
-    """Give the first `n_tokens` positions of the pair's training text."""
-    return _batches(pair, pair.train, scale, tokenizer, n_tokens=n_tokens)
+def training_batches(pair: ModelPair, scale: Scale, tokenizers: tuple, n_tokens: int) -> Iterator[PairedBatch]:
+    """Give the first `n_tokens` positions of the pair's training text, in the tokens of both models."""
+    return _batches(pair, pair.train, scale, tokenizers, n_tokens=n_tokens)
 
 
-def evaluation_batches(pair: ModelPair, scale: Scale, tokenizer) -> Iterator[TokenBatch]:
-    """Give the documents of the pair's evaluation text that the scale takes."""
-    return _batches(pair, pair.evaluation, scale, tokenizer, n_documents=scale.eval_documents)
+def evaluation_batches(pair: ModelPair, scale: Scale, tokenizers: tuple) -> Iterator[PairedBatch]:
+    """Give the documents of the pair's evaluation text that the scale takes, in the tokens of both models."""
+    return _batches(pair, pair.evaluation, scale, tokenizers, n_documents=scale.eval_documents)
 
 
-def _batches(pair: ModelPair, text: TextRef, scale: Scale, tokenizer, **limits) -> Iterator[TokenBatch]:
+def _batches(pair: ModelPair, text: TextRef, scale: Scale, tokenizers: tuple, **limits) -> Iterator[PairedBatch]:
     with blaming(pair, "text"):
-        yield from token_batches(
-            text, tokenizer, context=pair.context, batch_size=scale.batch_size, rows=pair.rows, **limits
-        )
+        sizes = {"context": pair.context, "batch_size": scale.batch_size, "rows": pair.rows}
+        yield from paired_batches(text, tokenizers, **sizes, **limits)
 
 
-def as_fits(batches: Iterable[TokenBatch], work: Callable[[TokenBatch], T]) -> Iterator[T]:
+def as_fits(batches: Iterable[Batch], work: Callable[[Batch], T]) -> Iterator[T]:
     """Give `work(batch)` for each batch; halve a batch that does not fit into the accelerator's memory until it does.
 
     The size that fitted holds for the batches after it. `work` may read a row again, so it must leave nothing behind
@@ -60,19 +62,20 @@ def as_fits(batches: Iterable[TokenBatch], work: Callable[[TokenBatch], T]) -> I
     """
     limit: int | None = None
     for batch in batches:
-        waiting = [batch] if limit is None else [*batch.split(limit)]
+        waiting: list[Any] = [batch] if limit is None else [*batch.split(limit)]
         while waiting:
             part = waiting.pop(0)
             try:
                 yield work(part)
                 continue
             except torch.OutOfMemoryError as error:
-                if len(part.tokens) == 1:
+                n_rows, width = PairedBatch.of(part).a.tokens.shape
+                if n_rows == 1:
                     raise ValueError(
-                        f"one row of {part.tokens.shape[1]} tokens does not fit into memory: choose a shorter context, "
+                        f"one row of {width} tokens does not fit into memory: choose a shorter context, "
                         f"bfloat16, or a larger accelerator ({error})"
                     ) from error
-                limit = len(part.tokens) // 2
+                limit = n_rows // 2
                 waiting = [half for each in (part, *waiting) for half in each.split(limit)]
             torch.cuda.empty_cache()  # out of the handler, whose traceback held the tensors
 
@@ -80,22 +83,78 @@ def as_fits(batches: Iterable[TokenBatch], work: Callable[[TokenBatch], T]) -> I
 def paired_residuals(
     model_a: LanguageModel,
     model_b: LanguageModel,
-    batches: Iterable[TokenBatch],
+    batches: Iterable[PairedBatch | TokenBatch],
     layers_a: Sequence[int],
     layers_b: Sequence[int],
 ) -> Iterator[tuple[Residuals, Residuals]]:
-    """Give both streams of the ordinary tokens of each batch (or part, see `as_fits`), by layer: (n, d_model)."""
-    return as_fits(batches, lambda batch: (_ordinary(model_a, batch, layers_a), _ordinary(model_b, batch, layers_b)))
+    """Give both streams where the models meet, by layer, (n, d_model), for each batch or part of it (see `as_fits`)."""
+
+    def read(batch: PairedBatch) -> tuple[Residuals, Residuals]:
+        x = _chosen(model_a, batch.a.tokens, batch.met_a, layers_a)
+        return x, _chosen(model_b, batch.b.tokens, batch.met_b, layers_b)
+
+    return as_fits(map(PairedBatch.of, batches), read)
 
 
-def _ordinary(model: LanguageModel, batch: TokenBatch, layers: Sequence[int]) -> Residuals:
-    """Read the residual streams of a batch's ordinary tokens."""
-    keep = batch.mask.to(model.device)
-    return {layer: residual[keep] for layer, residual in model.residuals(batch.tokens, layers).items()}
+class NormLimits(NamedTuple):
+    """Norms beyond which a token is an outlier, and left out of fits and splices."""
+
+    a: float
+    b: float
+
+
+def norm_limits(
+    models: tuple[LanguageModel, LanguageModel],
+    layers: tuple[int, int],
+    batches: Iterable[PairedBatch | TokenBatch],
+    *,
+    beyond: float,
+) -> NormLimits:
+    """Take `beyond` medians of the norms of each stream over a sample of text; ValueError if it is empty."""
+    norms = [
+        [side[layer].float().norm(dim=1).cpu() for side, layer in zip(streams, layers)]
+        for streams in paired_residuals(*models, batches, *([layer] for layer in layers))
+    ]
+    if not sum(len(part) for part, _ in norms):
+        raise ValueError("the text holds no token at which the models meet: there is no norm to take the median of")
+    return NormLimits(*(beyond * torch.cat(parts).median().item() for parts in zip(*norms)))
+
+
+def within(x: Float[Tensor, "n d_a"], y: Float[Tensor, "n d_b"], limits: NormLimits) -> Bool[Tensor, " n"]:
+    """Mark the pairs of which neither norm is beyond its limit, on the device of `x`."""
+    return (x.float().norm(dim=1) <= limits.a) & (y.float().norm(dim=1) <= limits.b).to(x.device)
+
+
+def usual(x: Tensor, y: Tensor, limits: NormLimits) -> tuple[Tensor, Tensor]:
+    """Leave out the pairs beyond the limits."""
+    keep = within(x, y, limits)
+    return x[keep], y[keep.to(y.device)]
+
+
+def without_outliers(
+    batch: PairedBatch, x: Float[Tensor, "batch _ d_a"], y: Float[Tensor, "batch _ d_b"], limits: NormLimits | None
+) -> PairedBatch:
+    """Take the tokens whose streams lie beyond the limits from those that are met."""
+    if limits is None:
+        return batch
+    keep = within(x[batch.met_a.to(x.device)], y[batch.met_b.to(y.device)], limits).cpu()
+    return batch._replace(
+        **{name: getattr(batch, name).masked_scatter(getattr(batch, name), keep) for name in ("met_a", "met_b")}
+    )
+
+
+def _chosen(model: LanguageModel, tokens: Tensor, chosen: Tensor, layers: Sequence[int]) -> Residuals:
+    """Read the residual streams of some tokens of a batch."""
+    keep = chosen.to(model.device)
+    return {layer: residual[keep] for layer, residual in model.residuals(tokens, layers).items()}
 
 
 def sample_residuals(
-    model_a: LanguageModel, model_b: LanguageModel, batches: Iterable[TokenBatch], *, layers_a: Sequence[int] = ()
+    model_a: LanguageModel,
+    model_b: LanguageModel,
+    batches: Iterable[PairedBatch | TokenBatch],
+    *,
+    layers_a: Sequence[int] = (),
 ) -> tuple[Residuals, Residuals]:
     """Read a small sample to the CPU, at all layers of B and at all (or `layers_a`) of A; ValueError if it is empty."""
     layers_a = layers_a or range(model_a.n_layers)
@@ -130,10 +189,12 @@ class ActivationStream:
     model_b: LanguageModel
     layer_a: int
     layer_b: int
-    batches: Callable[[], Iterable[TokenBatch]]
+    batches: Callable[[], Iterable[PairedBatch | TokenBatch]]
     _: KW_ONLY
     step_tokens: int = 5120
     keep: bool = False
+    limits: NormLimits | None = None
+    """Leaves out the pairs of a norm beyond them."""
     _kept: list[tuple[Tensor, Tensor]] = field(default_factory=list, init=False)
 
     def __iter__(self) -> Iterator[tuple[Float[Tensor, "step d_a"], Float[Tensor, "step d_b"]]]:
@@ -144,6 +205,8 @@ class ActivationStream:
     def _steps(self):
         streams = paired_residuals(self.model_a, self.model_b, self.batches(), [self.layer_a], [self.layer_b])
         pairs = ((xs[self.layer_a].float(), ys[self.layer_b].float()) for xs, ys in streams)
+        if self.limits is not None:
+            pairs = (usual(x, y, self.limits) for x, y in pairs)
         return in_steps(pairs, self.step_tokens)
 
 
@@ -171,7 +234,10 @@ class ModelStream:
     def after(self, skip: int) -> Iterator[Float[Tensor, "_ _"]]:
         """Give the activations but for the first `skip`; the model reads no batch that holds only those."""
         wanted: list[TokenBatch] = []
-        read = functools.partial(_ordinary, self.model, layers=[self.layer])
+
+        def read(batch: TokenBatch) -> Residuals:
+            return _chosen(self.model, batch.tokens, batch.mask, [self.layer])
+
         parts = as_fits(iter(wanted.pop, None), read)  # one for all batches, so that it keeps the size that fits
         for number, batch in enumerate(self.batches()):
             rows = int(batch.mask.sum())
@@ -191,14 +257,19 @@ class ModelStream:
 
 def of_activations(pair: ModelPair, layers: tuple[int, int], *, scale: str) -> dict[str, Any]:
     """Return the ingredients of the key of whatever is made from the activations of a pair's two texts at `layers`."""
-    sizes, alike = pair.scale(scale), ("dtype", "context", "rows", "threads")
-    return {name: getattr(pair, name) for name in alike} | {
-        "models": [weights_digest(ref) for ref in (pair.a, pair.b)],
-        "layers": layers,
-        "texts": [text_key(text) for text in (pair.train, pair.evaluation)],
-        "tokens": sizes.train_tokens,
-        "documents": sizes.eval_documents,
-    }
+    sizes, alike = pair.scale(scale), ("dtype", "context", "rows", "threads", "outliers")
+    sample = {} if pair.outliers is None else {"sample": sizes.svcca_tokens}
+    return (
+        {name: getattr(pair, name) for name in alike}
+        | sample
+        | {
+            "models": [weights_digest(ref) for ref in (pair.a, pair.b)],
+            "layers": layers,
+            "texts": [text_key(text) for text in (pair.train, pair.evaluation)],
+            "tokens": sizes.train_tokens,
+            "documents": sizes.eval_documents,
+        }
+    )
 
 
 def weights_digest(ref: ModelRef) -> str:

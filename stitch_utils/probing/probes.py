@@ -23,7 +23,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from ..data.text import TokenBatch, text_rows
+from ..data.text import PairedBatch, TokenBatch, text_rows
 from ..models.harvest import TOKENS_AT_ONCE, as_fits, paired_residuals
 from ..models.language_model import LanguageModel
 from ..stitching.pair import StitchedPair
@@ -202,10 +202,12 @@ def judge_probe(
     carried: LinearProbe,
     *,
     stitch: Stitch,
-    batches: Iterable[TokenBatch] | None = None,
+    batches: Iterable[PairedBatch | TokenBatch] | None = None,
     to: str = "b",
 ) -> ProbeTrust:
     """Compare a probe and the one that `stitch` carried to model `to` on every ordinary token; ValueError if none.
+
+    Models of two tokenizers are compared on the tokens that meet.
 
     `batches` are by default those of the pair's evaluation text.
     """

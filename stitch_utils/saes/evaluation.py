@@ -11,7 +11,7 @@ import torch
 from sae_lens import SAE
 from torch import Tensor
 
-from ..data.text import TokenBatch
+from ..data.text import PairedBatch, TokenBatch
 from ..models.harvest import TOKENS_AT_ONCE, as_fits
 from ..models.language_model import LanguageModel
 from ..stitching.evaluation import measure_fidelity, splice
@@ -69,10 +69,8 @@ def evaluate_saes(
         columns = [torch.ones(len(y), dtype=torch.float64, device=y.device), y.double().square().sum(1), loss()]
         for name, sae in saes.items():  # those that fire in a batch fire in its halves, too, should it be read again
             reconstruction, l0 = _reconstruct(sae, y, fired[name])
-            spliced = residual.clone()
-            spliced[keep] = reconstruction.to(residual)
             error = (reconstruction.double() - y.double()).square().sum(1)
-            columns += [l0, error, loss(splice(spliced, batch.mask))]
+            columns += [l0, error, loss(splice(reconstruction, batch.mask))]
         values = torch.cat([torch.stack(columns, dim=1), y.double()], dim=1)
         return DocumentSums.of(batch.documents[batch.mask], values)
 
@@ -107,7 +105,7 @@ class SAETrust(NamedTuple):
     """How an SAE of one model (the source) and the one carried to the other (the target) do on held-out text."""
 
     tokens: int
-    """Ordinary tokens of the text."""
+    """Ordinary tokens of the text, as the target model reads it."""
     source_loss: float
     """Cross-entropy of the source model itself, nats a token."""
     target_loss: float
@@ -124,21 +122,22 @@ def judge_sae(
     carried: SAE,
     *,
     stitch: Stitch,
-    batches: Iterable[TokenBatch] | None = None,
+    batches: Iterable[PairedBatch | TokenBatch] | None = None,
     to: str = "b",
 ) -> SAETrust:
     """Measure an SAE and the one that `stitch` carried to model `to`, each in its own model, and the stitch alone.
 
     `batches` are by default those of the pair's evaluation text.
     """
-    batches = list(stitched.evaluation_batches() if batches is None else batches)
+    both = [PairedBatch.of(batch) for batch in (stitched.evaluation_batches() if batches is None else batches)]
     source = "a" if to == "b" else "b"
-    losses = measure_fidelity(*stitched.models, *stitched.layers, {"stitch": stitch}, batches)
+    rows = {side: [getattr(batch, side) for batch in both] for side in "ab"}
+    losses = measure_fidelity(*stitched.models, *stitched.layers, {"stitch": stitch}, both, limits=stitched.limits)
     return SAETrust(
-        sum(int(batch.mask.sum()) for batch in batches),
+        sum(int(batch.mask.sum()) for batch in rows[to]),
         losses.cross_entropy("own", source).value,
         losses.cross_entropy("own", to).value,
         losses.cross_entropy("stitch", f"{to}_to_{source}_to_{to}").value,
-        evaluate_saes({"original": sae}, *stitched.side(source), batches)["original"],
-        evaluate_saes({"carried": carried}, *stitched.side(to), batches)["carried"],
+        evaluate_saes({"original": sae}, *stitched.side(source), rows[source])["original"],
+        evaluate_saes({"carried": carried}, *stitched.side(to), rows[to])["carried"],
     )

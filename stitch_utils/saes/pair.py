@@ -11,7 +11,7 @@ Offers `native_saes`, `sweep_saes`, `SAESweep`, `side_activations`.
 
 import functools
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ import torch
 from sae_lens import SAE
 from torch import Tensor
 
+from ..data.text import PairedBatch, TokenBatch
 from ..models.harvest import ModelStream
 from ..stitching.pair import StitchedPair
 from .initialisation import INITIALS, SAETrainingConfig
@@ -36,14 +37,19 @@ def side_activations(stitched: StitchedPair, sides: Iterable[str] = "ab") -> dic
     The streams are kept in memory but for scale `paper`, where each pass runs the model anew.
     """
     keep = stitched.scale != "paper"
-    evaluation = functools.cache(lambda: list(stitched.evaluation_batches()))
     # if they are kept, both sides read one list of tokens
     training = functools.cache(lambda: list(stitched.training_batches())) if keep else stitched.training_batches
     found = {}
     for side in sides:
+        evaluation = functools.partial(stitched.evaluation_rows, side)
         held_out = torch.cat(list(ModelStream(*stitched.side(side), evaluation)))
-        found[side] = ModelStream(*stitched.side(side), training, keep=keep), held_out
+        rows = functools.partial(_rows_of, training, side)
+        found[side] = ModelStream(*stitched.side(side), rows, keep=keep), held_out
     return found
+
+
+def _rows_of(batches: Callable[[], Iterable[PairedBatch]], side: str) -> Iterator[TokenBatch]:
+    return (getattr(batch, side) for batch in batches())
 
 
 def native_saes(stitched: StitchedPair, *, seed: int = 0, sides: str = "ab", anew: bool = False) -> tuple[SAE, ...]:

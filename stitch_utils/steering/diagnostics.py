@@ -25,8 +25,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..data.documents import read_documents
 from ..data.pairs import TextRef
-from ..data.text import TokenBatch, read_documents
+from ..data.text import TokenBatch
 from ..models.generation import encoded
 from ..models.language_model import LanguageModel
 from ..stitching.fit import fit_exact
@@ -130,7 +131,7 @@ def fit_template_stitches(stitched: StitchedPair, prompts: Sequence[str]) -> Tem
 
     made_of, sources = {"template": template, "chats": added}, (fit_template_stitches,)
     path = stitched.artifact("template-moments", made_of, sources=sources, suffix=".safetensors")
-    make = functools.partial(in_template, pair.train, stitched.training_batches, added)
+    make = functools.partial(in_template, pair.train, functools.partial(stitched.training_rows, "a"), added)
     of_template = kept(path, make, PairMoments.save, PairMoments.load)
     ordinary = stitched.moments
     if added:
@@ -141,7 +142,7 @@ def fit_template_stitches(stitched: StitchedPair, prompts: Sequence[str]) -> Tem
     stitches = {name: fit(moments) for name, moments in zip(STITCHES, data)}
     held_out = {
         "ordinary": stitched.held_out_moments,
-        "template": in_template(pair.evaluation, stitched.evaluation_batches, max(added // 10, 4)),
+        "template": in_template(pair.evaluation, lambda: stitched.evaluation_rows("a"), max(added // 10, 4)),
         "last": PairMoments(models[0].d_model, models[1].d_model),
     }
     held_out["last"].update(*(last_token_residuals(*stitched.side(side), prompts) for side in "ab"))

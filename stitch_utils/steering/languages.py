@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.stats import rankdata
 
+from ..data.documents import read_documents
 from ..data.pairs import ModelPair, blaming
-from ..data.text import read_documents
 from ..models.harvest import of_activations
 from ..stitching.pair import StitchedPair
 from ..utils.cache import artifact
@@ -77,7 +77,7 @@ class LanguageSweep(Sweep):
 
     config: LanguageConfig
     prompts: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """By split: `evaluated`, and `chosen`, those on which the strength was chosen."""
+    """Those of A by split: `evaluated`, and `chosen`, those on which the strength was chosen."""
     frequencies: Mapping[str, int] = field(default_factory=dict)
     """By language: sentences of the training text (Fig. 11)."""
 
@@ -130,10 +130,13 @@ def sweep_languages(stitched: StitchedPair, config: LanguageConfig) -> LanguageS
     """
     pair, keys = stitched.pair, [*itertools.product(TABLES, config.languages)]
     parallel = {language: parallel_pairs(pair, language, config.pairs) for language in config.languages}
-    ask = functools.partial(steering_prompts, pair, tokenizer=stitched.tokenizer)
+    splits = {"chosen": ("chosen", config.choosing_prompts), "evaluated": ("evaluated", config.prompts)}
+    if config.strength:
+        splits["evaluated"] = ("all", config.prompts)
     prompts = {
-        "chosen": ask(config.choosing_prompts, split="chosen"),
-        "evaluated": ask(config.prompts, split="all" if config.strength else "evaluated"),
+        (side, name): steering_prompts(pair, count, tokenizer=tokenizer, split=split)
+        for side, tokenizer in zip("ab", stitched.tokenizers)
+        for name, (split, count) in splits.items()
     }
     means = {
         (side, language): language_means(*stitched.side(side), parallel[language], batch_size=config.batch_size)
@@ -148,11 +151,12 @@ def sweep_languages(stitched: StitchedPair, config: LanguageConfig) -> LanguageS
             artifact(pair.name, "languages", made_of, sources=sources, suffix=".json"),
             lambda: language_frequencies(itertools.islice(read_documents(pair.train), config.frequency_documents)),
         )
-    sweep = LanguageSweep(config=config, prompts=prompts, frequencies=frequencies)
+    of_a = {name: prompts["a", name] for name in splits}
+    sweep = LanguageSweep(config=config, prompts=of_a, frequencies=frequencies)
     run = functools.partial(
         sweep.fill,
         stitched=stitched,
-        prompts=lambda cell: prompts[cell.split],
+        prompts=lambda cell: prompts[cell.side, cell.split],
         move=lambda cell: clamped(vectors[cell.side, cell.of][cell.condition], cell.strength),
         is_done=lambda cell, _, language: language == cell.of,
         judge=detect_language,

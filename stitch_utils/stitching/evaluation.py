@@ -2,13 +2,16 @@
 
 Section 2, "Downstream Performance": Table 1 and Fig. 7. In A->B the residual stream of B before its stitched layer is
 replaced by up(x), and B finishes the computation; in A->B->A that of A is replaced by down(up(x)), and so on. The
-host's own residual stays at special tokens, which no stitch has seen (App. A masks them). Beside the models' own
-losses stands what counts of tokens, or of pairs of tokens, already predict. Of a direction (section 4), the maps may
-leave less than of random ones, and the way back may not return to it.
+host's own residual stays at special tokens, which no stitch has seen (App. A masks them), at tokens that are not met
+where the two tokenizers differ, and at those that the pair leaves out as outliers. Losses of models with two tokenizers
+are compared in bits per byte. Beside the models' own losses stands what counts of tokens, or of pairs of tokens,
+already predict. Of a direction (section 4), the maps may leave less than of random ones, and the way back may not
+return to it.
 
 Offers `measure_fidelity`, `Fidelity`, `CONDITIONS`, `splice`; `ngram_cross_entropy`; `survival`, `Survival`.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -18,8 +21,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..data.text import TokenBatch
-from ..models.harvest import as_fits
+from ..data.text import PairedBatch, TokenBatch
+from ..models.harvest import NormLimits, as_fits, without_outliers
 from ..models.language_model import Edit, LanguageModel
 from ..utils.progress import progress
 from ..utils.stats import DocumentSums, Estimate, from_draws, resampled_counts
@@ -30,34 +33,63 @@ CONDITIONS = {"a_to_b": "b", "b_to_a": "a", "a_to_b_to_a": "a", "b_to_a_to_b": "
 RANDOM_DIRECTIONS = 1000
 
 
+class HostCounts(NamedTuple):
+    """What the losses of one model are sums over, document by document."""
+
+    tokens: np.ndarray
+    """(documents,): tokens predicted."""
+    met: np.ndarray
+    """(documents,): those of them whose stream a stitch replaces."""
+    n_bytes: np.ndarray
+    """(documents,): bytes of text in them; NaN where the text is not known."""
+
+
 @dataclass(frozen=True)
 class Fidelity:
     """Cross-entropy of every condition, summed for each document, so that intervals resample documents."""
 
-    tokens: np.ndarray
-    """(documents,): the number of tokens predicted in each."""
+    counts: Mapping[str, HostCounts]
+    """By the model that comes last, "a" or "b"."""
     sums: Mapping[tuple[str, str], np.ndarray]
     """(stitch, condition) -> (documents,), nats. The models' own losses are ("own", "a") and ("own", "b")."""
     seed: int = 0
     """The seed of the bootstrap."""
 
     def cross_entropy(self, stitch: str, condition: str) -> Estimate:
-        """Average over tokens, in nats, with a bootstrap interval over documents."""
-        return self._ratio(self.sums[stitch, condition], self.tokens)
+        """Average over the tokens of the model that comes last, in nats; the interval resamples documents."""
+        return self._ratio(self.sums[stitch, condition], self.counts[_host(condition)].tokens)
 
     def increase(self, stitch: str, condition: str) -> Estimate:
         """Compare with the own loss of the model that comes last: 0.11 is a loss 11% higher."""
         return self._ratio(self.sums[stitch, condition], self.sums["own", CONDITIONS[condition]], less=1)
 
+    def bits_per_byte(self, stitch: str, condition: str) -> Estimate:
+        """Average over the bytes of text, in bits: what two models with different tokens can be compared in."""
+        return self._ratio(self.sums[stitch, condition] / math.log(2), self.counts[_host(condition)].n_bytes)
+
+    def met(self, host: str) -> Estimate:
+        """Return the share of a model's tokens whose stream a stitch replaces."""
+        return self._ratio(self.counts[host].met, self.counts[host].tokens)
+
     def _ratio(self, above: np.ndarray, below: np.ndarray, less: int = 0) -> Estimate:
-        draws = resampled_counts(len(self.tokens), self.seed)  # the same for every condition
+        draws = resampled_counts(len(below), self.seed)  # the same for every condition
         return from_draws(above.sum() / below.sum() - less, draws @ above / (draws @ below) - less)
 
 
-def splice(replacement: Float[Tensor, "batch pos d_model"], mask: Bool[Tensor, "batch pos"]) -> Edit:
-    """Make an edit that puts `replacement` at the ordinary tokens and keeps the host's residual elsewhere."""
-    keep = mask[..., None]
-    return lambda residual: torch.where(keep.to(residual.device), replacement.to(residual), residual)
+def _host(condition: str) -> str:
+    """Name the model that comes last in a condition, `a`, or `a_without_layer`."""
+    return CONDITIONS.get(condition, condition[0])
+
+
+def splice(replacement: Float[Tensor, "n d_model"], mask: Bool[Tensor, "batch pos"]) -> Edit:
+    """Make an edit that puts `replacement` at the `n` tokens of the mask and keeps the host's residual elsewhere."""
+
+    def edit(residual: Tensor) -> Tensor:
+        changed = residual.clone()
+        changed[mask.to(residual.device)] = replacement.to(residual)
+        return changed
+
+    return edit
 
 
 def measure_fidelity(
@@ -66,48 +98,68 @@ def measure_fidelity(
     layer_a: int,
     layer_b: int,
     stitches: Mapping[str, Stitch],
-    batches: Iterable[TokenBatch],
+    batches: Iterable[PairedBatch | TokenBatch],
     *,
     means: tuple[Tensor, Tensor] | None = None,
+    limits: NormLimits | None = None,
     seed: int = 0,
 ) -> Fidelity:
     """Measure the cross-entropy of both models and of the four conditions of several stitches, in one pass.
 
     With `means`, (d_a,) and (d_b,), ("own", "a_without_layer") and ("own", "b_without_layer") are the losses with the
-    stream replaced by its mean. ValueError if the batches predict no ordinary token.
+    stream replaced by its mean. Tokens of a norm beyond `limits` keep the host's stream. ValueError if the batches
+    predict no ordinary token.
     """
     hosts = {"a": (model_a, layer_a), "b": (model_b, layer_b)}
     stitches = {name: stitch.to(model_b.device) for name, stitch in stitches.items()}
     conditions: list[tuple[str, str]] = []
 
-    def read(batch: TokenBatch) -> DocumentSums:
-        """Sum tokens and losses by document: (1 + conditions,)."""
-        scored = batch.mask[:, 1:]
-        streams = {host: model.residuals(batch.tokens, [layer])[layer] for host, (model, layer) in hosts.items()}
+    def read(batch: PairedBatch) -> DocumentSums:
+        """Sum counts and losses by document: (6 + conditions,)."""
+        rows = {"a": batch.a, "b": batch.b}
+        streams = {host: model.residuals(rows[host].tokens, [layer])[layer] for host, (model, layer) in hosts.items()}
         x, y = streams["a"], streams["b"]
+        batch = without_outliers(batch, x, y, limits)
+        met = {"a": batch.met_a, "b": batch.met_b}
+        scored = {host: row.mask[:, 1:] for host, row in rows.items()}
 
         def own(host: str, replacement: Tensor | None = None) -> Tensor:
             model, layer = hosts[host]
-            edit = None if replacement is None else splice(replacement, batch.mask)
-            return model.cross_entropy(batch.tokens, layer=layer, edit=edit, stream=streams[host]).cpu()[scored]
+            edit = None if replacement is None else splice(replacement, met[host])
+            losses = model.cross_entropy(rows[host].tokens, layer=layer, edit=edit, stream=streams[host])
+            return losses.cpu()[scored[host]]
+
+        def at(stream: Tensor, side: str) -> Tensor:
+            return stream[met[side].to(stream.device)]
 
         found = {("own", host): own(host) for host in hosts}
         for (host, stream), mean in zip(streams.items(), means or ()):
-            found["own", f"{host}_without_layer"] = own(host, mean.to(stream).expand_as(stream))
+            found["own", f"{host}_without_layer"] = own(host, at(mean.to(stream).expand_as(stream), host))
         for name, stitch in stitches.items():
             up_x, down_y = stitch.up(x.to(y.device)), stitch.down(y)
-            spliced = up_x, down_y, stitch.down(up_x), stitch.up(down_y)
+            spliced = at(up_x, "a"), at(down_y, "b"), at(stitch.down(up_x), "a"), at(stitch.up(down_y), "b")
             for (condition, host), stream in zip(CONDITIONS.items(), spliced):
                 found[name, condition] = own(host, stream)
         conditions[:] = found
-        columns = [torch.ones(int(scored.sum())), *found.values()]
-        return DocumentSums.of(batch.documents[:, 1:][scored], torch.stack(columns, dim=1).double())
+        owners, values = [], []
+        for host, row in rows.items():
+            n_bytes = torch.full(row.tokens.shape, torch.nan) if row.n_bytes is None else row.n_bytes
+            count = int(scored[host].sum())
+            columns = {f"{host} {name}": torch.zeros(count) for host in hosts for name in HostCounts._fields}
+            of_host = (torch.ones(count), *(part[:, 1:][scored[host]] for part in (met[host], n_bytes)))
+            columns |= dict(zip([f"{host} {name}" for name in HostCounts._fields], of_host))
+            columns |= {key: losses if _host(key[1]) == host else torch.zeros(count) for key, losses in found.items()}
+            owners.append(row.documents[:, 1:][scored[host]])
+            values.append(torch.stack([column.double() for column in columns.values()], dim=1))
+        return DocumentSums.of(torch.cat(owners), torch.cat(values))
 
     sums = DocumentSums()
-    for part in progress(as_fits(batches, read), "cross-entropy"):
+    for part in progress(as_fits(map(PairedBatch.of, batches), read), "cross-entropy"):
         sums.add(part)
-    tokens, *losses = map(np.ascontiguousarray, sums.table().T)
-    return Fidelity(tokens, dict(zip(conditions, losses)), seed)
+    columns = list(map(np.ascontiguousarray, sums.table().T))
+    size = len(HostCounts._fields)
+    counts = {host: HostCounts(*columns[n * size : (n + 1) * size]) for n, host in enumerate(hosts)}
+    return Fidelity(counts, dict(zip(conditions, columns[len(hosts) * size :])), seed)
 
 
 def ngram_cross_entropy(

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from ..data.hub import dataset_rows
 from ..data.pairs import DatasetRef, ModelPair, TextRef, blaming
-from ..data.text import TokenBatch, text_rows, token_batches
+from ..data.text import PairedBatch, TokenBatch, paired_batches, text_rows
 from ..models.harvest import ActivationStream, as_fits
 from ..models.language_model import LanguageModel
 from ..utils.progress import progress
@@ -78,14 +78,14 @@ def map_config(pair: ModelPair, scale: str, *, lr: float = 0.0, seed: int = 0) -
     return MapConfig(**sizes | {"lr": lr or sizes["lr"], "seed": seed})
 
 
-def map_batches(stitched: StitchedPair, config: MapConfig, *, held_out: bool) -> Iterator[TokenBatch]:
+def map_batches(stitched: StitchedPair, config: MapConfig, *, held_out: bool) -> Iterator[PairedBatch]:
     """Give nine rows of ten of the text, or with `held_out` the others.
 
     Batches of plain text and of chats come in turn, `CHATS` - 1 to one, and at the end those left over. Rows are
     divided, not documents: where documents share rows, the border may cut one. ValueError, naming the pair, for text
     that cannot be read.
     """
-    pair, tokenizer = stitched.pair, stitched.tokenizer
+    pair = stitched.pair
     longest = [getattr(model.config, "max_position_embeddings", None) for model in stitched.models]
     context = min([config.context or pair.context, *filter(None, longest)])
     sizes = {"context": context, "batch_size": stitched.sizes.batch_size}
@@ -94,13 +94,15 @@ def map_batches(stitched: StitchedPair, config: MapConfig, *, held_out: bool) ->
     share = config.tokens // CHATS if chats else 0
     numbers = itertools.count(1)
     with blaming(pair, "text or datasets"):
-        plain = token_batches(text, tokenizer, rows=pair.rows, n_tokens=max(config.tokens - share, context), **sizes)
-        spoken = _chats(chats, tokenizer, n_tokens=share, **sizes) if chats else iter(())
+        n_tokens = max(config.tokens - share, context)
+        plain = paired_batches(text, stitched.tokenizers, rows=pair.rows, n_tokens=n_tokens, **sizes)
+        spoken = _chats(chats, stitched.tokenizer, n_tokens=share, **sizes) if chats else iter(())
         while batches := [*itertools.islice(plain, CHATS - 1), *itertools.islice(spoken, 1)]:
-            for batch in batches:
-                chosen = torch.tensor([(next(numbers) % VALIDATION == 0) == held_out for _ in batch.tokens])
+            for batch in map(PairedBatch.of, batches):
+                chosen = torch.tensor([(next(numbers) % VALIDATION == 0) == held_out for _ in batch.a.tokens])
                 if chosen.any():
-                    yield TokenBatch(*(part[chosen] for part in batch))
+                    a, b = (side.each(lambda part, chosen=chosen: part[chosen]) for side in (batch.a, batch.b))
+                    yield PairedBatch(a, b, batch.met_a[chosen], batch.met_b[chosen])
 
 
 def _chats(data: DatasetRef, tokenizer, *, context: int, batch_size: int, n_tokens: int) -> Iterator[TokenBatch]:
@@ -246,7 +248,7 @@ class MapErrors(NamedTuple):
 def map_errors(
     models: tuple[LanguageModel, LanguageModel],
     layers: tuple[int, int],
-    batches: Iterable[TokenBatch],
+    batches: Iterable[PairedBatch | TokenBatch],
     predictions: Mapping[Any, Prediction],
     *,
     seed: int = 0,
@@ -260,11 +262,11 @@ def map_errors(
         raise ValueError(f"unknown target {unknown[0]!r}: expected a or b")
 
     @torch.no_grad()
-    def read(batch: TokenBatch) -> DocumentSums:
+    def read(batch: PairedBatch) -> DocumentSums:
         """Sum counts, squares, errors and streams by document: (3 + 2 predictions + d_a + d_b,)."""
         x, y = (
-            model.residuals(batch.tokens, [layer])[layer][batch.mask.to(model.device)].float()
-            for model, layer in zip(models, layers)
+            model.residuals(row.tokens, [layer])[layer][met.to(model.device)].float()
+            for model, layer, row, met in zip(models, layers, batch[:2], batch[2:])
         )
         y = y.to(x.device)
         columns = [torch.ones(len(x), 1), *(stream.double().square().sum(1, keepdim=True) for stream in (x, y))]
@@ -279,10 +281,10 @@ def map_errors(
             squares = (found.to(target).double() - target.double()).square().sum(1, keepdim=True)
             columns += [squares.sqrt(), squares]
         values = torch.cat([column.double().cpu() for column in (*columns, x, y)], dim=1)
-        return DocumentSums.of(batch.documents[batch.mask], values)
+        return DocumentSums.of(batch.a.documents[batch.met_a], values)
 
     documents = DocumentSums()
-    for part in progress(as_fits(batches, read), "errors"):
+    for part in progress(as_fits(map(PairedBatch.of, batches), read), "errors"):
         documents.add(part)
     table = documents.table()
     # The first row is of all documents, once; the others are draws: (1 + resamples, columns).

@@ -18,8 +18,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..data.text import TokenBatch
-from ..models.harvest import ROWS_AT_ONCE, paired_residuals
+from ..data.text import PairedBatch, TokenBatch
+from ..models.harvest import ROWS_AT_ONCE, NormLimits, paired_residuals, usual
 from ..models.language_model import LanguageModel
 from ..utils.progress import progress
 
@@ -28,11 +28,12 @@ class PairMoments:
     """Count, means and centred second moments of paired activations x (n, d_a) and y (n, d_b), in float64.
 
     Sums of products are taken around the running mean (Chan, Golub & LeVeque 1983), so that a mean that is large beside
-    the spread costs no digits. The tensors live on the device of the last update.
+    the spread costs no digits. The tensors live on the device of the last update. `left_out` counts the tokens that
+    were left out as outliers.
     """
 
     def __init__(self, d_a: int, d_b: int):
-        self.d_a, self.d_b, self.count = d_a, d_b, 0
+        self.d_a, self.d_b, self.count, self.left_out = d_a, d_b, 0, 0
         self.mean = torch.zeros(d_a + d_b, dtype=torch.float64)
         self.scatter = torch.zeros(d_a + d_b, d_a + d_b, dtype=torch.float64)
 
@@ -78,6 +79,7 @@ class PairMoments:
         if (self.d_a, self.d_b) != (other.d_a, other.d_b):
             raise ValueError(f"widths differ: {self.d_a}, {self.d_b} and {other.d_a}, {other.d_b}")
         result = PairMoments(self.d_a, self.d_b)
+        result.left_out = self.left_out + other.left_out
         for part in (self, other):
             if part.count:
                 result._merge(part.count, part.mean, part.scatter)
@@ -114,6 +116,7 @@ class PairMoments:
         """Write a safetensors file."""
         tensors = {"mean": self.mean.cpu(), "scatter": self.scatter.cpu()}
         meta = {"kind": "PairMoments", "d_a": str(self.d_a), "d_b": str(self.d_b), "count": str(self.count)}
+        meta["left_out"] = str(self.left_out)
         save_file(tensors, str(path), metadata=meta)
 
     @classmethod
@@ -125,18 +128,26 @@ class PairMoments:
                 raise ValueError(f"{path} holds {meta.get('kind', 'no')} data: expected PairMoments")
             moments = cls(int(meta["d_a"]), int(meta["d_b"]))
             moments.count = json.loads(meta["count"])  # the sum of weights need not be whole
+            moments.left_out = int(meta["left_out"])
             moments.mean, moments.scatter = file.get_tensor("mean"), file.get_tensor("scatter")
         return moments
 
 
 def harvest_moments(
-    model_a: LanguageModel, model_b: LanguageModel, batches: Iterable[TokenBatch], layers: Sequence[tuple[int, int]]
+    model_a: LanguageModel,
+    model_b: LanguageModel,
+    batches: Iterable[PairedBatch | TokenBatch],
+    layers: Sequence[tuple[int, int]],
+    *,
+    limits: NormLimits | None = None,
 ) -> dict[tuple[int, int], PairMoments]:
-    """Gather the moments of each pair (layer of A, layer of B) in one pass."""
+    """Gather the moments of each pair (layer of A, layer of B) in one pass, without tokens beyond `limits`."""
     moments = {pair: PairMoments(model_a.d_model, model_b.d_model) for pair in layers}
     layers_a, layers_b = (sorted(set(side)) for side in zip(*layers))
     stream = paired_residuals(model_a, model_b, batches, layers_a, layers_b)
     for xs, ys in progress(stream, "harvest"):
         for (layer_a, layer_b), accumulator in moments.items():
-            accumulator.update(xs[layer_a], ys[layer_b].to(xs[layer_a].device))
+            x, y = (xs[layer_a], ys[layer_b]) if limits is None else usual(xs[layer_a], ys[layer_b], limits)
+            accumulator.update(x, y.to(x.device))
+            accumulator.left_out += len(xs[layer_a]) - len(x)
     return moments

@@ -4,7 +4,8 @@ Section 2 and App. A: two models, the layers at which their streams are stitched
 the exact minimum of Eq. 3. Moments are saved in `artifacts/`, so that another chapter or alpha needs no further pass.
 
 Offers `StitchedPair`, which the experiments take; `fit_pair` and `FittedPair`, for those who want the maps alone;
-`stitch_file`, the path of a pair's stitch; and `preflight`, which finds mistakes before anything heavy is loaded.
+`SHOWN_LOSSES`; `stitch_file`, the path of a pair's stitch; and `preflight`, which finds mistakes before anything heavy
+is loaded.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,16 +15,29 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from ..data.alignment import reader_of_both
 from ..data.pairs import ModelPair, Scale, check_known, load_pair
-from ..data.text import TokenBatch
-from ..models.harvest import evaluation_batches, of_activations, sample_residuals, training_batches
+from ..data.text import PairedBatch, TokenBatch
+from ..models.harvest import (
+    NormLimits,
+    evaluation_batches,
+    norm_limits,
+    of_activations,
+    sample_residuals,
+    training_batches,
+)
 from ..models.language_model import LanguageModel, check_pair, load_models, load_tokenizer, set_threads
 from ..utils.cache import artifact, kept
 from ..utils.files import project_root
+from .evaluation import CONDITIONS, Fidelity, measure_fidelity
 from .fit import fit_exact
 from .moments import PairMoments, harvest_moments
 from .stitch import Stitch, StitchLoss, stitch_loss
+from .streams import StreamShape, describe_streams
 from .svcca import svcca_table
+
+# What `fit` says of cross-entropy: {name: (stitch, condition)} of a Fidelity.
+SHOWN_LOSSES = {side: ("own", side) for side in "ab"} | {name: ("fitted", name) for name in CONDITIONS}
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +78,7 @@ class StitchedPair:
         models, layer_a, layer_b = load_models(pair, device), pair.a.layer, pair.b.layer
         assert layer_a is not None  # a ModelPair without one cannot be made
         if layer_b is None:
-            batches = training_batches(pair, sizes, models[0].tokenizer, sizes.svcca_tokens)
+            batches = training_batches(pair, sizes, tuple(m.tokenizer for m in models), sizes.svcca_tokens)
             xs, ys = sample_residuals(*models, batches, layers_a=[layer_a])
             layer_b = int(svcca_table(xs, ys, variance=variance)[0].argmax())
         return cls(pair, models, (layer_a, layer_b), scale, alpha, ridge)
@@ -83,9 +97,18 @@ class StitchedPair:
         return self.pair.sizes_of(experiment, self.scale)
 
     @property
+    def tokenizers(self) -> tuple:
+        """The tokenizers of A and of B."""
+        return self.models[0].tokenizer, self.models[1].tokenizer
+
+    @property
     def tokenizer(self):
-        """The tokenizer that both models share."""
-        return self.models[0].tokenizer
+        """The tokenizer that reads for both models; ValueError where theirs split text in different ways."""
+        if (both := reader_of_both(*self.tokenizers)) is None:
+            raise ValueError(
+                f"the models of pair {self.name!r} have different tokenizers: here both must read the same"
+            )
+        return both
 
     @property
     def is_stand_in(self) -> bool:
@@ -98,13 +121,29 @@ class StitchedPair:
         check_known("side", name, sides)
         return sides[name]
 
-    def training_batches(self, n_tokens: int | None = None) -> Iterator[TokenBatch]:
+    def training_batches(self, n_tokens: int | None = None) -> Iterator[PairedBatch]:
         """Give the first `n_tokens` positions of the training text, by default as many as the scale takes."""
-        return training_batches(self.pair, self.sizes, self.tokenizer, n_tokens or self.sizes.train_tokens)
+        return training_batches(self.pair, self.sizes, self.tokenizers, n_tokens or self.sizes.train_tokens)
 
-    def evaluation_batches(self) -> Iterator[TokenBatch]:
+    def evaluation_batches(self) -> Iterator[PairedBatch]:
         """Give the documents of the evaluation text that the scale takes."""
-        return evaluation_batches(self.pair, self.sizes, self.tokenizer)
+        return evaluation_batches(self.pair, self.sizes, self.tokenizers)
+
+    def training_rows(self, side: str) -> Iterator[TokenBatch]:
+        """Give the training text in the tokens of model `a` or `b`."""
+        return (getattr(batch, side) for batch in self.training_batches())
+
+    def evaluation_rows(self, side: str) -> Iterator[TokenBatch]:
+        """Give the evaluation text in the tokens of model `a` or `b`."""
+        return (getattr(batch, side) for batch in self.evaluation_batches())
+
+    @cached_property
+    def limits(self) -> NormLimits | None:
+        """The norms beyond which the pair's file has tokens left out, by the SVCCA sample of the training text."""
+        if self.pair.outliers is None:
+            return None
+        batches = self.training_batches(self.sizes.svcca_tokens)
+        return norm_limits(self.models, self.layers, batches, beyond=self.pair.outliers.beyond)
 
     @cached_property
     def moments(self) -> PairMoments:
@@ -121,9 +160,9 @@ class StitchedPair:
         """The moments of the evaluation text at the stitched layers."""
         return self.gather(self.evaluation_batches())
 
-    def gather(self, batches: Iterable[TokenBatch]) -> PairMoments:
-        """Gather the moments of any text at the stitched layers."""
-        return harvest_moments(*self.models, batches, [self.layers])[self.layers]
+    def gather(self, batches: Iterable[PairedBatch | TokenBatch]) -> PairMoments:
+        """Gather the moments of any text at the stitched layers, without the pair's outliers."""
+        return harvest_moments(*self.models, batches, [self.layers], limits=self.limits)[self.layers]
 
     @cached_property
     def stitch(self) -> Stitch:
@@ -151,6 +190,12 @@ class FittedPair(NamedTuple):
     """Eq. 3 on the evaluation text."""
     unexplained: tuple[float, float]
     """The shares of the variance of y and of x that the maps leave unexplained on the evaluation text."""
+    streams: dict[str, StreamShape]
+    """Both streams on the evaluation text: norms, massive activations, and what a typical token leaves unexplained."""
+    left_out: int
+    """The number of tokens that the fit left out as outliers."""
+    fidelity: Fidelity
+    """Cross-entropy on the evaluation text; the stitch is `fitted`."""
     is_stand_in: bool
     """Whether a model has random weights under the name of a real one."""
 
@@ -164,8 +209,12 @@ def preflight(pair: ModelPair) -> None:
     """Fetch configurations, tokenizers and the first texts; ValueError names the pair, its file and what to do."""
     check_pair(pair)
     # Only the first batch of a text is read, so any scale will do.
-    sizes, tokenizer = next(iter(pair.scales.values())), load_tokenizer(pair.a.model, revision=pair.a.revision)
-    for batches in (training_batches(pair, sizes, tokenizer, pair.context), evaluation_batches(pair, sizes, tokenizer)):
+    sizes = next(iter(pair.scales.values()))
+    tokenizers = tuple(load_tokenizer(ref.model, revision=ref.revision) for ref in (pair.a, pair.b))
+    for batches in (
+        training_batches(pair, sizes, tokenizers, pair.context),
+        evaluation_batches(pair, sizes, tokenizers),
+    ):
         next(batches)
 
 
@@ -175,6 +224,10 @@ def fit_pair(
     """Fit the exact stitch of a pair (Eq. 3) at one of its scales; ValueError for a mistake in the pair's file."""
     opened = StitchedPair.open(pair, scale, alpha=alpha, ridge=ridge)
     pair, layers, moments, held_out = opened.pair, opened.layers, opened.moments, opened.held_out_moments
+    means, batches = (moments.mean_x, moments.mean_y), list(opened.evaluation_batches())
+    streams = describe_streams(opened.models, layers, batches, opened.stitch, means=means)
+    stitches, limits = {"fitted": opened.stitch}, opened.limits
+    fidelity = measure_fidelity(*opened.models, *layers, stitches, batches, limits=limits)
     fitted, unseen = (stitch_loss(opened.stitch, part, alpha=alpha) for part in (moments, held_out))
     variance_a, variance_b = (covariance.diagonal().mean().item() for covariance in (held_out.cxx, held_out.cyy))
     unexplained = unseen.up / variance_b, unseen.down / variance_a
@@ -183,7 +236,11 @@ def fit_pair(
     about |= {"text": pair.train.name, "text_source": pair.train.source, "held_out_text": pair.evaluation.name}
     about |= {"tokens": moments.count, "loss_fitted": fitted._asdict(), "loss_held_out": unseen._asdict()}
     about |= {"unexplained": unexplained, "is_stand_in": opened.is_stand_in}
+    about |= {"unexplained_of_the_median_token": [streams["b"].unexplained, streams["a"].unexplained]}
+    about |= {"met": [fidelity.met(side).value for side in "ab"]}
+    about |= {"cross_entropy": {name: fidelity.cross_entropy(*key).value for name, key in SHOWN_LOSSES.items()}}
     revisions = {"revision_a": pair.a.revision, "revision_b": pair.b.revision, "text_revision": pair.train.revision}
     about |= {name: revision for name, revision in revisions.items() if revision}
     stitch = replace(opened.stitch, about=about)
-    return FittedPair(stitch, layers, int(moments.count), fitted, unseen, unexplained, opened.is_stand_in)
+    said = streams, moments.left_out, fidelity, opened.is_stand_in
+    return FittedPair(stitch, layers, int(moments.count), fitted, unseen, unexplained, *said)

@@ -226,7 +226,7 @@ def test_a_probe_of_a_real_model_keeps_its_meaning(tmp_path, bare_book):
     pair = load_pair(tmp_path / "s.yml")
     models, stitch = load_models(pair), fit_pair(pair, scale="smoke").stitch
     stitched = StitchedPair(pair, models, (2, 3), "smoke")
-    batches = list(stitched.evaluation_batches())
+    batches = list(stitched.evaluation_rows("b"))
     tokens = torch.cat([batch.tokens[batch.mask] for batch in batches])
     x, y = (torch.cat([models[0].residuals(b.tokens, [layer])[layer][b.mask] for b in batches]) for layer in (2, 3))
     begins = np.array([piece.startswith("▁") for piece in models[0].tokenizer.convert_ids_to_tokens(tokens.tolist())])

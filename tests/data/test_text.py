@@ -17,7 +17,7 @@ def tokenizer(random_models):
 
 def rows_of(text, tokenizer, **options):
     batches = list(token_batches(text, tokenizer, **{"context": 16, "batch_size": 3} | options))
-    return [torch.cat(part) for part in zip(*batches)]
+    return [torch.cat(part) for part in list(zip(*batches))[:3]]
 
 
 def test_packed_rows_hold_the_text_in_order(tokenizer):

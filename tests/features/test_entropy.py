@@ -200,7 +200,8 @@ def test_every_row_holds_one_document(random_models):
         load_pair("tiny"), "smoke", search_documents=8, evaluation_documents=6, entropy_documents=2
     )
     tokenizer = random_models[0].tokenizer
-    search, evaluation, few = functional_texts(StitchedPair(pair, random_models, (1, 2), "smoke"), config)
+    texts = functional_texts(StitchedPair(pair, random_models, (1, 2), "smoke"), config)
+    search, evaluation, few = texts["a"]
     assert [sum(len(batch.tokens) for batch in text) for text in (search, evaluation, few)] == [8, 6, 2]
     for batch in (*search, *evaluation):
         assert batch.tokens.shape == batch.mask.shape and batch.mask[:, -1].any()

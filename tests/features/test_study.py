@@ -125,8 +125,8 @@ def test_words_are_recovered_from_all_groups_and_from_those_that_keep_the_struct
 
 
 def test_contexts_are_of_the_model_that_they_are_named_after(run):
-    every = evaluation_batches(run.pair, run.pair.scale("smoke"), run.models[0].tokenizer)
-    batches = [batch for batch in every if batch.documents.min() < CONFIG.context_documents]
+    every = evaluation_batches(run.pair, run.pair.scale("smoke"), (run.models[0].tokenizer,) * 2)
+    batches = [batch.a for batch in every if batch.a.documents.min() < CONFIG.context_documents]
     for direction, (source, target) in {"up": "ab", "down": "ba"}.items():
         assert set(run.study.contexts[direction]) == {source, target}
         side = "ab".index(source)

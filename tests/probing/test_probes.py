@@ -193,7 +193,7 @@ def test_a_file_that_is_no_probe_of_its_name(tmp_path):
 @pytest.mark.parametrize("classes", [2, 3])
 def test_a_probe_is_judged_token_by_token(pair, models, to, classes, tmp_path):
     stitched = StitchedPair(pair, models, (1, 2), "smoke")
-    batches, stitch = list(stitched.evaluation_batches()), fit_exact(stitched.held_out_moments)
+    batches, stitch = list(stitched.evaluation_rows("b")), fit_exact(stitched.held_out_moments)
     residuals = [
         torch.cat([model.residuals(batch.tokens, [layer])[layer][batch.mask] for batch in batches]).double()
         for model, layer in zip(models, (1, 2))

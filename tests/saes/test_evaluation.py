@@ -157,7 +157,7 @@ def test_the_metrics_are_table_2s():
 @pytest.mark.parametrize("to", ["a", "b"])
 def test_an_sae_is_judged_beside_the_original(pair, models, to):
     stitched = StitchedPair(pair, models, (1, 2), "smoke")
-    batches, stitch = list(stitched.evaluation_batches()), fit_exact(stitched.held_out_moments)
+    batches, stitch = list(stitched.evaluation_rows("b")), fit_exact(stitched.held_out_moments)
     source, target = (0, 1) if to == "b" else (1, 0)
     torch.manual_seed(0)
     sae = TopKSAE(TopKSAEConfig((32, 48)[source], 64, k=3))

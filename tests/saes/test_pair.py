@@ -64,7 +64,7 @@ def test_training_lowers_the_error(file):
 def test_held_out_activations_are_those_of_the_evaluation_text(file):
     stitched = StitchedPair.open(file, "smoke")
     x, y = (found for _, found in side_activations(stitched).values())
-    batches = list(stitched.evaluation_batches())
+    batches = list(stitched.evaluation_rows("b"))
     assert len(x) == len(y) == sum(batch.mask.sum().item() for batch in batches)
     expected = stitched.models[1].residuals(batches[0].tokens, [2])[2][batches[0].mask]
     torch.testing.assert_close(y[: len(expected)], expected)
@@ -125,12 +125,12 @@ def passes(monkeypatch):
 def test_training_an_sae_of_one_model_never_runs_the_other(file, passes, side):
     stitched = StitchedPair.open(file, "smoke")
     saes(file, sides=side)
-    batches = [*stitched.training_batches(), *stitched.evaluation_batches()]
+    batches = [*stitched.training_rows("b"), *stitched.evaluation_rows("b")]
     read = {(stitched.side(side)[0].ref, tuple(batch.tokens.flatten().tolist())) for batch in batches}
     assert set(passes) == read and set(passes.values()) == {1}, "each batch once, for six steps in two passes"
     passes.clear()
     saes(file, sides=side)
-    evaluation = {tuple(batch.tokens.flatten().tolist()) for batch in stitched.evaluation_batches()}
+    evaluation = {tuple(batch.tokens.flatten().tolist()) for batch in stitched.evaluation_rows("b")}
     assert {tokens for _, tokens in passes} == evaluation, "what is trained already reads no training text"
 
 

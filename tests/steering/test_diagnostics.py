@@ -88,7 +88,7 @@ def test_documents_become_chats(random_models, context_40):
 def naive_moments(models, batches, template):
     """Token by token, ordinary ones and the template's apart."""
     found = {"ordinary": ([], []), "template": ([], [])}
-    for batch in batches:
+    for batch in (both.a for both in batches):
         streams = [model.residuals(batch.tokens, [layer])[layer] for model, layer in zip(models, LAYERS)]
         for row in range(len(batch.tokens)):
             for position, token in enumerate(batch.tokens[row].tolist()):
@@ -105,7 +105,7 @@ def test_the_stitches_are_those_of_the_tokens_that_they_name(context_40):
     prompts = chat(models[0], ["Describe the boats.", "Tell me something about the old cheese.", "Go."])
     stitched = StitchedPair(context_40, models, LAYERS, "smoke")
     fit = fit_template_stitches(stitched, prompts=prompts)
-    data = naive_moments(models, training_batches(context_40, sizes, tokenizer, sizes.train_tokens), template)
+    data = naive_moments(models, training_batches(context_40, sizes, (tokenizer,) * 2, sizes.train_tokens), template)
     counts = {name: len(x) for name, (x, _) in data.items()}
     assert fit.tokens == counts and counts["template"] > 0 and fit.chats == 0
     assert set(fit.names) == {USER, ASSISTANT, END}
@@ -120,7 +120,7 @@ def test_the_stitches_are_those_of_the_tokens_that_they_name(context_40):
         expected = fit_exact(moments)
         torch.testing.assert_close(fit.stitches[name].P_up, expected.P_up, rtol=1e-2, atol=1e-3)
     assert not torch.allclose(fit.stitches["with"].P_up, fit.stitches["without"].P_up, atol=1e-4)
-    held_out = naive_moments(models, evaluation_batches(context_40, sizes, tokenizer), template)
+    held_out = naive_moments(models, evaluation_batches(context_40, sizes, (tokenizer,) * 2), template)
     held_out["last"] = tuple(naive_last(model, layer, prompts) for model, layer in zip(models, LAYERS))
     held_out["last_centred"] = held_out["last"]
     for (name, group, to), value in fit.unexplained.items():

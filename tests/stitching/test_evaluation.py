@@ -12,7 +12,7 @@ from scipy.stats import binom
 
 from stitch_utils.data.pairs import TextRef
 from stitch_utils.data.text import TokenBatch, token_batches
-from stitch_utils.stitching.evaluation import CONDITIONS, Fidelity, measure_fidelity, ngram_cross_entropy
+from stitch_utils.stitching.evaluation import CONDITIONS, Fidelity, HostCounts, measure_fidelity, ngram_cross_entropy
 from stitch_utils.stitching.stitch import Stitch
 from stitch_utils.utils.stats import clopper_pearson
 
@@ -83,7 +83,9 @@ def test_every_condition_is_the_splice_that_its_name_says(random_models, batches
     for (stitch_name, condition), by_document in expected.items():
         sums = [sum(by_document[document]) for document in sorted(by_document)]
         np.testing.assert_allclose(fidelity.sums[stitch_name, condition], sums, rtol=1e-4)
-        np.testing.assert_array_equal(fidelity.tokens, [len(by_document[document]) for document in sorted(by_document)])
+        np.testing.assert_array_equal(
+            fidelity.counts["b"].tokens, [len(by_document[document]) for document in sorted(by_document)]
+        )
         total = sum(sums) / sum(len(values) for values in by_document.values())
         assert fidelity.cross_entropy(stitch_name, condition).value == pytest.approx(total, rel=1e-4)
 
@@ -91,7 +93,7 @@ def test_every_condition_is_the_splice_that_its_name_says(random_models, batches
 def test_increases_are_relative_to_the_model_that_comes_last():
     sums = {("own", "a"): np.array([20.0, 40.0]), ("own", "b"): np.array([10.0, 30.0])}
     sums |= {("s", name): np.array([30.0, 30.0]) for name in CONDITIONS}
-    fidelity = Fidelity(np.array([10.0, 20.0]), sums)
+    fidelity = Fidelity(dict.fromkeys("ab", HostCounts(np.array([10.0, 20.0]), None, None)), sums)
     assert fidelity.cross_entropy("s", "a_to_b").value == pytest.approx(2.0)
     assert fidelity.increase("s", "a_to_b").value == pytest.approx(0.5)
     assert fidelity.increase("s", "b_to_a").value == pytest.approx(0.0)
@@ -100,7 +102,8 @@ def test_increases_are_relative_to_the_model_that_comes_last():
 def test_the_bootstrap_interval_has_the_width_that_theory_gives():
     losses = np.random.default_rng(0).normal(3, 1, size=400)
     # Of a thousand draws, a quantile at 2.5% is known to 4% of this half width: over 25 seeds, to 1%.
-    found = [Fidelity(np.ones(400), {("own", "a"): losses}, seed=n).cross_entropy("own", "a") for n in range(25)]
+    counts, sums = {"a": HostCounts(np.ones(400), None, None)}, {("own", "a"): losses}
+    found = [Fidelity(counts, sums, seed=n).cross_entropy("own", "a") for n in range(25)]
     value, low, high = np.mean(found, axis=0)
     half = 1.96 * losses.std() / 20
     assert value == pytest.approx(losses.mean())

@@ -173,7 +173,7 @@ def random_stitch(d_a, d_b):
 
 def test_errors_are_those_of_every_token(pair, models):
     stitch, sizes = random_stitch(models[0].d_model, models[1].d_model), pair.scale("smoke")
-    batches = list(evaluation_batches(pair, sizes, models[0].tokenizer))
+    batches = list(evaluation_batches(pair, sizes, (models[0].tokenizer,) * 2))
     mean_y = torch.linspace(-1, 1, models[1].d_model)
     found = map_errors(
         models,
@@ -186,7 +186,7 @@ def test_errors_are_those_of_every_token(pair, models):
         },
     )
     xs, ys = [], []
-    for batch in batches:
+    for batch in (both.a for both in batches):
         x, y = models[0].residuals(batch.tokens, [1])[1], models[1].residuals(batch.tokens, [2])[2]
         for row in range(len(batch.tokens)):
             for position in range(batch.tokens.shape[1]):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from stitch_utils.data.pairs import DatasetRef, load_pair
-from stitch_utils.data.text import token_batches
+from stitch_utils.data.text import PairedBatch, token_batches
 from stitch_utils.stitching import lrt_maps
 from stitch_utils.stitching.lrt_maps import CHATS, VALIDATION, MapConfig, map_batches, map_config, map_stream
 from stitch_utils.stitching.pair import StitchedPair
@@ -20,7 +20,7 @@ def stitched(pair, models):
 
 
 def rows_of(batches):
-    return [tuple(row.tolist()) for batch in batches for row in batch.tokens]
+    return [tuple(row.tolist()) for batch in batches for row in PairedBatch.of(batch).a.tokens]
 
 
 def test_a_tenth_of_the_rows_is_kept_for_validation(stitched, pair, models):
@@ -42,7 +42,7 @@ def test_rows_of_another_length_as_long_as_both_models_read(stitched):
     for context, expected in ((30, 30), (512, 48)):
         config = dataclasses.replace(CONFIG, context=context)
         batch = next(map_batches(stitched, config, held_out=False))
-        assert batch.tokens.shape[1] == expected
+        assert batch.a.tokens.shape[1] == expected
 
 
 def test_a_third_of_chats_where_the_pair_names_some(stitched, pair, models, monkeypatch):
@@ -58,7 +58,7 @@ def test_a_third_of_chats_where_the_pair_names_some(stitched, pair, models, monk
     tokenizer = models[0].tokenizer  # some templates write the beginning of the text, which every row has anyway
     monkeypatch.setattr(tokenizer, "chat_template", "{{ bos_token }}" + tokenizer.chat_template)
     talking = dataclasses.replace(stitched, pair=dataclasses.replace(pair, datasets={"map_chats": DatasetRef("talk")}))
-    batches = list(map_batches(talking, CONFIG, held_out=False))
+    batches = [batch.a for batch in map_batches(talking, CONFIG, held_out=False)]
     spoken = [batch for batch in batches if (batch.documents < 0).any()]
     assert [batch is spoken[0] for batch in batches].index(True) == CHATS - 1
     share = sum(batch.tokens.numel() for batch in spoken) / sum(batch.tokens.numel() for batch in batches)
