@@ -199,7 +199,7 @@ class ModelPair:
     datasets: Mapping[str, DatasetRef] = field(default_factory=dict)
     """Data sets by their role in an experiment; the embedded world stands in for a missing one."""
     ridge: float | str = "auto"
-    """The ridge of `stitching.fit.fit_exact`; `auto` chooses one on documents of the training text that are left out."""
+    """The ridge of `stitching.fit.fit_exact`; `auto` chooses one on training documents that are left out of the fit."""
     strength: float = 0.0
     """The default strength of a steering vector; the paper's is 1. 0 chooses one on prompts that are not evaluated."""
     augmenter: AugmenterRef | None = None
