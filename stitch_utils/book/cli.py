@@ -178,6 +178,7 @@ def _parser() -> argparse.ArgumentParser:
 
     fit = add("fit", parents=[pair, scale], help="fit the stitch of a pair and save it")
     fit.add_argument("--alpha", type=float, default=1.0, help="weight of the inversion terms (default 1)")
+    fit.add_argument("--ridge", type=_ridge, metavar="NUMBER|auto", help="ridge of the fit (default: as the pair says)")
     fit.add_argument("--out", help="file to write (default: artifacts/<pair>/stitch.safetensors)")
 
     sae = add("transfer-sae", parents=[pair, across, to, scale], help="carry an SAE to the other model")
@@ -205,6 +206,14 @@ def _parser() -> argparse.ArgumentParser:
     claims = add("claims", parents=[home], help="print the verdict on each claim")
     claims.add_argument("--json", action="store_true", dest="as_json", help="as a list of objects")
     return parser
+
+
+def _ridge(text: str) -> float | str:
+    """Read a number, or leave `auto` and what is wrong as it is: the fit checks it."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def main(argv: list[str] | None = None) -> int:

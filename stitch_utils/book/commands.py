@@ -6,6 +6,7 @@ judged, so that whatever stops the measuring loses nothing. This module takes se
 Offers `fit`, `transfer_sae`, `transfer_vector`, `transfer_probe` and `push`.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..data.pairs import ModelRef
+from ..data.pairs import ModelRef, check_ridge
 from ..models.language_model import load_models, set_threads
 from ..probing.probes import judge_probe, read_probe, save_probe
 from ..probing.probes import transfer_probe as carry_probe
@@ -22,7 +23,7 @@ from ..saes.io import read_sae, reads_elsewhere, save_sae
 from ..saes.transfer import transfer_sae as carry_sae
 from ..steering.vectors import transfer_vector as carry_vector
 from ..stitching.evaluation import CONDITIONS, Survival, survival
-from ..stitching.pair import SHOWN_LOSSES, FittedPair, StitchedPair, fit_pair, preflight, stitch_file
+from ..stitching.pair import SHOWN_LOSSES, FittedPair, ScarceTokens, StitchedPair, fit_pair, preflight, stitch_file
 from ..stitching.publish import load_stitch, push_stitch, write_repository
 from ..stitching.streams import BEYOND
 from ..utils.arrays import read_vectors, save_arrays
@@ -31,13 +32,15 @@ from .chapters import RequestError, refusing
 from .runs import find_pair
 
 
-def fit(root: Path, *, pair: str, scale: str, alpha: float, out: str | None) -> None:
+def fit(root: Path, *, pair: str, scale: str, alpha: float, ridge: float | str | None, out: str | None) -> None:
     """Fit the stitch of a pair, print its losses and save it, by default in `artifacts/<pair>/`."""
     models = find_pair(root, pair).described
     path = _target(out) if out else stitch_file(models.name)
-    with refusing(ValueError):
+    with refusing(ValueError), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ScarceTokens)  # it is printed below
+        check_ridge(models.ridge if ridge is None else ridge)
         preflight(models)
-        fitted = fit_pair(models, scale=scale, alpha=alpha)
+        fitted = fit_pair(models, scale=scale, alpha=alpha, ridge=ridge)
     write_whole(path, fitted.stitch.save, sealed=False)
     print(f"A: {models.a.model}, before layer {fitted.layers[0]}")
     print(f"B: {models.b.model}, before layer {fitted.layers[1]}{'' if models.b.layer is not None else ', by SVCCA'}")
@@ -52,6 +55,9 @@ def fit(root: Path, *, pair: str, scale: str, alpha: float, out: str | None) -> 
     print(f"of the median token:                 up {1 - median_up:.1%}, down {1 - median_down:.1%}")
     _print_streams(fitted)
     _print_losses(fitted)
+    print(_said_of_ridge(fitted))
+    if fitted.scarcity:
+        print(f"Beware: {fitted.scarcity}.")
     left_out = f", without {fitted.left_out:,} outliers" if models.outliers else ""
     print(f"fitted on {fitted.tokens:,} tokens{left_out}; the stitch is in {path.as_posix()}")
 
@@ -66,7 +72,7 @@ def _print_streams(fitted: FittedPair) -> None:
         )
         if shape.beyond and shape.held > 0.1:
             print(
-                f"Warning: these tokens weigh in the fit; `outliers: {{beyond: {BEYOND}}}` in the file leaves them out."
+                f"Beware: these tokens weigh in the fit; `outliers: {{beyond: {BEYOND}}}` in the file leaves them out."
             )
 
 
@@ -83,7 +89,21 @@ def _print_losses(fitted: FittedPair) -> None:
     if min(met.values()) < 1:
         print(f"tokens whose stream is replaced: {met['a']:.1%} of A's, {met['b']:.1%} of B's; others keep the host's")
     if min(met.values()) < 0.5:
-        print("Warning: fewer than half of the tokens meet, so the losses say little of the stitch.")
+        print("Beware: fewer than half of the tokens meet, so the losses say little of the stitch.")
+
+
+def _said_of_ridge(fitted: FittedPair) -> str:
+    """Say which ridge the fit had and, where it was chosen, what that gained on documents left out of the fit."""
+    choice, report = fitted.ridge_choice, fitted.stitch.report
+    assert report is not None
+    if choice is None:
+        return f"ridge {report.ridge:g}, as given"
+    losses = dict(zip(choice.ridges, choice.losses))
+    least, most = min(losses), max(losses)
+    beside = "" if choice.ridge == least else f", {losses[least]:.4g} with {least:g}"
+    edge = {least: "; it is the smallest that was tried", most: "; it is the largest that was tried"}
+    chosen = f"chosen on documents left out of least-squares fits (Eq. 3 there {losses[choice.ridge]:.4g}{beside})"
+    return f"ridge {report.ridge:g}, {chosen}{edge.get(choice.ridge, '')}"
 
 
 class _AtHand:

@@ -12,13 +12,14 @@ Paths in a file are relative to it. SVCCA chooses a missing layer of B (`stitchi
 split into `train` and `evaluation` keeps every tenth document for evaluation.
 
 Offers `ModelPair` and its parts (`ModelRef`, `TextRef`, `DatasetRef`, `SAERef`, `AugmenterRef`, `SAERecipe`,
-`Outliers`, `Scale`), `load_pair`, `known_pairs`, `blaming`, and for configurations `check_known` and
+`Outliers`, `Scale`), `load_pair`, `known_pairs`, `blaming`, and for configurations `check_known`, `check_ridge` and
 `check_whole_numbers`.
 """
 
 import contextlib
 import dataclasses
 import functools
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,6 +47,13 @@ def check_whole_numbers(config: Any, **least: int) -> None:
         if entry.type in (int, "int") and (type(value) is not int or value < lowest):
             kind = "" if type(value) is int else "a whole number, "
             raise ValueError(f"{entry.name} must be {kind}{lowest} or more: got {value!r}")
+
+
+def check_ridge(ridge: Any) -> None:
+    """Raise ValueError unless `ridge` is a finite number of 0 or more, or `auto`."""
+    is_number = isinstance(ridge, int | float) and not isinstance(ridge, bool)
+    if ridge != "auto" and not (is_number and 0 <= ridge < math.inf):
+        raise ValueError(f"ridge must be a number of 0 or more, or auto: got {ridge!r}")
 
 
 @dataclass(frozen=True)
@@ -205,6 +213,8 @@ class ModelPair:
     """Which tokens fits and splices leave out; by default none but special ones."""
     datasets: Mapping[str, DatasetRef] = field(default_factory=dict)
     """Data sets by their role in an experiment; the embedded world stands in for a missing one."""
+    ridge: float | str = "auto"
+    """The ridge of `stitching.fit.fit_exact`; `auto` chooses one on training documents that are left out of the fit."""
     strength: float = 0.0
     """The default strength of a steering vector; the paper's is 1. 0 chooses one on prompts that are not evaluated."""
     augmenter: AugmenterRef | None = None
@@ -226,6 +236,7 @@ class ModelPair:
             raise ValueError(f"saes of unknown side {', '.join(unknown)}: expected a or b")
         if isinstance(self.strength, bool) or not isinstance(self.strength, int | float) or self.strength < 0:
             raise ValueError(f"strength must be a positive number, or 0 to choose one: got {self.strength!r}")
+        check_ridge(self.ridge)
         if self.train == self.evaluation:
             raise ValueError(f"training and evaluation text are the same: {self.train}")
 
@@ -303,9 +314,18 @@ def _parsed(data: dict, path: Path) -> dict:
         "sae_recipe": _build(SAERecipe, data.get("sae_recipe", {})),
         "outliers": None if (outliers := data.get("outliers")) is None else _build(Outliers, outliers),
         "datasets": {key: _build(DatasetRef, value, folder) for key, value in data.get("datasets", {}).items()},
+        "ridge": _number(data.get("ridge", "auto")),
         "augmenter": None if augmenter is None else _build(AugmenterRef, augmenter, folder),
         "file": path.relative_to(PAIRS_FOLDER.parents[2]).as_posix() if folder == PAIRS_FOLDER else str(path),
     }
+
+
+def _number(value: Any) -> Any:
+    """Read `1e-8` as the number that it is: YAML 1.1 takes it for a text, since it has no point."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def _texts(data: str | dict, folder: Path) -> dict[str, TextRef]:

@@ -37,8 +37,8 @@ class TokenBatch(NamedTuple):
 
     def each(self, change: Callable[[Tensor], Tensor]) -> "TokenBatch":
         """Change every tensor in the same way."""
-        *parts, n_bytes = self
-        return TokenBatch(*map(change, parts), None if n_bytes is None else change(n_bytes))
+        n_bytes = None if self.n_bytes is None else change(self.n_bytes)
+        return TokenBatch(change(self.tokens), change(self.mask), change(self.documents), n_bytes)
 
     def split(self, rows: int) -> "Iterator[TokenBatch]":
         """Split into batches of at most `rows` rows."""

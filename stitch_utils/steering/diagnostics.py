@@ -138,7 +138,7 @@ def fit_template_stitches(stitched: StitchedPair, prompts: Sequence[str]) -> Tem
         ordinary = ordinary + stitched.gather(chat_batches(stitched, pair.train, added))
     repeats = max(1, round(OFTEN / (1 - OFTEN) * ordinary.count / max(of_template.count, 1)))
     data = (ordinary, ordinary + of_template, ordinary + _repeated(of_template, repeats))
-    fit = functools.partial(fit_exact, alpha=stitched.alpha, ridge=stitched.ridge)
+    fit = functools.partial(fit_exact, alpha=stitched.alpha, ridge=stitched.ridge_used)
     stitches = {name: fit(moments) for name, moments in zip(STITCHES, data)}
     held_out = {
         "ordinary": stitched.held_out_moments,

@@ -4,14 +4,16 @@ Section 2, Eq. 3, and App. A. Eq. 3 depends on the data through means and second
 activations. The best biases make all residuals centred. Each map is solved in turn with the other fixed, and L-BFGS in
 whitened coordinates ends the descent. `fit_adam` is the paper's fitter, for comparison.
 
-Offers `fit_exact`; `best_given_other`, its step; `fit_adam`; `trace_adam` and `AdamTrace`; and `linear_maps`, `affine`
-and `last_tenth`, which other fitters by gradient descent share.
+Short text needs a ridge: `choose_ridge` finds one on folds of the text that are left out in turn.
+
+Offers `fit_exact`; `best_given_other`, its step; `choose_ridge` and `RidgeChoice`; `scarcity`; `fit_adam`; `trace_adam`
+and `AdamTrace`; and `linear_maps`, `affine` and `last_tenth`, which other fitters by gradient descent share.
 """
 
 import copy
 import itertools
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -20,11 +22,12 @@ from torch import Tensor
 from torch.nn import Linear
 
 from ..utils.progress import progress
-from .moments import PairMoments
+from .moments import PairMoments, total
 from .stitch import AffineMap, FitReport, Stitch, stitch_loss
 
 SWEEPS, EVALUATIONS = 20, 500  # of alternating solutions and of L-BFGS, at most
 TOLERANCE = 1e-4  # share of the loss that the last steps may still gain
+RIDGES = tuple(10.0**power for power in range(-8, 2))  # that `choose_ridge` compares
 POINTS = 24  # at which `trace_adam` computes the loss
 Pairs = Iterable[tuple[Tensor, Tensor]]  # activations x (n, d_a) and y (n, d_b) of the same tokens
 
@@ -112,10 +115,7 @@ def fit_exact(
     if alpha < 0 or ridge < 0:
         raise ValueError(f"alpha and ridge must not be negative: got alpha={alpha}, ridge={ridge}")
     covariances = cxx, cxy, cyy = moments.cxx.clone(), moments.cxy.clone(), moments.cyy.clone()
-    for name, matrix in (("x", cxx), ("y", cyy)):
-        level = matrix.trace() / len(matrix)
-        if level <= 0:
-            raise ValueError(f"the activations {name} do not vary over {moments.count} tokens: there is nothing to fit")
+    for matrix, level in zip((cxx, cyy), _levels(moments)):
         matrix.diagonal().add_(max(ridge, 1e-15) * level)
 
     up, down = torch.linalg.solve(cxx, cxy), torch.linalg.solve(cyy, cxy.T)
@@ -136,6 +136,75 @@ def fit_exact(
     seconds = time.perf_counter() - began
     report = FitReport("exact", alpha, loss, converged, sweeps, evaluations, ridge, seconds)
     return replace(stitch.to(dtype), report=report)
+
+
+class RidgeChoice(NamedTuple):
+    """The ridge that loses least on folds that are left out of the fit."""
+
+    ridge: float
+    ridges: tuple[float, ...]
+    """Those that were compared."""
+    losses: tuple[float, ...]
+    """Eq. 3 of each on the folds that are left out, mean over tokens."""
+    by_fold: tuple[tuple[float, ...], ...]
+    """Eq. 3 of each on every fold that holds tokens."""
+
+
+def choose_ridge(folds: Sequence[PairMoments], *, alpha: float = 1.0, ridges: Sequence[float] = RIDGES) -> RidgeChoice:
+    """Choose the ridge whose least-squares maps, fitted to all folds but one, have the least Eq. 3 on that one.
+
+    The maps are those of `fit_exact` for alpha = 0, which share an eigendecomposition over all ridges, so that the
+    choice takes less than one fit for alpha > 0; `alpha` counts in the loss that judges them. Folds without tokens do
+    not count. ValueError for fewer than two others, no ridges, a negative one, or activations that do not vary.
+    """
+    if not ridges or min(ridges) < 0 or alpha < 0:
+        raise ValueError(f"alpha and ridges must not be negative: got alpha={alpha}, ridges={tuple(ridges)}")
+    folds = [fold for fold in folds if fold.count]
+    if len(folds) < 2:
+        held = f"{len(folds)} folds hold tokens, each of whole documents, and each is to be left out in turn"
+        raise ValueError(f"{held}: expected two or more; give a number as the ridge of a text of one document")
+    by_fold = []
+    for left_out, fold in enumerate(folds):
+        rest = total([*folds[:left_out], *folds[left_out + 1 :]])
+        sides = zip((rest.cxx, rest.cyy), (rest.cxy, rest.cxy.T), _levels(rest))
+        of_ridges = []
+        for up, down in zip(*(_ridge_regressions(*side, ridges) for side in sides)):
+            stitch = Stitch(up, rest.mean_y - rest.mean_x @ up, down, rest.mean_x - rest.mean_y @ down)
+            of_ridges.append(stitch_loss(stitch, fold, alpha=alpha).total)
+        by_fold.append(tuple(of_ridges))
+    count = sum(fold.count for fold in folds)
+    losses = tuple(sum(fold.count / count * loss for fold, loss in zip(folds, each)) for each in zip(*by_fold))
+    return RidgeChoice(ridges[losses.index(min(losses))], tuple(ridges), losses, tuple(zip(*by_fold)))
+
+
+def _ridge_regressions(c_in: Tensor, c_in_out: Tensor, level: Tensor, ridges: Sequence[float]) -> Iterator[Tensor]:
+    """Give the map of least squares for each ridge."""
+    values, vectors = torch.linalg.eigh(c_in)
+    rotated = vectors.T @ c_in_out
+    for ridge in ridges:
+        yield vectors @ (rotated / (values.clamp_min(0) + max(ridge, 1e-15) * level)[:, None])
+
+
+def scarcity(moments: PairMoments) -> str:
+    """Say that tokens are too few, if they are fewer than twice the dimensions of the wider stream; else "".
+
+    A map from d dimensions has d + 1 unknowns for each dimension that it leads to, so with about as many tokens it can
+    fit anything.
+    """
+    wider = max(moments.d_a, moments.d_b)
+    if moments.count >= 2 * wider:
+        return ""
+    least = f"fewer than twice the {wider:,} dimensions of the wider stream"
+    return f"{moments.count:,.0f} tokens are {least}: the maps follow this text more than the models; give more text"
+
+
+def _levels(moments: PairMoments) -> list[Tensor]:
+    """Compute the mean eigenvalues of Cxx and Cyy; ValueError for activations that do not vary at all."""
+    levels = [matrix.trace() / len(matrix) for matrix in (moments.cxx, moments.cyy)]
+    for name, level in zip("xy", levels):
+        if level <= 0:
+            raise ValueError(f"the activations {name} do not vary over {moments.count} tokens: there is nothing to fit")
+    return levels
 
 
 def fit_adam(

@@ -2,14 +2,17 @@
 
 Section 2, Eq. 3. Each term of the loss is a mean squared error between affine maps of x and y, so the loss depends on
 the means and the second moments of (x, y) alone. One pass over the text gathers them, in memory that does not grow with
-the number of tokens. The moments of two shards add up.
+the number of tokens. The moments of two shards add up, so a text that is harvested in folds by documents gives the sum
+over any of them, and what one fold says of a fit to the others.
 
-Offers `PairMoments`, `harvest_moments`.
+Offers `PairMoments`, `harvest_moments`; in folds `harvest_folds`, `total`, `save_folds`, `load_folds`.
 """
 
+import functools
 import itertools
 import json
-from collections.abc import Iterable, Sequence
+import operator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -142,12 +145,77 @@ def harvest_moments(
     limits: NormLimits | None = None,
 ) -> dict[tuple[int, int], PairMoments]:
     """Gather the moments of each pair (layer of A, layer of B) in one pass, without tokens beyond `limits`."""
-    moments = {pair: PairMoments(model_a.d_model, model_b.d_model) for pair in layers}
+    return harvest_folds(model_a, model_b, batches, layers, folds=1, limits=limits)[0]
+
+
+def harvest_folds(
+    model_a: LanguageModel,
+    model_b: LanguageModel,
+    batches: Iterable[PairedBatch | TokenBatch],
+    layers: Sequence[tuple[int, int]],
+    *,
+    folds: int,
+    limits: NormLimits | None = None,
+) -> list[dict[tuple[int, int], PairMoments]]:
+    """Gather the moments of each pair of layers in one pass, `folds` times: document i goes to fold i modulo `folds`.
+
+    No document is in two folds, however its tokens lie in rows and batches. With fewer documents than folds, the last
+    folds hold no tokens.
+    """
+    found = [{pair: PairMoments(model_a.d_model, model_b.d_model) for pair in layers} for _ in range(folds)]
     layers_a, layers_b = (sorted(set(side)) for side in zip(*layers))
-    stream = paired_residuals(model_a, model_b, batches, layers_a, layers_b)
+    fold_of = torch.empty(0, dtype=torch.long)  # of the tokens whose activations are still to come, in order
+
+    def noted() -> Iterator[PairedBatch]:
+        nonlocal fold_of
+        for batch in map(PairedBatch.of, batches):
+            fold_of = torch.cat([fold_of, batch.a.documents[batch.met_a].cpu() % folds])
+            yield batch
+
+    stream = paired_residuals(model_a, model_b, batches if folds == 1 else noted(), layers_a, layers_b)
     for xs, ys in progress(stream, "harvest"):
-        for (layer_a, layer_b), accumulator in moments.items():
-            x, y = (xs[layer_a], ys[layer_b]) if limits is None else usual(xs[layer_a], ys[layer_b], limits)
-            accumulator.update(x, y.to(x.device))
-            accumulator.left_out += len(xs[layer_a]) - len(x)
-    return moments
+        count = len(xs[layers_a[0]])
+        here, fold_of = fold_of[:count], fold_of[count:]
+        for number, moments in enumerate(found):
+            for (layer_a, layer_b), accumulator in moments.items():
+                x, y = xs[layer_a], ys[layer_b].to(xs[layer_a].device)
+                if folds > 1:
+                    chosen = (here == number).to(x.device)
+                    x, y = x[chosen], y[chosen]
+                if limits is not None:
+                    met = len(x)
+                    x, y = usual(x, y, limits)
+                    accumulator.left_out += met - len(x)
+                accumulator.update(x, y)
+    return found
+
+
+def total(folds: Sequence[PairMoments]) -> PairMoments:
+    """Add up folds; one fold is its own total, to the last bit."""
+    return functools.reduce(operator.add, folds)
+
+
+def save_folds(folds: Sequence[PairMoments], path: str | Path) -> None:
+    """Write a safetensors file: of one fold as `PairMoments.save` does, of several with an axis of folds before all."""
+    if len(folds) == 1:
+        return folds[0].save(path)
+    tensors = {name: torch.stack([getattr(fold, name).cpu() for fold in folds]) for name in ("mean", "scatter")}
+    meta = {"kind": "folds of PairMoments", "d_a": str(folds[0].d_a), "d_b": str(folds[0].d_b)}
+    save_file(
+        tensors, str(path), metadata=meta | {"counts": json.dumps([[fold.count, fold.left_out] for fold in folds])}
+    )
+
+
+def load_folds(path: str | Path) -> list[PairMoments]:
+    """Read what `save_folds` wrote; ValueError for another file."""
+    with safe_open(str(path), framework="pt") as file:
+        meta = file.metadata() or {}
+        if meta.get("kind") != "folds of PairMoments":
+            return [PairMoments.load(path)]
+        folds = []
+        for number, (count, left_out) in enumerate(json.loads(meta["counts"])):
+            fold = PairMoments(int(meta["d_a"]), int(meta["d_b"]))
+            fold.count, fold.left_out = count, left_out
+            fold.mean, fold.scatter = (file.get_tensor(name)[number].clone() for name in ("mean", "scatter"))
+            folds.append(fold)
+    return folds

@@ -4,10 +4,11 @@ Section 2 and App. A: two models, the layers at which their streams are stitched
 the exact minimum of Eq. 3. Moments are saved in `artifacts/`, so that another chapter or alpha needs no further pass.
 
 Offers `StitchedPair`, which the experiments take; `fit_pair` and `FittedPair`, for those who want the maps alone;
-`SHOWN_LOSSES`; `stitch_file`, the path of a pair's stitch; and `preflight`, which finds mistakes before anything heavy
-is loaded.
+`SHOWN_LOSSES`; `stitch_file`, the path of a pair's stitch; `preflight`, which finds mistakes before anything heavy is
+loaded; and the warning `ScarceTokens`.
 """
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,7 +17,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from ..data.alignment import reader_of_both
-from ..data.pairs import ModelPair, Scale, check_known, load_pair
+from ..data.pairs import ModelPair, Scale, blaming, check_known, check_ridge, load_pair
 from ..data.text import PairedBatch, TokenBatch
 from ..models.harvest import (
     NormLimits,
@@ -30,14 +31,19 @@ from ..models.language_model import LanguageModel, check_pair, load_models, load
 from ..utils.cache import artifact, kept
 from ..utils.files import project_root
 from .evaluation import CONDITIONS, Fidelity, measure_fidelity
-from .fit import fit_exact
-from .moments import PairMoments, harvest_moments
+from .fit import RidgeChoice, choose_ridge, fit_exact, scarcity
+from .moments import PairMoments, harvest_folds, harvest_moments, load_folds, save_folds, total
 from .stitch import Stitch, StitchLoss, stitch_loss
 from .streams import StreamShape, describe_streams
 from .svcca import svcca_table
 
 # What `fit` says of cross-entropy: {name: (stitch, condition)} of a Fidelity.
 SHOWN_LOSSES = {side: ("own", side) for side in "ab"} | {name: ("fitted", name) for name in CONDITIONS}
+FOLDS = 5  # of the training text, where the ridge is chosen
+
+
+class ScarceTokens(UserWarning):
+    """A stitch is fitted on so few tokens that its maps follow the text."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,8 +58,13 @@ class StitchedPair:
     """The name of the scale: `smoke`, `default` or `paper`."""
     alpha: float = 1.0
     """The weight of the inversion terms of Eq. 3."""
-    ridge: float = 1e-8
-    """The ridge of `fit_exact`."""
+    ridge: float | str | None = None
+    """The ridge of `fit_exact`, or `auto` for one that `choose_ridge` finds; None takes what the pair's file says."""
+
+    def __post_init__(self):
+        if self.ridge is None:
+            object.__setattr__(self, "ridge", self.pair.ridge)
+        check_ridge(self.ridge)
 
     @classmethod
     def open(
@@ -62,7 +73,7 @@ class StitchedPair:
         scale: str = "default",
         *,
         alpha: float = 1.0,
-        ridge: float = 1e-8,
+        ridge: float | str | None = None,
         variance: float = 0.99,
         device: str | None = None,
     ) -> "StitchedPair":
@@ -74,6 +85,7 @@ class StitchedPair:
         """
         pair = pair if isinstance(pair, ModelPair) else load_pair(pair)
         sizes = pair.scale(scale)
+        check_ridge(pair.ridge if ridge is None else ridge)
         set_threads(pair)
         models, layer_a, layer_b = load_models(pair, device), pair.a.layer, pair.b.layer
         assert layer_a is not None  # a ModelPair without one cannot be made
@@ -152,8 +164,20 @@ class StitchedPair:
 
     def harvest(self, *, anew: bool = False) -> PairMoments:
         """Read the moments from `artifacts/`, or harvest and save them; `anew` harvests in any case."""
-        path = self.artifact("moments", sources=(harvest_moments,), suffix=".safetensors")
-        return kept(path, lambda: self.gather(self.training_batches()), PairMoments.save, PairMoments.load, anew=anew)
+        return total(self._folds(anew=anew))
+
+    def _folds(self, *, anew: bool = False) -> list[PairMoments]:
+        """Read or harvest the moments by folds of the documents: one where the ridge is a number."""
+        count = FOLDS if self.ridge == "auto" else 1
+        made_of = {"folds": count} if count > 1 else {}
+        path = self.artifact("moments", made_of, sources=(harvest_moments,), suffix=".safetensors")
+
+        def make() -> list[PairMoments]:
+            batches, limits = self.training_batches(), self.limits
+            found = harvest_folds(*self.models, batches, [self.layers], folds=count, limits=limits)
+            return [fold[self.layers] for fold in found]
+
+        return kept(path, make, save_folds, load_folds, anew=anew)
 
     @cached_property
     def held_out_moments(self) -> PairMoments:
@@ -165,9 +189,27 @@ class StitchedPair:
         return harvest_moments(*self.models, batches, [self.layers], limits=self.limits)[self.layers]
 
     @cached_property
+    def ridge_choice(self) -> RidgeChoice | None:
+        """The choice of the ridge, where it is `auto`, on documents that are left out of the fit in turn."""
+        if self.ridge != "auto":
+            return None
+        with blaming(self.pair, "ridge: auto"):
+            return choose_ridge(self._folds(), alpha=self.alpha)
+
+    @property
+    def ridge_used(self) -> float:
+        """The ridge that is given or chosen."""
+        if self.ridge_choice is not None:
+            return self.ridge_choice.ridge
+        assert not isinstance(self.ridge, str | None)  # see __post_init__
+        return self.ridge
+
+    @cached_property
     def stitch(self) -> Stitch:
-        """The exact minimum of Eq. 3 on the training text."""
-        return fit_exact(self.moments, alpha=self.alpha, ridge=self.ridge)
+        """The exact minimum of Eq. 3 on the training text; it warns with `ScarceTokens` where that is too short."""
+        if scarce := scarcity(self.moments):
+            warnings.warn(scarce, ScarceTokens, stacklevel=2)
+        return fit_exact(self.moments, alpha=self.alpha, ridge=self.ridge_used)
 
     def artifact(
         self, kind: str, ingredients: Mapping = {}, *, sources: Iterable[ModuleType | Callable], suffix: str
@@ -198,6 +240,10 @@ class FittedPair(NamedTuple):
     """Cross-entropy on the evaluation text; the stitch is `fitted`."""
     is_stand_in: bool
     """Whether a model has random weights under the name of a real one."""
+    ridge_choice: RidgeChoice | None
+    """How the ridge was chosen, if it was."""
+    scarcity: str
+    """What `ScarceTokens` warns of; "" where tokens are enough."""
 
 
 def stitch_file(pair: str) -> Path:
@@ -219,7 +265,7 @@ def preflight(pair: ModelPair) -> None:
 
 
 def fit_pair(
-    pair: str | Path | ModelPair, *, scale: str = "default", alpha: float = 1.0, ridge: float = 1e-8
+    pair: str | Path | ModelPair, *, scale: str = "default", alpha: float = 1.0, ridge: float | str | None = None
 ) -> FittedPair:
     """Fit the exact stitch of a pair (Eq. 3) at one of its scales; ValueError for a mistake in the pair's file."""
     opened = StitchedPair.open(pair, scale, alpha=alpha, ridge=ridge)
@@ -242,5 +288,5 @@ def fit_pair(
     revisions = {"revision_a": pair.a.revision, "revision_b": pair.b.revision, "text_revision": pair.train.revision}
     about |= {name: revision for name, revision in revisions.items() if revision}
     stitch = replace(opened.stitch, about=about)
-    said = streams, moments.left_out, fidelity, opened.is_stand_in
+    said = streams, moments.left_out, fidelity, opened.is_stand_in, opened.ridge_choice, scarcity(moments)
     return FittedPair(stitch, layers, int(moments.count), fitted, unseen, unexplained, *said)

@@ -64,10 +64,11 @@ def describe_streams(
             dimensions[side] = dimensions.get(side, 0) + squares.sum(0).cpu()
     if not sum(map(len, columns["a"])):
         raise ValueError("the text holds no token at which the models meet: there is no stream to describe")
-    return {side: _shape(*torch.cat(columns[side]).T, dimensions[side]) for side in columns}
+    return {side: _shape(torch.cat(columns[side]), dimensions[side]) for side in columns}
 
 
-def _shape(norms: Tensor, deviations: Tensor, errors: Tensor, dimensions: Tensor) -> StreamShape:
+def _shape(columns: Float[Tensor, "n 3"], dimensions: Float[Tensor, " d"]) -> StreamShape:
+    norms, deviations, errors = columns.T
     median, total = norms.median().item(), deviations.sum().item()
     massive = norms > BEYOND * median
     return StreamShape(

@@ -37,7 +37,7 @@ def write(tmp_path, data):
 @pytest.mark.parametrize("path", sorted(PAIRS_FOLDER.glob("*.yml")), ids=lambda path: path.stem)
 def test_every_pair_of_the_package(path):
     pair = load_pair(path.stem)
-    assert pair.name == path.stem
+    assert pair.name == path.stem and pair.ridge == 1e-8
     sizes = [pair.scale(scale) for scale in SCALES]
     assert sizes[0].train_tokens <= sizes[1].train_tokens <= sizes[2].train_tokens
 
@@ -62,6 +62,10 @@ def test_a_file_of_ones_own(tmp_path, random_folders):
         ({"threads": -1}, "threads must be 0 or more: got -1"),
         ({"strength": -1}, "strength must be a positive number, or 0 to choose one: got -1"),
         ({"strength": "mean"}, "strength must be a positive number, or 0 to choose one: got 'mean'"),
+        ({"ridge": -1}, "ridge must be a number of 0 or more, or auto: got -1"),
+        ({"ridge": "least"}, "ridge must be a number of 0 or more, or auto: got 'least'"),
+        ({"ridge": True}, "ridge must be a number of 0 or more, or auto: got True"),
+        ({"ridge": float("nan")}, "ridge must be a number of 0 or more, or auto: got nan"),
         ({"name": 160}, "name is no text but 160: expected it in quotation marks"),
         ({"context": 1}, "context must be 2 or more: got 1"),
         ({"colour": "red"}, "ModelPair: unknown colour; expected name, title"),
@@ -104,11 +108,18 @@ def test_the_least_that_a_file_must_say(own, monkeypatch):
     monkeypatch.chdir(own.parent.parent)  # paths count from the file, wherever the command is given
     pair = load_pair(own)
     assert (pair.title, pair.b.layer, pair.dtype, pair.rows) == ("mine", None, "float32", "document")
+    assert pair.ridge == "auto"
     assert [pair.a.model, pair.b.model] == [str(own.parent / "models" / side) for side in "ab"]
     assert set(pair.scales) == set(SCALES)
     train, evaluation = (list(read_documents(text)) for text in (pair.train, pair.evaluation))
     assert [text.split()[5] for text in evaluation] == ["9,", "19,"], "every tenth document is kept for evaluation"
     assert len(train) == 23 and not set(train) & set(evaluation)
+
+
+@pytest.mark.parametrize("written", ["1e-4", "1.0e-4", "0.0001"])
+def test_a_ridge_is_a_number_however_it_is_written(own, written):
+    own.write_text(MINIMAL + f"ridge: {written}\n")  # YAML 1.1 reads the first as a text
+    assert load_pair(own).ridge == 1e-4
 
 
 def test_a_hub_dataset_by_its_name_alone(own):

@@ -15,7 +15,7 @@ from stitch_utils.models.harvest import evaluation_batches, sample_residuals, tr
 from stitch_utils.models.language_model import load_models
 from stitch_utils.stitching import pair as fitting
 from stitch_utils.stitching.fit import fit_exact
-from stitch_utils.stitching.moments import harvest_moments
+from stitch_utils.stitching.moments import harvest_folds, harvest_moments
 from stitch_utils.stitching.pair import StitchedPair, fit_pair, preflight
 from stitch_utils.stitching.stitch import Stitch, stitch_loss
 from stitch_utils.stitching.svcca import svcca_table
@@ -39,7 +39,7 @@ def test_the_layer_of_b_is_the_one_most_like_that_of_a(file, random_models):
 
 def test_the_stitch_of_a_pair(file):
     pair = load_pair(file)
-    fitted = fit_pair(pair, scale="smoke", alpha=0.5)
+    fitted = fit_pair(pair, scale="smoke", alpha=0.5, ridge=1e-8)
     models, scale = load_models(pair), pair.scale("smoke")
     tokenizer = models[0].tokenizer
     batches = (training_batches(pair, scale, (tokenizer,) * 2, 1600), evaluation_batches(pair, scale, (tokenizer,) * 2))
@@ -54,12 +54,14 @@ def test_the_stitch_of_a_pair(file):
 def test_a_pass_is_made_once_and_again_when_something_changes(file, bare_book, monkeypatch):
     passes = []
 
-    @functools.wraps(harvest_moments)
-    def counted(*given, **options):
-        passes.append(1)
-        return harvest_moments(*given, **options)
+    for harvest in (harvest_moments, harvest_folds):
 
-    monkeypatch.setattr(fitting, "harvest_moments", counted)
+        @functools.wraps(harvest)
+        def counted(*given, harvest=harvest, **options):
+            passes.append(1)
+            return harvest(*given, **options)
+
+        monkeypatch.setattr(fitting, harvest.__name__, counted)
     with project_root_at(bare_book):
         first = fit_pair(load_pair(file), scale="smoke").stitch
         assert len(passes) == 2, "one for the training text, one for the evaluation text"
