@@ -11,7 +11,7 @@ import yaml
 
 from stitch_utils.book import reproducibility
 from stitch_utils.book.chapters import chapter_names
-from stitch_utils.book.reproducibility import departures, locked, machine, open_points, settings, text_splits, versions
+from stitch_utils.book.reproducibility import departures, machine, open_points, settings, text_splits, versions
 from stitch_utils.book.results import write_results
 from stitch_utils.data.pairs import load_pair
 from stitch_utils.data.text import read_documents
