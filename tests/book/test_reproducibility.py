@@ -17,6 +17,7 @@ from stitch_utils.data.pairs import load_pair
 from stitch_utils.data.text import read_documents
 from stitch_utils.models.language_model import load_tokenizer
 from stitch_utils.stitching.pair import fit_pair
+from stitch_utils.utils.files import locked
 
 ROOT = Path(__file__).parents[2]
 DEPARTURES = """
