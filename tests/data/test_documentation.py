@@ -27,6 +27,7 @@ class Shape:
     """A shape.
 
         Indented by four. {LONG}
+    At the margin.
     """
 
     def area(self):
@@ -97,7 +98,9 @@ return self.width * self.height"""
 EXPECTED = {
     DocString(f"The package itself. {LONG}", "toy", "module", "toy", False, ""),
     DocString(f"The module of shapes.\n\n{LONG}", "toy", "module", "toy.shapes", False, ""),
-    DocString(f"A shape.\n\n    Indented by four. {LONG}", "toy", "class", "toy.shapes.Shape", False, ""),
+    DocString(
+        f"A shape.\n\n    Indented by four. {LONG}\nAt the margin.", "toy", "class", "toy.shapes.Shape", False, ""
+    ),
     DocString(f"Compute the area. {LONG}", "toy", "function", "toy.shapes.Shape.area", True, AREA),
     DocString(
         f"Wait for it. {LONG}",
