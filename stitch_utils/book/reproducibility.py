@@ -25,25 +25,13 @@ from ..data.documents import read_documents
 from ..data.pairs import ModelPair
 from ..models.harvest import evaluation_batches, training_batches
 from ..models.language_model import load_tokenizer
-from ..utils.files import project_root
+from ..utils.files import locked, project_root
 from .chapters import chapter_names, command_for
 from .results import read_results
 
 # The packages that make numbers; the lock has all others too.
 NAMED = ("torch", "transformers", "tokenizers", "transformer-lens", "sae-lens", "datasets", "safetensors")
 NAMED += ("numpy", "scipy", "scikit-learn", "langdetect", "papermill", "jupyter-book")
-
-
-def locked(root: Path | None = None) -> dict[str, str]:
-    """Read {package: version} from `requirements.lock`; ValueError for a line that pins nothing."""
-    found = {}
-    for line in ((root or project_root()) / "requirements.lock").read_text(encoding="utf-8").splitlines():
-        if line := line.split("#")[0].strip():
-            name, pinned, version = line.partition("==")
-            if not pinned:
-                raise ValueError(f"requirements.lock: {line!r}: expected name==version")
-            found[re.sub(r"[-_.]+", "-", name.strip()).lower()] = version
-    return found
 
 
 def versions() -> pd.DataFrame:

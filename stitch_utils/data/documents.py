@@ -1,4 +1,4 @@
-"""Read documents, one text after another, from the embedded world, the Hub, or a file (no section of its own).
+"""Read documents, one text after another, from the embedded world, docstrings, the Hub, or a file (no section of its own).
 
 Offers `read_documents`.
 """
@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from .documentation import docstrings
 from .embedded.world import documents
 from .hub import dataset_rows
 from .pairs import FILE_KINDS, HELD_OUT_EVERY, TextRef
@@ -26,6 +27,8 @@ def read_documents(text: TextRef) -> Iterator[str]:
         source = dataset_rows(text.name, column, picked=text.column, skip=text.skip, **asked)
     elif text.source == "files":
         source = itertools.islice(map(column, _file_rows(text)), text.skip, None)
+    elif text.source == "documentation":
+        source = (one.text for one in itertools.islice(docstrings(text.name), text.skip, None))
     else:
         source = (document.text for document in documents(text.name, start=text.skip))
     usable = (document for document in itertools.islice(source, text.take) if document.strip())

@@ -79,9 +79,10 @@ class TextRef:
     """A source of documents: `take` of them at most, after the first `skip`."""
 
     source: str
-    """`world`, `hub` or `files`."""
+    """`world`, `hub`, `files` or `documentation` (the docstrings of installed packages)."""
     name: str
-    """Seed of a stream of the embedded world; id of a Hub dataset; path of a .txt, .jsonl or .parquet file."""
+    """Seed of a stream of the embedded world; id of a Hub dataset; path of a .txt, .jsonl or .parquet file; a package
+    of `requirements.lock`, or `all` of them."""
     column: str = "text"
     """The column that holds the text of a dataset, .jsonl or .parquet file."""
     split: str = "train"
@@ -93,7 +94,7 @@ class TextRef:
     """False leaves every tenth document out; True uses every tenth alone; None uses all."""
 
     def __post_init__(self):
-        check_known("text source", self.source, ("world", "hub", "files"))
+        check_known("text source", self.source, ("world", "hub", "files", "documentation"))
         if self.skip < 0 or (self.take is not None and self.take < 1):
             raise ValueError(f"skip must not be negative and take must be positive: got {self.skip} and {self.take}")
 

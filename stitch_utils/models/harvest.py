@@ -23,6 +23,7 @@ from huggingface_hub import try_to_load_from_cache
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ..data.documentation import documentation_key
 from ..data.hub import resolve
 from ..data.pairs import ModelPair, ModelRef, Scale, TextRef, blaming
 from ..data.text import PairedBatch, TokenBatch, paired_batches
@@ -290,7 +291,9 @@ def _digest_once(file: Path, changed: int, size: int) -> str | None:
 
 
 def text_key(text: TextRef) -> dict[str, object]:
-    """Return the ingredients of a text's key: the reference, and a file's size and time."""
+    """Return the ingredients of a text's key: the reference, and a file's size and time, or what is installed."""
+    if text.source == "documentation":
+        return {**asdict(text), "installed": documentation_key(text.name)}
     file = Path(text.name)
     status = file.stat() if file.is_file() else None
     return {**asdict(text), **({"changed": status.st_mtime_ns, "size": status.st_size} if status else {})}

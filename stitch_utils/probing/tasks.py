@@ -1,9 +1,10 @@
-"""Labelled texts for probes: the sets of SAEBench, or what the embedded world knows of its own texts.
+"""Labelled texts for probes: the sets of SAEBench, or what the embedded world or documentation says of its own texts.
 
 Section 4 and App. E probe "8 SAEBench datasets"; each is a handful of classes, and each class a binary task against
 the others. A text that is tested never occurs among those that are trained on, and both labels are equally frequent,
 so that chance is one half. A pair whose file names no `probing_*` data sets takes the tasks of the embedded world, from
-streams of documents that nothing else reads.
+streams of documents that nothing else reads; a pair that is fitted on documentation takes those of `docstring_sets`,
+whose texts may be among those that it was fitted on.
 
 SAEBench's sets are read as its configuration has them, but rows from the beginning, where SAEBench draws some at
 random. Its code set, codeparrot/github-code, has a loading script that `datasets` no longer runs; we read the parquet
@@ -24,6 +25,7 @@ from ..data.embedded.python_code import draw_function
 from ..data.embedded.world import documents, labelled_sentences, requests
 from ..data.hub import dataset_rows
 from ..data.pairs import DatasetRef, ModelPair, blaming, check_known
+from .docstring_sets import DOCUMENTATION
 
 MAX_CHARACTERS = 4000  # of a text: more than 128 tokens
 BIOS = {
@@ -81,7 +83,8 @@ def probing_tasks(pair: ModelPair, *, n_train: int, n_test: int, seed: int) -> l
     refs = {key: ref for key, ref in pair.datasets.items() if key.startswith("probing_")}
     sizes, tasks = (n_train, n_test), []
     if not refs:
-        for dataset, (classes, stream) in WORLD.items():
+        sets = DOCUMENTATION if pair.train.source == "documentation" else WORLD
+        for dataset, (classes, stream) in sets.items():
             # Limited, so that a class that is too rare raises an error instead of being searched for without end.
             rows = itertools.islice(stream(f"probing:{seed}:{dataset}"), 200 * len(classes) * sum(sizes))
             tasks += _without_splits(dataset, [(classes, rows)], sizes, seed)

@@ -5,7 +5,7 @@ folder under a scratch name beside its place, writes its digest to a hidden file
 place in one step. A file that does not agree with its seal is removed and made again. A seal keeps the digests of the
 last few contents, since a process may die between sealing and moving, and two may write at once.
 
-Offers `project_root`, `NotWritten`, `write_whole`, `check_ours`, `is_sealed`, `is_intact`, `remove_sealed`,
+Offers `project_root`, `locked`, `NotWritten`, `write_whole`, `check_ours`, `is_sealed`, `is_intact`, `remove_sealed`,
 `remove_leftovers`, `remove_if_damaged`, `DAMAGED`, `remove_damaged`, `digest` and `tree_digest`.
 """
 
@@ -31,6 +31,20 @@ def project_root() -> Path:
         return Path(root)
     checkout = Path(__file__).resolve().parents[2]
     return checkout if (checkout / "_toc.yml").is_file() else Path.cwd()
+
+
+def locked(root: Path | None = None) -> dict[str, str]:
+    """Read {package: version} from `requirements.lock`; ValueError without one, or for a line that pins nothing."""
+    path, found = (root or project_root()) / "requirements.lock", {}
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist: expected the root of a checkout, which STITCH_ROOT may name")
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if line := line.split("#")[0].strip():
+            name, pinned, version = line.partition("==")
+            if not pinned:
+                raise ValueError(f"requirements.lock: {line!r}: expected name==version")
+            found[re.sub(r"[-_.]+", "-", name.strip()).lower()] = version
+    return found
 
 
 class NotWritten(OSError):

@@ -11,12 +11,13 @@ import yaml
 
 from stitch_utils.book import reproducibility
 from stitch_utils.book.chapters import chapter_names
-from stitch_utils.book.reproducibility import departures, locked, machine, open_points, settings, text_splits, versions
+from stitch_utils.book.reproducibility import departures, machine, open_points, settings, text_splits, versions
 from stitch_utils.book.results import write_results
 from stitch_utils.data.pairs import load_pair
 from stitch_utils.data.text import read_documents
 from stitch_utils.models.language_model import load_tokenizer
 from stitch_utils.stitching.pair import fit_pair
+from stitch_utils.utils.files import locked
 
 ROOT = Path(__file__).parents[2]
 DEPARTURES = """

@@ -8,7 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 from hub import Hub, child
 
-from stitch_utils.data.pairs import DatasetRef, load_pair
+from stitch_utils.data.documentation import DocString
+from stitch_utils.data.pairs import DatasetRef, TextRef, load_pair
+from stitch_utils.probing import docstring_sets
+from stitch_utils.probing.docstring_sets import DOCUMENTATION, PACKAGES, opening
 from stitch_utils.probing.tasks import WORLD, ProbingTask, _without_splits, probing_tasks
 from stitch_utils.steering.verifiers import detect_language
 
@@ -151,6 +154,97 @@ def test_a_class_that_is_too_rare():
     rows = [("a", f"text {index}") for index in range(40)] + [("b", "the same")] * 40
     with pytest.raises(ValueError, match="data set 'set' has 1 different texts of class 'b': expected 4"):
         _without_splits("set", [(("a", "b"), rows)], (4, 4), 0)
+
+
+# ---- documentation -----------------------------------------------------------------------------------------------
+
+FILLER = "It has a sentence that goes on for so long that no reader could say that eighty characters are not reached."
+
+
+@pytest.fixture(scope="module")
+def docstrings():
+    """Docstrings whose texts say what they are; only scipy has as many classes as functions, and all that raise."""
+    made = []
+    for number, package in enumerate((*PACKAGES, "numpy")):
+        for index in range(200):
+            kind = "class" if index % 2 and package in ("scipy", "sympy") else "function"
+            raises, about = (
+                kind == "function" and index % 4 == 0,
+                f"{package} {kind} {1000 * number + index} of Py{package.title()}_x",
+            )
+            text = f"{about}. {FILLER}\n\nReturns\n-------\nWhat is asked for.\n\nRaises\n------\nValueError"
+            text = f"{text}\n\n>>> 1" if index % 3 == 0 else text
+            code = f"code({index!r}, {package!r})  # {FILLER}" if kind == "function" and index % 5 else ""
+            made.append(DocString(text, package, kind, about, raises, code))
+    return made
+
+
+@pytest.fixture
+def documented(tiny, docstrings, monkeypatch):
+    monkeypatch.setattr(docstring_sets, "docstrings", lambda: iter(docstrings))
+    return dataclasses.replace(tiny, train=TextRef("documentation", "all"))
+
+
+def test_documentation_has_four_sets(documented, tiny):
+    found = probing_tasks(documented, n_train=N, n_test=N, seed=0)
+    checked(found, DOCUMENTATION)
+    assert probing_tasks(documented, n_train=N, n_test=N, seed=0) == found
+    assert probing_tasks(documented, n_train=N, n_test=N, seed=1) != found
+    own = dataclasses.replace(documented, train=tiny.train)
+    assert {task.dataset for task in probing_tasks(own, n_train=N, n_test=N, seed=0)} == {*WORLD}
+
+
+def test_labels_of_documentation_are_true_and_no_word_gives_them_away(documented, docstrings):
+    found = probing_tasks(documented, n_train=N, n_test=N, seed=0)
+    read = {opening(one.text): one for one in docstrings}
+    hidden = {docstring_sets.NAMES.sub("package", one.text): one for one in docstrings if one.package in PACKAGES}
+    for package in PACKAGES:
+        assert {hidden[text].package for text in positives(found, f"package.{package}")} == {package}
+    for task in found:
+        texts = (*task.train_texts, *task.test_texts)
+        if task.dataset == "package":
+            assert not any(package in text.lower() for text in texts for package in PACKAGES)
+        if task.dataset in ("definition", "raises"):
+            assert not any("Returns" in text or "Raises" in text for text in texts)
+    assert {read[text].kind for text in positives(found, "definition.class")} == {"class"}
+    assert {read[text].kind for text in negatives(found, "definition.class")} == {"function"}
+    assert {read[text].raises for text in positives(found, "raises.raises")} == {True}
+    assert {(read[text].kind, read[text].raises) for text in negatives(found, "raises.raises")} == {("function", False)}
+    code, prose = positives(found, "code.code"), positives(found, "code.prose")
+    assert {*code} <= {one.code for one in docstrings}
+    assert {*prose} <= {one.text for one in docstrings if one.code and ">>>" not in one.text}
+
+
+@pytest.mark.parametrize(("name", "where"), [("definition.class", ("scipy", "sympy")), ("raises.raises", PACKAGES)])
+def test_a_package_has_as_many_texts_of_both_classes(documented, docstrings, name, where):
+    found = probing_tasks(documented, n_train=N, n_test=N, seed=0)
+    read = {opening(one.text): one.package for one in docstrings}
+    yes, no = (sorted(read[text] for text in side(found, name)) for side in (positives, negatives))
+    # The last text of each part may lack its match of the other class.
+    assert {*yes} >= {*where} and sum(abs(yes.count(each) - no.count(each)) for each in {*yes, *no}) <= 4
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        "Returns\n-------\nint",
+        "Raises:\n    ValueError",
+        "    Raises: ValueError",
+        ":raises ValueError: if",
+        ":rtype: int",
+        "@return: it",
+        "## Returns",
+        "**Raises**:",
+        "See Also\n--------",
+        "Attributes:\n    x",
+        "Example:",
+        "Yields: one",
+    ],
+)
+def test_an_opening_ends_before_what_is_returned_or_raised(section):
+    kept = "Do it.\n\nIt raises a flag, and returns: nothing.\n\nParameters\n----------\nx\n    Returns it."
+    assert opening(f"{kept}\n\n{section}\nmore") == kept
+    assert opening(kept) == kept
 
 
 # ---- SAEBench's sets ---------------------------------------------------------------------------------------------
