@@ -1,4 +1,4 @@
-"""Read documents, one text after another, from the embedded world, docstrings, the Hub, or a file (no section of its own).
+"""Read documents from the embedded world, docstrings of packages, the Hub, or a file (no section of its own).
 
 Offers `read_documents`.
 """
