@@ -92,6 +92,7 @@ def architecture_of(ref: ModelRef) -> Architecture:
     ValueError for a model_type other than the four known ones.
     """
     config = AutoConfig.for_model(**ref.config) if ref.config else load_config(ref.model, revision=ref.revision)
+    config = config.get_text_config()
     check_known("model_type", config.model_type, _FAMILIES)
     d_model, n_heads = config.hidden_size, config.num_attention_heads
     return Architecture(
