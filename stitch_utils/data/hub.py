@@ -215,7 +215,7 @@ def _link(chain: bytes, said: bytes) -> bytes:
 
 
 def resolve(ref: str) -> str:
-    """Return the folder of `embedded:NAME`; a folder on disk, a GGUF file or a Hub id as it is; ValueError for others."""
+    """Return the folder of `embedded:NAME`, or a folder, GGUF file or Hub id as it is; raise ValueError for others."""
     if ref.startswith("embedded:"):
         return str(embedded_folder(ref, "model", "config.json"))
     folder = Path(ref).expanduser()

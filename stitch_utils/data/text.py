@@ -118,18 +118,20 @@ def token_batches(
     if n_tokens is not None and n_tokens < context:
         raise ValueError(f"n_tokens={n_tokens} is less than one context of {context} tokens")
     begin, end = begin_and_end(tokenizer)
-    special = torch.tensor(sorted({*tokenizer.all_special_ids, begin}))
+    start = [] if begin is None else [begin]
+    special = torch.tensor(sorted({*tokenizer.all_special_ids, *start}))
     found = _tokenized(itertools.islice(read_documents(text), n_documents), tokenizer)
     if rows == "packed":
-        made = _packed(found, context, begin, end, text)
+        made = _packed(found, context, start, end, text)
     else:
-        made = (([begin, *ids[: context - 1]], [index] * context) for index, ids in enumerate(found))
+        made = (([*start, *ids][:context], [index] * context) for index, ids in enumerate(found))
     made = itertools.islice(made, None if n_tokens is None else -(-n_tokens // context))
     while chunk := list(itertools.islice(made, batch_size)):
         tokens = torch.tensor([row + [end] * (context - len(row)) for row, _ in chunk])
         filled = torch.tensor([len(row) for row, _ in chunk])[:, None] > torch.arange(context)
         owners = torch.tensor([owners for _, owners in chunk])
-        yield TokenBatch(tokens, ~torch.isin(tokens, special) & filled, owners)
+        inner = torch.arange(context) > 0  # a row's first token has a stream unlike all others, whichever token it is
+        yield TokenBatch(tokens, ~torch.isin(tokens, special) & filled & inner, owners)
 
 
 def _tokenized(source: Iterator[str], tokenizer) -> Iterator[list[int]]:
@@ -138,37 +140,46 @@ def _tokenized(source: Iterator[str], tokenizer) -> Iterator[list[int]]:
         yield from tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
 
 
-def _packed(source, context, begin, end, text):
-    tokens, owners, made = [], [], 0
+def _packed(source, context, start, end, text):
+    tokens, owners, made, room = [], [], 0, context - len(start)
     for index, ids in enumerate(source):
         tokens += [*ids, end]
         owners += [index] * (len(ids) + 1)
-        while len(tokens) >= context - 1:
+        while len(tokens) >= room:
             made += 1
-            yield [begin, *tokens[: context - 1]], [owners[0], *owners[: context - 1]]
-            tokens, owners = tokens[context - 1 :], owners[context - 1 :]
+            yield [*start, *tokens[:room]], [*owners[: len(start)], *owners[:room]]
+            tokens, owners = tokens[room:], owners[room:]
     if not made:
         raise ValueError(
             f"the text of {text.source} source {text.name!r} is shorter than one context: {len(tokens)} tokens, "
-            f"expected at least {context - 1}"
+            f"expected at least {room}"
         )
 
 
-def begin_and_end(tokenizer) -> tuple[int, int]:
-    """Return the tokens that begin and end a text, which may be the same; raise ValueError if there is none."""
-    ends = [id for id in (tokenizer.bos_token_id, tokenizer.eos_token_id) if id is not None]
-    if not ends:
+def begin_and_end(tokenizer) -> tuple[int | None, int]:
+    """Return the tokens that begin and end a text, which may be the same.
+
+    The first is None where the tokenizer has no such token, as Qwen's: none is put before a text then. A tokenizer that
+    only names the first ends texts with it, too. Raise ValueError if there is neither.
+    """
+    begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
+    if begin is None and end is None:
         raise ValueError("the tokenizer has no token for the beginning or the end of a text: expected at least one")
-    return ends[0], ends[-1]
+    return begin, begin if end is None else end
 
 
 def text_rows(texts: Sequence[str], tokenizer, *, context: int | None, batch_size: int) -> Iterator[TokenBatch]:
-    """Yield batches of texts of similar lengths, a row each, cut at `context` tokens; `documents` is a text's index."""
+    """Yield batches of texts of similar lengths, a row each, cut at `context` tokens; `documents` is a text's index.
+
+    The mask is False at special tokens and at the first of a row. A text without tokens is a row of the end token.
+    """
     begin, end = begin_and_end(tokenizer)
-    special = torch.tensor(sorted({*tokenizer.all_special_ids, begin, end}))
+    start = [] if begin is None else [begin]
+    special = torch.tensor(sorted({*tokenizer.all_special_ids, *start, end}))
     ids = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
-    for batch in padded_rows([[begin, *row][:context] for row in ids], end, batch_size=batch_size):
-        yield batch._replace(mask=batch.mask & ~torch.isin(batch.tokens, special))
+    for batch in padded_rows([[*start, *row][:context] or [end] for row in ids], end, batch_size=batch_size):
+        inner = torch.arange(batch.tokens.shape[1]) > 0
+        yield batch._replace(mask=batch.mask & ~torch.isin(batch.tokens, special) & inner)
 
 
 def padded_rows(rows: Sequence[Sequence[int]], fill: int, *, batch_size: int) -> Iterator[TokenBatch]:

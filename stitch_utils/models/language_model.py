@@ -39,7 +39,7 @@ class _Enough(Exception):
 
 
 class LanguageModel:
-    """A causal language model with its tokenizer. `ref` says what it was loaded from; `config` describes its text part."""
+    """A causal language model with its tokenizer. `ref` says where from; `config` describes its text part."""
 
     def __init__(self, bridge: TransformerBridge, tokenizer, ref: str):
         self.bridge, self.tokenizer, self.ref = bridge, tokenizer, ref
@@ -241,7 +241,7 @@ def load_tokenizer(ref: str, *, revision: str | None = None):
 def load_model(
     ref: str, device: str | None = None, *, dtype: str = "float32", revision: str | None = None
 ) -> LanguageModel:
-    """Load a model from a Hub id, a local folder, a GGUF file, or `embedded:NAME`; by default on the GPU if there is one.
+    """Load a Hub id, a local folder, a GGUF file, or `embedded:NAME`; by default on the GPU if there is one.
 
     ValueError for an unknown dtype; HubError (a ValueError) for what the Hub does not give.
     """
