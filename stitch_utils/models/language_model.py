@@ -262,7 +262,11 @@ def load_model(
     finally:
         transformers_logging.enable_progress_bar()
     bridge = TransformerBridge.boot_transformers(
-        resolve(ref), hf_model=hf_model.eval(), tokenizer=tokenizer, device=device, dtype=options["dtype"]
+        resolve(ref),
+        hf_model=hf_model.eval(),
+        tokenizer=copy.deepcopy(tokenizer),  # the bridge gives one without a begin-of-text token the end token as such
+        device=device,
+        dtype=options["dtype"],
     )
     return LanguageModel(bridge.eval(), tokenizer, ref)
 
