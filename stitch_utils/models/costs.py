@@ -57,8 +57,7 @@ _FAMILIES = {
     "gpt_neox": _Family(False, False, mlp_tensors=2, masks=1, joint_qkv=True, copies_qkv=True),
     "gpt2": _Family(False, True, mlp_tensors=4, masks=1, joint_qkv=True, copies_qkv=False),
     "gemma2": _Family(True, False, mlp_tensors=3, masks=2, joint_qkv=False, copies_qkv=False),
-    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "smollm3"), _LLAMA),
-    "gemma3_text": _LLAMA._replace(masks=2),
+    **dict.fromkeys(("llama", "mistral", "qwen2", "smollm3"), _LLAMA),
 }
 
 

@@ -17,7 +17,7 @@ from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKEN
 
 from ..data.pairs import check_known
 
-ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3")
+ARCHITECTURES = ("llama", "qwen2", "gemma3")
 # Byte-level tokenizers that split text as GPT-2 does, or each digit too, which no merge of theirs joins.
 SPLIT_AS_GPT2 = ("gpt-2", "smollm", "starcoder", "command-r", "olmo")
 
@@ -42,12 +42,13 @@ def gguf_tokenizer(path: str) -> Any:
     return tokenizer
 
 
-def gguf_model(path: str, **options: Any) -> Any:
-    """Load the model in a GGUF file, in floating point; the options are those of `from_pretrained`."""
+def gguf_model(path: str, **options: Any) -> tuple[Any, dict[str, Any]]:
+    """Load the model in a GGUF file, in floating point; give `output_loading_info=True` for its keys, too."""
     settings = {"config": gguf_config(path), "quantization_config": GgufConfig(dequantize=True)}
     with mock.patch("transformers.modeling_gguf_pytorch_utils.tqdm", lambda steps, **_: steps):
-        found = _load(AutoModelForCausalLM, path, **settings, **options)
-    return found
+        model, keys = _load(AutoModelForCausalLM, path, **settings, **options)
+    model.config.architectures = [type(model).__name__]  # by which TransformerBridge knows a family
+    return model, keys
 
 
 def _load(kind: Any, path: str, **options: Any) -> Any:

@@ -9,13 +9,11 @@ from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
     Gemma2Config,
-    Gemma3TextConfig,
     GPT2Config,
     GPTNeoXConfig,
     LlamaConfig,
     MistralConfig,
     Qwen2Config,
-    Qwen3Config,
     SmolLM3Config,
 )
 
@@ -58,9 +56,7 @@ SMALL = {
     ),
     "mistral": MistralConfig(**LLAMA, max_position_embeddings=64),
     "qwen2": Qwen2Config(**LLAMA, max_position_embeddings=64),
-    "qwen3": Qwen3Config(**LLAMA, head_dim=20, max_position_embeddings=64),
     "smollm3": SmolLM3Config(**LLAMA, pad_token_id=0, max_position_embeddings=64),
-    "gemma3_text": Gemma3TextConfig(**LLAMA, head_dim=20, sliding_window=16, max_position_embeddings=64),
 }
 PYTHIA = {"vocab_size": 50304, "rotary_pct": 0.25}
 PUBLISHED = {

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_families import FAMILIES, save_family
+from toy_families import FAMILIES, save_family
 from transformers import AutoModelForCausalLM
 
 from stitch_utils.data.pairs import ModelPair, ModelRef, Scale, TextRef
@@ -54,7 +54,7 @@ def test_a_configuration_that_nests_is_read_by_its_text_part(tmp_path):
         check_pair(pair(3, 64))
     with pytest.raises(ValueError, match="reads 64 tokens at most"):
         check_pair(pair(2, 65))
-    assert architecture_of(ModelRef(str(tmp_path))).n_layers == 3
+    assert architecture_of(ModelRef(str(tmp_path))) is None, "its cost is not known, and ends nothing"
 
 
 def test_weights_that_are_not_there_do_not_become_random_numbers(tmp_path):

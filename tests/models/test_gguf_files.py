@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from tiny_families import halved, qwen_tokenizer, save_family, write_gguf
+from toy_families import halved, qwen_tokenizer, save_family, write_gguf
 from transformers import AutoModelForCausalLM
 
 from stitch_utils.data.hub import resolve
@@ -15,7 +15,7 @@ from stitch_utils.models.harvest import weights_digest
 from stitch_utils.models.language_model import check_pair, load_config, load_model, load_tokenizer
 
 TOKENS = torch.randint(3, 384, (2, 24), generator=torch.Generator().manual_seed(0))
-TEXTS = ["The cook bakes 12 cakes.", "  two\n\nlines\t", "日本 🤗 e\u0301", "<|im_start|>user\nHi<|im_end|>", ""]
+TEXTS = ["The cook bakes 12 cakes.", "  two\n\nlines\t", "日本 🤗", "<|im_start|>user\nHi<|im_end|>", ""]
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,8 @@ def both(tmp_path_factory):
     def of(kind):
         if kind not in made:
             folder = tmp_path_factory.mktemp(kind)
-            model = halved(save_family(kind, folder))
+            changes = {"layer_types": ["sliding_attention"] * 3} if kind == "gemma3_text" else {}  # every sixth is full
+            model = halved(save_family(kind, folder, **changes))
             model.save_pretrained(folder)
             write_gguf(model, load_tokenizer(str(folder)), folder / "tiny.gguf")
             made[kind] = folder, folder / "tiny.gguf"
@@ -35,7 +36,7 @@ def both(tmp_path_factory):
     return of
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "gemma3_text"])
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "gemma3_text"])
 def test_a_file_gives_what_the_folder_gives(kind, both):
     folder, file = both(kind)
     found, expected = load_model(str(file), "cpu"), load_model(str(folder), "cpu")
@@ -114,5 +115,5 @@ def test_an_unknown_architecture(both, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(both("llama")[0])
     model.config.model_type = "falcon"
     write_gguf(model, qwen_tokenizer("<|endoftext|>"), tmp_path / "odd.gguf")
-    with pytest.raises(ValueError, match=r"unknown architecture in .*'falcon': expected one of llama, qwen2, qwen3"):
+    with pytest.raises(ValueError, match=r"unknown architecture in .*'falcon': expected one of llama, qwen2, gemma3"):
         load_model(str(tmp_path / "odd.gguf"), "cpu")
