@@ -8,6 +8,7 @@ Offers `gguf_config`, `gguf_tokenizer`, `gguf_model` and the names of the `ARCHI
 
 import contextlib
 import functools
+import tempfile
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -52,11 +53,12 @@ def gguf_model(path: str, **options: Any) -> tuple[Any, dict[str, Any]]:
 
 
 def _load(kind: Any, path: str, **options: Any) -> Any:
-    """Load with the file read once, since reading one takes up to half a minute."""
-    reader, file = _reader(path), Path(path)
+    """Load with the file read once, since that takes up to half a minute, and with nothing of what lies beside it."""
+    reader = _reader(path)
     _check(path)
-    with mock.patch("gguf.GGUFReader", lambda _: reader), _damaged(path):
-        return kind.from_pretrained(str(file.parent), gguf_file=file.name, **options)
+    with tempfile.TemporaryDirectory() as alone, mock.patch("gguf.GGUFReader", lambda _: reader), _damaged(path):
+        Path(alone, "model.gguf").symlink_to(Path(path).absolute())
+        return kind.from_pretrained(alone, gguf_file="model.gguf", **options)
 
 
 def _reader(path: str) -> Any:
