@@ -24,6 +24,7 @@ from huggingface_hub import HfApi, constants, errors
 from safetensors import SafetensorError
 
 from ..utils.files import NotWritten
+from .pairs import is_gguf
 
 T = TypeVar("T")
 EMBEDDED = Path(__file__).parent / "embedded"
@@ -214,10 +215,14 @@ def _link(chain: bytes, said: bytes) -> bytes:
 
 
 def resolve(ref: str) -> str:
-    """Return the folder of `embedded:NAME`, or a folder on disk or a Hub id as it is; raise ValueError for others."""
+    """Return the folder of `embedded:NAME`, or a folder, GGUF file or Hub id as it is; raise ValueError for others."""
     if ref.startswith("embedded:"):
         return str(embedded_folder(ref, "model", "config.json"))
     folder = Path(ref).expanduser()
+    if is_gguf(ref) and not folder.is_dir():
+        if not folder.is_file():
+            raise ValueError(f"there is no GGUF file {str(folder)!r}: expected a path, relative to the pair's file")
+        return str(folder)
     if (folder / "config.json").exists():
         return str(folder)
     if ref.startswith((".", "/", "~")) or folder.is_dir() or not re.fullmatch(HUB_ID, ref):

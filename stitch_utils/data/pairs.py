@@ -12,14 +12,15 @@ Paths in a file are relative to it. SVCCA chooses a missing layer of B (`stitchi
 split into `train` and `evaluation` keeps every tenth document for evaluation.
 
 Offers `ModelPair` and its parts (`ModelRef`, `TextRef`, `DatasetRef`, `SAERef`, `AugmenterRef`, `SAERecipe`,
-`Outliers`, `Scale`), `load_pair`, `known_pairs`, `blaming`, and for configurations `check_known`, `check_ridge` and
-`check_whole_numbers`.
+`Outliers`, `Scale`), `load_pair`, `known_pairs`, `blaming`, `is_gguf`, and for configurations `check_known`,
+`check_ridge` and `check_whole_numbers`.
 """
 
 import contextlib
 import dataclasses
 import functools
 import math
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +33,11 @@ SCALES = ("smoke", "default", "paper")
 DTYPES = ("float32", "bfloat16", "float16")
 FILE_KINDS = (".txt", ".jsonl", ".parquet")
 HELD_OUT_EVERY = 10
+
+
+def is_gguf(model: str) -> bool:
+    """Tell whether a model's reference is the path of a GGUF file, by its ending."""
+    return model.lower().endswith(".gguf")
 
 
 def check_known(what: str, value: Any, known: Iterable[str]) -> None:
@@ -61,7 +67,7 @@ class ModelRef:
     """One side of a pair."""
 
     model: str
-    """Hub id (whose branch, tag or commit is `revision`), folder, or `embedded:NAME`."""
+    """Hub id (whose branch, tag or commit is `revision`), folder, GGUF file, or `embedded:NAME`."""
     layer: int | None = None
     """The stitch joins the residual streams before this block. None, for B alone, lets SVCCA choose."""
     revision: str | None = None
@@ -70,8 +76,9 @@ class ModelRef:
 
     @property
     def short(self) -> str:
-        """Return the model's name without owner, folder or `embedded:`, for figures."""
-        return self.model.rsplit("/", 1)[-1].removeprefix("embedded:")
+        """Return the model's name without owner, folder, `embedded:` or `.gguf`, for figures."""
+        name = self.model.rsplit("/", 1)[-1].removeprefix("embedded:")
+        return name[: -len(".gguf")] if is_gguf(name) else name
 
 
 @dataclass(frozen=True)
@@ -346,9 +353,12 @@ def _text(data: str | dict, folder: Path) -> TextRef:
 
 
 def _beside(folder: Path, name: str) -> str:
-    """Make a path that exists relative to `folder` absolute; return anything else, such as a Hub id, as it is."""
-    path = (folder / Path(name).expanduser()).resolve()
-    return str(path) if path.exists() else name
+    """Make a path relative to `folder` absolute if it exists or is a GGUF file's; return a Hub id or the like as it is.
+
+    A link stays a link, since what it leads to may have another ending.
+    """
+    path = os.path.abspath(folder / Path(name).expanduser())
+    return path if os.path.exists(path) or is_gguf(name) else name
 
 
 def _build(kind, data: dict, folder: Path | None = None):

@@ -219,16 +219,21 @@ def begin_and_end(tokenizer) -> tuple[int, int]:
     ends = [id for id in (tokenizer.bos_token_id, tokenizer.eos_token_id) if id is not None]
     if not ends:
         raise ValueError("the tokenizer has no token for the beginning or the end of a text: expected at least one")
-    return ends[0], ends[-1]
+    return begin, begin if end is None else end
 
 
 def text_rows(texts: Sequence[str], tokenizer, *, context: int | None, batch_size: int) -> Iterator[TokenBatch]:
-    """Yield batches of texts of similar lengths, a row each, cut at `context` tokens; `documents` is a text's index."""
+    """Yield batches of texts of similar lengths, a row each, cut at `context` tokens; `documents` is a text's index.
+
+    The mask is False at special tokens and at the first of a row. A text without tokens is a row of the end token.
+    """
     begin, end = begin_and_end(tokenizer)
-    special = torch.tensor(sorted({*tokenizer.all_special_ids, begin, end}))
+    start = [] if begin is None else [begin]
+    special = torch.tensor(sorted({*tokenizer.all_special_ids, *start, end}))
     ids = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
-    for batch in padded_rows([[begin, *row][:context] for row in ids], end, batch_size=batch_size):
-        yield batch._replace(mask=batch.mask & ~torch.isin(batch.tokens, special))
+    for batch in padded_rows([[*start, *row][:context] or [end] for row in ids], end, batch_size=batch_size):
+        inner = torch.arange(batch.tokens.shape[1]) > 0
+        yield batch._replace(mask=batch.mask & ~torch.isin(batch.tokens, special) & inner)
 
 
 def padded_rows(rows: Sequence[Sequence[int]], fill: int, *, batch_size: int) -> Iterator[TokenBatch]:

@@ -155,8 +155,11 @@ def heuristic_scores(
     tokens), and how far texts reach.
     """
     heads, layers = _heads_after(model, layer), range(layer, model.n_layers)
-    begin = torch.tensor([[begin_and_end(model.tokenizer)[0]]])  # its stream is the same in every text
-    first, residuals = model.residuals(begin, layers), model.residuals(sample.tokens, layers)
+    residuals, begin = model.residuals(sample.tokens, layers), begin_and_end(model.tokenizer)[0]
+    if begin is None:  # texts begin with many tokens: with the mean of their streams
+        first = {layer: residual[:, :1].float().mean(0, keepdim=True) for layer, residual in residuals.items()}
+    else:  # its stream is the same in every text
+        first = model.residuals(torch.tensor([[begin]]), layers)
     keep, reach = sample.mask.to(model.device), sample.tokens.shape[1]
     readers = []
     for head in heads.values():

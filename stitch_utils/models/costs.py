@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig
 
-from ..data.pairs import ModelRef, check_known
+from ..data.pairs import ModelRef
 from .harvest import ROWS_AT_ONCE
 from .language_model import count_parameters, load_config
 
@@ -52,11 +52,12 @@ class _Family(NamedTuple):
     """The split weights are copies."""
 
 
+_LLAMA = _Family(True, False, mlp_tensors=3, masks=1, joint_qkv=False, copies_qkv=False)
 _FAMILIES = {
     "gpt_neox": _Family(False, False, mlp_tensors=2, masks=1, joint_qkv=True, copies_qkv=True),
     "gpt2": _Family(False, True, mlp_tensors=4, masks=1, joint_qkv=True, copies_qkv=False),
     "gemma2": _Family(True, False, mlp_tensors=3, masks=2, joint_qkv=False, copies_qkv=False),
-    "llama": _Family(True, False, mlp_tensors=3, masks=1, joint_qkv=False, copies_qkv=False),
+    **dict.fromkeys(("llama", "mistral", "qwen2", "smollm3"), _LLAMA),
 }
 
 
@@ -86,13 +87,15 @@ class Architecture:
         return (self.n_parameters + copies + self.vocab) * getattr(torch, dtype).itemsize
 
 
-def architecture_of(ref: ModelRef) -> Architecture:
+def architecture_of(ref: ModelRef) -> Architecture | None:
     """Find the architecture of one side of a pair: in the pair's file, or else in the model's configuration.
 
-    ValueError for a model_type other than the four known ones.
+    None for a family whose costs are not known. Of a model that also reads images, only the text part counts.
     """
     config = AutoConfig.for_model(**ref.config) if ref.config else load_config(ref.model, revision=ref.revision)
-    check_known("model_type", config.model_type, _FAMILIES)
+    config = config.get_text_config()
+    if config.model_type not in _FAMILIES:
+        return None
     d_model, n_heads = config.hidden_size, config.num_attention_heads
     return Architecture(
         _FAMILIES[config.model_type],

@@ -25,7 +25,9 @@ class Response(NamedTuple):
     nll: float
     """The unsteered model's loss on the response after its prompt, stop token included: nats a token."""
     nll_alone: float
-    """The unsteered model's loss on the response after the beginning-of-text token alone."""
+    """The unsteered model's loss on the response after the beginning-of-text token alone.
+
+    Without such a token, the loss on all but its first token; NaN for a response of one token."""
     tokens: int
     """The number of tokens, stop token included."""
 
@@ -66,11 +68,17 @@ def generate_texts(
 
 
 def encoded(model: LanguageModel, prompt: str, max_new_tokens: int) -> list[int]:
-    """Tokenize a prompt after beginning-of-text; ValueError where no room is left for `max_new_tokens`."""
+    """Tokenize a prompt after beginning-of-text, if there is such a token.
+
+    ValueError for a prompt without tokens, or one that leaves no room for `max_new_tokens`.
+    """
     tokenizer = model.tokenizer
     begin, _ = begin_and_end(tokenizer)
     ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    ids = ids if ids[:1] == [begin] else [begin, *ids]  # some chat templates write it themselves
+    if begin is not None and ids[:1] != [begin]:  # some chat templates write it themselves
+        ids = [begin, *ids]
+    if not ids:
+        raise ValueError(f"the prompt {prompt!r} has no tokens, and {model.ref!r} has none that begins a text")
     longest = getattr(model.config, "max_position_embeddings", None)
     if longest is not None and len(ids) + max_new_tokens > longest:
         given = f"a prompt of {len(ids)} tokens ({prompt[:40]!r}...) and {max_new_tokens} new ones"
@@ -85,12 +93,15 @@ def _responses(model: LanguageModel, tokens: Tensor, mask: Tensor, new: Tensor, 
     lengths = own.sum(1)
 
     def mean_losses(before: Tensor, shown: Tensor) -> Tensor:
-        found = model.cross_entropy(torch.cat([before, new], 1), mask=torch.cat([shown, own], 1))
-        return (found.cpu()[:, -own.shape[1] :] * own).sum(1) / lengths
+        found = model.cross_entropy(torch.cat([before, new], 1), mask=torch.cat([shown, own], 1)).cpu()
+        found = found[:, -own.shape[1] :]
+        predicted = own[:, own.shape[1] - found.shape[1] :]
+        return (found * predicted).sum(1) / predicted.sum(1)
 
     after = alone = torch.full((len(new),), torch.nan)
     if losses:
-        begin = torch.full((len(new), 1), begin_and_end(model.tokenizer)[0])
+        first = begin_and_end(model.tokenizer)[0]
+        begin = torch.full((len(new), 0 if first is None else 1), first or 0)
         after, alone = mean_losses(tokens, mask), mean_losses(begin, begin == begin)
     texts = [model.tokenizer.decode(row[keep], skip_special_tokens=True).strip() for row, keep in zip(new, own)]
     return [Response(*row) for row in zip(texts, after.tolist(), alone.tolist(), lengths.tolist())]

@@ -274,8 +274,10 @@ def of_activations(pair: ModelPair, layers: tuple[int, int], *, scale: str) -> d
 
 
 def weights_digest(ref: ModelRef) -> str:
-    """Digest the files of a model in a folder; give id and commit of one on the Hub, since a branch may move."""
+    """Digest a GGUF file, or a model's folder; give id and commit of a model on the Hub, since a branch may move."""
     folder = Path(resolve(ref.model))
+    if folder.is_file():
+        return str(_digest_once(folder, folder.stat().st_mtime_ns, folder.stat().st_size))
     if not folder.is_dir():
         config = try_to_load_from_cache(ref.model, "config.json", revision=ref.revision)
         commit = Path(config).parent.name if isinstance(config, str) else ref.revision or "main"

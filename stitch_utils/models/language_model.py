@@ -26,6 +26,7 @@ from transformers.utils import logging as transformers_logging
 
 from ..data.hub import fetched, resolve
 from ..data.pairs import DTYPES, ModelPair, blaming, check_known
+from .gguf_files import gguf_config, gguf_model, gguf_tokenizer
 from .half_precision import fast_products
 
 Tokens = Int[Tensor, "batch pos"]
@@ -38,12 +39,12 @@ class _Enough(Exception):
 
 
 class LanguageModel:
-    """A causal language model with its tokenizer. `ref` says what it was loaded from; `config` is Hugging Face's."""
+    """A causal language model with its tokenizer. `ref` says where from; `config` describes its text part."""
 
     def __init__(self, bridge: TransformerBridge, tokenizer, ref: str):
         self.bridge, self.tokenizer, self.ref = bridge, tokenizer, ref
         self.hf_model: Any = bridge.original_model
-        self.config = self.hf_model.config
+        self.config = self.hf_model.config.get_text_config()
         self.n_layers: int = bridge.cfg.n_layers
         self.d_model: int = bridge.cfg.d_model
 
@@ -198,9 +199,15 @@ def _check_layer(ref: str, layer: int, n_layers: int) -> None:
         raise ValueError(f"layer {layer} of {ref!r} does not exist: it has {n_layers} layers (0-{n_layers - 1})")
 
 
-def _from_anywhere(load, ref: str, revision: str | None, **options):
-    """Load a part of a model by transformers; HubError from the Hub, ValueError for bad weights in a folder."""
+GGUF = {AutoConfig: gguf_config, AutoTokenizer: gguf_tokenizer, AutoModelForCausalLM: gguf_model}
+
+
+def _from_anywhere(kind, ref: str, revision: str | None, **options):
+    """Load a part of a model by transformers; HubError from the Hub, ValueError for what is bad in a folder or file."""
     path = resolve(ref)
+    if Path(path).is_file():
+        return GGUF[kind](path, **options)
+    load = kind.from_pretrained
     if not Path(path).is_dir():
         fetched("model", path, lambda: hf_hub_download(path, "config.json", revision=revision), revision=revision)
         return fetched("model", path, lambda: load(path, revision=revision, **options), revision=revision)
@@ -222,19 +229,19 @@ def count_parameters(config) -> int:
 
 
 def load_config(ref: str, *, revision: str | None = None):
-    """Load the Hugging Face configuration of a model reference."""
-    return _from_anywhere(AutoConfig.from_pretrained, ref, revision)
+    """Load the Hugging Face configuration of a model reference; of one that reads images too, the text part."""
+    return _from_anywhere(AutoConfig, ref, revision).get_text_config()
 
 
 def load_tokenizer(ref: str, *, revision: str | None = None):
     """Load the tokenizer of a model reference."""
-    return _from_anywhere(AutoTokenizer.from_pretrained, ref, revision)
+    return _from_anywhere(AutoTokenizer, ref, revision)
 
 
 def load_model(
     ref: str, device: str | None = None, *, dtype: str = "float32", revision: str | None = None
 ) -> LanguageModel:
-    """Load a model from a Hub id, a local folder, or `embedded:NAME`; by default on the GPU if there is one.
+    """Load a Hub id, a local folder, a GGUF file, or `embedded:NAME`; by default on the GPU if there is one.
 
     ValueError for an unknown dtype; HubError (a ValueError) for what the Hub does not give.
     """
@@ -243,15 +250,23 @@ def load_model(
     tokenizer = load_tokenizer(ref, revision=revision)
     # The bridge's hooks see the patterns of eager attention.
     options = {"dtype": getattr(torch, dtype), "attn_implementation": "eager", "use_safetensors": True}
-    if Path(resolve(ref)).is_dir():  # is read in no time
+    options["output_loading_info"] = True
+    if Path(resolve(ref)).exists():  # is read in no time
         transformers_logging.disable_progress_bar()
     try:
-        hf_model: Any = _from_anywhere(AutoModelForCausalLM.from_pretrained, ref, revision, **options)
+        hf_model, keys = _from_anywhere(AutoModelForCausalLM, ref, revision, **options)
+        if missing := sorted(keys["missing_keys"]):
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise ValueError(f"{ref!r} has no weights for {missing[0]}{more}: expected all that its configuration has")
         hf_model = hf_model.to(device)
     finally:
         transformers_logging.enable_progress_bar()
     bridge = TransformerBridge.boot_transformers(
-        resolve(ref), hf_model=hf_model.eval(), tokenizer=tokenizer, device=device, dtype=options["dtype"]
+        resolve(ref),
+        hf_model=hf_model.eval(),
+        tokenizer=copy.deepcopy(tokenizer),  # the bridge gives one without a begin-of-text token the end token as such
+        device=device,
+        dtype=options["dtype"],
     )
     return LanguageModel(bridge.eval(), tokenizer, ref)
 
