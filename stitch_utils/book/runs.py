@@ -28,7 +28,7 @@ from ipykernel.kernelspec import RESOURCES, get_kernel_dict
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 
-from ..data.pairs import SCALES, ModelPair, SAERef, known_pairs, load_pair
+from ..data.pairs import ModelPair, SAERef, known_pairs, load_pair
 from ..utils.cache import PACKAGE
 from ..utils.files import digest, tree_digest, write_whole
 from .chapters import SUMMARIES, RequestError, chapter_names, for_pair, one_line, parse_value, read_chapter, refusing
@@ -113,10 +113,15 @@ def plan(
     RequestError, naming those that exist, for an unknown chapter, pair, scale or parameter.
     """
     names = chapter_names(root)
-    for what, choice, known in (("chapter", chapter, names), ("scale", scale, SCALES)):
-        if choice is not None and choice not in known:
-            raise RequestError(f"unknown {what} {choice!r}: expected one of {', '.join(known)}")
+    if chapter is not None and chapter not in names:
+        raise RequestError(f"unknown chapter {chapter!r}: expected one of {', '.join(names)}")
     asked_for, home = find_pair(root, pair), find_pair(root, HOME_PAIR)
+    scales = asked_for.described.scales
+    if scale is not None and scale not in scales:
+        raise RequestError(f"unknown scale {scale!r}: expected one of {', '.join(scales)}")
+    few = scales[scale].chapters if scale else ()
+    if unknown := [name for name in few if name not in names]:
+        raise RequestError(f"{asked_for.described.file}: unknown chapter {unknown[0]!r} of scale {scale!r}")
     if chapter in SUMMARIES and asked_for != home:
         raise RequestError(f"chapter {chapter!r} covers all pairs and runs for {HOME_PAIR} only, got --pair {pair}")
     if reserved := [name for name, _ in given if name in ("pair", "scale")]:
@@ -129,7 +134,7 @@ def plan(
     runs = []
     for name in names:
         is_summary = name in SUMMARIES
-        asked = name == chapter or (chapter is None and not is_summary)
+        asked = name == chapter or (chapter is None and not is_summary and (not few or name in few))
         if not asked and not is_summary:
             continue
         notebook, defaults, source = read_chapter(root, name)

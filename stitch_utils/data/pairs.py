@@ -185,15 +185,24 @@ class Scale:
     sae_steps: int = 20
     sae_sweep_steps: int = 10
     """Steps of each training that a sweep compares."""
+    svcca_layers: int = 0
+    """The number of layers of each model that the page compares by SVCCA, evenly spread; 0 for all."""
+    chapters: tuple[str, ...] = ()
+    """The chapters that a run takes if none is named; by default all."""
 
     def __post_init__(self):
-        check_whole_numbers(self)
+        check_whole_numbers(self, svcca_layers=0)
 
 
 @functools.cache
 def _sizes() -> dict[str, dict[str, dict[str, Any]]]:
     """Read `sizes.yml`: sizes by scale and experiment."""
     return yaml.safe_load((Path(__file__).parent / "sizes.yml").read_text(encoding="utf-8"))
+
+
+def _with_tuples(sizes: dict[str, Any]) -> dict[str, Any]:
+    """Copy sizes as a configuration takes them, which cannot change: with tuples for YAML's lists."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in sizes.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,11 +266,11 @@ class ModelPair:
     def sizes_of(self, experiment: str, scale: str) -> dict[str, Any]:
         """Return the sizes of an experiment at a scale, by the names of its configuration's fields (`sizes.yml`).
 
-        A scale that only the pair's file has takes the sizes of `default`. Raise ValueError for an unknown scale.
+        What `sizes.yml` does not say of a scale is as at `default`. Raise ValueError for an unknown scale.
         """
         self.scale(scale)
-        found = _sizes().get(scale, _sizes()["default"])[experiment]
-        return {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
+        sizes = _sizes()
+        return _with_tuples(sizes.get(scale, {}).get(experiment, sizes["default"][experiment]))
 
 
 @contextlib.contextmanager
@@ -308,13 +317,13 @@ def load_pair(name: str | Path) -> ModelPair:
 def _parsed(data: dict, path: Path) -> dict:
     """Turn the entries of a file into the fields of `ModelPair`."""
     folder, augmenter = path.parent, data.get("augmenter")
-    scales = data.get("scales", {key: found["own_pair"] for key, found in _sizes().items()})
+    scales = data.get("scales", {key: found["own_pair"] for key, found in _sizes().items() if "own_pair" in found})
     return {key: value for key, value in data.items() if key != "text"} | {
         "title": data.get("title", data["name"]),
         "a": _build(ModelRef, data["a"], folder),
         "b": _build(ModelRef, data["b"], folder),
         **_texts(data["text"], folder),
-        "scales": {key: _build(Scale, value) for key, value in scales.items()},
+        "scales": {key: _build(Scale, _with_tuples(value)) for key, value in scales.items()},
         "saes": {
             side: _beside(folder, ref) if isinstance(ref, str) else _build(SAERef, ref)
             for side, ref in data.get("saes", {}).items()

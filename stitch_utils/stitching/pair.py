@@ -8,10 +8,10 @@ Offers `StitchedPair`, which the experiments take; `fit_pair` and `FittedPair`, 
 loaded; and the warning `ScarceTokens`.
 """
 
+import functools
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -149,7 +149,7 @@ class StitchedPair:
         """Give the evaluation text in the tokens of model `a` or `b`."""
         return (getattr(batch, side) for batch in self.evaluation_batches())
 
-    @cached_property
+    @functools.cached_property
     def limits(self) -> NormLimits | None:
         """The norms beyond which the pair's file has tokens left out, by the SVCCA sample of the training text."""
         if self.pair.outliers is None:
@@ -157,7 +157,7 @@ class StitchedPair:
         batches = self.training_batches(self.sizes.svcca_tokens)
         return norm_limits(self.models, self.layers, batches, beyond=self.pair.outliers.beyond)
 
-    @cached_property
+    @functools.cached_property
     def moments(self) -> PairMoments:
         """The moments of the training text at the stitched layers."""
         return self.harvest()
@@ -168,7 +168,7 @@ class StitchedPair:
 
     def _folds(self, *, anew: bool = False) -> list[PairMoments]:
         """Read or harvest the moments by folds of the documents: one where the ridge is a number."""
-        count = FOLDS if self.ridge == "auto" else 1
+        count = self._n_folds
         made_of = {"folds": count} if count > 1 else {}
         path = self.artifact("moments", made_of, sources=(harvest_moments,), suffix=".safetensors")
 
@@ -179,7 +179,7 @@ class StitchedPair:
 
         return kept(path, make, save_folds, load_folds, anew=anew)
 
-    @cached_property
+    @functools.cached_property
     def held_out_moments(self) -> PairMoments:
         """The moments of the evaluation text at the stitched layers."""
         return self.gather(self.evaluation_batches())
@@ -188,7 +188,7 @@ class StitchedPair:
         """Gather the moments of any text at the stitched layers, without the pair's outliers."""
         return harvest_moments(*self.models, batches, [self.layers], limits=self.limits)[self.layers]
 
-    @cached_property
+    @functools.cached_property
     def ridge_choice(self) -> RidgeChoice | None:
         """The choice of the ridge, where it is `auto`, on documents that are left out of the fit in turn."""
         if self.ridge != "auto":
@@ -204,12 +204,19 @@ class StitchedPair:
         assert not isinstance(self.ridge, str | None)  # see __post_init__
         return self.ridge
 
-    @cached_property
+    @functools.cached_property
     def stitch(self) -> Stitch:
         """The exact minimum of Eq. 3 on the training text; it warns with `ScarceTokens` where that is too short."""
         if scarce := scarcity(self.moments):
             warnings.warn(scarce, ScarceTokens, stacklevel=2)
-        return fit_exact(self.moments, alpha=self.alpha, ridge=self.ridge_used)
+        made_of = {"alpha": self.alpha, "ridge": self.ridge_used, "folds": self._n_folds}
+        path = self.artifact("stitch", made_of, sources=(fit_exact, harvest_moments), suffix=".safetensors")
+        fit = functools.partial(fit_exact, self.moments, alpha=self.alpha, ridge=self.ridge_used)
+        return kept(path, fit, Stitch.save, Stitch.load)
+
+    @property
+    def _n_folds(self) -> int:
+        return FOLDS if self.ridge == "auto" else 1
 
     def artifact(
         self, kind: str, ingredients: Mapping = {}, *, sources: Iterable[ModuleType | Callable], suffix: str

@@ -4,7 +4,7 @@ No section of the papers. Models write a few tokens of a huge norm, nearly all o
 activations). Since Eq. 3 is a mean of squares, such tokens can own the fit, and the share of variance that it explains
 then says nothing of the others. So the report counts them, and gives the median over tokens of the share unexplained.
 
-Offers `describe_streams`, `StreamShape`, and the number `BEYOND`.
+Offers `describe_streams`, `StreamShape`, `massive_share`, and the number `BEYOND`.
 """
 
 from collections.abc import Iterable
@@ -65,6 +65,13 @@ def describe_streams(
     if not sum(map(len, columns["a"])):
         raise ValueError("the text holds no token at which the models meet: there is no stream to describe")
     return {side: _shape(torch.cat(columns[side]), dimensions[side]) for side in columns}
+
+
+def massive_share(x: Float[Tensor, "n d"]) -> tuple[int, float]:
+    """Count the tokens of a norm beyond `BEYOND` medians; return with it the share of the variance that they hold."""
+    norms, deviations = x.double().norm(dim=1), (x.double() - x.double().mean(0)).square().sum(1)
+    massive = norms > BEYOND * norms.median()
+    return int(massive.sum()), (deviations[massive].sum() / deviations.sum()).item()
 
 
 def _shape(columns: Float[Tensor, "n 3"], dimensions: Float[Tensor, " d"]) -> StreamShape:

@@ -4,7 +4,7 @@ Section 2 and App. A.1, Fig. 6: A's layer is fixed, B's is the one with the high
 (Raghu et al. 2017). Each stream is reduced to the directions that hold most of its variance, so that noise does not
 count; canonical correlations between the two reduced streams are then averaged.
 
-Offers `svcca_table` and `main_directions`.
+Offers `svcca_table`, `main_directions`, and `layer_grid`, the layers of a deep model that are compared.
 """
 
 import torch
@@ -31,6 +31,16 @@ def main_directions(x: Float[Tensor, "n d"], variance: float) -> Float[Tensor, "
         raise ValueError("activations do not vary: SVCCA is not defined")
     size = min(int((held < variance - 1e-12).sum()) + 1, int((values > values[0] * 1e-12).sum()))
     return (centred @ (vectors[:, :size] / values[:size].sqrt())).cpu()
+
+
+def layer_grid(n_layers: int, *, at_most: int, always: int) -> list[int]:
+    """List `at_most` layers, evenly spread from the first to the last, with `always` among them; all for 0."""
+    if not at_most or at_most >= n_layers:
+        return list(range(n_layers))
+    spread = torch.linspace(0, n_layers - 1, at_most).round().int().tolist()
+    nearest = min(range(len(spread)), key=lambda place: abs(spread[place] - always))
+    spread[nearest] = always
+    return spread
 
 
 def svcca_table(xs: Residuals, ys: Residuals, *, variance: float = 0.99) -> Float[Tensor, "layers_a layers_b"]:

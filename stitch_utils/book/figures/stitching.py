@@ -46,29 +46,37 @@ def language_shares(languages: Sequence[str], shares: Sequence[float], detected:
     return figure
 
 
-def svcca_heatmap(scores: np.ndarray, *, chosen: tuple[int, int], name_a: str, name_b: str) -> Figure:
-    """Draw Fig. 6: mean canonical correlation of every layer of A (rows) with every layer of B (columns)."""
+def svcca_heatmap(
+    scores: np.ndarray, *, chosen: tuple[int, int], name_a: str, name_b: str, grid: tuple[list[int], list[int]]
+) -> Figure:
+    """Draw Fig. 6: mean canonical correlation of layers of A (rows) with layers of B (columns), numbered by `grid`."""
     rows, columns = scores.shape
     axes = panel((min(1.6 + 0.75 * columns, 9), min(1.4 + 0.6 * rows, 7)))
     small = rows * columns <= 60
-    sns.heatmap(scores, ax=axes, cmap="viridis", annot=small, fmt=".2f", cbar_kws={"label": "mean SVCCA correlation"})
-    axes.add_patch(Rectangle((chosen[1], chosen[0]), 1, 1, fill=False, edgecolor=ORANGE, lw=2.5))
+    labels = {"yticklabels": grid[0], "xticklabels": grid[1]}
+    if grid == tuple(list(range(n)) for n in scores.shape):
+        labels = {}  # seaborn numbers them, and leaves out labels that would lie on each other
+    bar = {"label": "mean SVCCA correlation"}
+    sns.heatmap(scores, ax=axes, cmap="viridis", annot=small, fmt=".2f", cbar_kws=bar, **labels)
+    row, column = (layers.index(layer) for layers, layer in zip(grid, chosen))
+    axes.add_patch(Rectangle((column, row), 1, 1, fill=False, edgecolor=ORANGE, lw=2.5))
     axes.set(xlabel=f"layer of B ({name_b})", ylabel=f"layer of A ({name_a})")
     axes.tick_params(axis="y", rotation=0)
     return figure_of(axes)
 
 
-def svcca_lines(scores: np.ndarray, *, chosen: tuple[int, int]) -> Figure:
+def svcca_lines(scores: np.ndarray, *, chosen: tuple[int, int], grid: tuple[list[int], list[int]]) -> Figure:
     """Draw Fig. 6 as lines: one for each layer of A over the layers of B, with the stitched pair marked."""
     axes = panel((6, 3.4), xlabel="layer of B", ylabel="mean SVCCA correlation")
-    layers = np.arange(scores.shape[1])
-    for layer, row in enumerate(scores):
+    layers = np.array(grid[1])
+    for layer, row in zip(grid[0], scores):
         color, alpha, lw, zorder = (BLUE, 1, 2, 3) if layer == chosen[0] else (GREY, 0.5, 1, 2)
         axes.plot(layers, row, "o-", ms=4, color=color, alpha=alpha, lw=lw, zorder=zorder)
         if layer == chosen[0] or len(scores) <= 8:  # more labels than that lie on each other
             beside = {"xytext": (6, 0), "textcoords": "offset points", "va": "center"}
             axes.annotate(f"A.{layer}", (layers[-1], row[-1]), color=color, **beside)
-    axes.plot(chosen[1], scores[chosen], "o", ms=11, mfc="none", mec=ORANGE, mew=2, zorder=4)
+    row, column = (layers.index(layer) for layers, layer in zip(grid, chosen))
+    axes.plot(chosen[1], scores[row, column], "o", ms=11, mfc="none", mec=ORANGE, mew=2, zorder=4)
     axes.set(xticks=layers[:: 1 + len(layers) // 20])
     return figure_of(axes)
 
