@@ -14,6 +14,8 @@ SAES = {
     "pythia.b": ("EleutherAI/pythia-160m-deduped", "topk", "blocks.3.hook_resid_post"),
     "gemma.a": ("google/gemma-2-2b", "jumprelu", "blocks.19.hook_resid_post"),
     "gemma.b": ("google/gemma-2-9b", "jumprelu", "blocks.32.hook_resid_post"),
+    "gemma3.a": ("google/gemma-3-270m", "jumprelu", "blocks.9.hook_resid_post"),
+    "gemma3.b": ("google/gemma-3-1b-pt", "jumprelu", "blocks.13.hook_resid_post"),
 }
 CHILD = """
 import dataclasses, json, sys, torch
@@ -21,7 +23,7 @@ from stitch_utils.data.pairs import load_pair
 from stitch_utils.saes.io import load_sae
 
 found = {"saes": {}, "errors": {}}
-for pair in ("pythia", "gemma"):
+for pair in ("pythia", "gemma", "gemma3"):
     for side, ref in load_pair(pair).saes.items():
         sae = load_sae(ref)
         if ref.revision is None:  # the same by name

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import torch
 from gguf import GGUFWriter, TokenType
+from hub.vocabularies import CHATML, CHATML_TURNS, END_OF_TEXT
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
@@ -12,11 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 from stitch_utils.data.embedded.world import documents
 
-SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-TEMPLATE = (
-    "{% for turn in messages %}<|im_start|>{{ turn['role'] }}\n{{ turn['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
+SPECIAL = [END_OF_TEXT, *CHATML_TURNS]
 SIZES = {
     "vocab_size": 384,
     "hidden_size": 32,
@@ -57,7 +54,7 @@ def qwen_tokenizer(begin=None):
     backend.train_from_iterator([document.text for document in documents("tiny families", stop=100)], trainer)
     names = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"} | ({"bos_token": begin} if begin else {})
     return PreTrainedTokenizerFast(
-        tokenizer_object=backend, chat_template=TEMPLATE, additional_special_tokens=["<|im_start|>"], **names
+        tokenizer_object=backend, chat_template=CHATML, additional_special_tokens=["<|im_start|>"], **names
     )
 
 

@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from huggingface_hub import hf_hub_download
@@ -21,7 +22,7 @@ from sae_lens.loading.pretrained_sae_loaders import NAMED_PRETRAINED_SAE_LOADERS
 from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
 from sae_lens.registry import SAE_CLASS_REGISTRY
 from sae_lens.saes.sae import SAEMetadata
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -100,7 +101,15 @@ def _from_sae_lens(ref: SAERef, device: str) -> SAE:
 
     known, options = get_pretrained_saes_directory().get(ref.release), {"device": device, "converter": as_stored}
     repository = known.repo_id if known else ref.release
-    return fetched("model", repository, functools.partial(SAE.from_pretrained, ref.release, ref.id, **options))
+    with mock.patch("sae_lens.loading.pretrained_sae_loaders.get_safetensors_tensor_shapes", _shapes):
+        return fetched("model", repository, functools.partial(SAE.from_pretrained, ref.release, ref.id, **options))
+
+
+def _shapes(repository: str, name: str) -> dict[str, list[int]]:
+    """Read the shapes of a file's tensors from the file, which is kept; SAELens asks the Hub for them each time."""
+    with safe_open(hf_hub_download(repository, name), "pt") as file:
+        names = file.keys()
+        return {tensor: file.get_slice(tensor).get_shape() for tensor in names}
 
 
 def _from_sparsify(config_file: Path, weights_file: Path, hookpoint: str, source: str, device: str) -> SAE:

@@ -16,7 +16,21 @@ PAIRS = {
     "google/gemma-2-9b": ("Gemma2ForCausalLM", 42, "bfloat16", True),
     "google/gemma-2-2b-it": ("Gemma2ForCausalLM", 26, "bfloat16", True),
     "google/gemma-2-9b-it": ("Gemma2ForCausalLM", 42, "bfloat16", True),
+    "google/gemma-3-270m": ("Gemma3ForCausalLM", 18, "bfloat16", True),
+    "google/gemma-3-1b-pt": ("Gemma3ForCausalLM", 26, "bfloat16", True),
+    "HuggingFaceTB/SmolLM2-135M": ("LlamaForCausalLM", 30, "bfloat16", True),
+    "HuggingFaceTB/SmolLM2-360M": ("LlamaForCausalLM", 32, "bfloat16", True),
+    "Qwen/Qwen3-0.6B-Base": ("Qwen3ForCausalLM", 28, "bfloat16", True),
+    "Qwen/Qwen3-1.7B-Base": ("Qwen3ForCausalLM", 28, "bfloat16", True),
 }
+TOKENIZERS = {
+    "pythia": "GPTNeoXTokenizer",
+    "gpt2": "GPT2Tokenizer",
+    "gemma": "GemmaTokenizer",
+    "SmolLM2": "GPT2Tokenizer",
+    "Qwen3": "Qwen2Tokenizer",
+}
+SMOLLM_CHAT = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
 def run(what, environment):
@@ -53,9 +67,8 @@ def test_caps_matter(online):
 
 
 def test_tokenizers_are_of_the_real_classes(online):
-    tokenizers = {name.split("/")[1]: online[name]["tokenizer"] for name in PAIRS}
-    kinds = {"pythia": "GPTNeoXTokenizer", "gpt2": "GPT2Tokenizer", "gemma": "GemmaTokenizer"}
-    assert tokenizers == {name: kinds[name.split("-")[0]] for name in tokenizers}
+    kinds = {name: TOKENIZERS[name.split("/")[1].split("-")[0]] for name in PAIRS}
+    assert {name: online[name]["tokenizer"] for name in PAIRS} == kinds
     assert all(online[name]["text"] == TEXT for name in PAIRS)
 
 
@@ -66,8 +79,12 @@ def test_special_tokens_stand_where_they_do_in_reality(online):
             places = [vocabulary[token] for token in ("<pad>", "<eos>", "<bos>", "<unk>")]
             assert (places, found["bos"], found["eos"], found["first"]) == ([0, 1, 2, 3], 2, 1, 2)
         else:
-            end = {"p": 0, "g": len(vocabulary) - 1}[name.split("/")[1][0]]
-            assert vocabulary["<|endoftext|>"] == found["bos"] == found["eos"] == end != found["first"]
+            end = {"p": 0, "g": len(vocabulary) - 1, "S": 0, "Q": len(vocabulary) - 3}[name.split("/")[1][0]]
+            assert vocabulary["<|endoftext|>"] == found["eos"] == end != found["first"]
+            assert found["bos"] == (None if "Qwen" in name else end)
+    chat, vocabulary = online[SMOLLM_CHAT], online[SMOLLM_CHAT]["vocabulary"]
+    assert (chat["bos"], chat["eos"]) == (1, 2) == (vocabulary["<|im_start|>"], vocabulary["<|im_end|>"])
+    assert chat["ends"] == [2] and vocabulary == online["HuggingFaceTB/SmolLM2-135M"]["vocabulary"]
 
 
 def test_models_of_a_family_share_a_tokenizer(online):
@@ -128,7 +145,7 @@ def as_main(requests):
 
 
 def test_small_enough(hub_root):
-    assert sum(path.stat().st_size for path in hub_root.rglob("*") if path.is_file()) < 10_000_000
+    assert sum(path.stat().st_size for path in hub_root.rglob("*") if path.is_file()) < 13_000_000
 
 
 def test_downloads_resume_where_they_stopped(downloads):

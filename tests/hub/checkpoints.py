@@ -1,7 +1,8 @@
 """Checkpoints under the names, in the formats and of the architectures of the pairs, small and random.
 
-Stands in for the weights of Pythia, GPT-2 and Gemma 2. Depths, contexts, data types and everything that makes an
-architecture special are the real ones; widths and vocabularies are small. `stand_in` in each configuration says so.
+Stands in for the weights of Pythia, GPT-2, Gemma 2 and 3, SmolLM2 and Qwen3. Depths, contexts, data types and
+everything that makes an architecture special are the real ones; widths and vocabularies are small. `stand_in` in each
+configuration says so.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from pathlib import Path
 
 import torch
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
-    Gemma2Config,
     GPT2Config,
     GPTNeoXConfig,
     PretrainedConfig,
@@ -22,7 +23,14 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from .vocabularies import TURNS, gemma_tokenizer, gpt2_tokenizer, pythia_tokenizer
+from .vocabularies import (
+    TURNS,
+    gemma_tokenizer,
+    gpt2_tokenizer,
+    pythia_tokenizer,
+    qwen_tokenizer,
+    smollm_tokenizer,
+)
 
 # Initial weights are so small that every prediction is uniform and no logit comes near a cap. By part of the name.
 FACTORS = {"lm_head": 15, "wte": 15, "embed_tokens": 50, "self_attn.q_proj": 20, "self_attn.k_proj": 20}
@@ -72,25 +80,25 @@ def gpt2_config(tokenizer, *, width: int, layers: int) -> GPT2Config:
     )
 
 
-def gemma_config(tokenizer, *, width: int, layers: int) -> Gemma2Config:
-    # The scale of the queries is not the width of a head and the window is short, so that ignoring them shows.
-    return Gemma2Config(
+def rotary_config(tokenizer, *, kind: str, width: int, layers: int, **special) -> PretrainedConfig:
+    """Of Llama and those that came after it: rotated queries, grouped keys, a gated MLP, a tied embedding."""
+    given = {
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 12,
+        "tie_word_embeddings": True,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    return AutoConfig.for_model(
+        kind,
         vocab_size=len(tokenizer),
         hidden_size=width,
         intermediate_size=2 * width,
         num_hidden_layers=layers,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=12,
-        query_pre_attn_scalar=16,
-        sliding_window=16,
-        max_position_embeddings=8192,
-        attn_logit_softcapping=50.0,
-        final_logit_softcapping=30.0,
-        bos_token_id=2,
-        eos_token_id=1,
-        pad_token_id=0,
         stand_in=True,
+        **given | special,
     )
 
 
@@ -103,20 +111,35 @@ def _gpt2(seed: int, width: int, layers: int) -> Checkpoint:
     return Checkpoint(functools.partial(gpt2_config, width=width, layers=layers), gpt2_tokenizer, torch.float32, seed)
 
 
-def _gemma(seed: int, width: int, layers: int, *, chat: bool = False) -> Checkpoint:
-    config = functools.partial(gemma_config, width=width, layers=layers)
-    return Checkpoint(config, functools.partial(gemma_tokenizer, chat=chat), torch.bfloat16, seed, SHARD)
+def _rotary(tokenizer, seed: int, width: int, layers: int, *, shard: str = "1GB", **special) -> Checkpoint:
+    config = functools.partial(rotary_config, width=width, layers=layers, **special)
+    return Checkpoint(config, tokenizer, torch.bfloat16, seed, shard)
 
 
+# The scale of Gemma's queries is not the width of a head and its window is short, so that ignoring them shows.
+GEMMA = {"query_pre_attn_scalar": 16, "sliding_window": 16}
+CAPS = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
+gemma_chat, smollm_chat = (functools.partial(kind, chat=True) for kind in (gemma_tokenizer, smollm_tokenizer))
+_gemma2 = functools.partial(_rotary, kind="gemma2", max_position_embeddings=8192, shard=SHARD, **GEMMA, **CAPS)
+_gemma3 = functools.partial(_rotary, kind="gemma3_text", max_position_embeddings=32768, shard=SHARD, **GEMMA)
+_smollm2 = functools.partial(_rotary, kind="llama", max_position_embeddings=8192)
+_qwen3 = functools.partial(_rotary, qwen_tokenizer, kind="qwen3", max_position_embeddings=32768)
 CHECKPOINTS = {
     "EleutherAI/pythia-70m-deduped": _pythia(1, 32, 4, 6),
     "EleutherAI/pythia-160m-deduped": _pythia(2, 48, 6, 12),
     "openai-community/gpt2": _gpt2(3, 32, 12),
     "openai-community/gpt2-medium": _gpt2(4, 40, 24),
-    "google/gemma-2-2b": _gemma(5, 32, 26),
-    "google/gemma-2-9b": _gemma(6, 40, 42),
-    "google/gemma-2-2b-it": _gemma(7, 32, 26, chat=True),
-    "google/gemma-2-9b-it": _gemma(8, 40, 42, chat=True),
+    "google/gemma-2-2b": _gemma2(gemma_tokenizer, 5, 32, 26),
+    "google/gemma-2-9b": _gemma2(gemma_tokenizer, 6, 40, 42),
+    "google/gemma-2-2b-it": _gemma2(gemma_chat, 7, 32, 26),
+    "google/gemma-2-9b-it": _gemma2(gemma_chat, 8, 40, 42),
+    "google/gemma-3-270m": _gemma3(gemma_tokenizer, 9, 16, 18),
+    "google/gemma-3-1b-pt": _gemma3(gemma_tokenizer, 10, 24, 26),
+    "HuggingFaceTB/SmolLM2-135M": _smollm2(smollm_tokenizer, 11, 16, 30),
+    "HuggingFaceTB/SmolLM2-360M": _smollm2(smollm_tokenizer, 12, 24, 32),
+    "HuggingFaceTB/SmolLM2-135M-Instruct": _smollm2(smollm_chat, 13, 16, 30),
+    "Qwen/Qwen3-0.6B-Base": _qwen3(14, 16, 28),
+    "Qwen/Qwen3-1.7B-Base": _qwen3(15, 24, 28),
 }
 
 
@@ -139,6 +162,7 @@ def write_models(root: Path, names: Sequence[str] = tuple(CHECKPOINTS)) -> None:
         tokenizer = checkpoint.tokenizer()
         model = build(checkpoint, tokenizer)
         if tokenizer.chat_template:  # an answer ends with its turn
-            model.generation_config.eos_token_id = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(TURNS[1])]
+            ends, vocabulary = (tokenizer.eos_token, TURNS[1]), tokenizer.get_vocab()
+            model.generation_config.eos_token_id = [vocabulary[end] for end in ends if end in vocabulary]
         model.save_pretrained(folder, max_shard_size=checkpoint.shard)
         tokenizer.save_pretrained(folder)

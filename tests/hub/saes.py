@@ -1,7 +1,7 @@
 """SAEs under the names and in the formats of the pairs' published ones, small and random.
 
-Stands in for EleutherAI's sparsify checkpoints and for Gemma Scope. Widths are those of the stand-in models, and there
-are fewer latents than the names say.
+Stands in for EleutherAI's sparsify checkpoints and for Gemma Scope 1 and 2. Widths are those of the stand-in models,
+and there are fewer latents than the names say.
 """
 
 from __future__ import annotations
@@ -25,6 +25,10 @@ SPARSIFY = {
 GEMMA_SCOPE = {
     "google/gemma-scope-2b-pt-res/layer_19/width_16k/average_l0_73": "google/gemma-2-2b",
     "google/gemma-scope-9b-pt-res/layer_32/width_16k/average_l0_61": "google/gemma-2-9b",
+}
+GEMMA_SCOPE_2 = {
+    "google/gemma-scope-2-270m-pt/resid_post/layer_9_width_16k_l0_medium": "google/gemma-3-270m",
+    "google/gemma-scope-2-1b-pt/resid_post/layer_13_width_16k_l0_medium": "google/gemma-3-1b-pt",
 }
 
 
@@ -72,3 +76,10 @@ def write_saes(root: Path) -> None:
         folder = Path(root) / "models" / path
         folder.mkdir(parents=True)
         np.savez(folder / "params.npz", **{name: tensor.numpy() for name, tensor in weights(model).items()})
+    for path, model in GEMMA_SCOPE_2.items():
+        folder = Path(root) / "models" / path
+        folder.mkdir(parents=True)
+        save_file({name.lower(): tensor for name, tensor in weights(model).items()}, folder / "params.safetensors")
+        layer = path.split("layer_")[1].split("_")[0]
+        config = {"architecture": "jump_relu", "model_name": model, "hf_hook_point_in": f"model.layers.{layer}.output"}
+        (folder / "config.json").write_text(json.dumps(config))
