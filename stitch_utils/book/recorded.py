@@ -11,7 +11,6 @@ Offers `record`, and the limits `LARGEST` and `WIDEST`.
 import base64
 import io
 import json
-import platform
 import posixpath
 import re
 import subprocess
@@ -33,7 +32,7 @@ LARGEST = 6_000_000  # bytes of a record
 WIDEST = 1400  # pixels of a figure
 VERSIONS = ("torch", "transformers", "transformer-lens", "sae-lens")
 # Folders that every system has: a text that names a file in them says nothing about this machine.
-SYSTEM = ("bin", "boot", "dev", "etc", "lib", "lib64", "proc", "run", "sbin", "sys", "usr")
+SYSTEM = ("bin", "boot", "dev", "etc", "lib", "lib64", "proc", "run", "sbin", "sys", "usr", "var")
 PATH = re.compile(r"(?<![\w.])/[\w.+@-]+(?:/[\w.+@-]+)+")
 
 
@@ -57,7 +56,7 @@ def record(root: Path, *, pair: str) -> str:
     pages = _finished(root, pair, name)
     about = _about(root, name, pages)
     chapters = {run.chapter for run, _ in pages}
-    documents: dict[str, Any] = {}
+    documents: dict[str, Any] = {"record.yml": about}
     for run, page in pages:
         documents[f"{run.chapter}.ipynb"] = _slim(page, chapters, about)
         if (root / run.results).is_file():
@@ -65,19 +64,20 @@ def record(root: Path, *, pair: str) -> str:
             if rows.get("run.stand_in"):
                 raise RequestError(f"{run.label} was run on random weights: there is nothing to record of it")
             documents[f"results/{run.chapter}.json"] = dict(sorted({**rows, "run.recorded": about["date"]}.items()))
-    documents = {file: _mapped(document, lambda text: _from_root(text, root)) for file, document in documents.items()}
-    contents = {file: json.dumps(found, indent=1, ensure_ascii=False) + "\n" for file, found in documents.items()}
-    contents["record.yml"] = yaml.safe_dump(_mapped(about, lambda text: _from_root(text, root)), sort_keys=False)
-    _check(contents, documents)
+    contents = {file: _written(file, document, root).encode() for file, document in documents.items()}
+    size = sum(map(len, contents.values()))
+    if size > LARGEST:
+        largest = sorted(contents, key=lambda file: -len(contents[file]))[:3]
+        named = ", ".join(f"{file} {len(contents[file]) / 1e6:.1f} MB" for file in largest)
+        raise RequestError(f"the record would be {size / 1e6:.1f} MB, and {LARGEST / 1e6:g} are allowed: {named}")
 
     def write(folder: Path) -> None:
-        for file, text in contents.items():
+        for file, content in contents.items():
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
-            (folder / file).write_bytes(text.encode())
+            (folder / file).write_bytes(content)
 
     remove_leftovers(root / RECORDED)
     write_whole(root / RECORDED / name, write, sealed=False)
-    size = sum(len(text.encode()) for text in contents.values())
     return f"{(RECORDED / name).as_posix()}: {len(pages)} pages of the run of {about['date']}, {size / 1e6:.1f} MB"
 
 
@@ -182,8 +182,8 @@ def _mark(note: Mapping[str, Any], about: Mapping[str, Any]) -> str:
     changed = "" if about["clean"] or not about["commit"] else ", with changes that are not committed"
     return (
         "```{admonition} Recorded\n:class: note\n"
-        f"This page shows a run of {about['date']}{scale}, which took {note['seconds']:.0f} seconds. It is kept with the "
-        "book and is not run again when the book is built. "
+        f"This page shows a run of {about['date']}{scale}, which took {note['seconds']:.0f} seconds. "
+        "It is kept with the book and is not run again when the book is built. "
         f"Processor: {hardware['processor']} ({hardware['processors']} processors); memory: {hardware['memory']}; "
         f"accelerator: {hardware['accelerator']}. It was made from {commit}{changed}, with "
         f"{', '.join(f'{package} {version}' for package, version in versions.items())}.\n```"
@@ -238,23 +238,19 @@ def _mapped(value: Any, change: Callable[[str], str]) -> Any:
     return value
 
 
-def _from_root(text: str, root: Path) -> str:
-    """Write paths of the checkout as paths from its root."""
-    return re.sub(rf"{re.escape(str(root))}(/(?=[\w.])|(?![\w-]))", lambda match: "" if match[1] else ".", text)
+def _written(file: str, document: Any, root: Path) -> str:
+    """Write a document as JSON or YAML, with paths of the checkout from its root; RequestError for other paths."""
 
+    def portable(text: str) -> str:
+        text = re.sub(rf"{re.escape(str(root))}(/(?=[\w.])|(?![\w-]))", lambda match: "" if match[1] else ".", text)
+        if paths := list(filter(_is_of_this_machine, PATH.findall(text))):
+            raise RequestError(f"{file} would be recorded with the path {paths[0]}, which is only on this machine")
+        return text
 
-def _check(contents: Mapping[str, str], documents: Mapping[str, Any]) -> None:
-    """Raise RequestError for a record that is too large or that names a folder of this machine."""
-    sizes = {file: len(text.encode()) for file, text in contents.items()}
-    if (size := sum(sizes.values())) > LARGEST:
-        largest = sorted(sizes, key=lambda file: -sizes[file])[:3]
-        named = ", ".join(f"{file} {sizes[file] / 1e6:.1f} MB" for file in largest)
-        raise RequestError(f"the record would be {size / 1e6:.1f} MB, and {LARGEST / 1e6:.0f} are allowed: {named}")
-    for file, document in documents.items():
-        paths: list[str] = []
-        _mapped(document, lambda text: paths.extend(filter(_is_of_this_machine, PATH.findall(text))) or text)
-        if paths:
-            raise RequestError(f"{file} would be recorded with the path {paths[0]} of this machine: run it without")
+    document = _mapped(document, portable)
+    if file.endswith(".yml"):
+        return yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
+    return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
 
 
 def _is_of_this_machine(path: str) -> bool:
