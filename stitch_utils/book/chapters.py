@@ -134,11 +134,18 @@ def parse_value(name: str, text: str, default: Any) -> Any:
 
 
 def page_of(pair: str, chapter: str, heading: str = "") -> str:
-    """Return where the book shows the section, from `_build/html` on; "" if the pair has no page of this chapter."""
+    """Return where the book shows the section, from `_build/html` on; "" if the pair has no page of this chapter.
+
+    A recorded page may be older than its chapter: where it lacks the heading, the page as a whole is meant.
+    """
     root = project_root()
-    page = f"book/{'runs' if is_replaced(root, pair, chapter) else 'recorded'}/{pair}/{chapter}"
-    if not (root / f"{page}.ipynb").is_file():
+    is_recorded = not is_replaced(root, pair, chapter)
+    page = f"book/{'recorded' if is_recorded else 'runs'}/{pair}/{chapter}"
+    file, title = root / f"{page}.ipynb", json.dumps(f"# {heading}", ensure_ascii=False)[1:-1]
+    if not file.is_file():
         return ""
+    if is_recorded and title not in file.read_text(encoding="utf-8"):
+        heading = ""
     return f"{page}.html" + (f"#{make_id(heading)}" if heading else "")
 
 

@@ -11,6 +11,7 @@ Offers `record`, and the limits `LARGEST` and `WIDEST`.
 import base64
 import io
 import json
+import os
 import posixpath
 import re
 import subprocess
@@ -258,5 +259,7 @@ def _is_of_this_machine(path: str) -> bool:
     _, first, second, *_ = Path(path).parts
     if first in SYSTEM:
         return False
+    home = Path(os.path.expanduser("~"))
+    is_own = len(home.parts) > 1 and Path(path).is_relative_to(home)
     is_scratch = path.startswith(f"{tempfile.gettempdir()}/tmp")  # which may be gone by now
-    return is_scratch or Path(path).is_relative_to(Path.home()) or Path("/", first, second).exists()
+    return is_own or is_scratch or os.path.exists(Path("/", first, second))  # False where we may not look

@@ -219,7 +219,7 @@ def test_paths_of_the_checkout_count_from_its_root(mine, monkeypatch):
 
 @pytest.mark.parametrize("place", ["home", "scratch", "model"])
 def test_other_paths_of_this_machine_are_refused(mine, place, tmp_path, monkeypatch):
-    monkeypatch.setattr(Path, "home", lambda: Path("/nowhere/someone"))
+    monkeypatch.setenv("HOME", "/nowhere/someone")
     monkeypatch.setattr(recorded.tempfile, "gettempdir", lambda: "/scratch")
     (tmp_path / "models").mkdir()
     path = {"home": "/nowhere/someone/x", "scratch": "/scratch/tmpab12cd34/x", "model": f"{tmp_path}/models/a"}[place]
@@ -248,7 +248,7 @@ def test_figures_are_made_small_and_drawings_stay(mine):
         shown(image_png=png(noise)),
         shown(image_png=png(plot)),
         shown(image_png=png(plot), **{"image_svg+xml": svg}),
-        shown(image_png=png(tiny), **{"image_svg+xml": svg}),
+        shown(image_png=png(tiny), **{"image_svg+xml": svg * 9}),
     ]
     root = mine(outputs=outputs)
     record(root, pair="mine.yml")
@@ -328,6 +328,8 @@ def test_recorded_numbers_count_until_the_chapter_is_run_here(mine):
     assert verdicts("tiny")[0].recorded == ""
     assert recorded_pages(root) == {Path(f"book/recorded/mine/{name}.ipynb"): False for name in ("numbers", "words")}
 
+    assert page_of("mine", "numbers", "Toy: mine") == "book/recorded/mine/numbers.html#toy-mine"
+    assert page_of("mine", "numbers", "A later one") == "book/recorded/mine/numbers.html"
     write_results("mine", "numbers", {"numbers.mine.inverse": -4.0})
     assert read_results("mine").numbers == {"numbers.mine.inverse": -4.0}
     assert read_results("mine").runs == {}
