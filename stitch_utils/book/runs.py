@@ -160,6 +160,7 @@ def key_of(root: Path, run: Run) -> str:
         ingredients["results"] = tree_digest(root / "results", "**/*.json")
         pages = [page for page in (root / RUNS).glob("*/[!.]*.ipynb") if page.stem not in SUMMARIES]
         ingredients["pages"] = sorted(page.relative_to(root).as_posix() for page in pages)  # summaries link them
+        ingredients["recorded"] = tree_digest(root, "book/recorded/**/*")
     return hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()
 
 
