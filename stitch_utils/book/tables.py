@@ -3,8 +3,8 @@
 Numbers come from `results.py`, the papers' and the verdicts from `claims.py`. Every table has the pair that is asked
 for first, then every other pair with results. What comes from the record of a run is marked as recorded.
 
-Offers `beside`, a DataFrame, and in HTML `shares_and_costs`, `claims_table`, `verdict_counts`, `status_table`,
-`runs_table`, `stand_in_notice`.
+Offers `beside`, a DataFrame, and in HTML `on_real_models`, `shares_and_costs`, `claims_table`, `verdict_counts`,
+`status_table`, `runs_table`, `stand_in_notice`.
 """
 
 import html
@@ -36,6 +36,25 @@ def beside(pair: str, prefix: str, *, labels: Mapping[str, str]) -> pd.DataFrame
             columns[f"{name}, published"] = (papers.numbers, f"{prefix}.{name}.")
     cells = {name: [with_interval(ids, start + row) for row in labels] for name, (ids, start) in columns.items()}
     return pd.DataFrame(cells, index=list(labels.values()), dtype=object)
+
+
+def on_real_models(prefix: str, *, chapter: str, labels: Mapping[str, str]) -> HTML:
+    """Set the rows of a table or figure side by side for all pairs but the embedded one, run here or recorded.
+
+    `prefix` and `labels` are those of `beside`; the name of a pair links to its page of the chapter. Without such a
+    pair, say how to make one.
+    """
+    found = {name: read_results(name) for name in pairs_with_results() if name != "tiny"}
+    start = {name: f"{prefix}.{name}." for name in found}
+    found = {name: of for name, of in found.items() if any(id.startswith(start[name]) for id in of.numbers)}
+    if not found:
+        return HTML("<p>No pair of real models was run or recorded here; <code>make real</code> does both.</p>")
+    links = [_link(page_of(name, chapter), name) + _mark(of.runs.get(chapter, {})) for name, of in found.items()]
+    rows = [
+        [html.escape(label), *(with_interval(of.numbers, start[name] + row) for name, of in found.items())]
+        for row, label in labels.items()
+    ]
+    return _table(["", *links], rows)
 
 
 def shares_and_costs(pair: str, figure: str, rows: Mapping[str, str], conditions: Mapping[str, str]) -> HTML:
