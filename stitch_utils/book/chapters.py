@@ -34,6 +34,7 @@ from ..utils.files import project_root
 
 # They read the results of all pairs, so they come last, in this order.
 SUMMARIES = ("claims", "reproducibility", "index")
+SHOW_RECORDS = ("stitching", *SUMMARIES)  # their pages for the embedded pair show what is recorded of others
 CHAT_CHAPTERS = ("instruction_following",)  # left out for models that have no chat template
 EMBEDDED_ONLY = "embedded-pair"  # tag of cells that are about the embedded pair and nothing else
 RECORDED = Path("book", "recorded")

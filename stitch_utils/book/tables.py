@@ -39,16 +39,17 @@ def beside(pair: str, prefix: str, *, labels: Mapping[str, str]) -> pd.DataFrame
 
 
 def on_real_models(prefix: str, *, chapter: str, labels: Mapping[str, str]) -> HTML:
-    """Set the rows of a table or figure side by side for all pairs but the embedded one, run here or recorded.
+    """Set the rows of a table or figure side by side for all pairs that are recorded.
 
     `prefix` and `labels` are those of `beside`; the name of a pair links to its page of the chapter. Without such a
     pair, say how to make one.
     """
-    found = {name: read_results(name) for name in pairs_with_results() if name != "tiny"}
+    recorded = {page.parent.name for page in recorded_pages(project_root())}
+    found = {name: read_results(name) for name in pairs_with_results() if name in recorded}
     start = {name: f"{prefix}.{name}." for name in found}
     found = {name: of for name, of in found.items() if any(id.startswith(start[name]) for id in of.numbers)}
     if not found:
-        return HTML("<p>No pair of real models was run or recorded here; <code>make real</code> does both.</p>")
+        return HTML("<p>No run on real models is recorded here; <code>make real</code> makes one.</p>")
     links = [_link(page_of(name, chapter), name) + _mark(of.runs.get(chapter, {})) for name, of in found.items()]
     rows = [
         [html.escape(label), *(with_interval(of.numbers, start[name] + row) for name, of in found.items())]
