@@ -214,10 +214,14 @@ def _batch(rows: Sequence[_Side], tokenizer, context: int) -> TokenBatch:
     return TokenBatch(*map(torch.from_numpy, (tokens, mask, owners, n_bytes)))
 
 
-def begin_and_end(tokenizer) -> tuple[int, int]:
-    """Return the tokens that begin and end a text, which may be the same; raise ValueError if there is none."""
-    ends = [id for id in (tokenizer.bos_token_id, tokenizer.eos_token_id) if id is not None]
-    if not ends:
+def begin_and_end(tokenizer) -> tuple[int | None, int]:
+    """Return the tokens that begin and end a text, which may be the same.
+
+    The first is None where the tokenizer has no such token, as Qwen's: none is put before a text then. A tokenizer that
+    only names the first ends texts with it, too. Raise ValueError if there is neither.
+    """
+    begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
+    if begin is None and end is None:
         raise ValueError("the tokenizer has no token for the beginning or the end of a text: expected at least one")
     return begin, begin if end is None else end
 
