@@ -3,12 +3,14 @@
 # make test     lints, checks types and the rooms' order, runs the tests, and checks the reference notebooks
 # make compare  executes every chapter twice, from nothing, and compares all that the pages print
 # make reference  renews tests/reference/ from the chapters at scale smoke
+# make real     fetches two real models (330 MB), runs the chapters on them (an hour or more), and records the run
 PYTHON ?= python3
 VENV := .venv
+REAL := tools/real.yml
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install report test reference compare clean
+.PHONY: install report test reference compare real clean
 
 install: $(STAMP)
 
@@ -29,6 +31,11 @@ reference: $(STAMP)
 
 compare: $(STAMP)
 	$(BIN)/python tests/compare_builds.py
+
+real: $(STAMP)
+	$(BIN)/python -m tools.real_models
+	$(BIN)/stitch-book run --pair $(REAL) --scale real
+	$(BIN)/stitch-book record --pair $(REAL)
 
 # The stamp is written last: an interrupted install is taken up again by the next call.
 $(STAMP): requirements.lock pyproject.toml

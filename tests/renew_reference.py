@@ -17,8 +17,11 @@ LONGEST = 200_000  # characters of an output that is kept
 
 
 def copy_sources(target: Path) -> None:
-    """What a run needs of the repository beside the package, so that it can write its results elsewhere."""
-    shutil.copytree(ROOT / "book", target / "book", ignore=shutil.ignore_patterns("runs"))
+    """What a run needs of the repository beside the package, so that it can write its results elsewhere.
+
+    Records of runs stay behind: pages count the verdicts on recorded pairs, and what is compared must not.
+    """
+    shutil.copytree(ROOT / "book", target / "book", ignore=shutil.ignore_patterns("runs", "recorded"))
     for name in ("_toc.yml", "requirements.lock"):
         shutil.copy(ROOT / name, target / name)
 

@@ -28,7 +28,10 @@ TOC = {
     "format": "jb-book",
     "root": "book/runs/tiny/claims",
     "chapters": [
-        {"file": "book/runs/tiny/numbers", "sections": [{"glob": "book/runs/*/numbers"}]},
+        {
+            "file": "book/runs/tiny/numbers",
+            "sections": [{"glob": f"book/{part}/*/numbers"} for part in ("runs", "recorded")],
+        },
         {"file": "book/runs/tiny/words"},
     ],
 }

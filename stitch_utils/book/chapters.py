@@ -5,8 +5,13 @@ says which there are and in which order. What a user writes on a command line is
 decides what it stands for: `1e-4` is a number where a number stood, `no` is Norwegian where a language stood. Whatever
 was computed leads to the section that computed it, and what was not run to the command that runs it.
 
+Pages and results of a pair come from a run in this checkout or, chapter by chapter, from its record, which is tracked
+(`recorded.py`). Where there are both, the run counts.
+
 Offers `chapter_names`, `toc_files`, `read_chapter`, `for_pair`, `parse_value`, `page_of`, `command_for`, `pair_file`,
-`one_line`, `RequestError` for a request that makes no sense, and `refusing`, which makes others into it.
+`is_replaced` and `recorded_pages`, which tell the record of a chapter from a run; `one_line`, `RequestError` for a
+request that makes no sense, and `refusing`, which makes others into it; and the constants `SUMMARIES`, `CHAT_CHAPTERS`,
+`EMBEDDED_ONLY` and `RECORDED`.
 """
 
 import ast
@@ -29,8 +34,10 @@ from ..utils.files import project_root
 
 # They read the results of all pairs, so they come last, in this order.
 SUMMARIES = ("claims", "reproducibility", "index")
+SHOW_RECORDS = ("stitching", *SUMMARIES)  # their pages for the embedded pair show what is recorded of others
 CHAT_CHAPTERS = ("instruction_following",)  # left out for models that have no chat template
 EMBEDDED_ONLY = "embedded-pair"  # tag of cells that are about the embedded pair and nothing else
+RECORDED = Path("book", "recorded")
 
 
 class RequestError(Exception):
@@ -128,11 +135,30 @@ def parse_value(name: str, text: str, default: Any) -> Any:
 
 
 def page_of(pair: str, chapter: str, heading: str = "") -> str:
-    """Return where the book shows the section, from `_build/html` on; "" if the pair has no page of this chapter."""
-    page = f"book/runs/{pair}/{chapter}"
-    if not (project_root() / f"{page}.ipynb").is_file():
+    """Return where the book shows the section, from `_build/html` on; "" if the pair has no page of this chapter.
+
+    A recorded page may be older than its chapter: where it lacks the heading, the page as a whole is meant.
+    """
+    root = project_root()
+    is_recorded = not is_replaced(root, pair, chapter)
+    page = f"book/{'recorded' if is_recorded else 'runs'}/{pair}/{chapter}"
+    file, title = root / f"{page}.ipynb", json.dumps(f"# {heading}", ensure_ascii=False)[1:-1]
+    if not file.is_file():
         return ""
+    if is_recorded and title not in file.read_text(encoding="utf-8"):
+        heading = ""
     return f"{page}.html" + (f"#{make_id(heading)}" if heading else "")
+
+
+def is_replaced(root: Path, pair: str, chapter: str) -> bool:
+    """Tell whether this checkout holds a page or results of a chapter's run, which count in the place of its record."""
+    return any((root / f).is_file() for f in (f"book/runs/{pair}/{chapter}.ipynb", f"results/{pair}/{chapter}.json"))
+
+
+def recorded_pages(root: Path) -> dict[Path, bool]:
+    """List the recorded pages, as paths from `root`, and tell of each whether a run takes its place."""
+    pages = sorted(page.relative_to(root) for page in (root / RECORDED).glob("[!.]*/[!.]*.ipynb"))
+    return {page: is_replaced(root, page.parent.name, page.stem) for page in pages}
 
 
 def command_for(pair: str, chapter: str = "", *, file: str = "") -> str:
@@ -143,7 +169,8 @@ def command_for(pair: str, chapter: str = "", *, file: str = "") -> str:
 
 def pair_file(pair: str) -> str:
     """Return the pair file that the pages of a pair were made from, as they name it; "" if there is none."""
-    for page in sorted((project_root() / "book" / "runs" / pair).glob("[!.]*.ipynb")):
+    folders = (project_root() / folder / pair for folder in (Path("book", "runs"), RECORDED))
+    for page in (page for folder in folders for page in sorted(folder.glob("[!.]*.ipynb"))):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # no page of ours: another may know
             return str(json.loads(page.read_text(encoding="utf-8"))["metadata"]["stitch_book"]["parameters"]["pair"])
     return ""

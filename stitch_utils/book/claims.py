@@ -106,7 +106,8 @@ class Verdict(NamedTuple):
     `published_verdict` is "" unless all that the claim needs was published. `turns` says which end of which of our
     intervals would change the verdict, and into what. `page` is the section that computed our numbers, `command` what
     would compute them; one of the two is "". Where a run left some of them out, `missing` names their ids and `scale`
-    its scale, and there is a command only if that was smoke.
+    its scale, and there is a command only if that was smoke. `recorded` is the date of the run if our numbers come from
+    its record, and "" if they were measured in this checkout.
     """
 
     id: str
@@ -123,6 +124,7 @@ class Verdict(NamedTuple):
     missing: tuple[str, ...]
     scale: str
     timed: bool
+    recorded: str
 
 
 def published() -> Published:
@@ -160,14 +162,15 @@ def verdicts(pair: str, *, book: Published | None = None, file: str = "") -> lis
     rows = []
     for claim in book.claims:
         own, theirs = _needed(claim, pair, ours), _needed(claim, pair, book.numbers)
-        said, scale = _decide(claim, own), str(runs.get(claim.chapter, {}).get("scale", ""))
+        said = _decide(claim, own)
+        scale, recorded = (str(runs.get(claim.chapter, {}).get(name, "")) for name in ("scale", "recorded"))
         page = "" if said == "not run" else page_of(pair, claim.chapter, claim.heading)
         again = said == "not run" and scale in ("", "smoke")
         command = command_for(pair, claim.chapter, file=file) if again else ""
         missing = tuple(id.replace("{pair}", pair) for name, id in claim.needs.items() if name not in own and scale)
         decided = (said, own, theirs, _decide(claim, theirs).replace("not run", ""), _turns(claim, own))
         about = (claim.id, claim.text, claim.source, claim.chapter)
-        rows.append(Verdict(*about, *decided, page, command, missing, scale, claim.timed))
+        rows.append(Verdict(*about, *decided, page, command, missing, scale, claim.timed, recorded))
     return rows
 
 

@@ -3,6 +3,7 @@
     stitch-book run                                           every chapter for the embedded pair, then the summaries
     stitch-book run --pair my-pair.yml --chapter stitching -p alpha 0.1
     stitch-book build                                         renders the pages into _build/html
+    stitch-book record --pair my-pair.yml                     keeps its pages and results in book/recorded
     stitch-book claims --json
 
 The commands for a pair of one's own are in `commands.py`: fit, transfer-sae, transfer-vector, transfer-probe, push.
@@ -32,7 +33,7 @@ from filelock import FileLock, Timeout
 from ..data.pairs import ModelPair
 from ..utils.files import DAMAGED, project_root, remove_damaged, remove_leftovers, tree_digest
 from ..utils.progress import progress
-from .chapters import CHAT_CHAPTERS, SUMMARIES, RequestError, one_line, refusing, toc_files
+from .chapters import CHAT_CHAPTERS, SUMMARIES, RequestError, one_line, recorded_pages, refusing, toc_files
 from .claims import VERDICTS, named, said_of_turns, verdicts
 from .runs import HOME_PAIR, RUNS, WorkError, execute_all, find_pair, is_fresh, jobs_at_once, key_of, plan
 
@@ -103,15 +104,30 @@ def _lock(root: Path) -> contextlib.AbstractContextManager:
         return lock.acquire()
 
 
+def record_run(root: Path, *, pair: str) -> None:
+    """Keep the pages and results of a finished run in `book/recorded/<pair>`, while no other command runs chapters."""
+    from .recorded import record  # loads PyTorch
+
+    with _lock(root):
+        print(record(root, pair=pair))
+
+
 def build(root: Path) -> None:
-    """Render the pages into `_build/html` unless nothing in them has changed; WorkError shows the warnings."""
-    sources = ("book/runs/**/*.ipynb", "_config.yml", "_toc.yml", "book/references.bib", "book/_static/**/*")
+    """Render the pages into `_build/html` unless nothing in them has changed; WorkError shows the warnings.
+
+    Of a chapter that was run here and is recorded too, the run's page is shown (`book/_ext/recorded.py`).
+    """
+    sources = ["book/runs/**/*.ipynb", "book/recorded/**/*.ipynb", "book/references.bib", "book/_static/**/*"]
+    sources += ["_config.yml", "_toc.yml"]
     stamp = root / "_build" / ".stamp"
     with _lock(root):  # nobody renders what another is writing
         files = [Path(file) for file in toc_files(root) if Path(file).parent == RUNS / HOME_PAIR]
         if missing := [file.name for file in files if not (root / f"{file}.ipynb").is_file()]:
             raise RequestError(f"the embedded pair has no page of {', '.join(missing)}: make it by `stitch-book run`")
-        key = tree_digest(root, *sources, "requirements.lock")
+        replaced = [page for page, is_replaced in recorded_pages(root).items() if is_replaced]
+        for page in replaced:
+            print(f"{page.stem} ({page.parent.name}): the run of this checkout is shown, and not {page.as_posix()}")
+        key = tree_digest(root, *sources, "requirements.lock") + "".join(f"\n{page.as_posix()}" for page in replaced)
         if not (stamp.is_file() and stamp.read_text() == key and (root / HTML).is_file()):
             stamp.unlink(missing_ok=True)
             print("rendering the book", flush=True)
@@ -136,7 +152,8 @@ def print_claims(root: Path, pair: str, *, as_json: bool) -> None:
     width = shutil.get_terminal_size().columns
     columns = max((len(verdict.id) for verdict in found), default=0), max(map(len, VERDICTS))
     for verdict in found:
-        print(f"{verdict.id:{columns[0]}}  {verdict.verdict:{columns[1]}}  {verdict.chapter}: {verdict.source}")
+        origin = f"{verdict.chapter}: {verdict.source}" + f" (recorded {verdict.recorded})" * bool(verdict.recorded)
+        print(f"{verdict.id:{columns[0]}}  {verdict.verdict:{columns[1]}}  {origin}")
         numbers = {"ours": verdict.ours, f"published ({verdict.published_verdict or 'incomplete'})": verdict.published}
         lines = [verdict.text, *(f"{side}: {', '.join(named(values))}" for side, values in numbers.items() if values)]
         lines += said_of_turns(verdict) + [f"its run at scale {verdict.scale} gave no {id}" for id in verdict.missing]
@@ -202,6 +219,7 @@ def _parser() -> argparse.ArgumentParser:
     push.add_argument("--private", action="store_true", help="if the repository is made")
     push.add_argument("--folder", help="write it there instead of publishing it")
 
+    add("record", parents=[pair], help="keep the pages and results of a finished run in book/recorded")
     add("build", help="render the pages into _build/html")
     claims = add("claims", parents=[home], help="print the verdict on each claim")
     claims.add_argument("--json", action="store_true", dest="as_json", help="as a list of objects")
@@ -221,7 +239,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         options = vars(_parser().parse_args(argv))
         command = options.pop("command")
-        act = {"run": run_chapters, "build": build, "claims": print_claims}.get(command)
+        act = {"run": run_chapters, "record": record_run, "build": build, "claims": print_claims}.get(command)
         if act is None:
             from . import commands  # takes seconds
 

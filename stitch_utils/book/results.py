@@ -2,7 +2,8 @@
 
 A chapter measures and never decides. It writes flat numbers under ids like `table1.tiny.a_to_b`, which begin with the
 table or figure and name the pair; `claims.py` compares them with the published ones. A file is replaced whole, so a run
-that was killed leaves the earlier numbers; a file that changed later is refused.
+that was killed leaves the earlier numbers; a file that changed later is refused. The numbers of a chapter that was not
+run in this checkout come from its record, if there is one, `book/recorded/<pair>/results/<chapter>.json`.
 
 Offers `write_results`, `read_results`, which returns `Results`, and `pairs_with_results`.
 """
@@ -17,11 +18,14 @@ from types import UnionType
 from typing import Any, NamedTuple
 
 from ..utils.files import is_intact, is_sealed, project_root, write_whole
-from .chapters import command_for
+from .chapters import RECORDED, command_for, is_replaced
 
 
 class Results(NamedTuple):
-    """What all chapters wrote for one pair: numbers and labels by their ids, and what each was last run with."""
+    """What all chapters wrote for one pair: numbers and labels by their ids, and what each was last run with.
+
+    Among the latter, `recorded` is the date of the run if the numbers come from a record.
+    """
 
     numbers: dict[str, float | int | str]
     runs: dict[str, dict[str, object]]
@@ -56,11 +60,15 @@ def read_results(pair: str, *, stand_ins: bool = False) -> Results:
 
     Where two chapters hold the same id, the file written last counts, since a number may have moved between chapters.
     ValueError if a file is not what `write_results` writes, or no longer what it wrote; a file without a seal, which
-    somebody else put there, is read.
+    somebody else put there, is read. Records of chapters that were not run here come before all that was written here.
     """
-    found = Results({}, {})
-    files = (project_root() / "results" / pair).glob("[!.]*.json")
-    for path in sorted(files, key=lambda file: (file.stat().st_mtime_ns, file.name)):
+    root, found = project_root(), Results({}, {})
+    recorded = sorted((root / RECORDED / pair / "results").glob("[!.]*.json"))
+    written = (root / "results" / pair).glob("[!.]*.json")
+    for path in (
+        *(file for file in recorded if not is_replaced(root, pair, file.stem)),
+        *sorted(written, key=lambda file: (file.stat().st_mtime_ns, file.name)),
+    ):
         if is_sealed(path) and not is_intact(path):
             again = command_for(pair, path.stem)
             raise ValueError(f"{path} is not as its run wrote it: make it again with `{again}`")
@@ -77,8 +85,9 @@ def read_results(pair: str, *, stand_ins: bool = False) -> Results:
 
 
 def pairs_with_results() -> list[str]:
-    """Name the pairs for which a chapter has written results that are not of stand-ins, sorted."""
+    """Name the pairs with results of a chapter, written here or recorded, that are not of stand-ins, sorted."""
     names = {path.parent.name for path in (project_root() / "results").glob("*/[!.]*.json")}
+    names |= {path.parents[1].name for path in (project_root() / RECORDED).glob("[!.]*/results/[!.]*.json")}
     return sorted(name for name in names if any(read_results(name)))
 
 

@@ -31,7 +31,17 @@ from jupyter_client.manager import AsyncKernelManager
 from ..data.pairs import ModelPair, SAERef, known_pairs, load_pair
 from ..utils.cache import PACKAGE
 from ..utils.files import digest, tree_digest, write_whole
-from .chapters import SUMMARIES, RequestError, chapter_names, for_pair, one_line, parse_value, read_chapter, refusing
+from .chapters import (
+    SHOW_RECORDS,
+    SUMMARIES,
+    RequestError,
+    chapter_names,
+    for_pair,
+    one_line,
+    parse_value,
+    read_chapter,
+    refusing,
+)
 
 HOME_PAIR = "tiny"
 RUNS = Path("book", "runs")
@@ -160,6 +170,8 @@ def key_of(root: Path, run: Run) -> str:
         ingredients["results"] = tree_digest(root / "results", "**/*.json")
         pages = [page for page in (root / RUNS).glob("*/[!.]*.ipynb") if page.stem not in SUMMARIES]
         ingredients["pages"] = sorted(page.relative_to(root).as_posix() for page in pages)  # summaries link them
+    if run.chapter in SHOW_RECORDS and run.pair == HOME_PAIR:
+        ingredients["recorded"] = tree_digest(root, "book/recorded/**/*")
     return hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()
 
 

@@ -1,13 +1,14 @@
 """Our results beside the published numbers, as tables for a page (no section of its own: every chapter ends with them).
 
 Numbers come from `results.py`, the papers' and the verdicts from `claims.py`. Every table has the pair that is asked
-for first, then every other pair with results.
+for first, then every other pair with results. What comes from the record of a run is marked as recorded.
 
-Offers `beside`, a DataFrame, and in HTML `shares_and_costs`, `claims_table`, `verdict_counts`, `status_table`,
-`runs_table`, `stand_in_notice`.
+Offers `beside`, a DataFrame, and in HTML `on_real_models`, `shares_and_costs`, `claims_table`, `verdict_counts`,
+`status_table`, `runs_table`, `stand_in_notice`.
 """
 
 import html
+import posixpath
 from collections.abc import Mapping
 
 import pandas as pd
@@ -16,7 +17,7 @@ from IPython.display import HTML
 
 from ..data.pairs import known_pairs, load_pair
 from ..utils.files import project_root
-from .chapters import SUMMARIES, command_for, page_of, pair_file
+from .chapters import SUMMARIES, command_for, page_of, pair_file, recorded_pages
 from .claims import VERDICTS, Claim, Verdict, named, published, said_of_turns, verdicts, with_interval
 from .results import pairs_with_results, read_results
 
@@ -35,6 +36,26 @@ def beside(pair: str, prefix: str, *, labels: Mapping[str, str]) -> pd.DataFrame
             columns[f"{name}, published"] = (papers.numbers, f"{prefix}.{name}.")
     cells = {name: [with_interval(ids, start + row) for row in labels] for name, (ids, start) in columns.items()}
     return pd.DataFrame(cells, index=list(labels.values()), dtype=object)
+
+
+def on_real_models(prefix: str, *, chapter: str, labels: Mapping[str, str]) -> HTML:
+    """Set the rows of a table or figure side by side for all pairs that are recorded.
+
+    `prefix` and `labels` are those of `beside`; the name of a pair links to its page of the chapter. Without such a
+    pair, say how to make one.
+    """
+    recorded = {page.parent.name for page in recorded_pages(project_root())}
+    found = {name: read_results(name) for name in pairs_with_results() if name in recorded}
+    start = {name: f"{prefix}.{name}." for name in found}
+    found = {name: of for name, of in found.items() if any(id.startswith(start[name]) for id in of.numbers)}
+    if not found:
+        return HTML("<p>No run on real models is recorded here; <code>make real</code> makes one.</p>")
+    links = [_link(page_of(name, chapter), name) + _mark(of.runs.get(chapter, {})) for name, of in found.items()]
+    rows = [
+        [html.escape(label), *(with_interval(of.numbers, start[name] + row) for name, of in found.items())]
+        for row, label in labels.items()
+    ]
+    return _table(["", *links], rows)
 
 
 def shares_and_costs(pair: str, figure: str, rows: Mapping[str, str], conditions: Mapping[str, str]) -> HTML:
@@ -82,7 +103,7 @@ def verdict_counts(pair: str = "tiny") -> HTML:
     for name in _pairs(pair):
         found = verdicts(name)
         words = [verdict.verdict for verdict in found]
-        scales = {str(run["scale"]) for run in read_results(name).runs.values() if "scale" in run}
+        scales = {f"{run['scale']}{_mark(run)}" for run in read_results(name).runs.values() if "scale" in run}
         turning = sum(bool(verdict.turns) for verdict in found)
         rows.append([name, ", ".join(sorted(scales)), *(str(words.count(word)) for word in VERDICTS), str(turning)])
     return _table(["Pair", "Scale of the runs", *VERDICTS, "threshold inside an interval"], rows)
@@ -90,15 +111,19 @@ def verdict_counts(pair: str = "tiny") -> HTML:
 
 def runs_table(home: str = "tiny") -> HTML:
     """List every pair that is known or was run, with the chapters run on it, or the command that runs them."""
-    executed: dict[str, list[str]] = {}
-    for page in sorted((project_root() / "book" / "runs").glob("*/[!.]*.ipynb")):
+    executed: dict[str, dict[str, str]] = {}
+    root = project_root()
+    for page in sorted((root / "book" / "runs").glob("*/[!.]*.ipynb")):
         if page.stem not in SUMMARIES:
-            executed.setdefault(page.parent.name, []).append(page.stem)
+            executed.setdefault(page.parent.name, {})[page.stem] = ""
+    for page in (page for page, is_replaced in recorded_pages(root).items() if not is_replaced):
+        executed.setdefault(page.parent.name, {})[page.stem] = " (recorded)"
     rows = []
     for name in dict.fromkeys((home, *known_pairs(), *executed)):
         own = f"a pair file of your own: {pair_file(name) or 'unknown'}"
         title = load_pair(name).title if name in known_pairs() else own
-        pages = ", ".join(_link(page_of(name, chapter), chapter) for chapter in executed.get(name, ()))
+        links = (_link(page_of(name, chapter), chapter) + mark for chapter, mark in executed.get(name, {}).items())
+        pages = ", ".join(links)
         if pages and any(read_results(name, stand_ins=True)) and not any(read_results(name)):
             pages += " (random weights: no results)"
         rows.append([name, html.escape(title), pages or f"not run: {_code(command_for(name))}"])
@@ -117,15 +142,16 @@ def stand_in_notice(is_stand_in: bool) -> HTML | None:
 
 def status_table(pair: str = "tiny") -> HTML:
     """List the papers' tables and figures, with the section that recomputed each, or the command that would."""
-    found = {name: tuple(read_results(name).numbers) for name in _pairs(pair)}
+    found = {name: read_results(name) for name in _pairs(pair)}
     rows = []
     for figure in published().figures:
         cells = []
-        for name, ids in found.items():
+        for name, (ids, runs) in found.items():
             if not figure.prefix:
                 cells.append("schematic")
             elif any(id.startswith(figure.prefix.replace("{pair}", name)) for id in ids):
-                cells.append(_link(page_of(name, figure.chapter, figure.heading), figure.chapter, figure.heading))
+                link = _link(page_of(name, figure.chapter, figure.heading), figure.chapter, figure.heading)
+                cells.append(link + _mark(runs.get(figure.chapter, {})))
             else:
                 cells.append(f"not run: {_code(command_for(name, figure.chapter))}")
         rows.append([figure.id, html.escape(figure.title), figure.section, *cells])
@@ -160,10 +186,16 @@ def _at_a_glance(claim: Claim, of: Mapping[str, Verdict], run: list[str], links:
 
 def _said_and_where(verdict: Verdict, link: str) -> str:
     """Show the verdict, what else it could be inside the intervals, and what computed it or would."""
-    lines = [f"<b>{verdict.verdict}</b>", *(f"<small>{html.escape(line)}</small>" for line in said_of_turns(verdict))]
+    mark = f"<small>recorded {verdict.recorded}</small>" if verdict.recorded and verdict.verdict != "not run" else ""
+    turns = (f"<small>{html.escape(line)}</small>" for line in said_of_turns(verdict))
+    lines = [f"<b>{verdict.verdict}</b>", mark, *turns]
     lines += [f"the run at scale {verdict.scale} gave no {_code(id)}" for id in verdict.missing]
     command = _code(verdict.command) if verdict.command else ""
     return "<br>".join(filter(None, [*lines, command if verdict.verdict == "not run" else link]))
+
+
+def _mark(run: Mapping[str, object]) -> str:
+    return " (recorded)" if run.get("recorded") else ""
 
 
 def _ours(verdict: Verdict) -> str:
@@ -182,7 +214,7 @@ def _code(text: str) -> str:
 def _link(page: str, chapter: str, heading: str = "", here: str = "") -> str:
     """Link a chapter and its section: to the page, seen from another one, or to `here`, on this one."""
     name = html.escape(f"{chapter}: {heading}" if heading else chapter)
-    target = here or page.replace("book/runs", "..", 1)
+    target = here or (page and posixpath.relpath(page, "book/runs/any"))
     return f'<a href="{html.escape(target)}">{name}</a>' if target else name
 
 

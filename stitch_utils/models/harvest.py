@@ -158,7 +158,7 @@ def sample_residuals(
     layers_a: Sequence[int] = (),
     layers_b: Sequence[int] = (),
 ) -> tuple[Residuals, Residuals]:
-    """Read a small sample to the CPU, at the layers that are named of each model or at all; ValueError if it is empty."""
+    """Read a small sample to the CPU, at the layers named of each model or at all; ValueError if it is empty."""
     layers_a, layers_b = layers_a or range(model_a.n_layers), layers_b or range(model_b.n_layers)
     streams = paired_residuals(model_a, model_b, batches, layers_a, layers_b)
     parts = [[{layer: values.cpu() for layer, values in side.items()} for side in sides] for sides in streams]

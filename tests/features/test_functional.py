@@ -53,7 +53,8 @@ def test_the_saes_are_the_original_and_its_twins(twins, models):
     assert found.saes["random 1"].W_dec.equal(transfer_sae(original, other).W_dec)
     assert found.sides["before"] == (models[0], 1) and found.sides["after"] == found.sides["random 0"] == (models[1], 2)
     assert len(found.spaces["before"].directions) == 32 and len(found.spaces["random 1"].directions) == 48
-    assert len(found.search) and len(found.evaluation) and len(found.few)
+    assert found.texts_of("before") is found.texts["a"] and found.texts_of("random 1") is found.texts["b"]
+    assert all(map(len, found.texts["a"])) and all(map(len, found.texts["b"]))
 
 
 def test_numbers_of_entropy_features(twins):
@@ -70,7 +71,7 @@ def test_numbers_of_entropy_features(twins):
     kept = set(study.found["before"].candidates) & set(study.found["after"].candidates)
     assert numbers["figure5a.mine.kept"] == len(kept)
     rows = found.activity["after"].mean[some, None] * found.saes["after"].W_dec[some]
-    effects = entropy_effects(*found.sides["after"], rows.detach(), found.few)
+    effects = entropy_effects(*found.sides["after"], rows.detach(), found.texts["b"].few)
     assert numbers["figure5a.mine.after.entropy_change"] == pytest.approx(
         effects.mean("entropy size").mean().item(), rel=1e-4
     )
@@ -78,7 +79,7 @@ def test_numbers_of_entropy_features(twins):
     ratios = []
     for key in ("random 0", "random 1"):
         rows = found.activity[key].mean[some, None] * found.saes[key].W_dec[some]
-        ratios.append(entropy_effects(*found.sides[key], rows.detach(), found.few).per_rank.mean().item())
+        ratios.append(entropy_effects(*found.sides[key], rows.detach(), found.texts["b"].few).per_rank.mean().item())
     assert numbers["figure5a.mine.random.per_rank"] == pytest.approx(np.mean(ratios), rel=1e-4)
     assert ratios[0] != pytest.approx(ratios[1], rel=1e-3), "nothing would be tested"
     for feature in some:
@@ -153,7 +154,7 @@ def test_numbers_of_deactivation(twins):
             layer,
             found.saes[key],
             [Path(study.feature, effect.path.layer, effect.path.head)],
-            found.evaluation,
+            found.texts_of(key).evaluation,
             max_tokens=40,
         )[0]
         np.testing.assert_array_equal(again.ablated, effect.ablated)
