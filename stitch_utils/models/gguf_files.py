@@ -18,7 +18,7 @@ from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKEN
 
 from ..data.pairs import check_known
 
-ARCHITECTURES = ("llama", "qwen2", "gemma3")
+ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3")
 # Byte-level tokenizers that split text as GPT-2 does, or each digit too, which no merge of theirs joins.
 SPLIT_AS_GPT2 = ("gpt-2", "smollm", "starcoder", "command-r", "olmo")
 

@@ -36,7 +36,7 @@ def both(tmp_path_factory):
     return of
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen2", "gemma3_text"])
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "gemma3_text"])
 def test_a_file_gives_what_the_folder_gives(kind, both):
     folder, file = both(kind)
     found, expected = load_model(str(file), "cpu"), load_model(str(folder), "cpu")
@@ -115,5 +115,5 @@ def test_an_unknown_architecture(both, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(both("llama")[0])
     model.config.model_type = "falcon"
     write_gguf(model, qwen_tokenizer("<|endoftext|>"), tmp_path / "odd.gguf")
-    with pytest.raises(ValueError, match=r"unknown architecture in .*'falcon': expected one of llama, qwen2, gemma3"):
+    with pytest.raises(ValueError, match=r"unknown architecture in .*'falcon': expected one of llama, qwen2, qwen3, gemma3"):
         load_model(str(tmp_path / "odd.gguf"), "cpu")
