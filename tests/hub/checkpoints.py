@@ -121,7 +121,7 @@ GEMMA = {"query_pre_attn_scalar": 16, "sliding_window": 16}
 CAPS = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
 gemma_chat, smollm_chat = (functools.partial(kind, chat=True) for kind in (gemma_tokenizer, smollm_tokenizer))
 _gemma2 = functools.partial(_rotary, kind="gemma2", max_position_embeddings=8192, shard=SHARD, **GEMMA, **CAPS)
-_gemma3 = functools.partial(_rotary, kind="gemma3_text", max_position_embeddings=32768, shard=SHARD, **GEMMA)
+_gemma3 = functools.partial(_rotary, kind="gemma3_text", max_position_embeddings=32768, **GEMMA)
 _smollm2 = functools.partial(_rotary, kind="llama", max_position_embeddings=8192)
 _qwen3 = functools.partial(_rotary, qwen_tokenizer, kind="qwen3", max_position_embeddings=32768)
 CHECKPOINTS = {
