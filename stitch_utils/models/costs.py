@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig
 
+from ..data.hub import HubError
 from ..data.pairs import ModelRef
 from .harvest import ROWS_AT_ONCE
 from .language_model import count_parameters, load_config
@@ -90,9 +91,13 @@ class Architecture:
 def architecture_of(ref: ModelRef) -> Architecture | None:
     """Find the architecture of one side of a pair: in the pair's file, or else in the model's configuration.
 
-    None for a family whose costs are not known. Of a model that also reads images, only the text part counts.
+    None for a family whose costs are not known, and for a model of the Hub whose configuration is not to be had: its
+    costs are not known, either. Of a model that also reads images, only the text part counts.
     """
-    config = AutoConfig.for_model(**ref.config) if ref.config else load_config(ref.model, revision=ref.revision)
+    try:
+        config = AutoConfig.for_model(**ref.config) if ref.config else load_config(ref.model, revision=ref.revision)
+    except HubError:
+        return None
     config = config.get_text_config()
     if config.model_type not in _FAMILIES:
         return None

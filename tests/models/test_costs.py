@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     BloomConfig,
     Gemma2Config,
@@ -17,7 +18,7 @@ from transformers import (
     SmolLM3Config,
 )
 
-from stitch_utils.data.pairs import ModelRef
+from stitch_utils.data.pairs import ModelRef, known_pairs, load_pair
 from stitch_utils.data.text import TokenBatch
 from stitch_utils.models import costs as flops
 from stitch_utils.models import language_model
@@ -30,7 +31,7 @@ from stitch_utils.models.costs import (
     power_of_ten,
     stitch_adam_flops,
 )
-from stitch_utils.models.language_model import load_model
+from stitch_utils.models.language_model import count_parameters, load_model
 from stitch_utils.stitching import moments
 from stitch_utils.stitching.fit import fit_adam
 from stitch_utils.stitching.moments import PairMoments, harvest_moments
@@ -108,8 +109,36 @@ def test_flops_of_a_forward_pass_are_those_that_torch_counts(name):
     assert tokens.numel() * a_token == counter.get_total_flops()
 
 
+# SmolLM2, Qwen3 and Gemma 3 tie the unembedding to the embedding.
+OWN_PAIRS = {
+    "smollm2": (134_515_008, 361_821_120),
+    "qwen3": (596_049_920, 1_720_574_976),
+    "gemma3": (268_098_176, 999_885_952),
+    "smollm2-gemma3": (134_515_008, 268_098_176),
+}
+
+
+@pytest.mark.parametrize("name", OWN_PAIRS)
+def test_the_sizes_in_a_pairs_file_are_those_published(name):
+    pair = load_pair(name)
+    counts = [count_parameters(AutoConfig.for_model(**ref.config)) for ref in (pair.a, pair.b)]
+    assert tuple(counts) == OWN_PAIRS[name]
+
+
+def test_costs_of_the_packages_pairs_need_no_network(monkeypatch):
+    monkeypatch.setattr(flops, "load_config", lambda ref, revision: pytest.fail(f"{ref} has no sizes in its file"))
+    known = [pair for pair in map(load_pair, known_pairs()) if not pair.a.model.startswith("embedded:")]
+    assert len(known) > 5
+    for pair in known:
+        told = [architecture_of(ref) is not None for ref in (pair.a, pair.b)]
+        assert all(told) == (pair.name not in ("qwen3", "gemma3", "smollm2-gemma3"))
+
+
 def test_what_cannot_be_told():
     assert sizes_of(BloomConfig()) is None, "costs of other families are not known, which ends no run"
+    assert architecture_of(ModelRef("nobody/nothing")) is None, "nor are those of what the Hub does not give"
+    with pytest.raises(ValueError, match="no folder with a Hugging Face model"):
+        architecture_of(ModelRef("./nothing"))
     a = sizes_of(SMALL["gpt2"])
     with pytest.raises(ValueError, match="5 blocks were asked for: the model has 4"):
         forward_flops(a, 32, 5)
