@@ -261,10 +261,14 @@ def load_model(
         hf_model = hf_model.to(device)
     finally:
         transformers_logging.enable_progress_bar()
+    # The bridge changes its tokenizer, which reads no text here: one without a begin-of-text token gets the end token as
+    # such, and one that does not write it is loaded anew, which a GGUF file does not allow.
+    of_bridge = copy.deepcopy(tokenizer)
+    of_bridge.init_kwargs["add_bos_token"] = True
     bridge = TransformerBridge.boot_transformers(
         resolve(ref),
         hf_model=hf_model.eval(),
-        tokenizer=copy.deepcopy(tokenizer),  # the bridge gives one without a begin-of-text token the end token as such
+        tokenizer=of_bridge,
         device=device,
         dtype=options["dtype"],
     )

@@ -115,5 +115,7 @@ def test_an_unknown_architecture(both, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(both("llama")[0])
     model.config.model_type = "falcon"
     write_gguf(model, qwen_tokenizer("<|endoftext|>"), tmp_path / "odd.gguf")
-    with pytest.raises(ValueError, match=r"unknown architecture in .*'falcon': expected one of llama, qwen2, qwen3, gemma3"):
+    with pytest.raises(
+        ValueError, match=r"unknown architecture in .*'falcon': expected one of llama, qwen2, qwen3, gemma3"
+    ):
         load_model(str(tmp_path / "odd.gguf"), "cpu")
