@@ -99,7 +99,7 @@ def _installed(name: str) -> dict[str, str]:
 def _package_rows(package: str, record: str) -> Iterator[list]:
     """Yield what the artifact of a package holds: a text's digest and the fields of a DocString, by digest."""
     path = artifact("documentation", package, {"record": record}, sources=(docstrings,), suffix=".jsonl")
-    kept(path, lambda: _parsed(package), _save, lambda path: None)
+    kept(path, lambda: _parsed(package), _save, lambda path: [])
     # Read at once, since a process may not open as many files as there are packages; parsed one by one.
     return map(json.loads, path.read_bytes().splitlines())
 

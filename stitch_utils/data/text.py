@@ -221,9 +221,11 @@ def begin_and_end(tokenizer) -> tuple[int | None, int]:
     only names the first ends texts with it, too. Raise ValueError if there is neither.
     """
     begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
-    if begin is None and end is None:
+    if end is None:
+        end = begin
+    if end is None:
         raise ValueError("the tokenizer has no token for the beginning or the end of a text: expected at least one")
-    return begin, begin if end is None else end
+    return begin, end
 
 
 def text_rows(texts: Sequence[str], tokenizer, *, context: int | None, batch_size: int) -> Iterator[TokenBatch]:

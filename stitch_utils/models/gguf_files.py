@@ -7,6 +7,7 @@ Offers `gguf_config`, `gguf_tokenizer`, `gguf_model` and the names of the `ARCHI
 """
 
 import contextlib
+import copy
 import functools
 import tempfile
 from pathlib import Path
@@ -25,6 +26,11 @@ SPLIT_AS_GPT2 = ("gpt-2", "smollm", "starcoder", "command-r", "olmo")
 
 def gguf_config(path: str) -> Any:
     """Read the Hugging Face configuration of a GGUF file; ValueError for a file that is not read as it was meant."""
+    return copy.deepcopy(_config(path, *_status(path)))
+
+
+@functools.lru_cache(maxsize=4)  # to read one takes seconds, and a run asks for it several times
+def _config(path: str, changed: int, size: int) -> Any:
     config, says = _load(AutoConfig, path), _says(path)
     kind = says("general.architecture")
     if head := says(f"{kind}.attention.key_length"):
@@ -37,8 +43,13 @@ def gguf_config(path: str) -> Any:
 
 def gguf_tokenizer(path: str) -> Any:
     """Read the tokenizer of a GGUF file; Qwen's has no token for the beginning of a text, though the file names one."""
+    return copy.deepcopy(_tokenizer(path, *_status(path)))
+
+
+@functools.lru_cache(maxsize=4)
+def _tokenizer(path: str, changed: int, size: int) -> Any:
     tokenizer = _load(AutoTokenizer, path)
-    if _says(path)("general.architecture").startswith("qwen"):
+    if str(_says(path)("general.architecture")).startswith("qwen"):
         tokenizer.bos_token = None
     return tokenizer
 
@@ -61,9 +72,14 @@ def _load(kind: Any, path: str, **options: Any) -> Any:
         return kind.from_pretrained(alone, gguf_file="model.gguf", **options)
 
 
-def _reader(path: str) -> Any:
+def _status(path: str) -> tuple[int, int]:
+    """Return when a file was changed, and its size."""
     status = Path(path).stat()
-    return _read_once(path, status.st_mtime_ns, status.st_size)
+    return status.st_mtime_ns, status.st_size
+
+
+def _reader(path: str) -> Any:
+    return _read_once(path, *_status(path))
 
 
 @functools.lru_cache(maxsize=2)  # a pair's two files

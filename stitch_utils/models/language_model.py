@@ -254,17 +254,22 @@ def load_model(
     if Path(resolve(ref)).exists():  # is read in no time
         transformers_logging.disable_progress_bar()
     try:
-        hf_model, keys = _from_anywhere(AutoModelForCausalLM, ref, revision, **options)
+        loaded: Any = _from_anywhere(AutoModelForCausalLM, ref, revision, **options)
+        hf_model, keys = loaded
         if missing := sorted(keys["missing_keys"]):
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             raise ValueError(f"{ref!r} has no weights for {missing[0]}{more}: expected all that its configuration has")
         hf_model = hf_model.to(device)
     finally:
         transformers_logging.enable_progress_bar()
+    # The bridge changes its tokenizer, which reads no text here: one without a begin-of-text token gets the end token
+    # for it, and one that does not write it is loaded anew, which a GGUF file does not allow.
+    of_bridge = copy.deepcopy(tokenizer)
+    of_bridge.init_kwargs["add_bos_token"] = True
     bridge = TransformerBridge.boot_transformers(
         resolve(ref),
         hf_model=hf_model.eval(),
-        tokenizer=copy.deepcopy(tokenizer),  # the bridge gives one without a begin-of-text token the end token as such
+        tokenizer=of_bridge,
         device=device,
         dtype=options["dtype"],
     )

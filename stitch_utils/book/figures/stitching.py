@@ -7,6 +7,7 @@ Offers `training_curves`, `language_shares`, `svcca_heatmap`, `svcca_lines`, `fi
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -53,7 +54,7 @@ def svcca_heatmap(
     rows, columns = scores.shape
     axes = panel((min(1.6 + 0.75 * columns, 9), min(1.4 + 0.6 * rows, 7)))
     small = rows * columns <= 60
-    labels = {"yticklabels": grid[0], "xticklabels": grid[1]}
+    labels: dict[str, Any] = {"yticklabels": grid[0], "xticklabels": grid[1]}
     if grid == tuple(list(range(n)) for n in scores.shape):
         labels = {}  # seaborn numbers them, and leaves out labels that would lie on each other
     bar = {"label": "mean SVCCA correlation"}
