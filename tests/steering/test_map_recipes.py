@@ -79,7 +79,7 @@ def test_errors_are_those_of_the_held_out_tenth(pair, models, fitted):
     stitched = StitchedPair(pair, models, STITCHED, "smoke")
     errors = recipe_errors(stitched, fitted)
     xs, ys = {False: [], True: []}, {False: [], True: []}
-    for batch in map_batches(stitched, CONFIG, held_out=True):
+    for batch in (both.a for both in map_batches(stitched, CONFIG, held_out=True)):
         for same, (a, b) in fitted.layers.items():
             xs[same].append(models[0].residuals(batch.tokens, [a])[a][batch.mask].double())
             ys[same].append(models[1].residuals(batch.tokens, [b])[b][batch.mask].double())
