@@ -1,10 +1,12 @@
 """Two models with different tokenizers: moments, losses, errors and attributions, against loops over characters."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 import torch
+from toy_book import call_here
 from toy_saes import make_sae
 from transformers import AutoModelForCausalLM
 
@@ -16,6 +18,7 @@ from stitch_utils.data.text import paired_batches
 from stitch_utils.features.attribution import attribution_correlations, carried
 from stitch_utils.models.language_model import load_model
 from stitch_utils.saes.evaluation import judge_sae
+from stitch_utils.saes.io import load_sae
 from stitch_utils.stitching.evaluation import measure_fidelity
 from stitch_utils.stitching.fit import fit_exact
 from stitch_utils.stitching.lrt_maps import map_errors
@@ -262,3 +265,30 @@ def test_a_model_under_another_tokenizer_is_stitched_to_itself(tmp_path):
     # The model was not trained on the other tokens: what comes from its own is better than what it makes of them.
     assert found.cross_entropy("it", "a_to_b").value < found.cross_entropy("own", "b").value
     assert found.increase("it", "a_to_b_to_a").value < 0.01
+
+
+def test_the_commands_carry_across_tokenizers(models, small_pair, bare_book):
+    folder = models[1].ref
+    file = small_pair(b={"model": folder, "layer": 2}, ridge="auto")
+    code, lines, err = call_here(bare_book, "fit", "--pair", str(file), "--scale", "smoke")
+    assert (code, err) == (0, "")
+    said = "\n".join(lines)
+    shares = re.search(r"tokens whose stream is replaced: ([\d.]+)% of A's, ([\d.]+)% of B's; others keep", said)
+    assert shares and all(30 < float(share) < 100 for share in shares.groups())
+    assert re.search(r"^A->B +[\d.]+ +[\d.]+ +[+-][\d.]+%$", said, re.M) and "ridge" in said and "median token" in said
+    rng = np.random.default_rng(0)
+    np.save(bare_book / "v.npy", rng.normal(size=models[0].d_model).astype(np.float32))
+    np.savez(bare_book / "p.npz", coef_=rng.normal(size=(1, models[0].d_model)), intercept_=np.zeros(1))
+    make_sae("topk", models[0].d_model, dtype="float32").save_model(str(bare_book / "sae"))
+    width = models[1].d_model
+    for command, given, out in (
+        ("transfer-vector", "v.npy", "w.npy"),
+        ("transfer-probe", "p.npz", "q.npz"),
+        ("transfer-sae", "sae", "carried"),
+    ):
+        options = ("--pair", str(file), "--out", str(bare_book / out))
+        options += () if command == "transfer-vector" else ("--scale", "smoke")
+        code, lines, err = call_here(bare_book, command, str(bare_book / given), *options)
+        assert (code, err) == (0, ""), command
+    assert np.load(bare_book / "w.npy").shape == (width,) and np.load(bare_book / "q.npz")["coef_"].shape == (1, width)
+    assert load_sae(str(bare_book / "carried")).cfg.d_in == width
