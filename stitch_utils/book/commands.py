@@ -25,7 +25,7 @@ from ..steering.vectors import transfer_vector as carry_vector
 from ..stitching.evaluation import CONDITIONS, Survival, survival
 from ..stitching.pair import SHOWN_LOSSES, FittedPair, ScarceTokens, StitchedPair, fit_pair, preflight, stitch_file
 from ..stitching.publish import load_stitch, push_stitch, write_repository
-from ..stitching.streams import BEYOND
+from ..stitching.streams import BEYOND, WEIGHTY
 from ..utils.arrays import read_vectors, save_arrays
 from ..utils.files import write_whole
 from .chapters import RequestError, refusing
@@ -53,7 +53,7 @@ def fit(root: Path, *, pair: str, scale: str, alpha: float, ridge: float | str |
     median_up, median_down = fitted.streams["b"].unexplained, fitted.streams["a"].unexplained
     print(f"variance explained on held-out text: up {1 - up:.1%}, down {1 - down:.1%}")
     print(f"of the median token:                 up {1 - median_up:.1%}, down {1 - median_down:.1%}")
-    _print_streams(fitted)
+    _print_streams(fitted, left_out=models.outliers is not None)
     _print_losses(fitted)
     print(_said_of_ridge(fitted))
     if fitted.scarcity:
@@ -62,7 +62,7 @@ def fit(root: Path, *, pair: str, scale: str, alpha: float, ridge: float | str |
     print(f"fitted on {fitted.tokens:,} tokens{left_out}; the stitch is in {path.as_posix()}")
 
 
-def _print_streams(fitted: FittedPair) -> None:
+def _print_streams(fitted: FittedPair, *, left_out: bool) -> None:
     """Print the norms of both streams, and what massive activations hold of the variance."""
     for side, shape in fitted.streams.items():
         print(
@@ -70,7 +70,7 @@ def _print_streams(fitted: FittedPair) -> None:
             f"{shape.beyond:,} of {shape.tokens:,} tokens beyond {BEYOND} medians hold {shape.held:.1%} of "
             f"the variance, and one dimension {shape.widest:.1%}"
         )
-        if shape.beyond and shape.held > 0.1:
+        if not left_out and shape.held > WEIGHTY:
             print(
                 f"Beware: these tokens weigh in the fit; `outliers: {{beyond: {BEYOND}}}` in the file leaves them out."
             )

@@ -3,6 +3,7 @@
 Offers `evaluate_saes`, `SAEMetrics`, `check_width`; `judge_sae` and `SAETrust`, for a transferred SAE and its original.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -43,12 +44,18 @@ def check_width(sae: SAE, model: LanguageModel, name: str = "the SAE") -> None:
 
 
 def evaluate_saes(
-    saes: Mapping[str, SAE], model: LanguageModel, layer: int, batches: Iterable[TokenBatch], *, seed: int = 0
+    saes: Mapping[str, SAE],
+    model: LanguageModel,
+    layer: int,
+    batches: Iterable[TokenBatch],
+    *,
+    limit: float = math.inf,
+    seed: int = 0,
 ) -> dict[str, SAEMetrics]:
     """Measure several SAEs of the residual stream before `layer` in one pass; each computes where its weights are.
 
-    Special tokens keep the model's own residual and are not counted. ValueError for an SAE of another width, and for
-    batches without an ordinary token.
+    Special tokens, and those of a norm beyond `limit`, keep the model's own residual and are not counted. ValueError
+    for an SAE of another width, and for batches without an ordinary token.
     """
     for name, sae in saes.items():
         check_width(sae, model, f"SAE {name!r}")
@@ -58,8 +65,10 @@ def evaluate_saes(
     @torch.no_grad()
     def read(batch: TokenBatch) -> DocumentSums:
         """Sum the columns over the tokens of each document, and note which latents fire."""
-        keep = batch.mask.to(model.device)
         residual = model.residuals(batch.tokens, [layer])[layer]
+        keep = batch.mask.to(model.device)
+        if limit < math.inf:
+            keep = keep & (residual.float().norm(dim=-1) <= limit)
         y = residual[keep]  # (n, d_model)
 
         def loss(edit=None) -> Tensor:  # (n,), 0 for the first token of a row
@@ -70,9 +79,9 @@ def evaluate_saes(
         for name, sae in saes.items():  # those that fire in a batch fire in its halves, too, should it be read again
             reconstruction, l0 = _reconstruct(sae, y, fired[name])
             error = (reconstruction.double() - y.double()).square().sum(1)
-            columns += [l0, error, loss(splice(reconstruction, batch.mask))]
+            columns += [l0, error, loss(splice(reconstruction, keep))]
         values = torch.cat([torch.stack(columns, dim=1), y.double()], dim=1)
-        return DocumentSums.of(batch.documents[batch.mask], values)
+        return DocumentSums.of(batch.documents[keep.cpu()], values)
 
     for of_batch in progress(as_fits(batches, read), "SAEs"):
         sums.add(of_batch)
@@ -132,12 +141,13 @@ def judge_sae(
     both = [PairedBatch.of(batch) for batch in (stitched.evaluation_batches() if batches is None else batches)]
     source = "a" if to == "b" else "b"
     rows = {side: [getattr(batch, side) for batch in both] for side in "ab"}
+    limit = stitched.limit
     losses = measure_fidelity(*stitched.models, *stitched.layers, {"stitch": stitch}, both, limits=stitched.limits)
     return SAETrust(
         sum(int(batch.mask.sum()) for batch in rows[to]),
         losses.cross_entropy("own", source).value,
         losses.cross_entropy("own", to).value,
         losses.cross_entropy("stitch", f"{to}_to_{source}_to_{to}").value,
-        evaluate_saes({"original": sae}, *stitched.side(source), rows[source])["original"],
-        evaluate_saes({"carried": carried}, *stitched.side(to), rows[to])["carried"],
+        evaluate_saes({"original": sae}, *stitched.side(source), rows[source], limit=limit(source))["original"],
+        evaluate_saes({"carried": carried}, *stitched.side(to), rows[to], limit=limit(to))["carried"],
     )

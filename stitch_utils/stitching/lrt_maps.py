@@ -133,12 +133,17 @@ def _chats(data: DatasetRef, tokenizer, *, context: int, batch_size: int, n_toke
 def map_stream(
     stitched: StitchedPair, layers: tuple[int, int], config: MapConfig, *, held_out: bool = False
 ) -> ActivationStream:
-    """Stream the activations of `map_batches` in steps of the config's size; hold up to two gigabytes in memory."""
+    """Stream the activations of `map_batches` in steps of the config's size; hold up to two gigabytes in memory.
+
+    At the stitched layers the pair's outliers are left out; of other layers no norms are known.
+    """
+    limits = stitched.limits if layers == stitched.layers else None
     share = 1 / VALIDATION if held_out else 1 - 1 / VALIDATION
     size = 4 * config.tokens * share * sum(model.d_model for model in stitched.models)
     step_tokens = min(config.step_tokens, 256) if held_out else config.step_tokens
     batches = functools.partial(map_batches, stitched, config, held_out=held_out)
-    return ActivationStream(*stitched.models, *layers, batches, step_tokens=step_tokens, keep=size <= KEPT_BYTES)
+    options = {"step_tokens": step_tokens, "keep": size <= KEPT_BYTES, "limits": limits}
+    return ActivationStream(*stitched.models, *layers, batches, **options)
 
 
 def fit_unsquared(batches: Pairs) -> Stitch:

@@ -9,6 +9,7 @@ loaded; and the warning `ScarceTokens`.
 """
 
 import functools
+import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -156,6 +157,10 @@ class StitchedPair:
             return None
         batches = self.training_batches(self.sizes.svcca_tokens)
         return norm_limits(self.models, self.layers, batches, beyond=self.pair.outliers.beyond)
+
+    def limit(self, side: str) -> float:
+        """Return the norm beyond which tokens of model `a` or `b` are left out; infinite if none are."""
+        return math.inf if self.limits is None else getattr(self.limits, side)
 
     @functools.cached_property
     def moments(self) -> PairMoments:

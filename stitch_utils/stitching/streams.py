@@ -4,7 +4,7 @@ No section of the papers. Models write a few tokens of a huge norm, nearly all o
 activations). Since Eq. 3 is a mean of squares, such tokens can own the fit, and the share of variance that it explains
 then says nothing of the others. So the report counts them, and gives the median over tokens of the share unexplained.
 
-Offers `describe_streams`, `StreamShape`, `massive_share`, and the number `BEYOND`.
+Offers `describe_streams`, `StreamShape`, `massive_share`, and the numbers `BEYOND` and `WEIGHTY`.
 """
 
 from collections.abc import Iterable
@@ -20,6 +20,7 @@ from ..models.language_model import LanguageModel
 from .stitch import Stitch
 
 BEYOND = 10  # medians: a token of a larger norm counts as massive
+WEIGHTY = 0.1  # share of the variance from which on massive tokens are said to weigh in a fit
 
 
 class StreamShape(NamedTuple):

@@ -174,3 +174,17 @@ def test_an_sae_is_judged_beside_the_original(pair, models, to):
     some = list(batches[0].split(4))[:1]
     trust = judge_sae(stitched, sae, carried, stitch=stitch, batches=iter(some), to=to)
     assert trust.carried == evaluate_saes({"sae": carried}, models[target], (1, 2)[target], some)["sae"]
+
+
+def test_tokens_beyond_the_limit_are_as_if_they_were_special(random_models, batches):
+    """Neither counted nor replaced, whatever the SAE makes of them."""
+    model = random_models[1]
+    norms = torch.cat([model.residuals(b.tokens, [LAYER])[LAYER][b.mask].norm(dim=1) for b in batches()])
+    limit, sae = norms.median().item(), make_sae("topk", model.d_model, dtype="float32")
+
+    def masked(batch):
+        return batch._replace(mask=batch.mask & (model.residuals(batch.tokens, [LAYER])[LAYER].norm(dim=-1) <= limit))
+
+    found = evaluate_saes({"x": sae}, model, LAYER, batches(), limit=limit)["x"]
+    assert found == evaluate_saes({"x": sae}, model, LAYER, map(masked, batches()))["x"]
+    assert found.fuv != evaluate_saes({"x": sae}, model, LAYER, batches())["x"].fuv
