@@ -29,6 +29,7 @@ CHAPTERS = (
     "instruction_following",
     "feature_transfer",
     "functional_features",
+    "lrt_maps",
     "lrt",
 )
 

@@ -28,8 +28,8 @@ SAES = ("stitching", "sae_transfer", "sae_training")
 CHAPTERS = {
     "pythia": ("pairs", *SAES, "probing"),
     "gpt2": (*SAES, "probing", "feature_transfer", "functional_features"),
-    "gemma": ("pairs", *SAES, "steering", "lrt"),
-    "gemma-it": ("stitching", "instruction_following", "lrt"),
+    "gemma": ("pairs", *SAES, "steering", "lrt_maps", "lrt"),
+    "gemma-it": ("stitching", "instruction_following", "lrt_maps", "lrt"),
 }
 
 

@@ -44,13 +44,13 @@ FAMILIES = {
 }
 
 
-def qwen_tokenizer(begin=None):
-    """A byte-level tokenizer of 384 tokens that has no token for the beginning of a text, unless one is given."""
+def qwen_tokenizer(begin=None, *, size=384):
+    """A byte-level tokenizer of that many tokens that has no token for the beginning of a text, unless one is given."""
     backend = Tokenizer(BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = BpeTrainer(vocab_size=384, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False)
+    trainer = BpeTrainer(vocab_size=size, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False)
     backend.train_from_iterator([document.text for document in documents("tiny families", stop=100)], trainer)
     names = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"} | ({"bos_token": begin} if begin else {})
     return PreTrainedTokenizerFast(

@@ -6,13 +6,17 @@ of the same number, and adds the bias. A recipe is one way to make a map and to 
 one choice of the main paper's, and the last has all of the sister paper's; text and sizes are the same for all
 (`stitching.lrt_maps`), but for the recipe that is about them.
 
-Offers `Recipe`, `RECIPES`, `fit_recipes`, `FittedRecipes`, `recipe_errors`, `steer_by_recipes`, `recipe_numbers`.
+Maps are kept in `artifacts/`, since a chapter is about the maps themselves and another steers by them.
+
+Offers `Recipe`, `RECIPES`, `fit_recipes`, `FittedRecipes`, `recipe_errors`, `error_numbers`, `steer_by_recipes`,
+`steering_numbers`.
 """
 
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 from ..models.harvest import ActivationStream
@@ -31,6 +35,7 @@ from ..stitching.lrt_maps import (
 from ..stitching.moments import PairMoments
 from ..stitching.pair import StitchedPair
 from ..stitching.stitch import Stitch
+from ..utils.cache import kept
 from ..utils.progress import progress
 from .behaviours import Behaviour
 from .multiple_choice import ChoiceConfig, ChoiceSweep, steer_choices
@@ -79,7 +84,7 @@ class FittedRecipes:
 
 
 def fit_recipes(stitched: StitchedPair, config: MapConfig) -> FittedRecipes:
-    """Fit the maps of all `RECIPES`, each once: recipes that differ in the bias alone share one.
+    """Fit the maps of all `RECIPES`, each once, or read what was kept: recipes that differ in the bias alone share one.
 
     ValueError, naming the pair, for text that cannot be had.
     """
@@ -88,19 +93,34 @@ def fit_recipes(stitched: StitchedPair, config: MapConfig) -> FittedRecipes:
     streams = {same: map_stream(stitched, at, config) for same, at in layers.items()}
     if layers[True] == layers[False]:
         streams[True] = streams[False]
-    moments = {same: moments_of(stream) for same, stream in streams.items()}
     tenth = dataclasses.replace(config, tokens=max(config.tokens // 10, config.step_tokens * 2))
-    less = moments_of(map_stream(stitched, stitched.layers, tenth))
-    widths = {"d_a": models[0].d_model, "d_b": models[1].d_model}
-    options = {"lr": config.lr, "epochs": config.epochs, "seed": config.seed}
+    options = {"d_a": models[0].d_model, "d_b": models[1].d_model, "lr": config.lr, "epochs": config.epochs}
+    texts = {name: vars(of) for name, of in stitched.pair.datasets.items() if name.startswith("map_")}
+    made_of = {"config": vars(config), "layers": layers, "datasets": texts}
+
+    def file(kind: str, of: object) -> Path:
+        return stitched.artifact(kind, made_of | {"of": of}, sources=(fit_recipes,), suffix=".safetensors")
+
+    def gathered(same: bool) -> PairMoments:
+        path = file("lrt-moments", same)
+        return kept(path, lambda: moments_of(streams[same]), PairMoments.save, PairMoments.load)
+
+    moments = {same: gathered(same) for same in layers}
+
+    def fit(recipe: Recipe) -> Stitch:
+        if recipe.fit == "unsquared":
+            return fit_unsquared(streams[False])
+        if recipe.fit == "adam":
+            return fit_unsquared_adam(streams[recipe.same_layers], **options, seed=config.seed, device=models[1].device)
+        less = recipe.less_text
+        return fit_exact(
+            moments_of(map_stream(stitched, stitched.layers, tenth)) if less else moments[recipe.same_layers],
+            alpha=recipe.alpha,
+        )
 
     @functools.cache
     def fitted(recipe: Recipe) -> Stitch:
-        if recipe.fit == "unsquared":
-            return fit_unsquared(streams[False])
-        if recipe.fit == "exact":
-            return fit_exact(less if recipe.less_text else moments[recipe.same_layers], alpha=recipe.alpha)
-        return fit_unsquared_adam(streams[recipe.same_layers], **widths, **options, device=models[1].device)
+        return kept(file("lrt-map", recipe._asdict()), lambda: fit(recipe), Stitch.save, Stitch.load)
 
     stitches = {name: fitted(one._replace(with_bias=False)) for name, one in progress(RECIPES.items(), "maps")}
     return FittedRecipes(config, layers, streams, moments, stitches)
@@ -148,11 +168,11 @@ def steer_by_recipes(
     return sweeps
 
 
-def recipe_numbers(
-    pair: str, fitted: FittedRecipes, errors: Mapping[tuple[str, str], MapErrors], sweeps: Mapping[bool, ChoiceSweep]
-) -> dict[str, float]:
-    """List the entries of a results file: errors and steering by each recipe, and under the ids of the published
-    numbers those of the sister paper's own."""
+def error_numbers(pair: str, fitted: FittedRecipes, errors: Mapping[tuple[str, str], MapErrors]) -> dict[str, float]:
+    """List the entries of a results file for the errors of each recipe.
+
+    Those of the sister paper's own recipe stand under the ids of its published numbers too.
+    """
     start, numbers = f"lrt.{pair}", {}
     for (name, side), found in errors.items():
         numbers |= found.length.numbers(f"{start}.maps.{name}.length.to_{side}")
@@ -166,6 +186,15 @@ def recipe_numbers(
         numbers[f"{start}.unsquared.gain.to_{side}"] = 1 - lengths["unsquared"] / lengths["no_inversion"]
         numbers[f"{start}.unsquared.adam_excess.to_{side}"] = lengths["adam"] / lengths["unsquared"] - 1
         numbers[f"{start}.unsquared.passes.to_{side}"] = reweighting.sweeps
+    return numbers
+
+
+def steering_numbers(pair: str, sweeps: Mapping[bool, ChoiceSweep]) -> dict[str, float]:
+    """List the entries of a results file for steering by each recipe.
+
+    Those of the sister paper's own recipe stand under the ids of its published numbers too.
+    """
+    start, numbers = f"lrt.{pair}", {}
     for same, sweep in sweeps.items():
         for condition in (*_between(same), "random"):
             name = condition if condition != "random" else "same_layers_random" if same else "random"

@@ -1,10 +1,12 @@
 """GGUF files against the same weights in a folder, and what cannot be read from one."""
 
+import re
 import shutil
 import sys
 
 import pytest
 import torch
+from toy_book import call_here
 from toy_families import halved, qwen_tokenizer, save_family, write_gguf
 from transformers import AutoModelForCausalLM
 
@@ -23,15 +25,17 @@ def both(tmp_path_factory):
     """Gives a family as a folder and as a GGUF file, made once."""
     made = {}
 
-    def of(kind):
-        if kind not in made:
+    def of(kind, *, n_tokens=384):
+        if (kind, n_tokens) not in made:
             folder = tmp_path_factory.mktemp(kind)
             changes = {"layer_types": ["sliding_attention"] * 3} if kind == "gemma3_text" else {}  # every sixth is full
-            model = halved(save_family(kind, folder, **changes))
+            model = halved(save_family(kind, folder, vocab_size=n_tokens, **changes))
             model.save_pretrained(folder)
+            if n_tokens != 384:
+                qwen_tokenizer("<|endoftext|>", size=n_tokens).save_pretrained(folder)
             write_gguf(model, load_tokenizer(str(folder)), folder / "tiny.gguf")
-            made[kind] = folder, folder / "tiny.gguf"
-        return made[kind]
+            made[kind, n_tokens] = folder, folder / "tiny.gguf"
+        return made[kind, n_tokens]
 
     return of
 
@@ -69,6 +73,27 @@ def test_a_pair_of_a_file_and_a_folder(both, tmp_path):
     (tmp_path / "mine.yml").write_text(given.replace("linked", "none"))
     with pytest.raises(ValueError, match=rf"pair 'mine' .*, model a: there is no GGUF file '{tmp_path}/none\.gguf'"):
         check_pair(load_pair(tmp_path / "mine.yml"))
+
+
+def test_fit_prints_for_two_files_what_it_prints_for_their_folders(both, bare_book):
+    """The models have different tokenizers, and the pair's file names them, a text and no more but a small context."""
+    text = " ".join(f"The cook of {n} bakes {n * n} cakes, and the {n}th ends." for n in range(150))
+    (bare_book / "my.txt").write_text("\n\n".join(text[start : start + 600] for start in range(0, len(text), 600)))
+    said = []
+    for of in range(2):
+        a, b = both("llama")[of], both("gemma3_text", n_tokens=320)[of]
+        file = bare_book / f"{['folders', 'files'][of]}.yml"
+        file.write_text(f"name: mine\na: {{model: {a}, layer: 1}}\nb: {{model: {b}, layer: 2}}\ntext: my.txt\n")
+        with file.open("a") as more:
+            more.write("context: 40\n")  # as far as these models read
+        code, lines, err = call_here(bare_book, "fit", "--pair", str(file), "--scale", "smoke")
+        assert (code, err) == (0, "")
+        said.append(lines)
+    folders, files = ([re.sub(r"\S*/\S+", "", line) for line in lines] for lines in said)
+    assert folders == files
+    assert any(line.startswith("A->B") for line in files) and any(
+        "tokens whose stream is replaced" in line for line in files
+    )
 
 
 def test_a_home_folder(both, monkeypatch, tmp_path):

@@ -8,7 +8,14 @@ import torch
 
 from stitch_utils.steering import map_recipes
 from stitch_utils.steering.behaviours import Behaviour, Choice
-from stitch_utils.steering.map_recipes import RECIPES, fit_recipes, recipe_errors, recipe_numbers, steer_by_recipes
+from stitch_utils.steering.map_recipes import (
+    RECIPES,
+    error_numbers,
+    fit_recipes,
+    recipe_errors,
+    steer_by_recipes,
+    steering_numbers,
+)
 from stitch_utils.steering.multiple_choice import ChoiceConfig
 from stitch_utils.steering.vectors import contrast_vectors, spread, transfer_vector
 from stitch_utils.stitching.fit import fit_exact
@@ -111,7 +118,7 @@ def test_vectors_go_through_every_map_and_numbers_have_their_ids(pair, models, f
         )
         np.testing.assert_allclose(again.responses["x", "random"], sweep.responses["x", "random"])
     errors = recipe_errors(StitchedPair(pair, models, STITCHED, "smoke"), fitted)
-    numbers = recipe_numbers("mine", fitted, errors, sweeps)
+    numbers = error_numbers("mine", fitted, errors) | steering_numbers("mine", sweeps)
     assert numbers["lrt.mine.validation_loss"] == errors["sister", "b"].length.value
     assert numbers["lrt.mine.validation_loss_of_mean"] == errors["same_layers_mean", "b"].length.value
     own = [sweeps[True].correlation(name, "sister").value for name in "xy"]
