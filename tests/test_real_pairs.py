@@ -29,7 +29,7 @@ CHAPTERS = {
     "pythia": ("pairs", *SAES, "probing"),
     "gpt2": (*SAES, "probing", "feature_transfer", "functional_features"),
     "gemma": ("pairs", *SAES, "steering", "lrt_maps", "lrt"),
-    "gemma-it": ("stitching", "instruction_following", "lrt_maps", "lrt"),
+    "gemma-it": ("stitching", "instruction_following", "lrt_maps"),
 }
 
 

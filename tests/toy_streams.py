@@ -2,6 +2,7 @@
 
 import torch
 
+from stitch_utils.models.language_model import LanguageModel
 from stitch_utils.stitching.moments import PairMoments
 
 
@@ -35,3 +36,17 @@ def naive_loss(p_up, b_up, p_down, b_down, x, y, alpha):
     up, down = x @ p_up + b_up, y @ p_down + b_down
     cycle_a, cycle_b = mse(up @ p_down + b_down, x), mse(down @ p_up + b_up, y)
     return mse(up, y), mse(down, x), cycle_a, cycle_b, mse(up, y) + mse(down, x) + alpha * (cycle_a + cycle_b)
+
+
+class Planted(LanguageModel):
+    """A model whose stream before some layer has a huge value in one dimension at some tokens."""
+
+    def __init__(self, model, dimension, planted, size):
+        super().__init__(model.bridge, model.tokenizer, model.ref)
+        self.dimension, self.planted, self.size = dimension, torch.tensor(planted), size
+
+    def residuals(self, tokens, layers):
+        found = {layer: stream.clone() for layer, stream in super().residuals(tokens, layers).items()}
+        for stream in found.values():
+            stream[..., self.dimension] += self.size * torch.isin(tokens, self.planted)
+        return found

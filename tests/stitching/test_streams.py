@@ -3,31 +3,17 @@
 import numpy as np
 import pytest
 import torch
+from toy_streams import Planted
 
 from stitch_utils.data.pairs import TextRef
 from stitch_utils.data.text import token_batches
 from stitch_utils.models.harvest import NormLimits, norm_limits
-from stitch_utils.models.language_model import LanguageModel
 from stitch_utils.stitching.evaluation import measure_fidelity
 from stitch_utils.stitching.fit import fit_exact
 from stitch_utils.stitching.moments import PairMoments, harvest_moments
 from stitch_utils.stitching.streams import describe_streams
 
 LAYERS = (1, 2)
-
-
-class Planted(LanguageModel):
-    """A model whose stream before some layer has a huge value in one dimension at some tokens."""
-
-    def __init__(self, model, dimension, planted, size):
-        super().__init__(model.bridge, model.tokenizer, model.ref)
-        self.dimension, self.planted, self.size = dimension, torch.tensor(planted), size
-
-    def residuals(self, tokens, layers):
-        found = {layer: stream.clone() for layer, stream in super().residuals(tokens, layers).items()}
-        for stream in found.values():
-            stream[..., self.dimension] += self.size * torch.isin(tokens, self.planted)
-        return found
 
 
 @pytest.fixture(scope="module")
