@@ -12,7 +12,7 @@ Offers `measure_fidelity`, `Fidelity`, `CONDITIONS`, `splice`; `ngram_cross_entr
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ..data.pairs import check_known
 from ..data.text import PairedBatch, TokenBatch
 from ..models.harvest import NormLimits, as_fits, without_outliers
 from ..models.language_model import Edit, LanguageModel
@@ -102,17 +103,20 @@ def measure_fidelity(
     *,
     means: tuple[Tensor, Tensor] | None = None,
     limits: NormLimits | None = None,
+    conditions: Collection[str] = tuple(CONDITIONS),
     seed: int = 0,
 ) -> Fidelity:
-    """Measure the cross-entropy of both models and of the four conditions of several stitches, in one pass.
+    """Measure the cross-entropy of both models and of some of the four `conditions` of several stitches, in one pass.
 
     With `means`, (d_a,) and (d_b,), ("own", "a_without_layer") and ("own", "b_without_layer") are the losses with the
-    stream replaced by its mean. Tokens of a norm beyond `limits` keep the host's stream. ValueError if the batches
-    predict no ordinary token.
+    stream replaced by its mean. Tokens of a norm beyond `limits` keep the host's stream. ValueError for an unknown
+    condition, and if the batches predict no ordinary token.
     """
     hosts = {"a": (model_a, layer_a), "b": (model_b, layer_b)}
     stitches = {name: stitch.to(model_b.device) for name, stitch in stitches.items()}
-    conditions: list[tuple[str, str]] = []
+    for condition in conditions:
+        check_known("condition", condition, CONDITIONS)
+    measured: list[tuple[str, str]] = []
 
     def read(batch: PairedBatch) -> DocumentSums:
         """Sum counts and losses by document: (6 + conditions,)."""
@@ -139,8 +143,9 @@ def measure_fidelity(
             up_x, down_y = stitch.up(x.to(y.device)), stitch.down(y)
             spliced = at(up_x, "a"), at(down_y, "b"), at(stitch.down(up_x), "a"), at(stitch.up(down_y), "b")
             for (condition, host), stream in zip(CONDITIONS.items(), spliced):
-                found[name, condition] = own(host, stream)
-        conditions[:] = found
+                if condition in conditions:
+                    found[name, condition] = own(host, stream)
+        measured[:] = found
         owners, values = [], []
         for host, row in rows.items():
             n_bytes = torch.full(row.tokens.shape, torch.nan) if row.n_bytes is None else row.n_bytes
@@ -159,7 +164,7 @@ def measure_fidelity(
     columns = list(map(np.ascontiguousarray, sums.table().T))
     size = len(HostCounts._fields)
     counts = {host: HostCounts(*columns[n * size : (n + 1) * size]) for n, host in enumerate(hosts)}
-    return Fidelity(counts, dict(zip(conditions, columns[len(hosts) * size :])), seed)
+    return Fidelity(counts, dict(zip(measured, columns[len(hosts) * size :])), seed)
 
 
 def ngram_cross_entropy(

@@ -63,6 +63,7 @@ def fit_with_and_without(stitched: StitchedPair, layers: tuple[int, int], *, see
         shares = (loss.down, moments.cxx), (loss.up, moments.cyy)
         unexplained = {side: left / c.diagonal().mean().item() for side, (left, c) in zip("ab", shares)}
         text = stitched.evaluation_batches()
-        fidelity = measure_fidelity(*models, *layers, {"fitted": stitch}, text, limits=limits, seed=seed)
+        options: dict = {"limits": limits, "conditions": ("a_to_b", "b_to_a"), "seed": seed}
+        fidelity = measure_fidelity(*models, *layers, {"fitted": stitch}, text, **options)
         found[name] = Refitted(int(moments.count), unexplained, fidelity)
     return found

@@ -49,4 +49,6 @@ def test_both_fits_are_least_squares_on_their_own_tokens(pair, models):
             left = wanted - inputs @ np.linalg.lstsq(inputs, wanted, rcond=None)[0]
             share = (left**2).sum() / ((wanted - wanted.mean(0)) ** 2).sum()
             assert found[name].unexplained[side] == pytest.approx(share, rel=1e-3, abs=1e-6)
+    measured = {condition for stitch, condition in found["all"].fidelity.sums if stitch == "fitted"}
+    assert measured == {"a_to_b", "b_to_a"}
     assert found["without"].fidelity.met("a").value < found["all"].fidelity.met("a").value == 1
