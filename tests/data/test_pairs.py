@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+from pathlib import Path
 
 import pytest
 import yaml
@@ -231,5 +232,6 @@ def test_sizes_of_an_experiment_at_a_scale():
 )
 def test_every_size_is_a_field_of_its_configuration(experiment, kind):
     fields = {entry.name for entry in dataclasses.fields(kind)}
-    for scale in SCALES:
-        assert set(load_pair("tiny").sizes_of(experiment, scale)) <= fields
+    for pair in (load_pair("tiny"), load_pair(Path(__file__).parents[2] / "tools" / "real.yml")):
+        for scale in pair.scales:
+            assert set(pair.sizes_of(experiment, scale)) <= fields

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections import defaultdict
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -124,7 +125,9 @@ def test_the_others_are_of_every_other_class(world):
 
 
 def test_every_scale_has_sizes_that_can_be_balanced():
-    sizes = [load_pair("tiny").sizes_of("probing", scale) for scale in ("smoke", "default", "paper")]
+    pairs = load_pair("tiny"), load_pair(Path(__file__).parents[2] / "tools" / "real.yml")
+    sizes = [pair.sizes_of("probing", scale) for pair in pairs for scale in pair.scales]
+    assert [*pairs[1].scales] == ["smoke", "real"] and len({tuple(of_scale.values()) for of_scale in sizes}) == 4
     assert sizes[2] == {"n_train": 4000, "n_test": 1000}
     assert all(size % 4 == 0 for of_scale in sizes for size in of_scale.values())
 
