@@ -130,7 +130,8 @@ def test_what_would_give_other_numbers_is_refused(both, changes, message, tmp_pa
 
 
 def test_without_the_package(both, monkeypatch):
-    gguf_files._read_once.cache_clear()
+    for kept in (gguf_files._read_once, gguf_files._config):
+        kept.cache_clear()
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(ValueError, match="needs the package `gguf`, which is not installed: pip install gguf"):
         load_config(str(both("llama")[1]))
