@@ -7,6 +7,7 @@ Offers `beside`, a DataFrame, and in HTML `on_real_models`, `shares_and_costs`, 
 `status_table`, `runs_table`, `stand_in_notice`.
 """
 
+import contextlib
 import html
 import posixpath
 from collections.abc import Mapping
@@ -41,7 +42,7 @@ def beside(pair: str, prefix: str, *, labels: Mapping[str, str]) -> pd.DataFrame
 def on_real_models(prefix: str, *, chapter: str, labels: Mapping[str, str]) -> HTML:
     """Set the rows of a table or figure side by side for all pairs that are recorded.
 
-    `prefix` and `labels` are those of `beside`; the name of a pair links to its page of the chapter. Without such a
+    `prefix` and `labels` are those of `beside`; the title of a pair links to its page of the chapter. Without such a
     pair, say how to make one.
     """
     recorded = {page.parent.name for page in recorded_pages(project_root())}
@@ -50,7 +51,10 @@ def on_real_models(prefix: str, *, chapter: str, labels: Mapping[str, str]) -> H
     found = {name: of for name, of in found.items() if any(id.startswith(start[name]) for id in of.numbers)}
     if not found:
         return HTML("<p>No run on real models is recorded here; <code>make real</code> makes one.</p>")
-    links = [_link(page_of(name, chapter), name) + _mark(of.runs.get(chapter, {})) for name, of in found.items()]
+    links = [
+        _link(page_of(name, chapter), _title(name) or name) + _mark(of.runs.get(chapter, {}))
+        for name, of in found.items()
+    ]
     rows = [
         [html.escape(label), *(with_interval(of.numbers, start[name] + row) for name, of in found.items())]
         for row, label in labels.items()
@@ -120,8 +124,7 @@ def runs_table(home: str = "tiny") -> HTML:
         executed.setdefault(page.parent.name, {})[page.stem] = " (recorded)"
     rows = []
     for name in dict.fromkeys((home, *known_pairs(), *executed)):
-        own = f"a pair file of your own: {pair_file(name) or 'unknown'}"
-        title = load_pair(name).title if name in known_pairs() else own
+        title = _title(name) or f"a pair file of your own: {pair_file(name) or 'unknown'}"
         links = (_link(page_of(name, chapter), chapter) + mark for chapter, mark in executed.get(name, {}).items())
         pages = ", ".join(links)
         if pages and any(read_results(name, stand_ins=True)) and not any(read_results(name)):
@@ -192,6 +195,16 @@ def _said_and_where(verdict: Verdict, link: str) -> str:
     lines += [f"the run at scale {verdict.scale} gave no {_code(id)}" for id in verdict.missing]
     command = _code(verdict.command) if verdict.command else ""
     return "<br>".join(filter(None, [*lines, command if verdict.verdict == "not run" else link]))
+
+
+def _title(pair: str) -> str:
+    """Return the title of a pair of the package, or of a pair file that is in the checkout; else ""."""
+    if pair in known_pairs():
+        return load_pair(pair).title
+    with contextlib.suppress(ValueError):
+        if (file := project_root() / pair_file(pair)).is_file():
+            return load_pair(file).title
+    return ""
 
 
 def _mark(run: Mapping[str, object]) -> str:

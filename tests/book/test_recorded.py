@@ -52,7 +52,7 @@ def mine(book, monkeypatch):
     `outputs` are those of the last cell of each; `stand_in` is noted in the results if it is given.
     """
     description = yaml.safe_load((PACKAGE / "data" / "pairs" / "tiny.yml").read_text())
-    (book / "mine.yml").write_text(yaml.safe_dump(description | {"name": "mine"}))
+    (book / "mine.yml").write_text(yaml.safe_dump(description | {"name": "mine", "title": "Mine & yours"}))
     monkeypatch.chdir(book)
     monkeypatch.setenv("STITCH_ROOT", str(book))
 
@@ -359,6 +359,24 @@ def test_tables_and_the_list_of_claims_mark_what_is_recorded(mine):
     assert code == 0 and lines[0].endswith(f"numbers: Section 1 (recorded {DAY})")
     assert lines[-1].strip() == "_build/html/book/recorded/mine/numbers.html"
     assert "recorded" not in " ".join(call_here(root, "claims")[1])
+
+
+def test_a_recorded_pair_is_shown_by_its_title_where_its_file_is_in_the_checkout(mine):
+    root = mine(scale="smoke")
+    recorded_alone(root)
+
+    def table():
+        return tables.on_real_models("numbers", chapter="numbers", labels={"inverse": "Inverse"}).data
+
+    link = '<a href="../../recorded/mine/numbers.html">{}</a> (recorded)</th>'
+    assert link.format("Mine &amp; yours") in table() and ">4</td>" in table()
+    assert ">Mine &amp; yours</td>" in tables.runs_table().data
+    for broken in ("name: [", "name: mine"):
+        (root / "mine.yml").write_text(broken)
+        assert link.format("mine") in table()
+    (root / "mine.yml").unlink()
+    assert link.format("mine") in table()
+    assert ">a pair file of your own: mine.yml</td>" in tables.runs_table().data
 
 
 def test_the_tests_reference_has_no_record(mine, tmp_path, monkeypatch):
