@@ -3,7 +3,8 @@
 SAELens 6 passes over entries of older configurations that change what an SAE computes: an activation other than ReLU, a
 k, a factor by which latents are scaled before they are decoded. Here each such entry is carried over or refused.
 
-Offers `read_parts`, `of_sae_lens`, `of_sparsify`, `blank`, and `layer_read`, which understands hook points.
+Offers `read_parts`, `of_sae_lens`, `of_sparsify`, `check_shapes`, `blank`, and `layer_read`, which understands hook
+points.
 """
 
 import dataclasses
@@ -86,8 +87,8 @@ def of_sae_lens(config: Mapping[str, Any], tensors: Tensors, source: str) -> tup
     if dtype not in DTYPES:
         refuse(f"has dtype={config['dtype']!r}", f"one of {', '.join(DTYPES)}")
     config["dtype"] = "float64" if dtype == "float64" else "float32"
-    if isinstance(hook := config.get("hook_name"), str):  # the first versions left a place for the layer in it
-        config["hook_name"] = hook.replace("{layer}", str(config.get("hook_layer", "{layer}")))
+    if (hook := config.pop("hook_name", None)) is not None:  # the first versions left a place for the layer in it
+        config["hook_name"] = str(hook).replace("{layer}", str(config.get("hook_layer", "{layer}")))
     config["architecture"] = _architecture(config, refuse)
     if config["architecture"] in ACTIVATIONS:
         _check_widths(config, tensors, refuse)
@@ -96,10 +97,11 @@ def of_sae_lens(config: Mapping[str, Any], tensors: Tensors, source: str) -> tup
     _fold_scaling(config, tensors, refuse)
     try:
         found = SAEConfig.from_dict(handle_config_defaulting(config))
+        expected = blank(found).state_dict()
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"the configuration of the SAE {source} cannot be read: {error}") from error
     found.metadata.sae_lens_version = sae_lens.__version__  # else SAELens would take it for an old one again
-    check_shapes(source, tensors, blank(found).state_dict())
+    check_shapes(source, tensors, expected)
     return found, tensors
 
 
