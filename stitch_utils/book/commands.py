@@ -190,6 +190,8 @@ def transfer_sae(root: Path, *, pair: str, sae: str, out: str, to: str, stitch: 
     layer = at_hand.layers[source]
     if elsewhere := reads_elsewhere(original, layer):
         print(f"Beware: the SAE says that it reads {elsewhere}, and the stitch the stream before layer {layer}.")
+    if changed := original.cfg.metadata.model_from_pretrained_kwargs:
+        print(f"Beware: the SAE says that its model was loaded with {changed}; the stitch reads the model as it is.")
     model = getattr(at_hand.pair, source).model
     if (said := original.cfg.metadata.model_name) and Path(said).name != Path(model).name:
         print(f"Beware: the SAE says that it is of {said!r}, and the pair has {model!r} as {source}.")

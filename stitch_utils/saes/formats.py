@@ -10,9 +10,9 @@ points.
 import dataclasses
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import sae_lens
 import torch
@@ -25,6 +25,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 Tensors = dict[str, Tensor]
+Refuse = Callable[[str, str], NoReturn]  # of what was found, and what was expected
 
 # What SAELens called its entries before version 6
 RENAMED = {
@@ -67,11 +68,7 @@ def of_sae_lens(config: Mapping[str, Any], tensors: Tensors, source: str) -> tup
 
     ValueError, which names `source`, for what version 6 does not compute, and for weights of other names or shapes.
     """
-    config, tensors = dict(config), dict(tensors)
-
-    def refuse(found: str, expected: str):
-        raise ValueError(f"the SAE {source} {found}: expected {expected}")
-
+    config, tensors, refuse = dict(config), dict(tensors), _refusing(source)
     for old, new in RENAMED.items():
         if old in config and config.setdefault(new, config[old]) != config.pop(old):
             refuse(f"has both {old} and {new}, and they differ", "one of them")
@@ -105,7 +102,14 @@ def of_sae_lens(config: Mapping[str, Any], tensors: Tensors, source: str) -> tup
     return found, tensors
 
 
-def _architecture(config: dict[str, Any], refuse) -> str:
+def _refusing(source: str) -> Refuse:
+    def refuse(found: str, expected: str) -> NoReturn:
+        raise ValueError(f"the SAE {source} {found}: expected {expected}")
+
+    return refuse
+
+
+def _architecture(config: dict[str, Any], refuse: Refuse) -> str:
     """Return what version 6 calls the architecture; of TopK SAEs, put k where it looks for it."""
     architecture, activation = str(config.get("architecture") or "standard"), config.pop("activation_fn", None)
     options = config.pop("activation_fn_kwargs", None) or {}
@@ -130,7 +134,7 @@ def _architecture(config: dict[str, Any], refuse) -> str:
     return architecture
 
 
-def _check_widths(config: dict[str, Any], tensors: Tensors, refuse) -> None:
+def _check_widths(config: dict[str, Any], tensors: Tensors, refuse: Refuse) -> None:
     """Compare the widths that a configuration says with those of the weights, which it lacks if it says none."""
     shape = tensors["W_enc"].shape if "W_enc" in tensors else ()
     if len(shape) != 2:
@@ -142,12 +146,12 @@ def _check_widths(config: dict[str, Any], tensors: Tensors, refuse) -> None:
         _check_k(config["k"], config["d_sae"], refuse)
 
 
-def _check_k(k: Any, d_sae: Any, refuse) -> None:
+def _check_k(k: Any, d_sae: Any, refuse: Refuse) -> None:
     if type(k) is not int or not 1 <= k <= d_sae:
         refuse(f"has k={k!r}", f"a whole number between 1 and its {d_sae} latents")
 
 
-def _fold_scaling(config: dict[str, Any], tensors: Tensors, refuse) -> None:
+def _fold_scaling(config: dict[str, Any], tensors: Tensors, refuse: Refuse) -> None:
     """Multiply the decoder's rows by the factors of a fine-tuned SAE, by which its latents are scaled at decoding."""
     scales = [tensors.pop(name) for name in ("scaling_factor", "finetuning_scaling_factor") if name in tensors]
     used = config.pop("finetuning_scaling_factor", False)
@@ -167,10 +171,7 @@ def of_sparsify(
 
     SAELens' own loader of this format transposes the decoder, rounds to bfloat16 and does not subtract b_dec.
     """
-
-    def refuse(found: str, expected: str):
-        raise ValueError(f"the SAE {source} {found}: expected {expected}")
-
+    refuse = _refusing(source)
     for entry, value in config.items():
         other = value != PLAIN[entry] if entry in PLAIN else value and not isinstance(value, str)
         if other and entry not in OF_TRAINING:
