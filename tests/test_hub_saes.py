@@ -17,22 +17,23 @@ SAES = {
     "gemma3.a": ("google/gemma-3-270m", "jumprelu", "blocks.9.hook_resid_post"),
     "gemma3.b": ("google/gemma-3-1b-pt", "jumprelu", "blocks.13.hook_resid_post"),
 }
+OLD = {"old": ("EleutherAI/pythia-70m-deduped", "topk", "blocks.2.hook_resid_post")}  # by SAELens 3
 CHILD = """
 import dataclasses, json, sys, torch
-from stitch_utils.data.pairs import load_pair
+from stitch_utils.data.pairs import SAERef, load_pair
 from stitch_utils.saes.io import load_sae
 
 found = {"saes": {}, "errors": {}}
-for pair in ("pythia", "gemma", "gemma3"):
-    for side, ref in load_pair(pair).saes.items():
-        sae = load_sae(ref)
-        if ref.revision is None:  # the same by name
-            assert torch.equal(load_sae(f"{ref.format}:{ref.release}/{ref.id}").W_enc, sae.W_enc)
-        x = 3 * torch.randn(20, sae.cfg.d_in, generator=torch.Generator().manual_seed(0))
-        found["saes"][f"{pair}.{side}"] = {
-            "architecture": sae.cfg.architecture(), "hook": sae.cfg.metadata.hook_name, "dtype": str(sae.dtype),
-            "output": sae(x).tolist(), "l0": (sae.encode(x) > 0).sum(1).tolist(),
-        }
+refs = {f"{pair}.{side}": ref for pair in ("pythia", "gemma", "gemma3") for side, ref in load_pair(pair).saes.items()}
+for name, ref in [*refs.items(), ("old", SAERef("sae_lens", "someone/old-saes", "layer_2"))]:
+    sae = load_sae(ref)
+    if ref.revision is None:  # the same by name
+        assert torch.equal(load_sae(f"{ref.format}:{ref.release}/{ref.id}").W_enc, sae.W_enc)
+    x = 3 * torch.randn(20, sae.cfg.d_in, generator=torch.Generator().manual_seed(0))
+    found["saes"][name] = {
+        "architecture": sae.cfg.architecture(), "hook": sae.cfg.metadata.hook_name, "dtype": str(sae.dtype),
+        "output": sae(x).tolist(), "l0": (sae.encode(x) > 0).sum(1).tolist(),
+    }
 ref = load_pair("pythia").saes["a"]
 for label, changes in json.loads(sys.argv[1]).items():
     try:
@@ -66,9 +67,9 @@ def online(hub, home):
     return load_all(hub.environment(home), {label: changes for label, (changes, _, _) in REFUSED.items()})
 
 
-@pytest.mark.parametrize("name", SAES)
-def test_the_pairs_saes_compute_what_their_files_say(online, name):
-    model, architecture, hook = SAES[name]
+@pytest.mark.parametrize("name", [*SAES, *OLD])
+def test_saes_compute_what_their_files_say(online, name):
+    model, architecture, hook = (SAES | OLD)[name]
     found, stored = online["saes"][name], weights(model)
     assert (found["architecture"], found["hook"], found["dtype"]) == (architecture, hook, "torch.float32")
     x = 3 * torch.randn(20, len(stored["b_dec"]), generator=torch.Generator().manual_seed(0))

@@ -19,7 +19,7 @@ from ..models.language_model import load_models, set_threads
 from ..probing.probes import judge_probe, read_probe, save_probe
 from ..probing.probes import transfer_probe as carry_probe
 from ..saes.evaluation import judge_sae
-from ..saes.io import read_sae, reads_elsewhere, save_sae
+from ..saes.io import load_sae, reads_elsewhere, save_sae
 from ..saes.transfer import transfer_sae as carry_sae
 from ..steering.vectors import transfer_vector as carry_vector
 from ..stitching.evaluation import CONDITIONS, Survival, survival
@@ -180,13 +180,18 @@ def transfer_sae(root: Path, *, pair: str, sae: str, out: str, to: str, stitch: 
     """Carry an SAE that `load_sae` reads (Eq. 6) to a folder of SAELens, and print how both do on held-out text."""
     path, source = _target(out, "", sae), "a" if to == "b" else "b"
     with refusing(ValueError):
-        at_hand, original = _AtHand(root, pair, stitch, scale), read_sae(sae)
+        at_hand, original = _AtHand(root, pair, stitch, scale), load_sae(sae)
+        if (found := original.cfg.d_in) != (width := at_hand.stitch.towards(to).d_in):
+            expected = f"expected {width}, the width of {at_hand.name(source)}"
+            raise ValueError(f"the SAE {sae} reads {found} dimensions: {expected}")
         carried = carry_sae(original, at_hand.stitch, to=to)
         save_sae(carried, path)
     print(f"{carried.cfg.d_sae:,} latents; the SAE of {at_hand.name(to)} is in {path.as_posix()}")
     layer = at_hand.layers[source]
     if elsewhere := reads_elsewhere(original, layer):
         print(f"Beware: the SAE says that it reads {elsewhere}, and the stitch the stream before layer {layer}.")
+    if changed := original.cfg.metadata.model_from_pretrained_kwargs:
+        print(f"Beware: the SAE says that its model was loaded with {changed}; the stitch reads the model as it is.")
     model = getattr(at_hand.pair, source).model
     if (said := original.cfg.metadata.model_name) and Path(said).name != Path(model).name:
         print(f"Beware: the SAE says that it is of {said!r}, and the pair has {model!r} as {source}.")

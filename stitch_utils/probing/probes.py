@@ -31,6 +31,9 @@ from ..stitching.stitch import Stitch
 from ..utils.arrays import numbers_of, read_arrays, save_arrays
 
 CONTEXT = 128  # SAEBench's
+SAVING = "np.savez(file, coef_=probe.coef_, intercept_=probe.intercept_, classes_=probe.classes_.astype(str))"
+SCALED = "save coef = coef_ / scale_ and intercept_ - coef @ mean_"
+BEFORE = {"mean_", "scale_", "var_", "components_"}  # of a scaler or a PCA of scikit-learn
 
 Encoder = Callable[[Tensor], Tensor]  # (n, d_model) -> (n, m), of single tokens
 Activations = Float[np.ndarray, "texts features"]
@@ -155,29 +158,51 @@ def transfer_probe(probe: LinearProbe, stitch: Stitch, *, to: str = "b") -> Line
 def read_probe(path: str | Path) -> LinearProbe:
     """Read `coef_` (classes or 1, d), `intercept_` and, if it is there, `classes_` of a .npz or .safetensors file.
 
-    Without `classes_` the labels are 0, 1, ... ValueError for other files and shapes, and values that are not finite.
+    Without `classes_` the labels are 0, 1, ... ValueError for other files and shapes, values that are not finite, and a
+    probe that is stored with the scaler before it.
     """
-    arrays, needed = read_arrays(path, (".npz", ".safetensors")), ("coef_", "intercept_")
+    arrays, needed = read_arrays(path, (".npz", ".safetensors"), SAVING), ("coef_", "intercept_")
     if missing := [name for name in needed if name not in arrays]:
         held = ", ".join(sorted(arrays)) or "nothing"
-        raise ValueError(f"{path} lacks {' and '.join(missing)}: expected coef_ and intercept_, it holds {held}")
+        expected = f"expected coef_ and intercept_, it holds {held} (write it with {SAVING})"
+        raise ValueError(f"{path} lacks {' and '.join(missing)}: {expected}")
+    if before := sorted(BEFORE.intersection(arrays)):
+        found = f"{path} holds {' and '.join(before)} of what stands before the probe"
+        raise ValueError(f"{found}: expected the probe of the stream alone; of a StandardScaler, {SCALED}")
     coef, intercept = (numbers_of(path, name, arrays[name]) for name in needed)
     found = f"coef_ has shape {coef.shape} and intercept_ {intercept.shape}"
-    coef, intercept = np.atleast_2d(coef), intercept.reshape(-1)
+    coef = np.atleast_2d(coef)
+    intercept = intercept.reshape(-1) if intercept.ndim else np.full(len(coef), intercept)  # 0.0 of one without any
     if coef.ndim != 2 or len(intercept) != len(coef) or not coef.size:
         raise ValueError(f"{path}: {found}: expected (classes or 1, d) and one intercept for each row")
     if not coef.any():
         raise ValueError(f"coef_ of {path} is zero: this probe reads nothing")
     n_classes = max(2, len(coef))
     classes = arrays.get("classes_", np.arange(n_classes))
+    if classes.dtype == object:
+        found = f"classes_ of {path} cannot be read, since it holds Python objects, that is, a pickle"
+        raise ValueError(f"{found}: save it as text, classes_.astype(str)")
     if classes.shape != (n_classes,):
         raise ValueError(f"classes_ of {path} has shape {classes.shape}: expected {n_classes} labels")
+    if len(np.unique(classes)) < n_classes:
+        raise ValueError(f"classes_ of {path} holds a label twice ({', '.join(map(str, classes))}): expected each once")
     return LinearProbe(coef, intercept, classes)
 
 
 def save_probe(probe: LinearProbe, path: str | Path) -> None:
-    """Write a .npz file of `coef_`, `intercept_` and `classes_`, the names of scikit-learn."""
-    save_arrays(path, coef_=probe.coef, intercept_=probe.intercept, classes_=probe.labels)
+    """Write a .npz file of `coef_`, `intercept_` and `classes_`, the names of scikit-learn.
+
+    Labels that a probe took from a table, Python objects, are written as the text or numbers that they are. ValueError
+    for labels that are neither.
+    """
+    labels = probe.labels
+    if labels.dtype == object:
+        plain = np.array(labels.tolist())
+        if plain.dtype == object or plain.tolist() != labels.tolist():
+            expected = "expected all to be text, or numbers, such as classes_.astype(str)"
+            raise ValueError(f"the labels of the probe are {', '.join(map(repr, labels))}: {expected}")
+        labels = plain
+    save_arrays(path, coef_=probe.coef, intercept_=probe.intercept, classes_=labels)
 
 
 class ProbeTrust(NamedTuple):

@@ -38,7 +38,10 @@ class SAEMetrics(NamedTuple):
 
 
 def check_width(sae: SAE, model: LanguageModel, name: str = "the SAE") -> None:
-    """Raise ValueError, in which the SAE is called `name`, unless it reads a stream as wide as the model's."""
+    """Raise ValueError, in which the SAE is called `name`, unless it is one of a stream as wide as the model's."""
+    if sae.cfg.reshape_activations != "none" or hasattr(sae.cfg, "d_out"):
+        found = f"{name} is a {sae.cfg.architecture()} with reshape_activations={sae.cfg.reshape_activations!r}"
+        raise ValueError(f"{found}: expected an SAE of the residual stream of {model.ref!r}")
     if sae.cfg.d_in != model.d_model:
         raise ValueError(f"{name} reads {sae.cfg.d_in} dimensions: expected {model.d_model}, that of {model.ref!r}")
 

@@ -1,15 +1,13 @@
 """Read SAEs that others have stored into SAELens' classes, so that they compute what their authors' code computes.
 
-Section 3: published TopK SAEs in EleutherAI's sparsify format for Pythia, JumpReLU ones (Gemma Scope) for Gemma.
+Section 3: published TopK SAEs in EleutherAI's sparsify format for Pythia, JumpReLU ones (Gemma Scope) for Gemma. What
+the files of each tool and age mean is in `formats`.
 
-Offers `load_sae`; `built`, which makes an SAE from a configuration and weights; for a user's own SAEs `read_sae`, which
-checks them, `save_sae`, and `reads_elsewhere`, which finds an SAE of another layer.
+Offers `load_sae`; `built`, which makes an SAE from a configuration and weights; `save_sae`; and `reads_elsewhere`,
+which finds an SAE of another layer.
 """
 
-import dataclasses
 import functools
-import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,45 +15,59 @@ from unittest import mock
 
 import torch
 from huggingface_hub import hf_hub_download
-from sae_lens import SAE, SAEConfig, TopKSAEConfig
+from sae_lens import SAE, SAEConfig
 from sae_lens.loading.pretrained_sae_loaders import NAMED_PRETRAINED_SAE_LOADERS, get_conversion_loader_name
 from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
-from sae_lens.registry import SAE_CLASS_REGISTRY
-from sae_lens.saes.sae import SAEMetadata
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors import safe_open
 from torch import Tensor
 
 from ..data.hub import embedded_folder, fetched
 from ..data.pairs import SAERef, check_known
 from ..utils.files import check_ours, write_whole
+from .formats import blank, layer_read, of_sae_lens, of_sparsify, read_parts
 
 FORMATS = ("sae_lens", "sparsify")
+FILES = {"sae_lens": ("cfg.json", "sae_weights.safetensors"), "sparsify": ("cfg.json", "sae.safetensors")}
 # SAELens reads these formats with `torch.load`. They are pickles, which can run any program, so they are refused here.
 PICKLED = {"connor_rob_hook_z", "deepseek_r1", "dictionary_learning_1", "goodfire", "qwen_scope"}
+PICKLES = {".pt", ".pth", ".pkl", ".bin", ".gz"}
+# SAELens applies these in training alone, outside the SAE, with statistics that end up in its weights.
+UNFOLDED = ("expected_average_only_in", "covariance_whitening")
 
 
 def load_sae(ref: str | SAERef, *, device: str = "cpu") -> SAE:
-    """Load an SAE in float32, or in the dtype it was saved in if SAELens wrote it to a folder.
+    """Load an SAE in float32; in float64, if SAELens wrote it to a folder so.
 
     `ref` is a folder that SAELens' `save_model` or EleutherAI's sparsify wrote, `embedded:NAME`,
     `sae_lens:RELEASE/ID`, `sparsify:OWNER/NAME/HOOKPOINT`, or an entry of a pair's file. HubError (a ValueError) for
-    what the Hub does not give; ValueError for a folder, reference or kind of SAE that is none of these.
+    what the Hub does not give; ValueError for a folder, reference or kind of SAE that is none of these, damaged files,
+    weights that are not finite, and what SAELens cannot compute as its authors' code does.
     """
     if isinstance(ref, str):
         shipped = ref.startswith("embedded:")
         folder = embedded_folder(ref, "SAE", "sae_weights.safetensors") if shipped else Path(ref).expanduser()
         if folder.is_dir():
-            return _from_folder(folder, device)
+            return _checked(_from_folder(folder, device), str(folder))
         ref = _parsed(ref)
     check_known("SAE format", ref.format, FORMATS)
-    if ref.format == "sae_lens":
-        return _from_sae_lens(ref, device)
-    files = []
-    for name in ("cfg.json", "sae.safetensors"):
-        download = functools.partial(hf_hub_download, ref.release, f"{ref.id}/{name}", revision=ref.revision)
-        files.append(Path(fetched("model", ref.release, download, revision=ref.revision)))
-    return _from_sparsify(files[0], files[1], ref.id, f"sparsify:{ref.release}/{ref.id}", device)
+    source = f"{ref.format}:{ref.release}/{ref.id}"
+    load = _from_sae_lens if ref.format == "sae_lens" else _from_sparsify
+    return _checked(load(ref, source, device), source)
+
+
+def _checked(sae: SAE, source: str) -> SAE:
+    """Return the SAE; ValueError if it computes nothing of use for the residual stream as it is."""
+    if (found := sae.cfg.normalize_activations) in UNFOLDED:
+        expected = "expected its statistics in the weights, where SAELens puts them when training ends"
+        remedy = "fold_activation_norm_scaling_factor does it for a known factor"
+        raise ValueError(f"the SAE {source} has normalize_activations={found!r}: {expected} ({remedy})")
+    if hasattr(sae.cfg, "d_out"):
+        found = f"is a {sae.cfg.architecture()}, which writes another stream than it reads"
+        raise ValueError(f"{source} {found}: expected an SAE")
+    for name, tensor in sae.state_dict().items():
+        if not tensor.isfinite().all():
+            raise ValueError(f"{name} of the SAE {source} holds values that are not finite (NaN or infinity)")
+    return sae
 
 
 def _parsed(ref: str) -> SAERef:
@@ -70,21 +82,29 @@ def _parsed(ref: str) -> SAERef:
 
 
 def _from_folder(folder: Path, device: str) -> SAE:
-    found, config = sorted(path.name for path in folder.iterdir()), folder / "cfg.json"
-    if {"cfg.json", "sae.safetensors"} <= set(found):
-        return _from_sparsify(config, folder / "sae.safetensors", folder.name, str(folder), device)
-    if not {"cfg.json", "sae_weights.safetensors"} <= set(found):
-        expected = "cfg.json and sae_weights.safetensors (SAELens) or cfg.json and sae.safetensors (sparsify)"
-        raise ValueError(f"the folder {str(folder)!r} holds {', '.join(found) or 'nothing'}: expected {expected}")
-    architecture = json.loads(config.read_text(encoding="utf-8")).get("architecture", "standard")
-    if architecture not in SAE_CLASS_REGISTRY:
-        kinds = ", ".join(sorted(SAE_CLASS_REGISTRY))
-        expected = f"expected one for inference, as SAELens' save_inference_model writes it ({kinds})"
-        raise ValueError(f"the SAE in {str(folder)!r} is of architecture {architecture!r}: {expected}")
-    return SAE.load_from_disk(folder, device=device)
+    found = sorted(path.name for path in folder.iterdir())
+    for format in reversed(FORMATS):
+        if set(FILES[format]) <= set(found):
+            config, tensors = read_parts(*(folder / name for name in FILES[format]))
+            source = str(folder)
+            if format == "sparsify":
+                return built(*of_sparsify(config, tensors, folder.name, source), device=device)
+            return built(*of_sae_lens(config | {"device": device}, tensors, source))
+    expected = "cfg.json and sae_weights.safetensors (SAELens) or cfg.json and sae.safetensors (sparsify)"
+    if PICKLES.intersection(Path(name).suffix for name in found):
+        expected += "; pickles are not read, since they can run code"
+    raise ValueError(f"the folder {str(folder)!r} holds {', '.join(found) or 'nothing'}: expected {expected}")
 
 
-def _from_sae_lens(ref: SAERef, device: str) -> SAE:
+def _from_sparsify(ref: SAERef, source: str, device: str) -> SAE:
+    files = []
+    for name in FILES["sparsify"]:
+        download = functools.partial(hf_hub_download, ref.release, f"{ref.id}/{name}", revision=ref.revision)
+        files.append(Path(fetched("model", ref.release, download, revision=ref.revision)))
+    return built(*of_sparsify(*read_parts(*files), ref.id, source), device=device)
+
+
+def _from_sae_lens(ref: SAERef, source: str, device: str) -> SAE:
     if ref.revision is not None:
         raise ValueError(f"SAELens reads the main branch alone: got revision {ref.revision!r} for {ref.release!r}")
     format = get_conversion_loader_name(ref.release)
@@ -93,6 +113,12 @@ def _from_sae_lens(ref: SAERef, device: str) -> SAE:
     load = NAMED_PRETRAINED_SAE_LOADERS[format]
 
     def as_stored(**options):
+        if format == "sae_lens":
+            names = (f"{options['folder_name']}/{name}" for name in FILES[format])
+            files = [Path(hf_hub_download(options["repo_id"], name)) for name in names]
+            config, tensors = read_parts(*files)
+            config, tensors = of_sae_lens(config | options["cfg_overrides"], tensors, source)
+            return config.to_dict(), tensors, None
         # SAELens infers the widths of Gemma Scope from the names of folders; the weights know better.
         config, tensors, sparsity = load(**options)
         if "W_enc" in tensors:
@@ -101,8 +127,13 @@ def _from_sae_lens(ref: SAERef, device: str) -> SAE:
 
     known, options = get_pretrained_saes_directory().get(ref.release), {"device": device, "converter": as_stored}
     repository = known.repo_id if known else ref.release
+    fetch = functools.partial(SAE.from_pretrained, ref.release, ref.id, **options)
     with mock.patch("sae_lens.loading.pretrained_sae_loaders.get_safetensors_tensor_shapes", _shapes):
-        return fetched("model", repository, functools.partial(SAE.from_pretrained, ref.release, ref.id, **options))
+        try:
+            return fetched("model", repository, fetch)
+        except (KeyError, TypeError, RuntimeError) as error:
+            said = " ".join(str(error).split())
+            raise ValueError(f"the SAE {source} cannot be read, as if its files were damaged ({said})") from error
 
 
 def _shapes(repository: str, name: str) -> dict[str, list[int]]:
@@ -112,52 +143,13 @@ def _shapes(repository: str, name: str) -> dict[str, list[int]]:
         return {tensor: file.get_slice(tensor).get_shape() for tensor in names}
 
 
-def _from_sparsify(config_file: Path, weights_file: Path, hookpoint: str, source: str, device: str) -> SAE:
-    """Read a sparsify SAE, TopK((x - b_dec) W_enc^T + b_enc) W_dec + b_dec.
-
-    SAELens' own loader of this format transposes the decoder, rounds to bfloat16 and does not subtract b_dec.
-    """
-    config = json.loads(config_file.read_text(encoding="utf-8"))
-    kind = {"activation": "topk", "signed": False, "transcode": False, "skip_connection": False}
-    for entry, expected in kind.items():
-        if config.get(entry, expected) != expected:
-            raise ValueError(f"{source} has {entry}={config[entry]!r}: expected a TopK SAE, with {entry}={expected!r}")
-    if "k" not in config:
-        raise ValueError(f"cfg.json of {source} has no entry k: it has {', '.join(config)}")
-    tensors = load_file(weights_file)
-    found: dict[str, Any] = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    shape: Any = (*found.get("encoder.weight", ()), "d_sae", "d_in")[:2]
-    d_sae, d_in = shape
-    expected = {"W_dec": shape, "b_dec": (d_in,), "encoder.bias": (d_sae,), "encoder.weight": shape}
-    if found != expected:
-        raise ValueError(f"{source} holds tensors of other names or shapes, {found}: expected {expected}")
-    layer = re.fullmatch(r"layers\.(\d+)", hookpoint)
-    hook = {"hook_name": f"blocks.{layer[1]}.hook_resid_post"} if layer else {}
-    metadata = SAEMetadata(source=source, sparsify_hookpoint=hookpoint, **hook)
-    encoder = {"W_enc": tensors.pop("encoder.weight").T, "b_enc": tensors.pop("encoder.bias")}
-    return built(TopKSAEConfig(d_in, d_sae, device=device, k=config["k"], metadata=metadata), encoder | tensors)
-
-
-def built(config: SAEConfig, tensors: Mapping[str, Tensor]) -> SAE:
-    """Build the SAE with these weights, in the configuration's dtype and on its device."""
-    device, dtype = config.device, getattr(torch, config.dtype.removeprefix("torch."))
-    kind: Any = SAE.get_sae_class_for_architecture(config.architecture())
-    sae = kind(dataclasses.replace(config, device="meta"))  # on `meta`, weights cost no memory and no random numbers
+def built(config: SAEConfig, tensors: Mapping[str, Tensor], *, device: str | None = None) -> SAE:
+    """Build the SAE with these weights, in the configuration's dtype and on its device, or on `device`."""
+    device, dtype = device or config.device, getattr(torch, config.dtype.removeprefix("torch."))
+    sae: Any = blank(config)
     weights = {name: tensor.detach().to(device, dtype).contiguous() for name, tensor in tensors.items()}
     sae.load_state_dict(weights, assign=True)
     return sae.to(device=device, dtype=dtype)
-
-
-def read_sae(ref: str) -> SAE:
-    """Read what `load_sae` reads; ValueError also for damaged files and for weights that are not finite."""
-    try:
-        sae = load_sae(ref)
-    except (SafetensorError, KeyError, TypeError, RuntimeError, OSError) as error:
-        raise ValueError(f"the SAE {ref} cannot be read, as if its files were damaged ({error})") from error
-    for name, tensor in sae.state_dict().items():
-        if not tensor.isfinite().all():
-            raise ValueError(f"{name} of the SAE {ref} holds values that are not finite (NaN or infinity)")
-    return sae
 
 
 def save_sae(sae: SAE, folder: str | Path) -> None:
@@ -169,4 +161,4 @@ def save_sae(sae: SAE, folder: str | Path) -> None:
 def reads_elsewhere(sae: SAE, layer: int) -> str | None:
     """Return the hook point that an SAE names, if that is another than the residual stream before `layer`."""
     hook = sae.cfg.metadata.hook_name
-    return None if hook in (None, f"blocks.{layer}.hook_resid_pre", f"blocks.{layer - 1}.hook_resid_post") else hook
+    return None if hook is None or layer_read(str(hook)) == layer else hook

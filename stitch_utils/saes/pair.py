@@ -66,6 +66,9 @@ def native_saes(stitched: StitchedPair, *, seed: int = 0, sides: str = "ab", ane
         if (width := saes[side].cfg.d_in) != model.d_model:
             expected = f"expected {model.d_model}, the width of {model.ref!r}"
             raise ValueError(f"the SAE of {side} ({named[side]}) reads {width} dimensions: {expected}")
+        if (found := saes[side].cfg.normalize_activations) != "none":
+            expected = "the chapters compare SAEs of the residual stream as it is"
+            raise ValueError(f"the SAE of {side} ({named[side]}) has normalize_activations={found!r}: {expected}")
     missing = [side for side in sides if side not in saes]
     for side, (stream, held_out) in side_activations(stitched, missing).items():
         config = _config(stitched, d_sae=stitched.sizes.sae_latents, n_steps=stitched.sizes.sae_steps, seed=seed)

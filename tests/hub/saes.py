@@ -1,7 +1,7 @@
 """SAEs under the names and in the formats of the pairs' published ones, small and random.
 
-Stands in for EleutherAI's sparsify checkpoints and for Gemma Scope 1 and 2. Widths are those of the stand-in models,
-and there are fewer latents than the names say.
+Stands in for EleutherAI's sparsify checkpoints, for Gemma Scope 1 and 2, and for a repository of SAELens 3. Widths are
+those of the stand-in models, and there are fewer latents than the names say.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from .checkpoints import CHECKPOINTS
 
 N_LATENTS = 64
 K = 16
+SAE_WEIGHTS = "sae_weights.safetensors"
 SPARSIFY = {
     "EleutherAI/sae-pythia-70m-deduped-32k/layers.2": "EleutherAI/pythia-70m-deduped",
     "EleutherAI/sae-pythia-160m-deduped-32k/layers.3": "EleutherAI/pythia-160m-deduped",
@@ -30,6 +31,7 @@ GEMMA_SCOPE_2 = {
     "google/gemma-scope-2-270m-pt/resid_post/layer_9_width_16k_l0_medium": "google/gemma-3-270m",
     "google/gemma-scope-2-1b-pt/resid_post/layer_13_width_16k_l0_medium": "google/gemma-3-1b-pt",
 }
+SAE_LENS_3 = {"someone/old-saes/layer_2": "EleutherAI/pythia-70m-deduped"}
 
 
 def weights(model: str) -> dict[str, Tensor]:
@@ -70,6 +72,21 @@ def write_saes(root: Path) -> None:
             "k": K,
             "signed": False,
             "d_in": len(stored["b_dec"]),
+        }
+        (folder / "cfg.json").write_text(json.dumps(config))
+    for path, model in SAE_LENS_3.items():
+        folder, stored = Path(root) / "models" / path, weights(model)
+        folder.mkdir(parents=True)
+        save_file({name: tensor for name, tensor in stored.items() if name != "threshold"}, folder / SAE_WEIGHTS)
+        config = {
+            "architecture": "standard",
+            "activation_fn_str": "topk",
+            "k": K,
+            "apply_b_dec_to_input": True,
+            "model_name": model,
+            "hook_name": "blocks.2.hook_resid_post",
+            "dtype": "torch.float16",
+            "sae_lens_version": "3.13.0",
         }
         (folder / "cfg.json").write_text(json.dumps(config))
     for path, model in GEMMA_SCOPE.items():

@@ -1,6 +1,7 @@
 """Means of encoders against a loop over texts, Eq. 7 against its sums, probes against scikit-learn and the stitch."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -25,6 +26,8 @@ from stitch_utils.stitching.pair import StitchedPair
 
 CONTEXT = 24
 D_A, D_B = 6, 9
+PROBE = {"coef_": np.ones((1, 3)), "intercept_": np.array([0.25])}
+SCALER = PROBE | {"mean_": np.zeros(3), "scale_": np.ones(3)}
 
 
 @pytest.fixture(scope="module")
@@ -164,12 +167,97 @@ def test_a_probe_in_safetensors_and_of_one_dimension(tmp_path):
         ({"coef_": np.full((1, 3), np.inf), "intercept_": np.ones(1)}, "coef_ of .* not finite"),
         ({"coef_": np.zeros((1, 3)), "intercept_": np.ones(1)}, "coef_ of .* is zero"),
         ({"coef_": np.ones((1, 3)), "intercept_": np.ones(1), "classes_": np.arange(3)}, r"classes_ .* \(3,\): expec"),
+        (
+            {"coef_": np.ones((1, 3))},
+            r"lacks intercept_: expected .* it holds coef_ \(write it with np\.savez\(file, coef_=",
+        ),
+        ({"coef_": np.ones((3, 1)), "intercept_": np.ones(1)}, r"shape \(3, 1\) and intercept_ \(1,\): expected"),
+        ({"coef_": np.ones((3, 2)), "intercept_": np.ones(1)}, r"shape \(3, 2\) and intercept_ \(1,\): expected"),
+        ({"coef_": np.ones((2, 2, 3)), "intercept_": np.ones(2)}, r"shape \(2, 2, 3\) and"),
+        (
+            {"coef_": np.ones((1, 3)), "intercept_": np.ones(1), "classes_": np.array(["n", "n"])},
+            r"a label twice \(n, n\)",
+        ),
+        ({"coef_": np.array([["1", "2"]]), "intercept_": np.ones(1)}, "coef_ of .* is of type <U1: expected numbers"),
+        (
+            SCALER,
+            r"p\.npz holds mean_ and scale_ of what stands before the probe: .* coef_ / scale_ and intercept_ - coef",
+        ),
+        (PROBE | {"components_": np.eye(3)}, "holds components_ of what stands before the probe"),
+        (
+            PROBE | {"classes_": np.array(["no", "yes"], object)},
+            r"p\.npz cannot be read, .*: save .* classes_\.astype\(str\)",
+        ),
+        (
+            PROBE | {"classes_": np.array([0, 1], object)},
+            r"classes_ of .*p\.npz .*: save it as text, classes_\.astype\(str\)",
+        ),
+        (PROBE | {"coef_": np.ones((1, 3)).astype(object)}, r"coef_ of .*: save it with \.astype\(float\)"),
+        ({"probe": np.array({"coef_": [1, 2]})}, "lacks coef_ and intercept_: .* it holds probe"),
     ],
 )
 def test_probes_that_are_not_read(tmp_path, arrays, message):
     np.savez(tmp_path / "p.npz", **arrays)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as raised:
         read_probe(tmp_path / "p.npz")
+    assert "\n" not in str(raised.value) and "p.npz" in str(raised.value)
+
+
+def test_a_probe_fitted_on_a_table(tmp_path):
+    """Its labels are Python objects: they are saved as text, and others of its arrays may stay objects."""
+    table = pd.DataFrame(np.random.default_rng(0).normal(size=(60, 3)), columns=["x", "y", "z"])
+    labels = pd.Series(np.where(table.x > 0, "yes", "no"), dtype=object)
+    probe = LogisticRegression().fit(table, labels)
+    assert probe.classes_.dtype == object
+    with pytest.raises(ValueError, match=r"classes_\.astype\(str\)"):
+        read_probe(as_file(probe, tmp_path / "p.npz"))
+    given = {name: getattr(probe, name) for name in ("coef_", "intercept_", "feature_names_in_", "n_iter_")}
+    np.savez(tmp_path / "p.npz", classes_=probe.classes_.astype(str), **given)
+    found = read_probe(tmp_path / "p.npz")
+    assert (found.predict(table.to_numpy()) == probe.predict(table)).all() and set(found.labels) == {"no", "yes"}
+    save_probe(LinearProbe(probe.coef_, probe.intercept_, probe.classes_), tmp_path / "q.npz")
+    assert (rebuilt(tmp_path / "q.npz").predict(table.to_numpy()) == probe.predict(table)).all()
+    mixed = LinearProbe(probe.coef_, probe.intercept_, np.array([1, "one"], object))
+    with pytest.raises(ValueError, match=r"labels of the probe are 1, 'one': expected all to be text, or numbers"):
+        save_probe(mixed, tmp_path / "r.npz")
+    assert not (tmp_path / "r.npz").exists()
+
+
+@pytest.mark.parametrize(
+    ("arrays", "intercept", "labels"),
+    [
+        ({"intercept_": np.float64(0.5)}, [0.5], [0, 1]),
+        ({"coef_": np.array([1, 2, 3]), "intercept_": np.array(2)}, [2], [0, 1]),
+        ({"coef_": np.eye(3), "intercept_": 0.0}, [0, 0, 0], [0, 1, 2]),
+        ({"coef_": np.ones((1, 3), np.float16), "classes_": np.array([b"no", b"yes"])}, [0.25], [b"no", b"yes"]),
+        ({"coef_": np.eye(4)[:, :3], "intercept_": np.zeros((4, 1))}, [0, 0, 0, 0], [0, 1, 2, 3]),
+        ({"classes_": np.array([False, True])}, [0.25], [False, True]),
+    ],
+)
+def test_probes_of_every_legitimate_shape(tmp_path, arrays, intercept, labels):
+    np.savez(tmp_path / "P.NPZ", **(PROBE | arrays))
+    (tmp_path / "P.NPZ.npz").rename(tmp_path / "P.NPZ")
+    probe = read_probe(tmp_path / "P.NPZ")
+    assert probe.coef.dtype == np.float64 and probe.intercept.tolist() == intercept and probe.labels.tolist() == labels
+
+
+@pytest.mark.parametrize("name", ["p.joblib", "p.pkl", "p.pickle", "p.pt", "p.json", "p"])
+def test_probes_of_another_kind_of_file(tmp_path, name):
+    (tmp_path / name).write_bytes(b"\x80\x04N.")
+    with pytest.raises(
+        ValueError, match=rf"{name} is not of a kind .* np\.savez\(file, coef_=.* \(pickles are not read, si"
+    ):
+        read_probe(tmp_path / name)
+
+
+def test_a_pickle_under_the_name_of_a_probe(tmp_path):
+    (tmp_path / "p.npz").write_bytes(b"\x80\x04N.")
+    with pytest.raises(ValueError, match=r"p\.npz cannot be read .*np\.savez"):
+        read_probe(tmp_path / "p.npz")
+    torch.save({"coef_": torch.ones(3)}, tmp_path / "p.npz")  # an archive, too
+    with pytest.raises(ValueError, match=r"p\.npz (lacks coef_ and intercept_|cannot be read)") as raised:
+        read_probe(tmp_path / "p.npz")
+    assert "\n" not in str(raised.value)
 
 
 def test_a_damaged_probe(tmp_path):

@@ -5,12 +5,13 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from sae_lens import SAE, StandardSAEConfig, TopKSAE, TopKSAEConfig
+from sae_lens import SAE, StandardSAEConfig, TopKSAE, TopKSAEConfig, TranscoderConfig
 from toy_saes import LATENTS, K, make_sae
 
 from stitch_utils.data.pairs import TextRef
 from stitch_utils.data.text import token_batches
 from stitch_utils.saes.evaluation import SAEMetrics, evaluate_saes, judge_sae
+from stitch_utils.saes.io import load_sae
 from stitch_utils.saes.transfer import transfer_sae
 from stitch_utils.stitching.evaluation import measure_fidelity
 from stitch_utils.stitching.fit import fit_exact
@@ -102,6 +103,24 @@ def test_intervals_are_those_of_resampled_documents(random_models, batches, saes
         assert metric.low == pytest.approx(low, rel=1e-3, abs=1e-6)
         assert metric.high == pytest.approx(high, rel=1e-3, abs=1e-6)
         assert metric.low < metric.value < metric.high
+
+
+def test_an_sae_saved_in_half_precision_is_measured(random_models, batches, saes, tmp_path):
+    model = random_models[1]
+    saes["topk"].to(dtype=torch.float16).save_model(tmp_path)
+    wide = saes["topk"].to(dtype=torch.float32)
+    found = evaluate_saes({"half": load_sae(str(tmp_path)), "wide": wide}, model, LAYER, batches())
+    assert found["half"] == found["wide"]
+
+
+def test_saes_of_something_else_than_the_stream(random_models, batches):
+    model = random_models[1]
+    width = model.d_model
+    of_heads = make_sae("relu", width, dtype="float32", reshape_activations="hook_z")
+    transcoder = SAE.get_sae_class_for_architecture("transcoder")(TranscoderConfig(width, LATENTS, d_out=width))
+    for sae in (of_heads, transcoder):
+        with pytest.raises(ValueError, match=r"SAE 'other' is a (standard|transcoder) .*: expected an SAE of the"):
+            evaluate_saes({"other": sae}, model, LAYER, batches())
 
 
 def test_the_best_and_the_emptiest_sae(random_models, batches):

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from toy_saes import D_A, LATENTS, K, make_sae, make_training_sae, normal
 
 from stitch_utils.data.pairs import SAERef
-from stitch_utils.saes.io import load_sae, read_sae, reads_elsewhere, save_sae
+from stitch_utils.saes.io import load_sae, reads_elsewhere, save_sae
 from stitch_utils.utils.files import SCRATCH
 
 
@@ -64,6 +64,16 @@ def test_a_negative_latent_is_never_used(sparsify):
         ({"activation": "groupmax"}, "has activation='groupmax': expected a TopK SAE"),
         ({"signed": True}, "has signed=True"),
         ({"skip_connection": True}, "has skip_connection=True"),
+        ({"activation": "relu"}, "has activation='relu': expected a TopK SAE, with activation='topk'"),
+        ({"n_targets": 3}, "has n_targets=3: expected a TopK SAE without n_targets"),
+        ({"gram_lookup": True}, "has gram_lookup=True: expected a TopK SAE without gram_lookup"),
+        ({"k": 0}, "has k=0: expected a whole number between 1 and its 64 latents"),
+        ({"k": LATENTS + 1}, "has k=65: expected a whole number between 1 and its 64 latents"),
+        ({"k": "5"}, "has k='5': expected a whole number"),
+        ({"k": None}, "has k=None: expected a whole number"),
+        ({"d_in": 16}, "says d_in=16 and has weights for 12 dimensions"),
+        ({"num_latents": 32}, "says num_latents=32 and expansion_factor=32 and has weights for 64 latents"),
+        ({"num_latents": 0}, "says num_latents=0 and expansion_factor=32 and has weights for 64 latents"),
     ],
 )
 def test_sparse_coders_of_another_kind_are_refused(sparsify, changes, message):
@@ -71,6 +81,48 @@ def test_sparse_coders_of_another_kind_are_refused(sparsify, changes, message):
     write(**changes)
     with pytest.raises(ValueError, match=message):
         load_sae(str(folder))
+
+
+def test_entries_that_only_train_a_sparse_coder(sparsify):
+    folder, write = sparsify
+    before = load_sae(str(folder))
+    write(multi_topk=True, normalize_decoder=False, n_targets=0, lookup_max_order=4, gram_table_hash=None)
+    assert torch.equal(load_sae(str(folder))(normal(9, D_A)), before(normal(9, D_A)))
+    config = json.loads((folder / "cfg.json").read_text())
+    for name in ("num_latents", "expansion_factor", "d_in"):  # the weights say them too
+        config.pop(name)
+        (folder / "cfg.json").write_text(json.dumps(config))
+        assert load_sae(str(folder)).cfg.d_sae == LATENTS
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_sparse_coder_in_half_precision(dtype, sparsify):
+    folder, write = sparsify
+    before = load_sae(str(folder))
+    write({name: tensor.to(getattr(torch, dtype)) for name, tensor in load_file(folder / "sae.safetensors").items()})
+    sae, x = load_sae(str(folder)), normal(30, D_A).float()
+    assert sae.dtype == torch.float32 and sae(x).dtype == torch.float32
+    torch.testing.assert_close(sae.W_dec, before.W_dec, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("name", "hook"),
+    [
+        ("layers.3", "blocks.3.hook_resid_post"),
+        ("transformer.h.2", "blocks.2.hook_resid_post"),
+        ("layers.3.mlp", "layers.3.mlp"),
+        ("gpt_neox.layers.3.attention", "gpt_neox.layers.3.attention"),
+        ("embed_in", "embed_in"),
+        ("my-sae", None),
+        ("sae.v2", None),
+    ],
+)
+def test_a_hookpoint_is_told_from_the_name_of_a_folder(name, hook, sparsify, tmp_path):
+    folder, _ = sparsify
+    (tmp_path / "of").mkdir()
+    sae = load_sae(str(folder.rename(tmp_path / "of" / name)))
+    assert sae.cfg.metadata.hook_name == hook
+    assert reads_elsewhere(sae, 4) == (None if hook in (None, "blocks.3.hook_resid_post") else hook)
 
 
 def test_what_is_wrong_with_a_sparsify_folder_is_said(sparsify):
@@ -92,7 +144,8 @@ def test_a_folder_of_sae_lens(dtype, tmp_path):
     sae = make_sae("jumprelu", dtype=dtype)
     sae.save_model(tmp_path)
     found, x = load_sae(str(tmp_path)), normal(30, D_A)
-    assert found.cfg.dtype == dtype and torch.equal(found(x), sae(x))
+    wide = "float64" if dtype == "float64" else "float32"
+    assert found.cfg.dtype == wide and torch.equal(found(x), sae.to(dtype=getattr(torch, wide))(x))
 
 
 def test_folders_and_names_that_are_no_sae(tmp_path):
@@ -105,6 +158,10 @@ def test_folders_and_names_that_are_no_sae(tmp_path):
         load_sae(str(tmp_path))
     make_training_sae("batchtopk").save_model(tmp_path)
     with pytest.raises(ValueError, match=r"architecture 'batchtopk': expected one for inference"):
+        load_sae(str(tmp_path))
+    (tmp_path / "cfg.json").unlink()
+    (tmp_path / "ae.pt").touch()
+    with pytest.raises(ValueError, match=r"holds ae\.pt, sae_weights\.safetensors: .*; pickles are not read, since"):
         load_sae(str(tmp_path))
     for name in ("nowhere", "sparsify:owner/name", "sae_lens:release", "sae_lens:owner/name", "sparsify:o//n/h"):
         with pytest.raises(ValueError, match=r"is no folder and no reference to an SAE: expected sae_lens:RELEASE/ID"):
@@ -175,12 +232,12 @@ def test_saes_that_are_damaged(tmp_path):
     weights = tmp_path / "sae_weights.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-10])
-    with pytest.raises(ValueError, match=r"the SAE .* cannot be read, as if its files were damaged"):
-        read_sae(str(tmp_path))
+    with pytest.raises(ValueError, match=r"sae_weights\.safetensors cannot be read, as if it were damaged"):
+        load_sae(str(tmp_path))
     tensors = safetensors.torch.load(whole)
     save_file(tensors | {"b_dec": torch.full((4,), torch.nan)}, weights)
     with pytest.raises(ValueError, match=r"b_dec of the SAE .* holds values that are not finite"):
-        read_sae(str(tmp_path))
+        load_sae(str(tmp_path))
     save_file(tensors | {"b_dec": torch.zeros(5)}, weights)
-    with pytest.raises(ValueError, match="cannot be read"):
-        read_sae(str(tmp_path))
+    with pytest.raises(ValueError, match=r"the SAE .* holds tensors of other names or shapes, {.*'b_dec': \(5,\)"):
+        load_sae(str(tmp_path))

@@ -37,6 +37,10 @@ def write_bad(kind, path):
         path.write_bytes(pickle.dumps(Bomb()))
     elif kind == "objects":
         np.save(path, np.array([Bomb()], dtype=object), allow_pickle=True)
+    elif kind == "column":
+        np.save(path, np.array([1.0, 2.0], dtype=object), allow_pickle=True)
+    elif kind == "named":
+        np.save(path, {"layer 3": rng.normal(size=4)}, allow_pickle=True)
     elif kind == "cut":
         np.save(path, rng.normal(size=(4, 6)))
         path.write_bytes(path.read_bytes()[:-20])
@@ -61,7 +65,16 @@ def write_bad(kind, path):
     [
         ("pickle", "v.npy", "v.npy cannot be read .*pickle"),
         ("pickle", "v.pt", "v.pt is not of a kind that is read: expected a .npy or .safetensors file .*pickles"),
-        ("objects", "v.npy", "v.npy cannot be read .*pickle"),
+        ("objects", "v.npy", r"v\.npy cannot be read, .* a pickle: save it with \.astype\(float\)"),
+        ("column", "v.npy", r"v\.npy cannot be read, .* a pickle: save it with \.astype\(float\)"),
+        ("named", "v.npy", r"v\.npy cannot be read, .* a pickle: save it with \.astype\(float\)"),
+        (
+            "pickle",
+            "v.pkl",
+            r"v\.pkl is not of a kind .* such as np\.save\(file, vector\) writes \(pickles are not read",
+        ),
+        ("text", "v.txt", r"v\.txt is not of a kind that is read"),
+        ("text", "v.npy", r"v\.npy cannot be read"),
         ("cut", "v.npy", "v.npy cannot be read"),
         ("text", "v.safetensors", "v.safetensors cannot be read"),
         ("tensors", "v.safetensors", "holds x, y: expected a single tensor"),
