@@ -213,9 +213,7 @@ def test_what_is_wrong_with_prompts_is_said(tiny, plain, tmp_path):
     ):
         ask(write(tmp_path / "a.jsonl", column="text"))
     (tmp_path / "b.jsonl").write_text("not JSON\n")
-    with pytest.raises(
-        ValueError, match=r"b\.jsonl' cannot be read \(line 1: 'not JSON' is no JSON\): expected one object"
-    ):
+    with pytest.raises(ValueError, match=r"b\.jsonl' cannot be read \(line 1: 'not JSON' is no JSON\)"):
         ask(tmp_path / "b.jsonl")
     with pytest.raises(ValueError, match="no prompts for split 'all' among 1"):
         ask(write(tmp_path / "c.jsonl", ["  "]))
