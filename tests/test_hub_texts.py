@@ -132,9 +132,8 @@ def test_where_nothing_can_be_written_texts_are_streamed_with_one_warning(tmp_pa
     refusal(path, monkeypatch)
     with pytest.warns(UserWarning) as said:
         assert list(remembered(path, Source())) == list(remembered(path, Source())) == TEXTS
-    assert (
-        len(said) == 1 and "is not remembered" in str(said[0].message) and "cannot be written" in str(said[0].message)
-    )
+    (one,) = said
+    assert "is not remembered" in str(one.message) and "cannot be written" in str(one.message)
 
 
 def test_what_was_remembered_is_read_where_nothing_can_be_written(tmp_path, monkeypatch):
@@ -142,26 +141,21 @@ def test_what_was_remembered_is_read_where_nothing_can_be_written(tmp_path, monk
     first(path, Source(), 2)
     before = path.read_bytes()
     unwritable_disk(path, monkeypatch)
-    with pytest.warns(
-        UserWarning, match=r"Read-only file system\): make it writable, or let HF_HOME name a folder that is"
-    ):
+    with pytest.warns(UserWarning, match=r"Read-only file system\): make it writable, or let HF_HOME name a"):
         assert list(remembered(path, source)) == TEXTS
     assert source.taken == TEXTS[2:] and path.read_bytes() == before
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.EPERM])
 def test_a_cache_that_cannot_be_written_is_named(number):
-    with pytest.raises(
-        HubError, match=r"model 'a/b' cannot be kept, since '?/x/y'? cannot be written: let HF_HOME name"
-    ):
-        with reaching("model", "a/b"):
-            raise OSError(number, "refused", "/x/y")
+    said = r"model 'a/b' cannot be kept, since /x/y cannot be written: let HF_HOME name a folder that can be"
+    with pytest.raises(HubError, match=said), reaching("model", "a/b"):
+        raise OSError(number, "refused", "/x/y")
 
 
 def test_rows_of_a_data_set_may_have_no_text(monkeypatch):
-    monkeypatch.setattr(
-        documents, "dataset_rows", lambda name, pick, **asked: map(pick, [{"text": None}, {"text": "a"}])
-    )
+    rows = [{"text": None}, {"text": "a"}, {"text": ""}]
+    monkeypatch.setattr(documents, "dataset_rows", lambda name, pick, **asked: map(pick, rows))
     assert list(read_documents(TextRef("hub", "a/b"))) == ["a"]
 
 

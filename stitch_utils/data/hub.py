@@ -179,7 +179,7 @@ def remembered(path: Path, stream: Callable[[int], Iterator[Any]]) -> Iterator[A
     so does one that may not write it, with a warning.
     Raise NotWritten if the disk is full; the file keeps what it holds.
     """
-    if not (is_kept := _can_keep(path)) and not os.access(path, os.R_OK):
+    if not (is_kept := _can_keep(path)) and not (path.is_file() and os.access(path, os.R_OK)):
         yield from stream(0)
         return
     count, chain, lock = 0, b"", FileLock(f"{path}.lock")
