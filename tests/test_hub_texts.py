@@ -153,6 +153,20 @@ def test_a_cache_that_cannot_be_written_is_named(number):
         raise OSError(number, "refused", "/x/y")
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "b.csv", "*.jsonl"])
+def test_files_in_the_place_of_a_data_set_have_rows_and_no_splits(tmp_path, name):
+    (tmp_path / "a.jsonl").write_text("".join(f'{{"n": {n}}}\n' for n in range(4)))
+    (tmp_path / "b.csv").write_text("n\n0\n1\n2\n3\n")
+    name = str(tmp_path / name)
+    odd = list(dataset_rows(name, lambda row: int(row["n"]) if int(row["n"]) % 2 else None, picked="n", skip=1))
+    assert odd == [1, 3]
+    for asked, said in (({"split": "test"}, "no split 'test'"), ({"config": "en-fr"}, "no configuration 'en-fr'")):
+        with pytest.raises(
+            ValueError, match=f"names files, which have {said}: expected the id of a data set of the Hub"
+        ):
+            dataset_rows(name, dict, picked="n", **asked)
+
+
 def test_rows_of_a_data_set_may_have_no_text(monkeypatch):
     rows = [{"text": None}, {"text": "a"}, {"text": ""}]
     monkeypatch.setattr(documents, "dataset_rows", lambda name, pick, **asked: map(pick, rows))

@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 
 from ..utils.files import NotWritten, warn_once, writable_folder
 from .pairs import is_gguf
-from .text_files import HUB_ID
+from .text_files import HUB_ID, file_rows, names_files
 
 T = TypeVar("T")
 EMBEDDED = Path(__file__).parent / "embedded"
@@ -141,8 +141,16 @@ def dataset_rows(
     """Yield what `pick` takes of each row of a data set, from row `skip` on: a JSON value, or None to leave a row out.
 
     Each row is fetched once; HF_HOME keeps what was taken of it, under the name `picked`. `files` is a pattern of
-    parquet files, for a data set whose loading script `datasets` refuses. Raise HubError if the data cannot be read.
+    parquet files, for a data set whose loading script `datasets` refuses. A name may mean files of this disk
+    (`text_files`) where neither configuration nor split is asked for. Raise HubError if the data cannot be read, and
+    ValueError for files.
     """
+    if names_files(name):
+        if config or split != "train":
+            wanted = f"configuration {config!r}" if config else f"split {split!r}"
+            raise ValueError(f"{name!r} names files, which have no {wanted}: expected the id of a data set of the Hub")
+        rows = itertools.islice(file_rows(name), skip, None)
+        return (value for value in map(pick, rows) if value is not None)
     asked = json.dumps([constants.ENDPOINT, name, config, split, revision, picked, skip, *([files] if files else [])])
     file = f"{name.replace('/', '--')}-{hashlib.sha256(asked.encode()).hexdigest()[:12]}.jsonl"
 

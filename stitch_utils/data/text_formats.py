@@ -4,7 +4,7 @@ No section of the paper. A file is read from beginning to end and one row at a t
 row is an object, or a text where a file holds nothing else. What would be read wrongly is refused instead, by its line:
 other encodings than UTF-8, binary files, broken rows.
 
-Offers `rows_of`, `kind_of`, `json_row` and `KNOWN`.
+Offers `rows_of`, `kind_of`, `KNOWN`, and `listed` for messages.
 """
 
 import codecs
@@ -43,7 +43,7 @@ Stream = Any  # an open file of bytes, or what unpacks one
 Row = tuple[int, Any]  # the number of its line, or in a parquet file of its row; and what it holds
 
 
-class Refused(ValueError):
+class _Refused(ValueError):
     """What is wrong with a file, without its name."""
 
 
@@ -53,12 +53,12 @@ def rows_of(file: Path, column: str | None) -> Iterator[Row]:
     try:
         if not file.exists():
             lost = "which is not there: `git annex get` or `git lfs pull` fetches it"
-            raise Refused(f"leads to {os.readlink(file)!r}, {lost}" if file.is_symlink() else "does not exist")
+            raise _Refused(f"leads to {os.readlink(file)!r}, {lost}" if file.is_symlink() else "does not exist")
         if kind is None:
-            raise Refused(f"is not of a known kind: expected {KNOWN}")
+            raise _Refused(f"is not of a known kind: expected {KNOWN}")
         with open(file, "rb") as raw, _unpacked(raw, kind[1]) as stream:
             yield from READERS[kind[0]](stream, column)
-    except Refused as error:
+    except _Refused as error:
         raise ValueError(f"text file {str(file)!r} {error}") from None
     except Exception as error:  # the readers of each kind raise classes of their own, pyarrow's among them
         reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
@@ -71,12 +71,17 @@ def kind_of(name: str) -> tuple[str, str] | None:
     return (found[1].lower(), (found[2] or "").lower()) if found else None
 
 
-def json_row(line: str) -> Any:
+def listed(columns: dict[str, None]) -> str:
+    """Join names of columns, shortened where they are texts themselves."""
+    return ", ".join(name if len(name) <= 40 else f"{name[:40]}..." for name in columns)
+
+
+def _json_row(line: str) -> Any:
     """Parse a line of JSON; ValueError, quoting it, if it is none."""
     try:
         return json.loads(line)
     except (ValueError, RecursionError):
-        raise Refused(f"{line.strip()[:40]!r} is no JSON") from None
+        raise _Refused(f"{line.strip()[:40]!r} is no JSON") from None
 
 
 @contextlib.contextmanager
@@ -89,7 +94,7 @@ def _unpacked(raw: BinaryIO, packing: str) -> Iterator[Stream]:
         import pyarrow  # slow to import, and not needed by the other kinds
 
         if not pyarrow.Codec.is_available("zstd"):
-            raise Refused("is compressed by zstd, which this build of the package pyarrow cannot read: unpack it")
+            raise _Refused("is compressed by zstd, which this build of the package pyarrow cannot read: unpack it")
         with pyarrow.CompressedInputStream(raw, "zstd") as stream:
             yield stream
     else:
@@ -107,7 +112,7 @@ def _decoded(stream: Stream) -> Iterator[str]:
         except UnicodeDecodeError as error:
             before = error.object[: error.start].replace(b"\r\n", b"\n").replace(b"\r", b"\n")
             where = f"line {line + before.count(10):,}, byte 0x{error.object[error.start]:02x}"
-            raise Refused(
+            raise _Refused(
                 f"is not in UTF-8 ({where}), perhaps in Latin-1 or Windows-1252: {_converted('WINDOWS-1252')}"
             ) from None
         line += text.count("\n")
@@ -121,14 +126,14 @@ def _check_beginning(block: bytes) -> None:
     """Refuse text in UTF-16 or UTF-32, and what is no text."""
     for mark, said in BEGINNINGS.items():
         if block.startswith(mark):
-            raise Refused(f"is in {said}: {_converted(said)}" if said.startswith("UTF") else f"is {said}")
+            raise _Refused(f"is in {said}: {_converted(said)}" if said.startswith("UTF") else f"is {said}")
     if b"\0" in (some := block[:8192]):
         # most letters of an alphabet are a zero and another byte in UTF-16
         first, second = some[::2].count(0), some[1::2].count(0)
         if max(first, second) > len(some) / 6 > 6 * min(first, second):
             encoding = "UTF-16LE" if second > first else "UTF-16BE"
-            raise Refused(f"is in {encoding}: {_converted(encoding)}")
-        raise Refused("is binary (it holds zeros): expected text in UTF-8")
+            raise _Refused(f"is in {encoding}: {_converted(encoding)}")
+        raise _Refused("is binary (it holds zeros): expected text in UTF-8")
 
 
 def _converted(encoding: str) -> str:
@@ -176,10 +181,10 @@ def _json(stream: Stream, column: str | None, *, by_line: bool) -> Iterator[Row]
     for number, line in enumerate(_lines(chunks), 1):
         if line.strip():
             try:
-                yield number, json_row(line)
-            except Refused as error:
+                yield number, _json_row(line)
+            except _Refused as error:
                 expected = f'expected one object such as {{"{column or "text"}": "..."}} a line'
-                raise Refused(f"cannot be read (line {number:,}: {error}): {expected}") from None
+                raise _Refused(f"cannot be read (line {number:,}: {error}): {expected}") from None
 
 
 def _json_values(chunks: Iterator[str]) -> Iterator[Row]:
@@ -189,7 +194,7 @@ def _json_values(chunks: Iterator[str]) -> Iterator[Row]:
     while not (text.at_end() or (in_list and text.starts("]"))):
         yield text.value()
     if in_list != text.ended_list or not text.at_end():
-        raise Refused(f"cannot be read (line {text.line:,}: not one whole list): expected a list of objects or texts")
+        raise _Refused(f"cannot be read (line {text.line:,}: not one whole list): expected a list of objects or texts")
 
 
 class _Window:
@@ -233,7 +238,7 @@ class _Window:
             if end < 0:
                 quoted = self.text[self.place : self.place + 40]
                 expected = "expected a list of objects or texts, or one object a line"
-                raise Refused(f"cannot be read (line {self.line:,}: {quoted!r} is no JSON): {expected}")
+                raise _Refused(f"cannot be read (line {self.line:,}: {quoted!r} is no JSON): {expected}")
             line = self.line
             self._pass(end)
             return line, value
@@ -265,11 +270,11 @@ def _table(stream: Stream, column: str | None, *, delimiters: str) -> Iterator[R
         for row in filter(None, reader):
             if any(row[len(header) :]):
                 count = f"line {reader.line_num:,} has {len(row)} columns, and the first line {len(header)}"
-                raise Refused(f"cannot be read ({count}): put texts that hold {delimiter!r} in quotation marks")
+                raise _Refused(f"cannot be read ({count}): put texts that hold {delimiter!r} in quotation marks")
             yield reader.line_num, dict(zip(header, row))
     except csv.Error as error:
         expected = "expected quotation marks around a text, and doubled ones in it"
-        raise Refused(f"cannot be read (line {reader.line_num:,}: {error}): {expected}") from None
+        raise _Refused(f"cannot be read (line {reader.line_num:,}: {error}): {expected}") from None
 
 
 def _parquet(stream: Stream, column: str | None) -> Iterator[Row]:
@@ -277,14 +282,9 @@ def _parquet(stream: Stream, column: str | None) -> Iterator[Row]:
 
     file = ParquetFile(stream if isinstance(stream, io.BufferedReader) else io.BytesIO(stream.read()))
     if column is not None and column not in (names := file.schema_arrow.names):
-        raise Refused(f"has no text column {column!r}: its columns are {listed(dict.fromkeys(names))}")
+        raise _Refused(f"has no text column {column!r}: its columns are {listed(dict.fromkeys(names))}")
     batches = file.iter_batches(batch_size=256, columns=None if column is None else [column])
     yield from enumerate(itertools.chain.from_iterable(batch.to_pylist() for batch in batches), 1)
-
-
-def listed(columns: dict[str, None]) -> str:
-    """Join names of columns, shortened where they are texts themselves."""
-    return ", ".join(name if len(name) <= 40 else f"{name[:40]}..." for name in columns)
 
 
 READERS: dict[str, Callable[[Stream, str | None], Iterator[Row]]] = {

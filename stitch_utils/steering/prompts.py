@@ -26,7 +26,6 @@ from ..data.embedded.grammar import LANGUAGES, load_lexicon
 from ..data.embedded.world import parallel_sentences, requests
 from ..data.hub import HubError, dataset_rows, remembered
 from ..data.pairs import DatasetRef, ModelPair, blaming, check_known
-from ..data.text_files import file_rows, names_files
 from .verifiers import RULES, WORLD_INSTRUCTIONS, verify
 
 # The languages of EuroParl beside English: the rows of Tables 5 and 6.
@@ -205,9 +204,9 @@ def _by_kind(data: DatasetRef) -> dict[str, list[InstructionPrompt]]:
 
 
 def named_rows(data: DatasetRef, pick: Callable[[dict], Any], *, picked: str) -> Iterator[Any]:
-    """Yield what `pick` takes of each row of a data set of the Hub, of files (`text_files`), or of a .jsonl URL.
+    """Yield what `pick` takes of each row of a data set, as `hub.dataset_rows` does, or of a URL of JSON lines.
 
-    What comes from elsewhere is fetched once and remembered under the name `picked`, as in `hub.dataset_rows`.
+    What comes from elsewhere is fetched once and remembered under the name `picked`.
     ValueError for a file that does not exist or holds no JSON; HubError for what cannot be fetched.
     """
     name = data.name
@@ -215,8 +214,6 @@ def named_rows(data: DatasetRef, pick: Callable[[dict], Any], *, picked: str) ->
         digest = hashlib.sha256(json.dumps([name, picked]).encode()).hexdigest()[:12]
         path = Path(constants.HF_HOME, "stitch_utils", f"{Path(name).stem}-{digest}.jsonl")
         return remembered(path, lambda start: map(pick, itertools.islice(_behind(name), start, None)))
-    if names_files(name):
-        return map(pick, file_rows(name))
     return dataset_rows(name, pick, picked=picked, config=data.config, split=data.split, revision=data.revision)
 
 
