@@ -6,10 +6,11 @@ import json
 import pytest
 from filelock import FileLock
 
-from stitch_utils.data import hub
-from stitch_utils.data.hub import dataset_rows, remembered
+from stitch_utils.data import documents, hub
+from stitch_utils.data.hub import HubError, dataset_rows, reaching, remembered
 from stitch_utils.data.pairs import TextRef
 from stitch_utils.data.text import read_documents
+from stitch_utils.utils import files
 from stitch_utils.utils.files import NotWritten
 
 TEXTS = ["one", "zwei\nlines", "", "ça va", "five"]
@@ -107,6 +108,69 @@ def test_a_file_in_use_is_read_and_left_alone(tmp_path):
     with FileLock(f"{path}.lock"):
         assert list(remembered(path, source)) == TEXTS
     assert path.read_bytes() == before
+
+
+def unwritable_below_a_file(path, monkeypatch):
+    path.parent.parent.write_text("a file")
+
+
+def unwritable_disk(path, monkeypatch):
+    def refuses(*given, **options):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(files.tempfile, "TemporaryFile", refuses)
+
+
+def unwritable_file(path, monkeypatch):
+    path.parent.mkdir(parents=True)
+    path.mkdir()
+
+
+@pytest.mark.parametrize("refusal", [unwritable_below_a_file, unwritable_disk, unwritable_file])
+def test_where_nothing_can_be_written_texts_are_streamed_with_one_warning(tmp_path, monkeypatch, refusal):
+    path = tmp_path / "home" / "stitch_utils" / "x.jsonl"
+    refusal(path, monkeypatch)
+    with pytest.warns(UserWarning) as said:
+        assert list(remembered(path, Source())) == list(remembered(path, Source())) == TEXTS
+    (one,) = said
+    assert "is not remembered" in str(one.message) and "cannot be written" in str(one.message)
+
+
+def test_what_was_remembered_is_read_where_nothing_can_be_written(tmp_path, monkeypatch):
+    path, source = tmp_path / "x.jsonl", Source()
+    first(path, Source(), 2)
+    before = path.read_bytes()
+    unwritable_disk(path, monkeypatch)
+    with pytest.warns(UserWarning, match=r"Read-only file system\): make it writable, or let HF_HOME name a"):
+        assert list(remembered(path, source)) == TEXTS
+    assert source.taken == TEXTS[2:] and path.read_bytes() == before
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.EPERM])
+def test_a_cache_that_cannot_be_written_is_named(number):
+    said = r"model 'a/b' cannot be kept, since /x/y cannot be written: let HF_HOME name a folder that can be"
+    with pytest.raises(HubError, match=said), reaching("model", "a/b"):
+        raise OSError(number, "refused", "/x/y")
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "b.csv", "*.jsonl"])
+def test_files_in_the_place_of_a_data_set_have_rows_and_no_splits(tmp_path, name):
+    (tmp_path / "a.jsonl").write_text("".join(f'{{"n": {n}}}\n' for n in range(4)))
+    (tmp_path / "b.csv").write_text("n\n0\n1\n2\n3\n")
+    name = str(tmp_path / name)
+    odd = list(dataset_rows(name, lambda row: int(row["n"]) if int(row["n"]) % 2 else None, picked="n", skip=1))
+    assert odd == [1, 3]
+    for asked, said in (({"split": "test"}, "no split 'test'"), ({"config": "en-fr"}, "no configuration 'en-fr'")):
+        with pytest.raises(
+            ValueError, match=f"names files, which have {said}: expected the id of a data set of the Hub"
+        ):
+            dataset_rows(name, dict, picked="n", **asked)
+
+
+def test_rows_of_a_data_set_may_have_no_text(monkeypatch):
+    rows = [{"text": None}, {"text": "a"}, {"text": ""}]
+    monkeypatch.setattr(documents, "dataset_rows", lambda name, pick, **asked: map(pick, rows))
+    assert list(read_documents(TextRef("hub", "a/b"))) == ["a"]
 
 
 @pytest.fixture

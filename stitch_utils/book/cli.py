@@ -31,7 +31,7 @@ from click import unstyle
 from filelock import FileLock, Timeout
 
 from ..data.pairs import ModelPair
-from ..utils.files import DAMAGED, project_root, remove_damaged, remove_leftovers, tree_digest
+from ..utils.files import DAMAGED, project_root, remove_damaged, remove_leftovers, tree_digest, writable_folder
 from ..utils.progress import progress
 from .chapters import CHAT_CHAPTERS, SUMMARIES, RequestError, one_line, recorded_pages, refusing, toc_files
 from .claims import VERDICTS, named, said_of_turns, verdicts
@@ -95,8 +95,7 @@ def _why_no_chats(pair: ModelPair) -> str | None:
 
 
 def _lock(root: Path) -> contextlib.AbstractContextManager:
-    (root / RUNS).mkdir(parents=True, exist_ok=True)
-    lock = FileLock(root / RUNS / ".lock")
+    lock = FileLock(writable_folder(root / RUNS) / ".lock")
     try:
         return lock.acquire(timeout=0)
     except Timeout:

@@ -27,7 +27,7 @@ from ..stitching.pair import SHOWN_LOSSES, FittedPair, ScarceTokens, StitchedPai
 from ..stitching.publish import load_stitch, push_stitch, write_repository
 from ..stitching.streams import BEYOND, WEIGHTY
 from ..utils.arrays import read_vectors, save_arrays
-from ..utils.files import write_whole
+from ..utils.files import writable_folder, write_whole
 from .chapters import RequestError, refusing
 from .runs import find_pair
 
@@ -40,6 +40,8 @@ def fit(root: Path, *, pair: str, scale: str, alpha: float, ridge: float | str |
         warnings.simplefilter("ignore", ScarceTokens)  # it is printed below
         check_ridge(models.ridge if ridge is None else ridge)
         preflight(models)
+        if not out:
+            writable_folder(path.parent)  # before the hour that a fit may take
         fitted = fit_pair(models, scale=scale, alpha=alpha, ridge=ridge)
     write_whole(path, fitted.stitch.save, sealed=False)
     print(f"A: {models.a.model}, before layer {fitted.layers[0]}")

@@ -29,6 +29,7 @@ from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 
 from ..data.pairs import ModelPair, SAERef, known_pairs, load_pair
+from ..data.text_files import text_files_key
 from ..utils.cache import PACKAGE
 from ..utils.files import digest, tree_digest, write_whole
 from .chapters import (
@@ -101,16 +102,16 @@ def find_pair(root: Path, given: str) -> Pair:
 
 
 def _local_files(pair: ModelPair) -> list[tuple[str, int, int]]:
-    """List name, size and time of change of all files on this disk that a pair names; models are too large to read."""
+    """List all files on this disk that a pair names, with their times and sizes; models are too large to read."""
     saes = (sae.release if isinstance(sae, SAERef) else sae for sae in pair.saes.values())
     models = (ref.model for ref in (pair.a, pair.b, pair.augmenter) if ref)
-    texts = (ref.name for ref in (pair.train, pair.evaluation, *pair.datasets.values()))
-    found = []
-    for place in (Path(name).expanduser() for name in sorted({*saes, *models, *texts})):
+    texts = {ref.name for ref in (pair.train, pair.evaluation, *pair.datasets.values())}
+    found = [one for name in sorted(texts) for one in text_files_key(name)]
+    for place in (Path(name).expanduser() for name in sorted({*saes, *models})):
         for file in sorted(place.rglob("*")) if place.is_dir() else [place]:
             name = file.relative_to(place).as_posix()  # the place is in the pair's file, and may move with it
             if file.is_file() and not re.search(r"(^|/)\.\w", name):  # hidden files aside
-                found.append((name, file.stat().st_size, file.stat().st_mtime_ns))
+                found.append((name, file.stat().st_mtime_ns, file.stat().st_size))
     return found
 
 

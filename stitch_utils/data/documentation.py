@@ -99,17 +99,13 @@ def _installed(name: str) -> dict[str, str]:
 def _package_rows(package: str, record: str) -> Iterator[list]:
     """Yield what the artifact of a package holds: a text's digest and the fields of a DocString, by digest."""
     path = artifact("documentation", package, {"record": record}, sources=(docstrings,), suffix=".jsonl")
-    kept(path, lambda: _parsed(package), _save, lambda path: [])
     # Read at once, since a process may not open as many files as there are packages; parsed one by one.
-    return map(json.loads, path.read_bytes().splitlines())
+    lines = kept(path, lambda: _parsed(package), lambda made, place: place.write_bytes(made), Path.read_bytes)
+    return map(json.loads, lines.splitlines())
 
 
-def _save(rows: list[list], path: Path) -> None:
-    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="ascii")
-
-
-def _parsed(package: str) -> list[list]:
-    """Parse the files of a package; of several docstrings with one text, the first counts."""
+def _parsed(package: str) -> bytes:
+    """Parse the files of a package into lines of JSON; of several docstrings with one text, the first counts."""
     found: dict[str, list] = {}
     for file in sorted(importlib.metadata.files(package) or []):
         if file.suffix != ".py" or any(SKIPPED.fullmatch(part.removesuffix(".py")) for part in file.parts):
@@ -117,7 +113,7 @@ def _parsed(package: str) -> list[list]:
         module = ".".join(file.with_suffix("").parts).removesuffix(".__init__")
         for one in _in_file(Path(str(file.locate())), package, module):
             found.setdefault(hashlib.sha256(one.text.encode()).hexdigest(), list(one))
-    return [[key, *found[key]] for key in sorted(found)]
+    return "".join(f"{json.dumps([key, *found[key]])}\n" for key in sorted(found)).encode("ascii")
 
 
 def _in_file(path: Path, package: str, module: str) -> Iterator[DocString]:

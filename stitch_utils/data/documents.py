@@ -1,4 +1,4 @@
-"""Read documents from the embedded world, docstrings of packages, the Hub, or a file (no section of its own).
+"""Read documents from the embedded world, docstrings of packages, the Hub, or files (no section of its own).
 
 Offers `read_documents`.
 """
@@ -6,27 +6,27 @@ Offers `read_documents`.
 import functools
 import itertools
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from .documentation import docstrings
 from .embedded.world import documents
 from .hub import dataset_rows
-from .pairs import FILE_KINDS, HELD_OUT_EVERY, TextRef
+from .pairs import HELD_OUT_EVERY, TextRef
+from .text_files import file_texts
 
 
 def read_documents(text: TextRef) -> Iterator[str]:
     """Yield the documents of a source that are not empty: after `skip`, up to `take`, and as `held_out` says.
 
-    Raise ValueError, naming the source, if it holds no documents or too few, has no such column of text, or is not a
-    file of .txt (blank lines separate documents), .jsonl or .parquet. Raise HubError if a data set cannot be read.
+    Raise ValueError, naming the source, if it holds no documents or too few, has no such column of text, or is a file
+    that cannot be read (see `text_files`). Raise HubError if a data set cannot be read.
     """
     column = functools.partial(_column, text)
     if text.source == "hub":  # the Hub's rows are skipped before they are fetched
         asked: dict[str, Any] = {"config": text.config, "split": text.split, "revision": text.revision}
         source = dataset_rows(text.name, column, picked=text.column, skip=text.skip, **asked)
     elif text.source == "files":
-        source = itertools.islice(map(column, _file_rows(text)), text.skip, None)
+        source = file_texts(text.name, text.column, skip=text.skip, take=text.take)
     elif text.source == "documentation":
         source = (one.text for one in itertools.islice(docstrings(text.name), text.skip, None))
     else:
@@ -49,30 +49,10 @@ def read_documents(text: TextRef) -> Iterator[str]:
         )
 
 
-def _file_rows(text: TextRef) -> Iterator[dict]:
-    """Yield the rows of a file; a .txt file has one for each paragraph."""
-    path = Path(text.name).expanduser()
-    if path.suffix not in FILE_KINDS:
-        raise ValueError(f"text file {text.name!r} is not of a known kind: expected .txt, .jsonl or .parquet")
-    if not path.is_file():
-        raise ValueError(f"text file {text.name!r} does not exist")
-    if path.suffix == ".txt":
-        yield from ({text.column: document} for document in path.read_text(encoding="utf-8").split("\n\n"))
-        return
-    if not path.stat().st_size:
-        raise ValueError(f"text file {text.name!r} is empty")
-    from datasets import load_dataset  # slow to import, and not needed by the other sources
-
-    kind = "json" if path.suffix == ".jsonl" else "parquet"
-    try:
-        yield from load_dataset(kind, data_files=str(path), split="train", streaming=True)
-    except Exception as error:  # the readers of each kind raise classes of their own, pyarrow's among them
-        expected = f'one object such as {{"{text.column}": "..."}} a line' if kind == "json" else "rows"
-        raise ValueError(f"text file {text.name!r} cannot be read ({error}): expected {expected}") from error
-
-
 def _column(text: TextRef, row: dict) -> str:
+    """Return the text of a row of a data set, "" where there is none."""
     if isinstance(found := row.get(text.column), str):
         return found
-    kind = "dataset" if text.source == "hub" else "text file"
-    raise ValueError(f"{kind} {text.name!r} has no text column {text.column!r}: its columns are {', '.join(row)}")
+    if text.column in row and found is None:
+        return ""
+    raise ValueError(f"dataset {text.name!r} has no text column {text.column!r}: its columns are {', '.join(row)}")

@@ -9,6 +9,7 @@ reference means: `resolve`, `embedded_folder`.
 """
 
 import contextlib
+import errno
 import hashlib
 import itertools
 import json
@@ -23,12 +24,12 @@ from filelock import FileLock, Timeout
 from huggingface_hub import HfApi, constants, errors
 from safetensors import SafetensorError
 
-from ..utils.files import NotWritten
+from ..utils.files import NotWritten, warn_once, writable_folder
 from .pairs import is_gguf
+from .text_files import HUB_ID, file_rows, names_files
 
 T = TypeVar("T")
 EMBEDDED = Path(__file__).parent / "embedded"
-HUB_ID = r"[\w.-]+(/[\w.-]+)?"
 WAITS = (1, 2, 4, 8)  # seconds before a busy Hub is asked again
 
 
@@ -109,6 +110,9 @@ def _meaning(raised: BaseException, kind: str, name: str, revision: str | None) 
             return f"has no revision {revision!r}: see {page}/tree/main for those it has"
         if isinstance(error, errors.RemoteEntryNotFoundError):
             return f"lacks a file that is needed: {page}/tree/{revision or 'main'} shows what it has"
+        if isinstance(error, PermissionError) or getattr(error, "errno", None) == errno.EROFS:
+            where = getattr(error, "filename", None) or home
+            return f"cannot be kept, since {where} cannot be written: let HF_HOME name a folder that can be"
         if isinstance(error, errors.OfflineModeIsEnabled) or (constants.HF_HUB_OFFLINE and isinstance(error, OSError)):
             return f"is not in {home}: unset HF_HUB_OFFLINE once to fetch it"
         if busy := next(filter(None, map(_busy_status, _chain(error))), None):
@@ -137,8 +141,16 @@ def dataset_rows(
     """Yield what `pick` takes of each row of a data set, from row `skip` on: a JSON value, or None to leave a row out.
 
     Each row is fetched once; HF_HOME keeps what was taken of it, under the name `picked`. `files` is a pattern of
-    parquet files, for a data set whose loading script `datasets` refuses. Raise HubError if the data cannot be read.
+    parquet files, for a data set whose loading script `datasets` refuses. A name may mean files of this disk
+    (`text_files`) where neither configuration nor split is asked for. Raise HubError if the data cannot be read, and
+    ValueError for files.
     """
+    if names_files(name):
+        if config or split != "train":
+            wanted = f"configuration {config!r}" if config else f"split {split!r}"
+            raise ValueError(f"{name!r} names files, which have no {wanted}: expected the id of a data set of the Hub")
+        rows = itertools.islice(file_rows(name), skip, None)
+        return (value for value in map(pick, rows) if value is not None)
     asked = json.dumps([constants.ENDPOINT, name, config, split, revision, picked, skip, *([files] if files else [])])
     file = f"{name.replace('/', '--')}-{hashlib.sha256(asked.encode()).hexdigest()[:12]}.jsonl"
 
@@ -171,15 +183,17 @@ def remembered(path: Path, stream: Callable[[int], Iterator[Any]]) -> Iterator[A
     """Yield the values of `stream(0)`: first those that `path` holds, then those of `stream(n)`, and write these down.
 
     A line of the file holds a digest of all values so far, then a value in JSON; `null` ends a finished stream. Values
-    from the first damaged line on are fetched again. A process that finds the file in use reads on without writing.
+    from the first damaged line on are fetched again. A process that finds the file in use reads on without writing, and
+    so does one that may not write it, with a warning.
     Raise NotWritten if the disk is full; the file keeps what it holds.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch()
+    if not (is_kept := _can_keep(path)) and not (path.is_file() and os.access(path, os.R_OK)):
+        yield from stream(0)
+        return
     count, chain, lock = 0, b"", FileLock(f"{path}.lock")
-    with open(path, "r+b") as file, contextlib.ExitStack() as stack:
+    with open(path, "r+b" if is_kept else "rb") as file, contextlib.ExitStack() as stack:
         for locking in (False, True):  # before there was a lock, another process may have written more
-            if locking:
+            if locking and is_kept:
                 with contextlib.suppress(Timeout):
                     stack.enter_context(lock.acquire(timeout=0))
             while line := file.readline():
@@ -207,6 +221,18 @@ def remembered(path: Path, stream: Callable[[int], Iterator[Any]]) -> Iterator[A
                 raise NotWritten(f"{path} could not be written ({error.strerror}): what it holds is kept") from error
             if value is not None:
                 yield value
+
+
+def _can_keep(path: Path) -> bool:
+    """Tell whether a file can be written, and warn if it cannot."""
+    try:
+        writable_folder(path.parent, "HF_HOME")
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o666))
+    except OSError as error:
+        reason = error if isinstance(error, NotWritten) else f"{path} cannot be written ({error.strerror})"
+        warn_once(f"what is read from the Hub is not remembered, and each run fetches it anew: {reason}")
+        return False
+    return True
 
 
 def _link(chain: bytes, said: bytes) -> bytes:

@@ -28,10 +28,11 @@ from typing import Any
 
 import yaml
 
+from .text_files import is_pattern, names_files
+
 PAIRS_FOLDER = Path(__file__).parent / "pairs"
 SCALES = ("smoke", "default", "paper")
 DTYPES = ("float32", "bfloat16", "float16")
-FILE_KINDS = (".txt", ".jsonl", ".parquet")
 HELD_OUT_EVERY = 10
 
 
@@ -88,10 +89,10 @@ class TextRef:
     source: str
     """`world`, `hub`, `files` or `documentation` (the docstrings of installed packages)."""
     name: str
-    """Seed of a stream of the embedded world; id of a Hub dataset; path of a .txt, .jsonl or .parquet file; a package
-    of `requirements.lock`, or `all` of them."""
+    """Seed of a stream of the embedded world; id of a Hub dataset; a file, a folder of files, or a pattern such as
+    `texts/*.jsonl` (see `text_files`); a package of `requirements.lock`, or `all` of them."""
     column: str = "text"
-    """The column that holds the text of a dataset, .jsonl or .parquet file."""
+    """The column that holds the text, in a dataset and in files that have columns."""
     split: str = "train"
     config: str | None = None
     revision: str | None = None
@@ -111,7 +112,8 @@ class DatasetRef:
     """A data set that an experiment reads row by row."""
 
     name: str
-    """Id of a data set of the Hub, or, for an experiment that reads one, the path or URL of a .jsonl file."""
+    """Id of a data set of the Hub, or, for an experiment that reads one, a file, a folder, a pattern, or the URL of a
+    .jsonl file."""
     config: str | None = None
     split: str = "train"
     revision: str | None = None
@@ -354,26 +356,25 @@ def _texts(data: str | dict, folder: Path) -> dict[str, TextRef]:
 
 
 def _text(data: str | dict, folder: Path) -> TextRef:
-    """Parse a `TextRef` from a mapping, or from a name: of a file if it ends as one or is one, else of a dataset."""
+    """Parse a `TextRef` from a mapping, or from a name, of files (`names_files`) or else of a dataset."""
     if isinstance(data, str):
-        of_file = data.endswith(FILE_KINDS) or (folder / Path(data).expanduser()).is_file()
-        data = {"source": "files" if of_file else "hub", "name": data}
+        data = {"source": "files" if names_files(data, folder) else "hub", "name": data}
     return _build(TextRef, data, folder)
 
 
 def _beside(folder: Path, name: str) -> str:
-    """Make a path relative to `folder` absolute if it exists or is a GGUF file's; return a Hub id or the like as it is.
+    """Make a path relative to `folder` absolute if it is there, or a pattern or a GGUF file's; leave a Hub id as it is.
 
     A link stays a link, since what it leads to may have another ending.
     """
     path = os.path.abspath(folder / Path(name).expanduser())
-    return path if os.path.exists(path) or is_gguf(name) else name
+    return path if os.path.lexists(path) or is_pattern(name) or is_gguf(name) else name
 
 
 def _build(kind, data: dict, folder: Path | None = None):
     """Build a dataclass from a mapping; raise ValueError, naming the expected entries, for others.
 
-    A model, or a text that is a file, is sought in `folder` first.
+    A model or a data set is sought in `folder` first, and so is a text that is of files.
     """
     if not isinstance(data, dict):
         raise ValueError(f"{kind.__name__}: expected a mapping, got {data!r}")
@@ -384,6 +385,6 @@ def _build(kind, data: dict, folder: Path | None = None):
     if said := [f"{word} {', '.join(sorted(names))}" for word, names in wrong.items() if names]:
         raise ValueError(f"{kind.__name__}: {'; '.join(said)}; expected {', '.join(expected)}")
     entry = "model" if "model" in data else "name"
-    if folder and (entry == "model" or str(data[entry]).endswith(FILE_KINDS)):
+    if folder and data.get("source", "files") == "files" and isinstance(data[entry], str) and "://" not in data[entry]:
         data = data | {entry: _beside(folder, data[entry])}
     return kind(**data)

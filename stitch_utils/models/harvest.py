@@ -27,6 +27,7 @@ from ..data.documentation import documentation_key
 from ..data.hub import resolve
 from ..data.pairs import ModelPair, ModelRef, Scale, TextRef, blaming
 from ..data.text import PairedBatch, TokenBatch, paired_batches
+from ..data.text_files import text_files_key
 from ..utils.files import digest
 from .language_model import LanguageModel
 
@@ -294,9 +295,7 @@ def _digest_once(file: Path, changed: int, size: int) -> str | None:
 
 
 def text_key(text: TextRef) -> dict[str, object]:
-    """Return the ingredients of a text's key: the reference, and a file's size and time, or what is installed."""
+    """Return the ingredients of a text's key: the reference, and the files it means, or what is installed."""
     if text.source == "documentation":
         return {**asdict(text), "installed": documentation_key(text.name)}
-    file = Path(text.name)
-    status = file.stat() if file.is_file() else None
-    return {**asdict(text), **({"changed": status.st_mtime_ns, "size": status.st_size} if status else {})}
+    return {**asdict(text), **({"files": text_files_key(text.name)} if text.source == "files" else {})}

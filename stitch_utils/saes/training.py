@@ -32,7 +32,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, embedding_bag
 
 from ..models.harvest import ModelStream, in_steps
-from ..utils.files import is_intact, remove_if_damaged, remove_sealed, write_whole
+from ..utils.files import is_intact, remove_if_damaged, remove_sealed, writable_folder, write_whole
 from ..utils.progress import progress
 from .initialisation import SAETrainingConfig, starting_sae
 from .sparse_step import add_auxiliary_gradients, encode, sparse_gradients
@@ -188,8 +188,7 @@ def train_saes(
         raise ValueError(f"all runs read the same batches: got batch_tokens of {', '.join(map(str, sorted(sizes)))}")
     if unknown := sorted(set(initial_saes) - set(names)):
         raise ValueError(f"initial_saes has {', '.join(unknown)}: expected names of runs")
-    folder.mkdir(parents=True, exist_ok=True)
-    checkpoint = folder / "sweep.safetensors"
+    checkpoint = writable_folder(folder) / "sweep.safetensors"
     digest = _digest(configs, held_out, initial_saes, folder.name, evaluate_every, metadata)
     n_steps, held_out = max(config.n_steps for config in configs), held_out.float()
     with FileLock(folder / ".lock"):

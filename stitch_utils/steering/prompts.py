@@ -204,19 +204,17 @@ def _by_kind(data: DatasetRef) -> dict[str, list[InstructionPrompt]]:
 
 
 def named_rows(data: DatasetRef, pick: Callable[[dict], Any], *, picked: str) -> Iterator[Any]:
-    """Yield what `pick` takes of each row of a data set of the Hub, or of a .jsonl file named by its path or its URL.
+    """Yield what `pick` takes of each row of a data set, as `hub.dataset_rows` does, or of a URL of JSON lines.
 
-    What comes from elsewhere is fetched once and remembered under the name `picked`, as in `hub.dataset_rows`.
+    What comes from elsewhere is fetched once and remembered under the name `picked`.
     ValueError for a file that does not exist or holds no JSON; HubError for what cannot be fetched.
     """
     name = data.name
-    if not name.endswith(".jsonl"):
-        return dataset_rows(name, pick, picked=picked, config=data.config, split=data.split, revision=data.revision)
-    if "://" not in name:
-        return map(pick, _parsed(name))
-    digest = hashlib.sha256(json.dumps([name, picked]).encode()).hexdigest()[:12]
-    path = Path(constants.HF_HOME, "stitch_utils", f"{Path(name).stem}-{digest}.jsonl")
-    return remembered(path, lambda start: map(pick, _parsed(name, start)))
+    if "://" in name:
+        digest = hashlib.sha256(json.dumps([name, picked]).encode()).hexdigest()[:12]
+        path = Path(constants.HF_HOME, "stitch_utils", f"{Path(name).stem}-{digest}.jsonl")
+        return remembered(path, lambda start: map(pick, itertools.islice(_behind(name), start, None)))
+    return dataset_rows(name, pick, picked=picked, config=data.config, split=data.split, revision=data.revision)
 
 
 def text_columns(row: dict, columns: Sequence[str], name: str) -> list[str]:
@@ -226,20 +224,14 @@ def text_columns(row: dict, columns: Sequence[str], name: str) -> list[str]:
     return [row[column].strip() for column in columns]
 
 
-def _parsed(name: str, start: int = 0) -> Iterator[dict]:
-    """Parse the lines of a file on this disk, or behind a URL, from line `start` on."""
-    path = Path(name).expanduser()
-    if "://" in name:
-        try:
-            text = httpx.get(name, follow_redirects=True).raise_for_status().text
-        except httpx.HTTPError as error:
-            raise HubError(f"{name!r} cannot be fetched: {str(error).splitlines()[0]}") from error
-    elif path.is_file():
-        text = path.read_text(encoding="utf-8")
-    else:
-        raise ValueError(f"the file {name!r} does not exist")
-    for line in filter(str.strip, text.split("\n")[start:]):
+def _behind(address: str) -> Iterator[dict]:
+    """Fetch JSON lines from a URL and parse them."""
+    try:
+        text = httpx.get(address, follow_redirects=True).raise_for_status().text
+    except httpx.HTTPError as error:
+        raise HubError(f"{address!r} cannot be fetched: {str(error).splitlines()[0]}") from error
+    for line in filter(str.strip, text.split("\n")):
         try:
             yield json.loads(line)
         except ValueError:
-            raise ValueError(f"{name!r} holds {line[:40]!r}: expected one JSON object a line") from None
+            raise ValueError(f"{address!r} holds {line[:40]!r}: expected one JSON object a line") from None

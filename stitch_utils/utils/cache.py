@@ -22,7 +22,15 @@ from typing import TypeVar
 
 from filelock import FileLock
 
-from .files import is_intact, project_root, remove_if_damaged, write_whole
+from .files import (
+    NotWritten,
+    is_intact,
+    project_root,
+    remove_if_damaged,
+    warn_once,
+    writable_folder,
+    write_whole,
+)
 
 T = TypeVar("T")
 PACKAGE = Path(__file__).parents[1]
@@ -110,11 +118,16 @@ def kept(
 ) -> T:
     """Load what `path` holds. If it is missing or damaged, or with `anew`, make it and save it there first.
 
-    Where two processes want it at once, one makes it and the other waits and loads it.
+    Where two processes want it at once, one makes it and the other waits and loads it. Where its folder cannot be
+    written, it is made without being saved, with a warning.
     """
     if not anew and is_intact(path):
         return load(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        writable_folder(path.parent)
+    except NotWritten as error:
+        warn_once(f"{error}. Until then nothing is kept there, and each run makes everything anew")
+        return make()
     with FileLock(path.with_name(f".{path.name}.lock")):
         if not anew and path.exists() and not remove_if_damaged(path):
             return load(path)

@@ -5,15 +5,18 @@ folder under a scratch name beside its place, writes its digest to a hidden file
 place in one step. A file that does not agree with its seal is removed and made again. A seal keeps the digests of the
 last few contents, since a process may die between sealing and moving, and two may write at once.
 
-Offers `project_root`, `locked`, `NotWritten`, `write_whole`, `check_ours`, `is_sealed`, `is_intact`, `remove_sealed`,
-`remove_leftovers`, `remove_if_damaged`, `DAMAGED`, `remove_damaged`, `digest` and `tree_digest`.
+Offers `project_root`, `locked`, `NotWritten`, `writable_folder`, `warn_once`, `write_whole`, `check_ours`, `is_sealed`,
+`is_intact`, `remove_sealed`, `remove_leftovers`, `remove_if_damaged`, `DAMAGED`, `remove_damaged`, `digest` and
+`tree_digest`.
 """
 
 import errno
+import functools
 import hashlib
 import os
 import re
 import shutil
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -49,6 +52,26 @@ def locked(root: Path | None = None) -> dict[str, str]:
 
 class NotWritten(OSError):
     """A file could not be written; what was there before is as it was."""
+
+
+def writable_folder(folder: Path, variable: str = "STITCH_ROOT") -> Path:
+    """Make a folder if it is missing, and return it; raise NotWritten, with the remedy, if no file can be made in it.
+
+    `variable` is the environment's, which says where such folders are.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        remedy = f"make it writable, or let {variable} name a folder that is"
+        raise NotWritten(f"{folder} cannot be written ({error.strerror}): {remedy}") from error
+    return folder
+
+
+@functools.cache
+def warn_once(message: str) -> None:
+    """Warn with this message the first time that it is said in this process."""
+    warnings.warn(message, stacklevel=3)
 
 
 def write_whole(path: str | Path, write: Callable[[Path], object], *, sealed: bool = True) -> None:

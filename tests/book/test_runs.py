@@ -100,7 +100,7 @@ def test_a_pair_file_is_a_pair_whose_content_counts(bare_book):
         find_pair(bare_book, str(path))
 
 
-NAMED = ["models/a/model.safetensors", "text.jsonl", "rows.jsonl", "sae/layer/sae_weights.safetensors"]
+NAMED = ["models/a/model.safetensors", "texts/a.jsonl", "rows.jsonl", "sae/layer/sae_weights.safetensors"]
 
 
 @pytest.mark.parametrize("name", NAMED)
@@ -112,7 +112,7 @@ def test_what_a_pair_file_names_on_this_disk_is_in_its_key(bare_book, name):
     own = {
         "name": "mine",
         "a": {"model": "models/a", "layer": 2},
-        "text": "text.jsonl",
+        "text": "texts/*.jsonl",
         "saes": {"a": "sae"},
         "datasets": {"behaviours": {"name": "rows.jsonl"}},
     }

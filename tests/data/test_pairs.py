@@ -131,9 +131,9 @@ def test_a_hub_dataset_by_its_name_alone(own):
 
 
 def test_a_file_of_another_kind_is_not_sought_on_the_hub(own):
-    (own.parent / "story.json").write_text('["Once upon a time."]')
-    own.write_text(MINIMAL.replace("story.txt", "story.json"))
-    with pytest.raises(ValueError, match=r"story\.json' is not of a known kind: expected \.txt, \.jsonl or \.parquet"):
+    (own.parent / "story.docx").write_text("Once upon a time.")
+    own.write_text(MINIMAL.replace("story.txt", "story.docx"))
+    with pytest.raises(ValueError, match=r"story\.docx' is not of a known kind: expected \.txt, \.md, .* or \.parquet"):
         list(read_documents(load_pair(own).train))
 
 

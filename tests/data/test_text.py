@@ -83,16 +83,14 @@ def test_missing_empty_and_unreadable_text(tmp_path):
     (tmp_path / "blank.txt").write_text("\n\n  \n\n")
     (tmp_path / "empty.jsonl").write_text("")
     (tmp_path / "some.jsonl").write_text('{"body": "text"}\n')
-    (tmp_path / "some.csv").write_text("text\nhello\n")
-    for name in ("empty.txt", "blank.txt"):
+    (tmp_path / "some.docx").write_text("hello")
+    for name in ("empty.txt", "blank.txt", "empty.jsonl"):
         with pytest.raises(ValueError, match=f"no documents in files source .*{name}.*expected at least one"):
             read(name)
-    with pytest.raises(ValueError, match=r"empty\.jsonl' is empty"):
-        read("empty.jsonl")
     with pytest.raises(ValueError, match=r"none\.txt' does not exist"):
         read("none.txt")
-    with pytest.raises(ValueError, match=r"expected \.txt, \.jsonl or \.parquet"):
-        read("some.csv")
+    with pytest.raises(ValueError, match=r"some\.docx' is not of a known kind: expected \.txt, \.md, .* or \.parquet"):
+        read("some.docx")
     with pytest.raises(ValueError, match="no text column 'text': its columns are body"):
         read("some.jsonl")
     with pytest.raises(ValueError, match="after skipping 9"):
@@ -101,7 +99,7 @@ def test_missing_empty_and_unreadable_text(tmp_path):
         TextRef("web", "x")
 
 
-@pytest.mark.parametrize("lines", ['"only a string"\n"and another"\n', "no JSON at all\n"])
+@pytest.mark.parametrize("lines", ["{'text': 'of Python'}\n", "no JSON at all\n"])
 def test_a_file_that_is_not_of_its_kind(tmp_path, lines):
     (tmp_path / "odd.jsonl").write_text(lines)
     with pytest.raises(ValueError, match=r"odd\.jsonl' cannot be read .*: expected one object such as .* a line"):

@@ -7,6 +7,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from hub import child
 
@@ -123,6 +124,25 @@ def test_the_parts_share_no_prompt_and_none_comes_twice(source, tiny, plain, tmp
         assert both == TEXTS
 
 
+@pytest.mark.parametrize("kind", ["json", "csv", "ndjson.gz", "parquet", "folder", "pattern", "link"])
+def test_prompts_in_files_of_any_kind(kind, tiny, plain, tmp_path):
+    frame = pd.DataFrame({"key": range(len(TEXTS)), "prompt_without_instruction": TEXTS})
+    path = tmp_path / f"prompts.{kind}"
+    if kind == "csv":
+        frame.to_csv(path)
+    elif kind == "parquet":
+        frame.to_parquet(path)
+    elif kind in ("json", "ndjson.gz"):
+        frame.to_json(path, orient="records", lines=kind != "json")
+    else:
+        (tmp_path / "[1] a").mkdir()
+        blob = write(tmp_path / "[1] a" / ("blob" if kind == "link" else "b.jsonl"))
+        path = {"folder": blob.parent, "pattern": blob.parent / "*.jsonl", "link": tmp_path / "l.jsonl"}[kind]
+        if kind == "link":
+            path.symlink_to(blob)
+    assert steering_prompts(with_prompts(path), 9999, tokenizer=plain, split="all") == TEXTS
+
+
 def test_prompts_are_chat_turns_where_the_model_chats(tiny, tokenizer):
     (chat,) = steering_prompts(tiny, 1, tokenizer=tokenizer)
     assert re.fullmatch(r"<\|user\|>[^<]+<\|assistant\|>", chat)
@@ -186,14 +206,14 @@ def test_what_is_wrong_with_prompts_is_said(tiny, plain, tmp_path):
     where = r"pair 'tiny' \(stitch_utils/data/pairs/tiny\.yml\), datasets: prompts: "
     with pytest.raises(ValueError, match=r"unknown split 'test': expected one of chosen, evaluated, all"):
         steering_prompts(tiny, 3, tokenizer=plain, split="test")
-    with pytest.raises(ValueError, match=where + "the file '.*none.jsonl' does not exist"):
+    with pytest.raises(ValueError, match=where + "text file '.*none.jsonl' does not exist"):
         ask(tmp_path / "none.jsonl")
     with pytest.raises(
         ValueError, match="has no text column 'prompt_without_instruction': its columns are key, prompt"
     ):
         ask(write(tmp_path / "a.jsonl", column="text"))
     (tmp_path / "b.jsonl").write_text("not JSON\n")
-    with pytest.raises(ValueError, match="'not JSON': expected one JSON object a line"):
+    with pytest.raises(ValueError, match=r"b\.jsonl' cannot be read \(line 1: 'not JSON' is no JSON\)"):
         ask(tmp_path / "b.jsonl")
     with pytest.raises(ValueError, match="no prompts for split 'all' among 1"):
         ask(write(tmp_path / "c.jsonl", ["  "]))
@@ -282,7 +302,7 @@ def test_data_that_is_of_no_use(pair, tmp_path):
     few = rows_file(tmp_path, *[("startend:quotation", "Quote.", {})] * 4)
     with pytest.raises(ValueError, match=r"no instruction has 5 prompts that can be verified"):
         instruction_kinds(reading(pair, few))
-    with pytest.raises(ValueError, match=r"the file '.*none.jsonl' does not exist"):
+    with pytest.raises(ValueError, match=r"text file '.*none.jsonl' does not exist"):
         instruction_kinds(reading(pair, tmp_path / "none.jsonl"))
 
 

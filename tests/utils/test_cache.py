@@ -84,6 +84,37 @@ def test_what_is_damaged_is_made_again_and_said(maker, damage):
     assert maker.kept() == [2, 0.125] and is_intact(maker.path)
 
 
+def below_a_file(root, monkeypatch):
+    (root / "artifacts").write_text("a file")
+
+
+def instead_of_a_folder(root, monkeypatch):
+    (root / "artifacts").mkdir()
+    (root / "artifacts" / "mine").symlink_to("nowhere/at/all")
+
+
+def read_only(root, monkeypatch):
+    def refuses(*given, **options):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(files.tempfile, "TemporaryFile", refuses)
+
+
+@pytest.mark.parametrize("refusal", [below_a_file, instead_of_a_folder, read_only])
+def test_where_nothing_can_be_kept_it_is_made_with_one_warning(maker, tmp_path, monkeypatch, refusal):
+    refusal(tmp_path, monkeypatch)
+    with pytest.warns(UserWarning) as said:
+        assert [maker.kept(), maker.kept()] == [[1, 0.125], [2, 0.125]]
+    (one,) = said
+    assert str(one.message).startswith(f"{maker.path.parent} cannot be written (") and "STITCH_ROOT" in str(one.message)
+
+
+def test_what_was_kept_is_read_where_nothing_can_be_written(maker, tmp_path, monkeypatch):
+    maker.kept()
+    read_only(tmp_path, monkeypatch)
+    assert maker.kept() == [1, 0.125]
+
+
 def test_what_two_want_at_once_is_made_once(tmp_path):
     made = []
 
