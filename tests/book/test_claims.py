@@ -124,7 +124,7 @@ def test_division_by_zero_names_the_claim(project):
         ("table1.big.a: 3.0", "table1.big.a: 1e5", "table1.big.a: 1e5"),
         ("table1.big.a: 3.0", "table1.a: 3.0", "table1.a: 3.0"),
         ("table1.big.a: 3.0", "table1.big.a: [1.0, 2.0]", r"table1.big.a: \[1.0, 2.0\]"),
-        ("table1.big.a: 3.0", "table1.big.b: 3.0", "given twice: table1.big.b"),
+        ("table1.big.a: 3.0", "table1.big.b: 3.0", "given twice: numbers.table1.big.b"),
         ("table1.big.gain.low", "table1.big.b.low", "number 'table1.big.b.low' is given twice"),
         ("figures:", "drawings:", "expected numbers, figures and claims"),
     ],
