@@ -20,9 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 T = TypeVar("T")
 Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same language, read nine times faster
 _TAG = "tag:yaml.org,2002:"
-# Numbers that YAML 1.1 reads in base 8 or 60, and one that it takes for a text, as it has no point or no sign.
-_ODD = re.compile(r"[-+]?(0[0-9_]+|[0-9_]+(:[0-5]?[0-9])+(\.[0-9_]*)?)")
-_EXPONENT = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+")
+_ODD = re.compile(r"[-+]?(0[0-9_]+|[0-9_]+(:[0-5]?[0-9])+(\.[0-9_]*)?)")  # numbers in base 8 or 60
 _EXPECTED = {
     "string_type": "a text",
     "int_type": "a whole number",
@@ -34,13 +32,21 @@ _EXPECTED = {
 }
 
 
+class _Loader(Loader):
+    """YAML in which `1e-8` is a number, as in YAML 1.2; YAML 1.1 wants a point in it, and a sign behind the e."""
+
+
+_EXPONENT = re.compile(r"[-+]?([0-9][0-9_]*\.?[0-9_]*|\.[0-9_]+)[eE][-+]?[0-9]+$")
+_Loader.add_implicit_resolver(f"{_TAG}float", _EXPONENT, list("-+.0123456789"))
+
+
 def parse_yaml(text: str) -> Any:
-    """Parse one document.
+    """Parse one document, in which `1e-8` is a number.
 
     Raise ValueError, with the entry's full name, for a key that is given twice or is no text, and for a number in base
     8 or 60; raise YAMLError for what is no YAML.
     """
-    loader = Loader(text)
+    loader = _Loader(text)
     try:
         node = loader.get_single_node()
         if node is None:
@@ -101,7 +107,7 @@ def check_entries(data: Any, name: str, expected: Collection[str], required: Col
 def build(kind: type[T], data: Any, name: str) -> T:
     """Build a dataclass from the mapping that stands under `name`; "" is the file.
 
-    A list becomes a tuple, and `1e-8` a number, where the dataclass has one. Raise ValueError, with the entry's full
+    A list becomes a tuple where the dataclass has one. Raise ValueError, with the entry's full
     name, for entries that are unknown, missing, or of another type than the field has, and for what `kind` refuses.
     """
     fields: Any = dataclasses.fields(kind)  # type: ignore[arg-type]
@@ -125,8 +131,6 @@ def _fitting(value: Any, hint: Any, name: str) -> Any:
     kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     if isinstance(value, list) and any(get_origin(kind) is tuple for kind in kinds):
         value = tuple(value)
-    if float in kinds and isinstance(value, str) and _EXPONENT.fullmatch(value):
-        value = float(value)
     try:
         _adapter(hint).validate_python(value, strict=True)
     except ValidationError as error:
