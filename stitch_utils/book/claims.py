@@ -17,16 +17,14 @@ with our results as `Verdict`s; and, to print these, `VERDICTS`, `with_interval`
 import ast
 import functools
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType
 from typing import Any, NamedTuple
 
-import yaml
-
 from ..utils.files import project_root
+from ..utils.yaml_files import parse_yaml
 from .chapters import command_for, page_of, pair_file
 from .results import read_results
 
@@ -135,7 +133,7 @@ def published() -> Published:
 
 @functools.lru_cache(maxsize=4)
 def _parsed(path: Path, text: str) -> Published:
-    document = yaml.load(text, _UniqueKeys)
+    document = parse_yaml(text)
     if set(document) != {"numbers", "figures", "claims"}:
         raise ValueError(f"{path} has the parts {sorted(document)}: expected numbers, figures and claims")
     values = {}
@@ -205,19 +203,6 @@ def _printed(values: Mapping[str, object], name: str, suffix: str) -> str:
     if isinstance(low, int | float) and isinstance(high, int | float) and 0 < high - low < math.inf:
         digits = 1 - math.floor(math.log10(high - low))
     return f"{round(number, digits) + 0.0:.4g}"
-
-
-Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same language, read nine times faster
-
-
-class _UniqueKeys(Loader):
-    """A YAML loader to which two equal keys are an error; PyYAML keeps the last of them without a word."""
-
-    def construct_mapping(self, node, deep=False):
-        keys = Counter(self.construct_object(key, deep=True) for key, _ in node.value)
-        if twice := {key for key, times in keys.items() if times > 1}:
-            raise ValueError(f"line {node.start_mark.line + 1} and after: given twice: {', '.join(sorted(twice))}")
-        return super().construct_mapping(node, deep)
 
 
 def _entries(kind: type, entries: Iterable[Mapping], path: Path) -> tuple:

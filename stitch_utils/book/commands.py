@@ -23,7 +23,7 @@ from ..saes.io import load_sae, reads_elsewhere, save_sae
 from ..saes.transfer import transfer_sae as carry_sae
 from ..steering.vectors import transfer_vector as carry_vector
 from ..stitching.evaluation import CONDITIONS, Survival, survival
-from ..stitching.pair import SHOWN_LOSSES, FittedPair, ScarceTokens, StitchedPair, fit_pair, preflight, stitch_file
+from ..stitching.pair import SHOWN_LOSSES, DoubtfulFit, FittedPair, StitchedPair, fit_pair, preflight, stitch_file
 from ..stitching.publish import load_stitch, push_stitch, write_repository
 from ..stitching.streams import BEYOND, WEIGHTY
 from ..utils.arrays import read_vectors, save_arrays
@@ -37,7 +37,7 @@ def fit(root: Path, *, pair: str, scale: str, alpha: float, ridge: float | str |
     models = find_pair(root, pair).described
     path = _target(out) if out else stitch_file(models.name)
     with refusing(ValueError), warnings.catch_warnings():
-        warnings.simplefilter("ignore", ScarceTokens)  # it is printed below
+        warnings.simplefilter("ignore", DoubtfulFit)  # it is printed below
         check_ridge(models.ridge if ridge is None else ridge)
         preflight(models)
         if not out:
@@ -58,8 +58,8 @@ def fit(root: Path, *, pair: str, scale: str, alpha: float, ridge: float | str |
     _print_streams(fitted, left_out=models.outliers is not None)
     _print_losses(fitted)
     print(_said_of_ridge(fitted))
-    if fitted.scarcity:
-        print(f"Beware: {fitted.scarcity}.")
+    for doubt in filter(None, (fitted.scarcity, fitted.repeats)):
+        print(f"Beware: {doubt}.")
     left_out = f", without {fitted.left_out:,} outliers" if models.outliers else ""
     print(f"fitted on {fitted.tokens:,} tokens{left_out}; the stitch is in {path.as_posix()}")
 

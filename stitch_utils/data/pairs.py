@@ -28,6 +28,7 @@ from typing import Any
 
 import yaml
 
+from ..utils.yaml_files import build, check_entries, mapping, parse_yaml
 from .text_files import is_pattern, names_files
 
 PAIRS_FOLDER = Path(__file__).parent / "pairs"
@@ -155,6 +156,11 @@ class SAERecipe:
     dead_after: int = 1000
     """After so many steps without firing, the auxiliary loss treats a latent as dead."""
 
+    def __post_init__(self):
+        check_whole_numbers(self)
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"lr must be a number above 0: got {self.lr!r}")
+
 
 @dataclass(frozen=True)
 class Outliers:
@@ -164,8 +170,8 @@ class Outliers:
     """How many medians of a stream's norms a token's norm may be."""
 
     def __post_init__(self):
-        if isinstance(self.beyond, bool) or not isinstance(self.beyond, int | float) or not self.beyond > 1:
-            raise ValueError(f"outliers: beyond must be a number above 1, of medians: got {self.beyond!r}")
+        if not 1 < self.beyond < math.inf:
+            raise ValueError(f"beyond must be a number above 1, of medians: got {self.beyond!r}")
 
 
 @dataclass(frozen=True)
@@ -245,15 +251,13 @@ class ModelPair:
         check_known("dtype", self.dtype, DTYPES)
         check_known("rows", self.rows, ("document", "packed"))
         check_whole_numbers(self, context=2, threads=0)
-        if not isinstance(self.name, str):  # as YAML reads 160, 1e5, no or a date
-            raise ValueError(f"name is no text but {self.name!r}: expected it in quotation marks")
         if self.a.layer is None:
             raise ValueError("model a has no layer: expected the number of the block before which it is stitched")
         if not self.scales:
             raise ValueError(f"scales is empty: expected at least one, of {', '.join(SCALES)}")
         if unknown := sorted(set(self.saes) - {"a", "b"}):
             raise ValueError(f"saes of unknown side {', '.join(unknown)}: expected a or b")
-        if isinstance(self.strength, bool) or not isinstance(self.strength, int | float) or self.strength < 0:
+        if not 0 <= self.strength < math.inf:
             raise ValueError(f"strength must be a positive number, or 0 to choose one: got {self.strength!r}")
         check_ridge(self.ridge)
         if self.train == self.evaluation:
@@ -302,64 +306,64 @@ def load_pair(name: str | Path) -> ModelPair:
         sought = "" if path.parent == PAIRS_FOLDER else f"there is no file {str(path.absolute())!r}; "
         known = f"known are {', '.join(known_pairs())}, or the path of a .yml file"
         raise ValueError(f"unknown pair {str(name)!r}: {sought}{known}")
-    data = None
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if not isinstance(data, dict):
-            raise ValueError("holds no mapping: expected at least the entries name, a, b, text")
-        return _build(ModelPair, _parsed(data, path))
-    except KeyError as error:
-        known = {entry.name for entry in dataclasses.fields(ModelPair)} - {"train", "evaluation", "file"} | {"text"}
-        unknown = [f", and {key!r} is none that is known" for key in data or () if key not in known]
-        raise ValueError(f"{path.name}: the entry {error.args[0]!r} is missing{''.join(unknown)}") from None
+        return _parsed(parse_yaml(path.read_text(encoding="utf-8")), path)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path.name}: is not in UTF-8 ({error.reason}): save it as UTF-8") from None
     except (ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{path.name}: {' '.join(str(error).split())}") from None
 
 
-def _parsed(data: dict, path: Path) -> dict:
-    """Turn the entries of a file into the fields of `ModelPair`."""
-    folder, augmenter = path.parent, data.get("augmenter")
-    scales = data.get("scales", {key: found["own_pair"] for key, found in _sizes().items() if "own_pair" in found})
-    return {key: value for key, value in data.items() if key != "text"} | {
+def _parsed(data: Any, path: Path) -> ModelPair:
+    """Build a pair from the entries of its file."""
+    if not isinstance(data, dict):
+        raise ValueError("holds no mapping: expected at least the entries name, a, b, text")
+    written = [one.name for one in dataclasses.fields(ModelPair) if one.name not in ("train", "evaluation", "file")]
+    check_entries(data, "", [*written, "text"], ("name", "a", "b", "text"))
+    folder, scales = path.parent, {key: found["own_pair"] for key, found in _sizes().items() if "own_pair" in found}
+    parts = {key: value for key, value in data.items() if key != "text"} | {
         "title": data.get("title", data["name"]),
-        "a": _build(ModelRef, data["a"], folder),
-        "b": _build(ModelRef, data["b"], folder),
+        "a": _placed(ModelRef, data["a"], "a", folder),
+        "b": _placed(ModelRef, data["b"], "b", folder),
         **_texts(data["text"], folder),
-        "scales": {key: _build(Scale, _with_tuples(value)) for key, value in scales.items()},
+        "scales": {key: build(Scale, value, f"scales.{key}") for key, value in _part(data, "scales", scales).items()},
         "saes": {
-            side: _beside(folder, ref) if isinstance(ref, str) else _build(SAERef, ref)
-            for side, ref in data.get("saes", {}).items()
+            side: _beside(folder, ref) if isinstance(ref, str) else build(SAERef, ref, f"saes.{side}")
+            for side, ref in _part(data, "saes").items()
         },
-        "sae_recipe": _build(SAERecipe, data.get("sae_recipe", {})),
-        "outliers": None if (outliers := data.get("outliers")) is None else _build(Outliers, outliers),
-        "datasets": {key: _build(DatasetRef, value, folder) for key, value in data.get("datasets", {}).items()},
-        "ridge": _number(data.get("ridge", "auto")),
-        "augmenter": None if augmenter is None else _build(AugmenterRef, augmenter, folder),
+        "sae_recipe": build(SAERecipe, _part(data, "sae_recipe"), "sae_recipe"),
+        "datasets": {
+            key: _placed(DatasetRef, value, f"datasets.{key}", folder) for key, value in _part(data, "datasets").items()
+        },
         "file": path.relative_to(PAIRS_FOLDER.parents[2]).as_posix() if folder == PAIRS_FOLDER else str(path),
     }
+    if data.get("outliers") is not None:
+        parts["outliers"] = build(Outliers, data["outliers"], "outliers")
+    if data.get("augmenter") is not None:
+        parts["augmenter"] = _placed(AugmenterRef, data["augmenter"], "augmenter", folder)
+    return build(ModelPair, parts, "")
 
 
-def _number(value: Any) -> Any:
-    """Read `1e-8` as the number that it is: YAML 1.1 takes it for a text, since it has no point."""
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
+def _part(data: dict, name: str, default: Mapping[str, Any] = {}) -> Mapping[str, Any]:
+    """Return the mapping that stands under `name`."""
+    return mapping(data[name], name) if name in data else default
 
 
-def _texts(data: str | dict, folder: Path) -> dict[str, TextRef]:
+def _texts(data: Any, folder: Path) -> dict[str, TextRef]:
     """Parse the text to fit on and to evaluate on, which is every tenth document unless the file gives it."""
     if isinstance(data, dict) and ("train" in data or "evaluation" in data):
-        return {part: _text(data[part], folder) for part in ("train", "evaluation")}
-    both = _text(data, folder)
+        parts = ("train", "evaluation")
+        check_entries(data, "text", parts, parts)
+        return {part: _text(data[part], f"text.{part}", folder) for part in parts}
+    both = _text(data, "text", folder)
     return {"train": dataclasses.replace(both, held_out=False), "evaluation": dataclasses.replace(both, held_out=True)}
 
 
-def _text(data: str | dict, folder: Path) -> TextRef:
+def _text(data: Any, name: str, folder: Path) -> TextRef:
     """Parse a `TextRef` from a mapping, or from a name, of files (`names_files`) or else of a dataset."""
     if isinstance(data, str):
         data = {"source": "files" if names_files(data, folder) else "hub", "name": data}
-    return _build(TextRef, data, folder)
+    return _placed(TextRef, data, name, folder)
 
 
 def _beside(folder: Path, name: str) -> str:
@@ -371,20 +375,10 @@ def _beside(folder: Path, name: str) -> str:
     return path if os.path.lexists(path) or is_pattern(name) or is_gguf(name) else name
 
 
-def _build(kind, data: dict, folder: Path | None = None):
-    """Build a dataclass from a mapping; raise ValueError, naming the expected entries, for others.
-
-    A model or a data set is sought in `folder` first, and so is a text that is of files.
-    """
-    if not isinstance(data, dict):
-        raise ValueError(f"{kind.__name__}: expected a mapping, got {data!r}")
-    fields = dataclasses.fields(kind)
-    expected = [entry.name for entry in fields]
-    required = {entry.name for entry in fields if entry.default is entry.default_factory is dataclasses.MISSING}
-    wrong = {"unknown": set(data) - set(expected), "missing": required - set(data)}
-    if said := [f"{word} {', '.join(sorted(names))}" for word, names in wrong.items() if names]:
-        raise ValueError(f"{kind.__name__}: {'; '.join(said)}; expected {', '.join(expected)}")
-    entry = "model" if "model" in data else "name"
-    if folder and data.get("source", "files") == "files" and isinstance(data[entry], str) and "://" not in data[entry]:
-        data = data | {entry: _beside(folder, data[entry])}
-    return kind(**data)
+def _placed(kind: type, data: Any, name: str, folder: Path) -> Any:
+    """Build a reference; a model or a data set is sought in `folder` first, and so is a text that is of files."""
+    ref = build(kind, data, name)
+    entry = "model" if hasattr(ref, "model") else "name"
+    found = getattr(ref, entry)
+    is_path = getattr(ref, "source", "files") == "files" and "://" not in found
+    return dataclasses.replace(ref, **{entry: _beside(folder, found)}) if is_path else ref

@@ -5,7 +5,7 @@ their residual streams are so large that they would dominate every moment. A row
 tokenizers read rows of the same characters, each in its own tokens (`alignment`).
 
 Offers `TokenBatch`, `PairedBatch`, `paired_batches`, `token_batches`; for texts that are in memory `text_rows`,
-`padded_rows`; and `begin_and_end`.
+`padded_rows`.
 """
 
 import itertools
@@ -20,6 +20,7 @@ from torch import Tensor
 from .alignment import Encoded, encode, meeting, reader_of_both
 from .documents import read_documents
 from .pairs import TextRef
+from .tokenizer import begin_and_end, special_ids
 
 TOKENIZE_AT_ONCE = 256
 
@@ -121,7 +122,7 @@ def paired_batches(
     source = _encoded(itertools.islice(read_documents(text), n_documents), tokenizers)
     found = _packed(source, rooms, [end for _, end in marks], text) if rows == "packed" else _single(source, rooms)
     stream = itertools.islice(found, None if n_tokens is None else -(-n_tokens // context))
-    same = set(tokenizers[0].all_special_ids) == set(tokenizers[1].all_special_ids) and marks[0] == marks[1]
+    same = special_ids(tokenizers[0]) == special_ids(tokenizers[1]) and marks[0] == marks[1]
     same = same and reader_of_both(*tokenizers) is not None
     while chunk := list(itertools.islice(stream, batch_size)):
         a = _batch([row.sides[0] for row in chunk], tokenizers[0], context)
@@ -209,23 +210,9 @@ def _batch(rows: Sequence[_Side], tokenizer, context: int) -> TokenBatch:
         owners[number] = np.concatenate([row.owners[: len(first)], row.owners, row.owners[-1:].repeat(padding)])
         lengths.append(len(ids))
     filled = np.array(lengths)[:, None] > np.arange(context)
-    mask = filled & ~np.isin(tokens, [*tokenizer.all_special_ids, *first])
+    mask = filled & ~np.isin(tokens, special_ids(tokenizer))
     mask[:, 0] = False  # without a begin-of-text the first token gathers attention in its place, and grows as large
     return TokenBatch(*map(torch.from_numpy, (tokens, mask, owners, n_bytes)))
-
-
-def begin_and_end(tokenizer) -> tuple[int | None, int]:
-    """Return the tokens that begin and end a text, which may be the same.
-
-    The first is None where the tokenizer has no such token, as Qwen's: none is put before a text then. A tokenizer that
-    only names the first ends texts with it, too. Raise ValueError if there is neither.
-    """
-    begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
-    if end is None:
-        end = begin
-    if end is None:
-        raise ValueError("the tokenizer has no token for the beginning or the end of a text: expected at least one")
-    return begin, end
 
 
 def text_rows(texts: Sequence[str], tokenizer, *, context: int | None, batch_size: int) -> Iterator[TokenBatch]:
@@ -235,7 +222,7 @@ def text_rows(texts: Sequence[str], tokenizer, *, context: int | None, batch_siz
     """
     begin, end = begin_and_end(tokenizer)
     start = [] if begin is None else [begin]
-    special = torch.tensor(sorted({*tokenizer.all_special_ids, *start, end}))
+    special = torch.tensor(special_ids(tokenizer), dtype=torch.long)
     ids = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
     for batch in padded_rows([[*start, *row][:context] or [end] for row in ids], end, batch_size=batch_size):
         inner = torch.arange(batch.tokens.shape[1]) > 0

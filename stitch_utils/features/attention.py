@@ -28,7 +28,8 @@ from jaxtyping import Float, Int
 from sae_lens import SAE
 from torch import Tensor
 
-from ..data.text import TokenBatch, begin_and_end
+from ..data.text import TokenBatch
+from ..data.tokenizer import begin_and_end
 from ..models.harvest import TOKENS_AT_ONCE, as_fits
 from ..models.heads import Head, heads_of
 from ..models.language_model import LanguageModel

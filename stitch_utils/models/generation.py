@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..data.text import begin_and_end
+from ..data.tokenizer import begin_and_end
 from ..utils.progress import progress
 from .language_model import Edit, LanguageModel
 
@@ -57,7 +57,7 @@ def generate_texts(
     order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
     found: list[Response] = []
     for start in progress(range(0, len(order), batch_size), title):
-        rows, end = [ids[index] for index in order[start : start + batch_size]], model.tokenizer.eos_token_id
+        rows, end = [ids[index] for index in order[start : start + batch_size]], begin_and_end(model.tokenizer)[1]
         length = max(map(len, rows))  # padded on the left, as generation needs it
         tokens = torch.tensor([[end] * (length - len(row)) + row for row in rows])
         mask = torch.tensor([[False] * (length - len(row)) + [True] * len(row) for row in rows])

@@ -26,6 +26,7 @@ from transformers.utils import logging as transformers_logging
 
 from ..data.hub import fetched, resolve
 from ..data.pairs import DTYPES, ModelPair, blaming, check_known
+from ..data.tokenizer import as_trained, begin_and_end, check_ids, check_tokenizer, check_vocabulary, explaining
 from .gguf_files import gguf_config, gguf_model, gguf_tokenizer
 from .half_precision import fast_products
 
@@ -47,6 +48,7 @@ class LanguageModel:
         self.config = self.hf_model.config.get_text_config()
         self.n_layers: int = bridge.cfg.n_layers
         self.d_model: int = bridge.cfg.d_model
+        check_vocabulary(tokenizer, self._n_embeddings, ref)
 
     @classmethod
     def from_bridge(cls, bridge: TransformerBridge, tokenizer) -> "LanguageModel":
@@ -60,6 +62,15 @@ class LanguageModel:
     @property
     def device(self) -> torch.device:
         return next(self.hf_model.parameters()).device
+
+    @cached_property
+    def _n_embeddings(self) -> int:
+        return len(self.hf_model.get_input_embeddings().weight)
+
+    def _placed(self, tokens: Tokens) -> Tokens:
+        """Move tokens to the model's device; ValueError for one without an embedding."""
+        check_ids(tokens, self.tokenizer, self._n_embeddings, self.ref)
+        return tokens.to(self.device)
 
     def _fast(self):
         return fast_products(self.device, self.hf_model.dtype)
@@ -84,7 +95,7 @@ class LanguageModel:
         hooks = [(self.hook_name(layer), partial(read, layer=layer)) for layer in sorted(set(layers))]
         # run_with_cache(stop_at_layer=l) stops before it has read layer l, so it would run one block too many.
         with self.bridge.hooks(fwd_hooks=hooks), self._fast(), contextlib.suppress(_Enough):
-            self.bridge(tokens.to(self.device), return_type=None)
+            self.bridge(self._placed(tokens), return_type=None)
         return {layer: found[layer] for layer in layers}
 
     def _changed(self, what: str, layer: int, change: Edit):
@@ -146,15 +157,14 @@ class LanguageModel:
         """
         shown = {} if mask is None else {"attention_mask": mask.to(self.device, torch.long)}
         with self._edited(layer, edit, stream), self._fast():
-            return self.bridge(tokens.to(self.device), return_type="logits", **shown)
+            return self.bridge(self._placed(tokens), return_type="logits", **shown)
 
     @torch.no_grad()
     def cross_entropy(self, tokens: Tokens, **options: Any) -> Float[Tensor, "batch pos-1"]:
         """Compute the loss in nats of each token from the second on; the options are those of `logits`."""
-        tokens = tokens.to(self.device)
         logits = self.logits(tokens, **options).float()
         # Whole rows, since a slice would be copied: the last logits predict no token, and what they give is dropped.
-        following = tokens.roll(-1, dims=1)
+        following = tokens.to(self.device).roll(-1, dims=1)
         losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), following.flatten(), reduction="none")
         return losses.view(tokens.shape)[:, :-1]
 
@@ -163,7 +173,7 @@ class LanguageModel:
         """The tokens that end a response: end-of-text, and those that the model's generation settings name."""
         named = getattr(self.hf_model.generation_config, "eos_token_id", None)
         named = named if isinstance(named, list) else [named]
-        return sorted({self.tokenizer.eos_token_id, *named} - {None})
+        return sorted({begin_and_end(self.tokenizer)[1], *named} - {None})
 
     @torch.no_grad()
     def generate(
@@ -181,7 +191,7 @@ class LanguageModel:
 
         Prompts are padded on the left, where `mask` is False. `edit` is applied to each position once.
         """
-        tokens, end = tokens.to(self.device), self.tokenizer.eos_token_id
+        tokens, end = self._placed(tokens), begin_and_end(self.tokenizer)[1]
         mask = torch.ones_like(tokens) if mask is None else mask.to(self.device, torch.long)
         choice = {"temperature": temperature, "top_k": 0} if temperature > 0 else {}
         choice |= {"do_sample": temperature > 0, "eos_token_id": self.stop_tokens, "pad_token_id": end}
@@ -234,8 +244,13 @@ def load_config(ref: str, *, revision: str | None = None):
 
 
 def load_tokenizer(ref: str, *, revision: str | None = None):
-    """Load the tokenizer of a model reference."""
-    return _from_anywhere(AutoTokenizer, ref, revision)
+    """Load the tokenizer of a model reference; ValueError where there is none, or none that reads as it was trained."""
+    path = resolve(ref)
+    with explaining(ref, path):
+        tokenizer = _from_anywhere(AutoTokenizer, ref, revision)
+    if not Path(path).is_file():  # as a GGUF file is
+        check_tokenizer(tokenizer, ref, path)
+    return as_trained(tokenizer)
 
 
 def load_model(

@@ -28,7 +28,7 @@ from torch import Tensor
 from ..data.documents import read_documents
 from ..data.pairs import TextRef
 from ..data.text import TokenBatch
-from ..models.generation import encoded
+from ..data.tokenizer import begin_and_end, special_ids
 from ..models.language_model import LanguageModel
 from ..stitching.fit import fit_exact
 from ..stitching.moments import PairMoments
@@ -79,7 +79,7 @@ def template_tokens(model: LanguageModel) -> list[int]:
         raise ValueError(f"the tokenizer of {model.ref!r} has no chat template: expected an instruction-tuned model")
     ids = tokenizer(_chat(tokenizer, "One.", "Two."), add_special_tokens=False)["input_ids"]
     special = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
-    special |= {*tokenizer.all_special_ids}
+    special |= {*special_ids(tokenizer)}
     special -= {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
     if not (found := sorted(special & set(ids))):
         raise ValueError(f"the chat template of {model.ref!r} writes no special tokens of its own")
@@ -101,17 +101,18 @@ def template_rows(batches: Iterable[TokenBatch], template: Sequence[int]) -> Ite
 
 def chat_batches(stitched: StitchedPair, text: TextRef, count: int) -> Iterator[TokenBatch]:
     """Make chats of one question and one answer of the first words of `count` documents, each in a row of its own."""
-    tokenizer, begin, context = stitched.tokenizer, encoded(stitched.models[0], "", 0)[0], stitched.pair.context
-    special = torch.tensor(sorted({*tokenizer.all_special_ids, begin}))
+    tokenizer, context = stitched.tokenizer, stitched.pair.context
+    begin, end = begin_and_end(tokenizer)
+    special = torch.tensor([*special_ids(tokenizer), end])
     turn = min(40, max(1, context // 8))  # words; two turns should fit, whatever a word takes
 
     words = (document.split() for document in read_documents(text))
     enough = itertools.islice((found for found in words if len(found) > turn), count)
     chats = (_chat(tokenizer, " ".join(found[:turn]), " ".join(found[turn : 2 * turn])) for found in enough)
     ids = (tokenizer(chat, add_special_tokens=False)["input_ids"] for chat in chats)
-    rows = enumerate((row if row[:1] == [begin] else [begin, *row])[:context] for row in ids)
+    rows = enumerate((row if begin in (None, row[0]) else [begin, *row])[:context] for row in ids)
     while chunk := list(itertools.islice(rows, stitched.sizes.batch_size)):
-        tokens = torch.tensor([row + [tokenizer.eos_token_id] * (context - len(row)) for _, row in chunk])
+        tokens = torch.tensor([row + [end] * (context - len(row)) for _, row in chunk])
         owners = torch.tensor([[owner] * context for owner, _ in chunk])
         yield TokenBatch(tokens, ~torch.isin(tokens, special), owners)
 

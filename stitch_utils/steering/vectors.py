@@ -31,7 +31,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..data.text import TokenBatch, begin_and_end, padded_rows, text_rows
+from ..data.text import TokenBatch, padded_rows, text_rows
+from ..data.tokenizer import begin_and_end
 from ..models.generation import encoded
 from ..models.harvest import as_fits
 from ..models.language_model import Edit, LanguageModel

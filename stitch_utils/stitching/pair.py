@@ -5,9 +5,10 @@ the exact minimum of Eq. 3. Moments are saved in `artifacts/`, so that another c
 
 Offers `StitchedPair`, which the experiments take; `fit_pair` and `FittedPair`, for those who want the maps alone;
 `SHOWN_LOSSES`; `stitch_file`, the path of a pair's stitch; `preflight`, which finds mistakes before anything heavy is
-loaded; and the warning `ScarceTokens`.
+loaded; and the warnings `ScarceTokens` and `RepeatedText`, each a `DoubtfulFit`.
 """
 
+import contextlib
 import functools
 import math
 import warnings
@@ -18,7 +19,9 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from ..data.alignment import reader_of_both
+from ..data.hub import HubError
 from ..data.pairs import ModelPair, Scale, blaming, check_known, check_ridge, load_pair
+from ..data.repeats import count_repeats
 from ..data.text import PairedBatch, TokenBatch
 from ..models.harvest import (
     NormLimits,
@@ -40,11 +43,20 @@ from .svcca import svcca_table
 
 # What `fit` says of cross-entropy: {name: (stitch, condition)} of a Fidelity.
 SHOWN_LOSSES = {side: ("own", side) for side in "ab"} | {name: ("fitted", name) for name in CONDITIONS}
+BYTES_A_TOKEN = 8  # at most, of text as a whole
 FOLDS = 5  # of the training text, where the ridge is chosen
 
 
-class ScarceTokens(UserWarning):
+class DoubtfulFit(UserWarning):
+    """What a stitch is fitted or judged on is not enough to trust its losses."""
+
+
+class ScarceTokens(DoubtfulFit):
     """A stitch is fitted on so few tokens that its maps follow the text."""
+
+
+class RepeatedText(DoubtfulFit):
+    """A stitch is judged on documents that it was fitted on."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,13 +223,35 @@ class StitchedPair:
 
     @functools.cached_property
     def stitch(self) -> Stitch:
-        """The exact minimum of Eq. 3 on the training text; it warns with `ScarceTokens` where that is too short."""
-        if scarce := scarcity(self.moments):
-            warnings.warn(scarce, ScarceTokens, stacklevel=2)
+        """The exact minimum of Eq. 3 on the training text.
+
+        It warns with `ScarceTokens` where that is too short, and with `RepeatedText` where held-out text repeats it.
+        """
+        for said, kind in ((scarcity(self.moments), ScarceTokens), (self.repeats, RepeatedText)):
+            if said:
+                warnings.warn(said, kind, stacklevel=3)
         made_of = {"alpha": self.alpha, "ridge": self.ridge_used, "folds": self._n_folds}
         path = self.artifact("stitch", made_of, sources=(fit_exact, harvest_moments), suffix=".safetensors")
         fit = functools.partial(fit_exact, self.moments, alpha=self.alpha, ridge=self.ridge_used)
         return kept(path, fit, Stitch.save, Stitch.load)
+
+    @functools.cached_property
+    def repeats(self) -> str:
+        """Say how many held-out documents stand in the training text, too; "" if none do, or one cannot be read.
+
+        The embedded world's are not counted: it has few words, and its short documents recur by chance.
+        """
+        pair, sizes = self.pair, self.sizes
+        if pair.train.source == pair.evaluation.source == "world":
+            return ""
+        is_packed, tokens = pair.rows == "packed", sizes.train_tokens
+        read = {"n_bytes": BYTES_A_TOKEN * tokens} if is_packed else {"n_train": -(-tokens // pair.context)}
+        with contextlib.suppress(HubError), blaming(pair, "text"):
+            repeated, held = count_repeats(pair.train, pair.evaluation, n_held_out=sizes.eval_documents, **read)
+            if repeated:
+                share = f"{repeated:,} of {held:,} held-out documents ({repeated / held:.1%})"
+                return f"{share} stand in the training text, too, so that losses on them flatter the maps"
+        return ""
 
     @property
     def _n_folds(self) -> int:
@@ -256,6 +290,8 @@ class FittedPair(NamedTuple):
     """How the ridge was chosen, if it was."""
     scarcity: str
     """What `ScarceTokens` warns of; "" where tokens are enough."""
+    repeats: str
+    """What `RepeatedText` warns of; "" where no held-out document stands in the training text."""
 
 
 def stitch_file(pair: str) -> Path:
@@ -300,5 +336,13 @@ def fit_pair(
     revisions = {"revision_a": pair.a.revision, "revision_b": pair.b.revision, "text_revision": pair.train.revision}
     about |= {name: revision for name, revision in revisions.items() if revision}
     stitch = replace(opened.stitch, about=about)
-    said = streams, moments.left_out, fidelity, opened.is_stand_in, opened.ridge_choice, scarcity(moments)
+    said = (
+        streams,
+        moments.left_out,
+        fidelity,
+        opened.is_stand_in,
+        opened.ridge_choice,
+        scarcity(moments),
+        opened.repeats,
+    )
     return FittedPair(stitch, layers, int(moments.count), fitted, unseen, unexplained, *said)

@@ -63,30 +63,36 @@ def test_a_file_of_ones_own(tmp_path, random_folders):
         ({"rows": "loose"}, "unknown rows 'loose': expected one of document, packed"),
         ({"threads": -1}, "threads must be 0 or more: got -1"),
         ({"strength": -1}, "strength must be a positive number, or 0 to choose one: got -1"),
-        ({"strength": "mean"}, "strength must be a positive number, or 0 to choose one: got 'mean'"),
+        ({"strength": "mean"}, "strength: expected a number, got 'mean'"),
         ({"ridge": -1}, "ridge must be a number of 0 or more, or auto: got -1"),
         ({"ridge": "least"}, "ridge must be a number of 0 or more, or auto: got 'least'"),
-        ({"ridge": True}, "ridge must be a number of 0 or more, or auto: got True"),
+        ({"ridge": True}, "ridge: expected a number or a text, got True"),
         ({"ridge": float("nan")}, "ridge must be a number of 0 or more, or auto: got nan"),
-        ({"name": 160}, "name is no text but 160: expected it in quotation marks"),
+        ({"name": 160}, "name is no text to YAML but 160: put it in quotation marks"),
         ({"context": 1}, "context must be 2 or more: got 1"),
-        ({"colour": "red"}, "ModelPair: unknown colour; expected name, title"),
+        ({"colour": "red"}, "unknown colour; expected name, title"),
         (
             {"text": {"train": {"source": "world", "name": "x"}}, "txt": 1},
-            "the entry 'evaluation' is missing, and 'txt' is none that is known",
+            "unknown txt; expected name, title, a, b, context, .*, text",
         ),
-        ({"a": {"layer": 1}}, "ModelRef: missing model; expected model, layer, revision"),
+        ({"a": {"layer": 1}}, "missing a.model; expected model, layer, revision"),
         ({"a": {"model": "x"}}, "model a has no layer: expected the number of the block"),
-        ({"a": "x"}, "ModelRef: expected a mapping, got 'x'"),
+        ({"a": "x"}, "a: expected a mapping, got 'x'"),
         (
             {"augmenter": {"model": "x", "dtype": "int8"}},
             "unknown dtype 'int8': expected one of float32",
         ),
-        ({"augmenter": {"id": "x"}}, "AugmenterRef: unknown id; missing model; expected model, revision, dtype"),
+        ({"augmenter": {"id": "x"}}, "unknown augmenter.id; missing augmenter.model; expected model, revision, dtype"),
         ({"saes": {"c": {"format": "sparsify", "release": "x", "id": "y"}}}, "saes of unknown side c: expected a or b"),
         ({"scales": {}}, "scales is empty: expected at least one, of smoke, default, paper"),
-        ({"scales": {"smoke": {"train_tokens": 0}}}, "missing adam_steps, batch_size"),
-        ({"text": {"train": {"source": "world", "name": "x"}}}, "the entry 'evaluation' is missing"),
+        ({"scales": {"smoke": {"train_tokens": 0}}}, "missing scales.smoke.adam_steps, scales.smoke.batch_size"),
+        ({"text": {"train": {"source": "world", "name": "x"}}}, "missing text.evaluation; expected train, evaluation"),
+        ({"sae_recipe": {"lr": 0}}, "sae_recipe: lr must be a number above 0: got 0"),
+        ({"sae_recipe": {"k": 0}}, "sae_recipe: k must be 1 or more: got 0"),
+        ({"strength": float("nan")}, "strength must be a positive number, or 0 to choose one: got nan"),
+        ({"outliers": {"beyond": 1}}, "outliers: beyond must be a number above 1, of medians: got 1"),
+        ({"file": "x"}, "unknown file; expected name"),
+        ({"train": {"source": "world", "name": "x"}}, "unknown train; expected name"),
         ({"text": {key: {"source": "world", "name": "x"} for key in ("train", "evaluation")}}, "text are the same"),
     ],
 )
@@ -122,6 +128,60 @@ def test_the_least_that_a_file_must_say(own, monkeypatch):
 def test_a_ridge_is_a_number_however_it_is_written(own, written):
     own.write_text(MINIMAL + f"ridge: {written}\n")  # YAML 1.1 reads the first as a text
     assert load_pair(own).ridge == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("layer: 1}", "layer: '1'}", "a.layer: expected a whole number, got '1': write 1"),
+        ("layer: 1}", "layer: 1, revision: 0012345}", "a.revision: 0012345 is .* put it in quotation marks"),
+        ("layer: 1}", "layer: 1, revision: 4930.}", "a.revision is no text to YAML but 4930.0: put it in quotation"),
+        ("models/b}", "models/b, revision: 1234567e12}", "b.revision is no text to YAML but 1.234567e"),
+        ("models/b}", "models/b, revision: 2024-01-31}", "b.revision is no text to YAML but 2024-01-31: put it in"),
+        ("models/b}", "42}", "b.model is no text to YAML but 42: put it in quotation marks"),
+        ("models/b}", "models/b, layer: yes}", "b.layer: expected a whole number, got True"),
+        ("story.txt", "2024", "text: expected a mapping, got 2024"),
+        ("story.txt", "{source: hub, name: c4, config: no}", "text.config is no text to YAML but False: put it in"),
+        ("story.txt", "{source: files, name: [a.txt]}", r"text.name: expected a text, got \['a.txt'\]"),
+        ("story.txt", "{source: files, name: a.txt, take: 1e6}", "text.take: expected a whole number.*: write 1000000"),
+        ("story.txt", "story.txt\ncontext: 128.0", "context: expected a whole number, got 128.0: write 128"),
+        ("story.txt", "story.txt\ncontext: 32\ncontext: 64", "line 7: given twice: context"),
+        ("story.txt", "story.txt\nsaes:", "saes: expected a mapping, got None"),
+        (
+            "story.txt",
+            "story.txt\nsaes: {a: {format: sparsify, release: x, id: 3}}",
+            "saes.a.id is no text to YAML but 3",
+        ),
+        ("story.txt", "story.txt\ndatasets: {on: {name: x}}", "datasets.on is no text for a name to YAML"),
+        ("story.txt", "story.txt\nsae_recipe: {lr: fast}", "sae_recipe.lr: expected a number, got 'fast'"),
+        ("story.txt", "story.txt\noutliers: 10", "outliers: expected a mapping, got 10"),
+        ("story.txt", "story.txt\nthreads: true", "threads: expected a whole number, got True"),
+    ],
+)
+def test_what_yaml_takes_for_something_else_is_refused(own, old, new, message):
+    assert old in MINIMAL
+    own.write_text(MINIMAL.replace(old, new))
+    with pytest.raises(ValueError, match=f"^mine.yml: .*{message}") as error:
+        load_pair(own)
+    assert "\n" not in str(error.value)
+
+
+def test_texts_in_quotation_marks_and_numbers_however_they_are_written(own):
+    own.write_text(
+        MINIMAL.replace("layer: 1}", "layer: 1, revision: '0012345'}").replace(
+            "story.txt", "{source: hub, name: c4, config: 'no', revision: '1234567e12', take: 1_000}"
+        )
+        + "sae_recipe: {lr: 1e-4}\nstrength: 1\n"
+    )
+    pair = load_pair(own)
+    assert (pair.a.revision, pair.train.config, pair.train.revision) == ("0012345", "no", "1234567e12")
+    assert (pair.train.take, pair.sae_recipe.lr, pair.strength) == (1000, 1e-4, 1)
+
+
+def test_a_file_in_another_encoding(own):
+    own.write_bytes(MINIMAL.encode("utf-16"))
+    with pytest.raises(ValueError, match=r"^mine\.yml: is not in UTF-8 .*: save it as UTF-8$"):
+        load_pair(own)
 
 
 def test_a_hub_dataset_by_its_name_alone(own):

@@ -16,7 +16,7 @@ from stitch_utils.models.language_model import load_models
 from stitch_utils.stitching import pair as fitting
 from stitch_utils.stitching.fit import fit_exact
 from stitch_utils.stitching.moments import harvest_folds, harvest_moments
-from stitch_utils.stitching.pair import StitchedPair, fit_pair, preflight
+from stitch_utils.stitching.pair import RepeatedText, StitchedPair, fit_pair, preflight
 from stitch_utils.stitching.stitch import Stitch, stitch_loss
 from stitch_utils.stitching.svcca import svcca_table
 
@@ -153,3 +153,37 @@ def test_a_real_model_that_nobody_made_for_this(tmp_path, project):
     (tmp_path / "stories.yml").write_text(yaml.safe_dump(data))
     fitted = fit_pair(load_pair(tmp_path / "stories.yml"), scale="smoke")
     assert fitted.layers == (2, 3) and max(fitted.unexplained) < 0.25
+
+
+REPEATED = [f"The cook number {number} bakes a cake for the baker's daughter, and it is big." for number in range(60)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "held_out", "said"),
+    [
+        (
+            "document",
+            [REPEATED[4], "Never before."],
+            r"1 of 2 held-out documents \(50\.0%\) stand in the training text",
+        ),
+        ("packed", [*REPEATED[:3], *REPEATED[:3]], r"6 of 6 held-out documents \(100\.0%\) stand in the training text"),
+        ("document", ["Never before.", "Nor after."], ""),
+    ],
+)
+def test_held_out_text_that_repeats_the_training_text(small_pair, tmp_path, bare_book, rows, held_out, said):
+    for name, documents in {"train": REPEATED, "held": held_out}.items():
+        (tmp_path / f"{name}.txt").write_text("\n\n".join(documents))
+    text = {
+        part: {"source": "files", "name": f"{name}.txt"}
+        for part, name in {"train": "train", "evaluation": "held"}.items()
+    }
+    file = small_pair(text=text, rows=rows, sizes={"train_tokens": 800}, ridge=0.01)
+    opened = StitchedPair.open(file, "smoke")
+    if said:
+        with pytest.warns(RepeatedText, match=said):
+            _ = opened.stitch
+    else:
+        assert opened.repeats == "" and opened.stitch
+    code, lines, err = call_here(bare_book, "fit", "--pair", str(file), "--scale", "smoke")
+    found = [line for line in lines if line.startswith("Beware: ") and "held-out documents" in line]
+    assert (code, err, len(found)) == (0, "", bool(said)) and all(re.search(said, line) for line in found)
