@@ -6,7 +6,8 @@
     stitch-book record --pair my-pair.yml                     keeps its pages and results in book/recorded
     stitch-book claims --json
 
-The commands for a pair of one's own are in `commands.py`: fit, transfer-sae, transfer-vector, transfer-probe, push.
+The commands for models of one's own are in `commands.py`: check, fit, transfer-sae, transfer-vector, transfer-probe
+and push.
 Chapters are plain papermill notebooks; a page that papermill itself made carries no key and is made anew.
 
 Exit codes: 0; 1 when a chapter or the rendering fails; 2 when the request makes no sense; 130 when interrupted.
@@ -85,7 +86,7 @@ def _why_no_chats(pair: ModelPair) -> str | None:
     with refusing(ValueError):
         preflight(pair)
     refs = pair.a, pair.b
-    tokenizers = [load_tokenizer(ref.model, revision=ref.revision) for ref in refs]
+    tokenizers = [load_tokenizer(ref.model, **ref.source) for ref in refs]
     for ref, tokenizer in zip(refs, tokenizers):
         if not getattr(tokenizer, "chat_template", None):
             return f"the tokenizer of {ref.model!r} has no chat template"
@@ -192,6 +193,13 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("-p", dest="given", help="set a parameter of the chapters; repeatable", **given)
     run.add_argument("--jobs", type=int, metavar="N", help="chapters side by side (default: what fits)")
     run.add_argument("--force", action="store_true", help="execute even where nothing has changed")
+
+    check = add("check", help="load a model and say whether it can be stitched")
+    check.add_argument("model", metavar="MODEL", help="a Hub id, a folder, a GGUF file, or embedded:NAME")
+    check.add_argument("--revision", help="branch, tag or commit on the Hub")
+    check.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16 (default: float32)")
+    run_code = "let code that the repository brings run (default: such a model is refused)"
+    check.add_argument("--trust-remote-code", action="store_true", help=run_code)
 
     fit = add("fit", parents=[pair, scale], help="fit the stitch of a pair and save it")
     fit.add_argument("--alpha", type=float, default=1.0, help="weight of the inversion terms (default 1)")
