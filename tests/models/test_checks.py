@@ -185,7 +185,7 @@ def test_a_quantised_checkpoint_without_its_library(llama, method):
 def test_a_token_that_has_no_embedding(llama):
     model = load_model(str(llama), "cpu")
     for ask in (model.logits, lambda tokens: model.residuals(tokens, [1])):
-        with pytest.raises(ValueError, match="token 384 is read, and .* has 384: its tokenizer is another model's"):
+        with pytest.raises(ValueError, match=r"token 384 is read, and .* has 384: its tokenizer is another model's"):
             ask(torch.tensor([[3, 384]]))
 
 
@@ -335,7 +335,7 @@ def wrong(monkeypatch, change):
 def test_a_bridge_that_computes_something_else_is_refused(made, monkeypatch, part, what, dtype):
     def change(model):
         for name, parameter in model.named_parameters():
-            if f"{part}." in name and "layers" in part or name.split(".")[-2:-1] == [part] or part in name:
+            if all(segment in name.split(".") for segment in part.split(".")):
                 parameter.mul_(1.5)
 
     wrong(monkeypatch, change)
@@ -360,11 +360,6 @@ def test_the_check_leaves_nothing_behind(made):
     assert again.agreement.allowed == pytest.approx(2**-3.5)
     hooks = [point for module in model.bridge.modules() for point in getattr(module, "fwd_hooks", [])]
     assert not hooks
-    torch.manual_seed(3)
-    before = torch.rand(1)
-    torch.manual_seed(3)
-    load_model(str(made), "cpu")
-    assert torch.equal(torch.rand(1), before) or True
 
 
 # Overflow
