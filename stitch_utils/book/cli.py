@@ -34,7 +34,16 @@ from filelock import FileLock, Timeout
 from ..data.pairs import ModelPair
 from ..utils.files import DAMAGED, project_root, remove_damaged, remove_leftovers, tree_digest
 from ..utils.progress import progress
-from .chapters import CHAT_CHAPTERS, SUMMARIES, RequestError, one_line, recorded_pages, refusing, toc_files
+from .chapters import (
+    CHAT_CHAPTERS,
+    HEAD_CHAPTERS,
+    SUMMARIES,
+    RequestError,
+    one_line,
+    recorded_pages,
+    refusing,
+    toc_files,
+)
 from .claims import VERDICTS, named, said_of_turns, verdicts
 from .runs import HOME_PAIR, RUNS, WorkError, execute_all, find_pair, is_fresh, jobs_at_once, key_of, plan
 
@@ -61,12 +70,12 @@ def run_chapters(root: Path, *, pair: str, jobs: int | None, **choices: Any) -> 
             group = [run for run in runs if (run.chapter in SUMMARIES) == is_last]
             keys = {run.chapter: key_of(root, run) for run in group}
             stale = [run for run in group if run.force or not is_fresh(root, run, keys[run.chapter])]
-            silent = _why_no_chats(models) if stale and stale[0].pair != HOME_PAIR else None
+            left_out = _left_out(models) if stale and stale[0].pair != HOME_PAIR else {}
             for run in group:
                 if run not in stale:
                     bar.write(f"{run.label}: unchanged")
-                elif silent and run.chapter in CHAT_CHAPTERS:
-                    bar.write(f"{run.label}: left out, since {silent}")
+                elif why := left_out.get(run.chapter):
+                    bar.write(f"{run.label}: left out, since {why}")
                     stale.remove(run)
             for artifact in remove_damaged(root) if stale and not tidied else ():  # what is executed reads artifacts
                 bar.write(f"stitch-book: {artifact.relative_to(root)} {DAMAGED}", file=sys.stderr)
@@ -77,14 +86,27 @@ def run_chapters(root: Path, *, pair: str, jobs: int | None, **choices: Any) -> 
                 bar.update()
 
 
-def _why_no_chats(pair: ModelPair) -> str | None:
-    """Say why the pair has no chats that both models read alike; RequestError for what would end a run later."""
-    from ..data.alignment import reader_of_both
-    from ..models.language_model import load_tokenizer
+def _left_out(pair: ModelPair) -> dict[str, str]:
+    """Say which chapters the pair has to do without, and why; RequestError for what would end a run later."""
+    from ..models.heads import ARCHITECTURES
+    from ..models.language_model import load_config
     from ..stitching.pair import preflight
 
     with refusing(ValueError):
         preflight(pair)
+    found = dict.fromkeys(CHAT_CHAPTERS, why) if (why := _why_no_chats(pair)) else {}
+    for ref in (pair.a, pair.b):
+        if (kind := load_config(ref.model, **ref.source).model_type) not in ARCHITECTURES:
+            why = f"attention heads of the family {kind!r} ({ref.model!r}) are not worked out by hand"
+            found |= dict.fromkeys(HEAD_CHAPTERS, why)
+    return found
+
+
+def _why_no_chats(pair: ModelPair) -> str | None:
+    """Say why the pair has no chats that both models read alike."""
+    from ..data.alignment import reader_of_both
+    from ..models.language_model import load_tokenizer
+
     refs = pair.a, pair.b
     tokenizers = [load_tokenizer(ref.model, **ref.source) for ref in refs]
     for ref, tokenizer in zip(refs, tokenizers):
