@@ -65,6 +65,7 @@ def test_the_formats_that_saelens_reads_as_pickles_are_known():
     assert {name for name, load in loaders.items() if "torch.load(" in inspect.getsource(load)} == sae_loading.PICKLED
 
 
+PASSED_ON = {"False", "trust_remote_code", "trust_remote_code is True"}  # what a user says, by its own name
 PICKLES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 
 
@@ -85,7 +86,7 @@ def unsafe(source):
             if "SafeLoader" not in loader and loader not in ("_UniqueKeys", "_PlainYAML"):
                 found.append(f"{called}({loader})")
         for keyword in node.keywords:
-            if keyword.arg in ("allow_pickle", "trust_remote_code") and ast.unparse(keyword.value) != "False":
+            if keyword.arg in ("allow_pickle", "trust_remote_code") and ast.unparse(keyword.value) not in PASSED_ON:
                 found.append(keyword.arg)
             if keyword.arg == "use_safetensors" and ast.unparse(keyword.value) != "True":
                 found.append(keyword.arg)
@@ -102,6 +103,7 @@ def unsafe(source):
         "yaml.load(text)",
         "yaml.load(text, yaml.Loader)",
         "f(trust_remote_code=True)",
+        "f(allow_pickle=trust_remote_code or x)",
         "f(use_safetensors=None)",
     ],
 )

@@ -6,7 +6,8 @@
     stitch-book record --pair my-pair.yml                     keeps its pages and results in book/recorded
     stitch-book claims --json
 
-The commands for a pair of one's own are in `commands.py`: fit, transfer-sae, transfer-vector, transfer-probe, push.
+The commands for models of one's own are in `commands.py`: check, fit, transfer-sae, transfer-vector, transfer-probe
+and push.
 Chapters are plain papermill notebooks; a page that papermill itself made carries no key and is made anew.
 
 Exit codes: 0; 1 when a chapter or the rendering fails; 2 when the request makes no sense; 130 when interrupted.
@@ -33,7 +34,16 @@ from filelock import FileLock, Timeout
 from ..data.pairs import ModelPair
 from ..utils.files import DAMAGED, project_root, remove_damaged, remove_leftovers, tree_digest, writable_folder
 from ..utils.progress import progress
-from .chapters import CHAT_CHAPTERS, SUMMARIES, RequestError, one_line, recorded_pages, refusing, toc_files
+from .chapters import (
+    CHAT_CHAPTERS,
+    HEAD_CHAPTERS,
+    SUMMARIES,
+    RequestError,
+    one_line,
+    recorded_pages,
+    refusing,
+    toc_files,
+)
 from .claims import VERDICTS, named, said_of_turns, verdicts
 from .runs import HOME_PAIR, RUNS, WorkError, execute_all, find_pair, is_fresh, jobs_at_once, key_of, plan
 
@@ -60,12 +70,12 @@ def run_chapters(root: Path, *, pair: str, jobs: int | None, **choices: Any) -> 
             group = [run for run in runs if (run.chapter in SUMMARIES) == is_last]
             keys = {run.chapter: key_of(root, run) for run in group}
             stale = [run for run in group if run.force or not is_fresh(root, run, keys[run.chapter])]
-            silent = _why_no_chats(models) if stale and stale[0].pair != HOME_PAIR else None
+            left_out = _left_out(models) if stale and stale[0].pair != HOME_PAIR else {}
             for run in group:
                 if run not in stale:
                     bar.write(f"{run.label}: unchanged")
-                elif silent and run.chapter in CHAT_CHAPTERS:
-                    bar.write(f"{run.label}: left out, since {silent}")
+                elif why := left_out.get(run.chapter):
+                    bar.write(f"{run.label}: left out, since {why}")
                     stale.remove(run)
             for artifact in remove_damaged(root) if stale and not tidied else ():  # what is executed reads artifacts
                 bar.write(f"stitch-book: {artifact.relative_to(root)} {DAMAGED}", file=sys.stderr)
@@ -76,16 +86,29 @@ def run_chapters(root: Path, *, pair: str, jobs: int | None, **choices: Any) -> 
                 bar.update()
 
 
-def _why_no_chats(pair: ModelPair) -> str | None:
-    """Say why the pair has no chats that both models read alike; RequestError for what would end a run later."""
-    from ..data.alignment import reader_of_both
-    from ..models.language_model import load_tokenizer
+def _left_out(pair: ModelPair) -> dict[str, str]:
+    """Say which chapters the pair has to do without, and why; RequestError for what would end a run later."""
+    from ..models.heads import ARCHITECTURES
+    from ..models.language_model import load_config
     from ..stitching.pair import preflight
 
     with refusing(ValueError):
         preflight(pair)
+    found = dict.fromkeys(CHAT_CHAPTERS, why) if (why := _why_no_chats(pair)) else {}
+    for ref in (pair.a, pair.b):
+        if (kind := load_config(ref.model, **ref.source).model_type) not in ARCHITECTURES:
+            why = f"attention heads of the family {kind!r} ({ref.model!r}) are not worked out by hand"
+            found |= dict.fromkeys(HEAD_CHAPTERS, why)
+    return found
+
+
+def _why_no_chats(pair: ModelPair) -> str | None:
+    """Say why the pair has no chats that both models read alike."""
+    from ..data.alignment import reader_of_both
+    from ..models.language_model import load_tokenizer
+
     refs = pair.a, pair.b
-    tokenizers = [load_tokenizer(ref.model, revision=ref.revision) for ref in refs]
+    tokenizers = [load_tokenizer(ref.model, **ref.source) for ref in refs]
     for ref, tokenizer in zip(refs, tokenizers):
         if not getattr(tokenizer, "chat_template", None):
             return f"the tokenizer of {ref.model!r} has no chat template"
@@ -191,6 +214,13 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("-p", dest="given", help="set a parameter of the chapters; repeatable", **given)
     run.add_argument("--jobs", type=int, metavar="N", help="chapters side by side (default: what fits)")
     run.add_argument("--force", action="store_true", help="execute even where nothing has changed")
+
+    check = add("check", help="load a model and say whether it can be stitched")
+    check.add_argument("model", metavar="MODEL", help="a Hub id, a folder, a GGUF file, or embedded:NAME")
+    check.add_argument("--revision", help="branch, tag or commit on the Hub")
+    check.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16 (default: float32)")
+    run_code = "let code that the repository brings run (default: such a model is refused)"
+    check.add_argument("--trust-remote-code", action="store_true", help=run_code)
 
     fit = add("fit", parents=[pair, scale], help="fit the stitch of a pair and save it")
     fit.add_argument("--alpha", type=float, default=1.0, help="weight of the inversion terms (default 1)")

@@ -3,7 +3,7 @@
 The rooms below fit, carry, judge and publish; here is what a user types and reads. A result is written before it is
 judged, so that whatever stops the measuring loses nothing. This module takes seconds to import.
 
-Offers `fit`, `transfer_sae`, `transfer_vector`, `transfer_probe` and `push`.
+Offers `check`, `fit`, `transfer_sae`, `transfer_vector`, `transfer_probe` and `push`.
 """
 
 import warnings
@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from ..data.pairs import ModelRef, check_ridge
-from ..models.language_model import load_models, set_threads
+from ..data.text import begin_and_end
+from ..models.language_model import count_parameters, load_model, load_models, set_threads
 from ..probing.probes import judge_probe, read_probe, save_probe
 from ..probing.probes import transfer_probe as carry_probe
 from ..saes.evaluation import judge_sae
@@ -30,6 +31,24 @@ from ..utils.arrays import read_vectors, save_arrays
 from ..utils.files import writable_folder, write_whole
 from .chapters import RequestError, refusing
 from .runs import find_pair
+
+
+def check(root: Path, *, model: str, revision: str | None, dtype: str, trust_remote_code: bool) -> None:
+    """Load a model as a pair would, and print what it is and how far the bridge is from transformers."""
+    with refusing(ValueError):
+        loaded = load_model(model, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code)
+        begin, parameters = begin_and_end(loaded.tokenizer)[0], count_parameters(loaded.config)
+    tokenizer, agreement = loaded.tokenizer, loaded.agreement
+    assert agreement is not None  # a model is compared when it is loaded
+    before = "no token" if begin is None else repr(tokenizer.decode([begin]))
+    chat = "a chat template" if getattr(tokenizer, "chat_template", None) else "no chat template"
+    print(f"{model}: family {loaded.hf_model.config.model_type}")
+    print(f"{loaded.n_layers} layers of width {loaded.d_model}, {parameters:,} parameters")
+    print(f"tokenizer: {type(tokenizer).__name__}, {len(tokenizer):,} tokens, {before} before a text, {chat}")
+    print(
+        f"TransformerBridge agrees with transformers: residual streams to {agreement.residuals:.1g} of their norm, "
+        f"logits to {agreement.logits:.1g} ({dtype} explains {agreement.allowed:.1g})"
+    )
 
 
 def fit(root: Path, *, pair: str, scale: str, alpha: float, ridge: float | str | None, out: str | None) -> None:

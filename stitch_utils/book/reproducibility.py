@@ -81,7 +81,7 @@ def text_splits(pair: ModelPair, scale: str) -> pd.DataFrame:
     not met are not), and the documents of the second that are, word for word, among the first.
     """
     sizes = pair.scale(scale)
-    tokenizers = tuple(load_tokenizer(ref.model, revision=ref.revision) for ref in (pair.a, pair.b))
+    tokenizers = tuple(load_tokenizer(ref.model, **ref.source) for ref in (pair.a, pair.b))
     rows, fitted_on = [], None
     for part, text, batches in (
         ("fitted on", pair.train, training_batches(pair, sizes, tokenizers, sizes.train_tokens)),

@@ -75,6 +75,13 @@ class ModelRef:
     revision: str | None = None
     config: Mapping[str, Any] | None = None
     """Sizes from the model's Hugging Face configuration; they give its cost before it is downloaded."""
+    trust_remote_code: bool = False
+    """Whether code that the model's repository brings may run; without it such a model is refused."""
+
+    @property
+    def source(self) -> dict[str, Any]:
+        """Return what the loaders of `models.language_model` need beside the model's name."""
+        return {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
 
     @property
     def short(self) -> str:

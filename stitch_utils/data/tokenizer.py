@@ -116,9 +116,7 @@ def explaining(ref: str, path: str) -> Iterator[None]:
     except HubError:
         raise
     except Exception as error:  # of the classes of several libraries
-        said = str(error)
-        if type(error) is ValueError and "\n" not in said and "tiktoken" not in said:
-            raise
+        said = str(error.__cause__ or error)
         files = _files(path)
         if Path(path).is_dir() and not files:
             raise ValueError(f"{ref!r} has no tokenizer: expected {_WANTED}") from error
@@ -128,6 +126,8 @@ def explaining(ref: str, path: str) -> Iterator[None]:
                 f"the tokenizer of {ref!r} ({', '.join(files) or 'without tokenizer.json'}) cannot be read without the "
                 f"package {missing[0]}: install it (`pip install {missing[0]}`), or put a tokenizer.json beside it"
             ) from error
+        if type(error) is ValueError and "\n" not in str(error):
+            raise
         raise ValueError(f"the tokenizer of {ref!r} cannot be read ({' '.join(said.split())})") from error
 
 

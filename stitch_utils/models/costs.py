@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoConfig
+from transformers import CONFIG_MAPPING, AutoConfig
 
 from ..data.hub import HubError
 from ..data.pairs import ModelRef
@@ -94,8 +94,10 @@ def architecture_of(ref: ModelRef) -> Architecture | None:
     None for a family whose costs are not known, and for a model of the Hub whose configuration is not to be had: its
     costs are not known, either. Of a model that also reads images, only the text part counts.
     """
+    if ref.config and ref.config.get("model_type") not in CONFIG_MAPPING:
+        return None
     try:
-        config = AutoConfig.for_model(**ref.config) if ref.config else load_config(ref.model, revision=ref.revision)
+        config = AutoConfig.for_model(**ref.config) if ref.config else load_config(ref.model, **ref.source)
     except HubError:
         return None
     config = config.get_text_config()

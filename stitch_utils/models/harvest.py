@@ -29,6 +29,7 @@ from ..data.pairs import ModelPair, ModelRef, Scale, TextRef, blaming
 from ..data.text import PairedBatch, TokenBatch, paired_batches
 from ..data.text_files import text_files_key
 from ..utils.files import digest
+from .checks import is_finite, overflow
 from .language_model import LanguageModel
 
 T = TypeVar("T")
@@ -146,9 +147,15 @@ def without_outliers(
 
 
 def _chosen(model: LanguageModel, tokens: Tensor, chosen: Tensor, layers: Sequence[int]) -> Residuals:
-    """Read the residual streams of some tokens of a batch."""
+    """Read the residual streams of some tokens of a batch; ValueError names the first layer that is not finite."""
     keep = chosen.to(model.device)
-    return {layer: residual[keep] for layer, residual in model.residuals(tokens, layers).items()}
+    found = {layer: residual[keep] for layer, residual in model.residuals(tokens, layers).items()}
+    if not all(map(is_finite, found.values())):
+        streams = model.residuals(tokens, range(max(layers) + 1))
+        first = next(layer for layer, stream in sorted(streams.items()) if not is_finite(stream[keep]))
+        what = f"the residual stream before layer {first}"
+        raise ValueError(overflow(what, model.ref, streams[first].dtype))
+    return found
 
 
 def sample_residuals(

@@ -18,15 +18,28 @@ from unittest import mock
 import torch
 from huggingface_hub import hf_hub_download
 from jaxtyping import Bool, Float, Int
-from safetensors import SafetensorError
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
-from ..data.hub import fetched, resolve
+from ..data.hub import HubError, fetched, resolve
 from ..data.pairs import DTYPES, ModelPair, blaming, check_known
 from ..data.tokenizer import as_trained, begin_and_end, check_ids, check_tokenizer, check_vocabulary, explaining
+from .checks import (
+    Agreement,
+    check_causal,
+    check_code,
+    check_json,
+    check_weights,
+    compare,
+    explained,
+    in_one_line,
+    is_causal,
+    is_of_repository,
+    loader_of,
+    own_answers,
+)
 from .gguf_files import gguf_config, gguf_model, gguf_tokenizer
 from .half_precision import fast_products
 
@@ -40,7 +53,12 @@ class _Enough(Exception):
 
 
 class LanguageModel:
-    """A causal language model with its tokenizer. `ref` says where from; `config` describes its text part."""
+    """A causal language model with its tokenizer. `ref` says where from; `config` describes its text part.
+
+    `agreement` says how far the bridge is from transformers, where `load_model` has compared them.
+    """
+
+    agreement: Agreement | None = None
 
     def __init__(self, bridge: TransformerBridge, tokenizer, ref: str):
         self.bridge, self.tokenizer, self.ref = bridge, tokenizer, ref
@@ -209,86 +227,117 @@ def _check_layer(ref: str, layer: int, n_layers: int) -> None:
         raise ValueError(f"layer {layer} of {ref!r} does not exist: it has {n_layers} layers (0-{n_layers - 1})")
 
 
-GGUF = {AutoConfig: gguf_config, AutoTokenizer: gguf_tokenizer, AutoModelForCausalLM: gguf_model}
+GGUF: dict[Any, Callable] = {AutoConfig: gguf_config, AutoTokenizer: gguf_tokenizer, AutoModelForCausalLM: gguf_model}
 
 
-def _from_anywhere(kind, ref: str, revision: str | None, **options):
+def _from_anywhere(kind, ref: str, revision: str | None, trust_remote_code: bool, **options):
     """Load a part of a model by transformers; HubError from the Hub, ValueError for what is bad in a folder or file."""
     path = resolve(ref)
     if Path(path).is_file():
         return GGUF[kind](path, **options)
-    load = kind.from_pretrained
-    if not Path(path).is_dir():
-        fetched("model", path, lambda: hf_hub_download(path, "config.json", revision=revision), revision=revision)
-        return fetched("model", path, lambda: load(path, revision=revision, **options), revision=revision)
+    # Without a word on it transformers would ask, and nothing but True is a yes.
+    load = partial(kind.from_pretrained, path, trust_remote_code=trust_remote_code is True, **options)
+    folder = Path(path)
     try:
-        return load(path, **options)
-    except SafetensorError as error:
-        raise ValueError(f"the weights in {path!r} are damaged ({error}): put them there again") from error
-    except OSError as error:
-        if "model.safetensors" in str(error):
-            raise ValueError(f"{path!r} has no model.safetensors: pickled weights are not loaded") from error
+        if folder.is_dir():
+            return load()
+        config = fetched(
+            "model", path, lambda: hf_hub_download(path, "config.json", revision=revision), revision=revision
+        )
+        folder = Path(config).parent
+        return fetched("model", path, lambda: load(revision=revision), revision=revision)
+    except (HubError, MemoryError, torch.OutOfMemoryError):
         raise
+    except Exception as error:
+        raise ValueError(explained(path, folder, error)) from error
 
 
 def count_parameters(config) -> int:
-    """Count the parameters of the model that a Hugging Face configuration describes; tied matrices count once."""
+    """Count the parameters of the model that a Hugging Face configuration describes; tied matrices count once.
+
+    Of a text part that is no model by itself, the modules and the unembedding. ValueError for an unknown family.
+    """
+    config = copy.deepcopy(config)
+    trust_remote_code = is_of_repository(config)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(copy.deepcopy(config))
-    return sum(parameter.numel() for parameter in model.parameters())
+        if trust_remote_code or is_causal(config):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+            return sum(parameter.numel() for parameter in model.parameters())
+        model = AutoModel.from_config(config, trust_remote_code=trust_remote_code)
+    unembedding = 0 if getattr(config, "tie_word_embeddings", False) else config.vocab_size * config.hidden_size
+    return sum(parameter.numel() for parameter in model.parameters()) + unembedding
 
 
-def load_config(ref: str, *, revision: str | None = None):
-    """Load the Hugging Face configuration of a model reference; of one that reads images too, the text part."""
-    return _from_anywhere(AutoConfig, ref, revision).get_text_config()
+def load_config(ref: str, *, revision: str | None = None, trust_remote_code: bool = False):
+    """Load the Hugging Face configuration of a model reference; of one that reads images too, the text part.
+
+    ValueError for a model that is no causal language model.
+    """
+    config = _from_anywhere(AutoConfig, ref, revision, trust_remote_code)
+    check_causal(ref, config)
+    return config.get_text_config()
 
 
-def load_tokenizer(ref: str, *, revision: str | None = None):
+def load_tokenizer(ref: str, *, revision: str | None = None, trust_remote_code: bool = False):
     """Load the tokenizer of a model reference; ValueError where there is none, or none that reads as it was trained."""
     path = resolve(ref)
     with explaining(ref, path):
-        tokenizer = _from_anywhere(AutoTokenizer, ref, revision)
+        tokenizer = _from_anywhere(AutoTokenizer, ref, revision, trust_remote_code)
     if not Path(path).is_file():  # as a GGUF file is
         check_tokenizer(tokenizer, ref, path)
     return as_trained(tokenizer)
 
 
 def load_model(
-    ref: str, device: str | None = None, *, dtype: str = "float32", revision: str | None = None
+    ref: str,
+    device: str | None = None,
+    *,
+    dtype: str = "float32",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
 ) -> LanguageModel:
     """Load a Hub id, a local folder, a GGUF file, or `embedded:NAME`; by default on the GPU if there is one.
 
-    ValueError for an unknown dtype; HubError (a ValueError) for what the Hub does not give.
+    Code that a repository brings runs only with `trust_remote_code`. ValueError for an unknown dtype, for weights that
+    are not those of the configuration, and for a model that TransformerBridge computes otherwise than transformers;
+    HubError (a ValueError) for what the Hub does not give.
     """
     check_known("dtype", dtype, DTYPES)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    tokenizer = load_tokenizer(ref, revision=revision)
-    # The bridge's hooks see the patterns of eager attention.
+    config = _from_anywhere(AutoConfig, ref, revision, trust_remote_code)
+    check_causal(ref, config)
+    tokenizer = load_tokenizer(ref, revision=revision, trust_remote_code=trust_remote_code)
+    # The bridge's hooks see the patterns of eager attention; weights of other shapes are refused with their names.
     options = {"dtype": getattr(torch, dtype), "attn_implementation": "eager", "use_safetensors": True}
-    options["output_loading_info"] = True
-    if Path(resolve(ref)).exists():  # is read in no time
+    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    if (folder := Path(resolve(ref))).exists():  # is read in no time
         transformers_logging.disable_progress_bar()
+        check_json(ref, folder.glob("generation_config.json"))
     try:
-        loaded: Any = _from_anywhere(AutoModelForCausalLM, ref, revision, **options)
-        hf_model, keys = loaded
-        if missing := sorted(keys["missing_keys"]):
-            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-            raise ValueError(f"{ref!r} has no weights for {missing[0]}{more}: expected all that its configuration has")
-        hf_model = hf_model.to(device)
+        loaded: Any = _from_anywhere(loader_of(config), ref, revision, trust_remote_code, **options)
     finally:
         transformers_logging.enable_progress_bar()
+    hf_model, keys = loaded
+    check_weights(ref, keys, hf_model.config.get_text_config().num_hidden_layers)
+    if not trust_remote_code:
+        check_code(ref, hf_model)
+    hf_model, kind = hf_model.to(device).eval(), config.model_type
+    answers = own_answers(ref, hf_model, tokenizer)  # before the bridge puts its modules into the model
     # The bridge changes its tokenizer, which reads no text here: one without a begin-of-text token gets the end token
     # for it, and one that does not write it is loaded anew, which a GGUF file does not allow.
     of_bridge = copy.deepcopy(tokenizer)
     of_bridge.init_kwargs["add_bos_token"] = True
-    bridge = TransformerBridge.boot_transformers(
-        resolve(ref),
-        hf_model=hf_model.eval(),
-        tokenizer=of_bridge,
-        device=device,
-        dtype=options["dtype"],
-    )
-    return LanguageModel(bridge.eval(), tokenizer, ref)
+    with in_one_line(ref, kind, "TransformerBridge"):
+        bridge = TransformerBridge.boot_transformers(
+            resolve(ref),
+            hf_model=hf_model,
+            tokenizer=of_bridge,
+            device=device,
+            dtype=options["dtype"],
+        )
+    model = LanguageModel(bridge.eval(), tokenizer, ref)
+    model.agreement = compare(ref, kind, model, answers)
+    return model
 
 
 def check_pair(pair: ModelPair) -> None:
@@ -298,10 +347,10 @@ def check_pair(pair: ModelPair) -> None:
     """
     for side, ref in (("a", pair.a), ("b", pair.b)):
         with blaming(pair, f"model {side}"):
-            config = load_config(ref.model, revision=ref.revision)
+            config = load_config(ref.model, **ref.source)
             if ref.layer is not None:
                 _check_layer(ref.model, ref.layer, config.num_hidden_layers)
-            if pair.context > (longest := getattr(config, "max_position_embeddings", pair.context)):
+            if pair.context > (longest := getattr(config, "max_position_embeddings", None) or pair.context):
                 raise ValueError(f"{ref.model!r} reads {longest} tokens at most: choose a context below {pair.context}")
 
 
@@ -312,7 +361,7 @@ def load_models(pair: ModelPair, device: str | None = None) -> tuple[LanguageMod
     """Load models A and B of a pair, after `check_pair`. The four used last stay in memory until `forget_models`."""
     check_pair(pair)
     with blaming(pair, "models"):
-        a, b = (_load_once(ref.model, device, dtype=pair.dtype, revision=ref.revision) for ref in (pair.a, pair.b))
+        a, b = (_load_once(ref.model, device, dtype=pair.dtype, **ref.source) for ref in (pair.a, pair.b))
     return a, b
 
 

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ..data.pairs import check_known
 from ..data.text import PairedBatch, TokenBatch
+from ..models.checks import is_finite, overflow
 from ..models.harvest import NormLimits, as_fits, without_outliers
 from ..models.language_model import Edit, LanguageModel
 from ..utils.progress import progress
@@ -110,7 +111,7 @@ def measure_fidelity(
 
     With `means`, (d_a,) and (d_b,), ("own", "a_without_layer") and ("own", "b_without_layer") are the losses with the
     stream replaced by its mean. Tokens of a norm beyond `limits` keep the host's stream. ValueError for an unknown
-    condition, and if the batches predict no ordinary token.
+    condition, for a loss that is not finite, and if the batches predict no ordinary token.
     """
     hosts = {"a": (model_a, layer_a), "b": (model_b, layer_b)}
     stitches = {name: stitch.to(model_b.device) for name, stitch in stitches.items()}
@@ -131,7 +132,11 @@ def measure_fidelity(
             model, layer = hosts[host]
             edit = None if replacement is None else splice(replacement, met[host])
             losses = model.cross_entropy(rows[host].tokens, layer=layer, edit=edit, stream=streams[host])
-            return losses.cpu()[scored[host]]
+            losses = losses.cpu()[scored[host]]
+            if not is_finite(losses):
+                what = "cross-entropy" if edit is None else f"cross-entropy with another stream before layer {layer}"
+                raise ValueError(overflow(what, model.ref, streams[host].dtype))
+            return losses
 
         def at(stream: Tensor, side: str) -> Tensor:
             return stream[met[side].to(stream.device)]

@@ -304,7 +304,7 @@ def preflight(pair: ModelPair) -> None:
     check_pair(pair)
     # Only the first batch of a text is read, so any scale will do.
     sizes = next(iter(pair.scales.values()))
-    tokenizers = tuple(load_tokenizer(ref.model, revision=ref.revision) for ref in (pair.a, pair.b))
+    tokenizers = tuple(load_tokenizer(ref.model, **ref.source) for ref in (pair.a, pair.b))
     for batches in (
         training_batches(pair, sizes, tokenizers, pair.context),
         evaluation_batches(pair, sizes, tokenizers),

@@ -11,8 +11,11 @@ import psutil
 import pytest
 from filelock import FileLock
 from toy_book import call, call_here, chapter, outcomes, printed, runs, start
+from toy_families import save_family
 
+from stitch_utils.book import cli
 from stitch_utils.book.runs import is_fresh, jobs_at_once, key_of
+from stitch_utils.data.pairs import load_pair
 
 
 def test_a_first_run_executes_everything_in_order_with_the_summary_last(executed_book):
@@ -217,3 +220,13 @@ def test_build_renders_once_and_shows_warnings(book):
     page.unlink()
     code, _, err = call_here(book, "build")
     assert code == 2 and "has no page of words" in err
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "smollm3", "gemma3"])
+def test_a_chapter_that_a_family_cannot_have_ends_no_run(small_pair, tmp_path, kind):
+    """Models with chats and heads of an unknown family; the small pair has known heads, and no chats."""
+    save_family(kind, tmp_path / "model")
+    mine = {"a": {"model": str(tmp_path / "model"), "layer": 1}, "b": {"model": str(tmp_path / "model")}}
+    left_out = cli._left_out(load_pair(small_pair(**mine)))
+    assert list(left_out) == ["functional_features"] and "are not worked out by hand" in left_out["functional_features"]
+    assert list(cli._left_out(load_pair(small_pair()))) == ["instruction_following"]

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import warnings
 from pathlib import Path
 
@@ -243,3 +244,36 @@ def test_a_probe_of_a_real_model_keeps_its_meaning(tmp_path, bare_book):
     assert right > 0.85 > max(begins.mean(), 1 - begins.mean())
     trust = judge_probe(stitched, probe, carried, stitch=stitch)
     assert trust.check == 1 and trust.agreement > 0.85 and trust.explained[0] > 0.5
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_check_says_what_a_model_is_and_that_the_bridge_agrees(bare_book, dtype):
+    code, lines, err = call_here(bare_book, "check", "embedded:tiny-a", "--dtype", dtype)
+    assert (code, err, len(lines)) == (0, "", 4)
+    model = load_models(load_pair("tiny"))[0]
+    assert lines[0] == "embedded:tiny-a: family gpt_neox"
+    assert lines[1].startswith(f"{model.n_layers} layers of width {model.d_model}, ")
+    assert lines[2].startswith("tokenizer: ") and "before a text" in lines[2]
+    agreement = (
+        r"agrees with transformers: residual streams to (\S+) of their norm, logits to (\S+) \((\S+) explains (\S+)\)"
+    )
+    residuals, logits, named, explained = re.search(agreement, lines[3]).groups()
+    assert named == dtype and max(float(residuals), float(logits)) <= float(explained)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "bert"}, "is of the family 'bert', an encoder"),
+        ({"num_hidden_layers": 9}, "config.json says 9 layers, and the weights have 3"),
+        ({"vocab_size": 20}, "and its configuration makes it (20, 32)"),
+    ],
+)
+def test_check_refuses_in_a_line(bare_book, random_folders, changes, message):
+    folder = shutil.copytree(random_folders / "a", bare_book / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    code, lines, err = call_here(bare_book, "check", str(folder))
+    assert (code, lines, err.count("\n")) == (2, [], 1) and message in err
+    for nowhere in ("./nothing", "no/such/model", "none.gguf"):
+        assert call_here(bare_book, "check", nowhere)[0] == 2

@@ -47,6 +47,26 @@ def test_the_identity_stitch_gives_the_hosts_own_loss(random_models, batches):
         assert fidelity.increase("identity", condition).value == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.parametrize("condition", CONDITIONS)
+def test_a_loss_that_is_not_finite_is_an_error(random_models, batches, condition):
+    stitch = random_stitch(*(model.d_model for model in random_models))
+    host, layer = ("a", 1) if condition.endswith("a") else ("b", 2)
+    getattr(stitch, "P_up" if host == "b" else "P_down")[0, 0] = torch.inf
+    said = rf"cross-entropy with another stream before layer {layer} of '.*{host}' holds values .* finite in float32: "
+    with pytest.raises(ValueError, match=said):
+        measure_fidelity(*random_models, 1, 2, {"bad": stitch}, batches(), conditions=[condition])
+
+
+@pytest.mark.parametrize("host", ["a", "b"])
+def test_so_is_a_models_own_loss(random_models, batches, host, monkeypatch):
+    """As where logits overflow float16, which no stream shows."""
+    model = random_models["ab".index(host)]
+    logits = model.logits
+    monkeypatch.setattr(model, "logits", lambda *given, **named: logits(*given, **named) / 0)
+    with pytest.raises(ValueError, match=rf"cross-entropy of '.*{host}' holds values that are not finite in float32"):
+        measure_fidelity(*random_models, 1, 2, {}, batches())
+
+
 def test_every_condition_is_the_splice_that_its_name_says(random_models, batches):
     model_a, model_b = random_models
     stitch = random_stitch(model_a.d_model, model_b.d_model)
