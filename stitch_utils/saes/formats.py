@@ -72,7 +72,7 @@ def of_sae_lens(config: Mapping[str, Any], tensors: Tensors, source: str) -> tup
     for old, new in RENAMED.items():
         if old in config and config.setdefault(new, config[old]) != config.pop(old):
             refuse(f"has both {old} and {new}, and they differ", "one of them")
-    if metadata := config.get("metadata"):  # version 6 has them, whichever version trained the SAE
+    if metadata := config.pop("metadata", None):  # version 6 has them, whichever version trained the SAE
         if not isinstance(metadata, dict):
             refuse(f"has metadata={metadata!r}", "a mapping")
         config = {name: value for name, value in config.items() if name != "sae_lens_version"}

@@ -213,9 +213,7 @@ def test_an_sae_of_another_layer_is_carried_with_a_warning(fitted, bare_book):
     assert code == 0
     assert any("Beware: the SAE says that it reads blocks.1.hook_resid_post" in line for line in lines)
     assert any("Beware: the SAE says that it is of 'lab/other', and the pair has" in line for line in lines)
-    assert any(
-        "Beware: the SAE says that its model was loaded with {'center_writing_weights'" in line for line in lines
-    )
+    assert any("Beware: the SAE says that its model was loaded with {'center_writing" in line for line in lines)
 
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"

@@ -243,7 +243,8 @@ def test_half_precision_is_computed_in_float32(dtype, write):
 
 
 def test_where_an_old_sae_reads(write, tmp_path):
-    sae = load_sae(write(hook_name=MISSING, hook_point="blocks.{layer}.hook_resid_pre", hook_point_layer=7))
+    of_point = dict.fromkeys(("hook_name", "hook_layer"), MISSING)
+    sae = load_sae(write(hook_point="blocks.{layer}.hook_resid_pre", hook_point_layer=7, **of_point))
     assert sae.cfg.metadata.hook_name == "blocks.7.hook_resid_pre" and reads_elsewhere(sae, 7) is None
     assert load_sae(write(hook_name=None)).cfg.metadata.hook_name is None
     sae = load_sae(write(sae_lens_version="3.13.0", hook_name="blocks.2.hook_mlp_out"))

@@ -89,7 +89,7 @@ def test_entries_that_only_train_a_sparse_coder(sparsify):
     write(multi_topk=True, normalize_decoder=False, n_targets=0, lookup_max_order=4, gram_table_hash=None)
     assert torch.equal(load_sae(str(folder))(normal(9, D_A)), before(normal(9, D_A)))
     config = json.loads((folder / "cfg.json").read_text())
-    for name in ("num_latents", "expansion_factor", "d_in"):  # the weights say them too
+    for name in ("expansion_factor", "num_latents", "d_in"):  # the weights say them too
         config.pop(name)
         (folder / "cfg.json").write_text(json.dumps(config))
         assert load_sae(str(folder)).cfg.d_sae == LATENTS
