@@ -134,7 +134,7 @@ def test_where_nothing_can_be_written_texts_are_streamed_with_one_warning(tmp_pa
     with pytest.warns(UserWarning) as said:
         assert list(remembered(path, Source())) == list(remembered(path, Source())) == TEXTS
     (one,) = said
-    assert "is not remembered" in str(one.message) and "cannot be written" in str(one.message)
+    assert "nothing is remembered" in str(one.message) and "cannot be written" in str(one.message)
 
 
 def test_what_was_remembered_is_read_where_nothing_can_be_written(tmp_path, monkeypatch):
@@ -142,7 +142,7 @@ def test_what_was_remembered_is_read_where_nothing_can_be_written(tmp_path, monk
     first(path, Source(), 2)
     before = path.read_bytes()
     unwritable_disk(path, monkeypatch)
-    with pytest.warns(UserWarning, match=r"Read-only file system\): make it writable, or let HF_HOME name a"):
+    with pytest.warns(UserWarning, match=r"Read-only file system\): make it writable, or let STITCH_ROOT name"):
         assert list(remembered(path, source)) == TEXTS
     assert source.taken == TEXTS[2:] and path.read_bytes() == before
 

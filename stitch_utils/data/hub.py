@@ -246,11 +246,11 @@ def remembered(path: Path, stream: Callable[[int], Iterator[Any]]) -> Iterator[A
 def _can_keep(path: Path) -> bool:
     """Tell whether a file can be written, and warn if it cannot."""
     try:
-        writable_folder(path.parent, "HF_HOME")
+        writable_folder(path.parent, "HF_HOME" if path.is_relative_to(constants.HF_HOME) else "STITCH_ROOT")
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o666))
     except OSError as error:
         reason = error if isinstance(error, NotWritten) else f"{path} cannot be written ({error.strerror})"
-        warn_once(f"what is read from the Hub is not remembered, and each run fetches it anew: {reason}")
+        warn_once(f"nothing is remembered, and each run fetches or makes it anew: {reason}")
         return False
     return True
 
