@@ -5,6 +5,7 @@ import json
 
 import pytest
 from filelock import FileLock
+from hub import child
 
 from stitch_utils.data import documents, hub
 from stitch_utils.data.hub import HubError, dataset_rows, reaching, remembered
@@ -133,7 +134,7 @@ def test_where_nothing_can_be_written_texts_are_streamed_with_one_warning(tmp_pa
     with pytest.warns(UserWarning) as said:
         assert list(remembered(path, Source())) == list(remembered(path, Source())) == TEXTS
     (one,) = said
-    assert "is not remembered" in str(one.message) and "cannot be written" in str(one.message)
+    assert "nothing is remembered" in str(one.message) and "cannot be written" in str(one.message)
 
 
 def test_what_was_remembered_is_read_where_nothing_can_be_written(tmp_path, monkeypatch):
@@ -141,9 +142,30 @@ def test_what_was_remembered_is_read_where_nothing_can_be_written(tmp_path, monk
     first(path, Source(), 2)
     before = path.read_bytes()
     unwritable_disk(path, monkeypatch)
-    with pytest.warns(UserWarning, match=r"Read-only file system\): make it writable, or let HF_HOME name a"):
+    with pytest.warns(UserWarning, match=r"Read-only file system\): make it writable, or let STITCH_ROOT name"):
         assert list(remembered(path, source)) == TEXTS
     assert source.taken == TEXTS[2:] and path.read_bytes() == before
+
+
+READS = """
+import itertools, json, warnings
+from stitch_utils.data.documents import read_documents
+from stitch_utils.data.pairs import TextRef
+
+with warnings.catch_warnings(record=True) as said:
+    warnings.simplefilter("always")
+    found = [list(itertools.islice(read_documents(TextRef("hub", "Skylion007/openwebtext")), 3)) for _ in range(2)]
+ours = [str(one.message) for one in said if "remembered" in str(one.message)]
+print(json.dumps({"texts": found, "said": ours}))
+"""
+
+
+def test_a_data_set_is_streamed_where_no_cache_can_be_written(hub, tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    found = child(hub.environment(tmp_path / "file" / "home"), "-c", READS)
+    assert found["texts"][0] == found["texts"][1] and len(found["texts"][0]) == 3
+    (said,) = found["said"]
+    assert "cannot be written (Not a directory): make it writable, or let HF_HOME name a folder that is" in said
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.EPERM])

@@ -15,6 +15,7 @@ import itertools
 import json
 import os
 import re
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -168,15 +169,34 @@ def _streamed(name: str, config: str | None, split: str, revision: str | None, f
     from datasets import load_dataset
 
     if not files:
-        return load_dataset(name, config, split=split, revision=revision, streaming=True)
+        with _room_for_clients() as cache_dir:
+            return load_dataset(name, config, split=split, revision=revision, streaming=True, cache_dir=cache_dir)
     commit = HfApi().dataset_info(name, revision=revision).sha  # says what is wrong, where a pattern only finds nothing
     found = {split: f"hf://datasets/{name}@{commit}/{files}"}
     try:
-        return load_dataset("parquet", data_files=found, split=split, streaming=True)
+        with _room_for_clients() as cache_dir:
+            return load_dataset("parquet", data_files=found, split=split, streaming=True, cache_dir=cache_dir)
     except ValueError as error:
         if "valid data file" in str(error):
             raise HubError(f"dataset {name!r} has no files {files!r}") from error
         raise
+
+
+@contextlib.contextmanager
+def _room_for_clients() -> Iterator[str | None]:
+    """Give the Hub's clients a passing folder for a data set's card where their own cannot be written; else None."""
+    kept_in = constants.HF_HUB_CACHE
+    try:
+        writable_folder(Path(kept_in))
+    except NotWritten:
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                constants.HF_HUB_CACHE = folder
+                yield folder
+            finally:
+                constants.HF_HUB_CACHE = kept_in
+    else:
+        yield None
 
 
 def remembered(path: Path, stream: Callable[[int], Iterator[Any]]) -> Iterator[Any]:
@@ -226,11 +246,11 @@ def remembered(path: Path, stream: Callable[[int], Iterator[Any]]) -> Iterator[A
 def _can_keep(path: Path) -> bool:
     """Tell whether a file can be written, and warn if it cannot."""
     try:
-        writable_folder(path.parent, "HF_HOME")
+        writable_folder(path.parent, "HF_HOME" if path.is_relative_to(constants.HF_HOME) else "STITCH_ROOT")
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o666))
     except OSError as error:
         reason = error if isinstance(error, NotWritten) else f"{path} cannot be written ({error.strerror})"
-        warn_once(f"what is read from the Hub is not remembered, and each run fetches it anew: {reason}")
+        warn_once(f"nothing is remembered, and each run fetches or makes it anew: {reason}")
         return False
     return True
 
