@@ -24,6 +24,7 @@ from .hub import HubError
 _NAMED = re.compile(r"<.+>|\[.+\]|^$")  # such as <s>, [PAD], <|im_end|>: no word of a text
 _FILES = ("tokenizer.json", "*.model", "*.model.v*", "*.tiktoken", "tekken.json", "vocab*", "merges.txt")
 _WANTED = "tokenizer.json, or what it is made from: tokenizer.model, or vocab.json and merges.txt"
+_NO_MERGES = "has vocab.json and no merges.txt, without which words fall apart: expected both"
 _READERS = {"sentencepiece": "sentencepiece", "google.protobuf": "protobuf", "tiktoken": "tiktoken"}
 _CHAT = [{"role": "user", "content": "One."}, {"role": "assistant", "content": "Two."}]
 
@@ -120,6 +121,8 @@ def explaining(ref: str, path: str) -> Iterator[None]:
         files = _files(path)
         if Path(path).is_dir() and not files:
             raise ValueError(f"{ref!r} has no tokenizer: expected {_WANTED}") from error
+        if files == ["vocab.json"]:
+            raise ValueError(f"{ref!r} {_NO_MERGES}") from error
         missing = [package for module, package in _READERS.items() if not _is_installed(module)]
         if missing and any(package in said for package in ("sentencepiece", "protobuf", "tiktoken")):
             raise ValueError(
@@ -152,7 +155,7 @@ def check_tokenizer(tokenizer, ref: str, path: str) -> None:
             made = f"transformers makes one of {len(vocabulary)} tokens"
             raise ValueError(f"{ref!r} has no tokenizer, so that {made}: expected {_WANTED}")
     elif "merges_file" in type(tokenizer).vocab_files_names and files == ["vocab.json"]:
-        raise ValueError(f"{ref!r} has vocab.json and no merges.txt, without which words fall apart: expected both")
+        raise ValueError(f"{ref!r} {_NO_MERGES}")
 
 
 def check_vocabulary(tokenizer, rows: int, ref: str) -> None:

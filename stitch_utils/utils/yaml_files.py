@@ -147,7 +147,7 @@ def _mismatch(error: ValidationError, name: str) -> str:
     if value is None:
         return f"{name} is empty: expected {' or '.join(expected)}"
     if [*expected] == ["a text"] and not isinstance(value, Mapping | list | tuple):
-        return f"{name} is no text to YAML but {value}: put it in quotation marks"
+        return f"{name} is no text but {value}: put it in quotation marks"
     remedy = ""
     if "a whole number" in expected and not isinstance(value, bool):
         try:
