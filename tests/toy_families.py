@@ -31,9 +31,13 @@ SIZES = {
 # A window shorter than the texts, and both kinds of attention.
 GEMMA3 = {"sliding_window": 6, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
 GEMMA3 |= {"tie_word_embeddings": True, "query_pre_attn_scalar": 8}
+CAPS = {"attn_logit_softcapping": 5.0, "final_logit_softcapping": 5.0}  # so low that they matter
 VISION = {"hidden_size": 16, "intermediate_size": 20, "num_hidden_layers": 1, "num_attention_heads": 2}
 VISION |= {"image_size": 28, "patch_size": 14}
 FAMILIES = {
+    "gpt2": {},
+    "gpt_neox": {},
+    "gemma2": {"sliding_window": 6, "query_pre_attn_scalar": 8, "tie_word_embeddings": True, **CAPS},
     "llama": {},
     "mistral": {"sliding_window": 6},
     "qwen2": {},

@@ -1,6 +1,8 @@
 """Families that people bring, against transformers itself: folders, nested configurations, missing weights, no bos."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -35,6 +37,13 @@ def test_every_family_equals_transformers(kind, tmp_path):
     model = load_model(str(tmp_path), "cpu")
     agree(model, tmp_path)
     assert (model.n_layers, model.d_model, model.config.max_position_embeddings) == (3, 32, 64)
+    assert max(model.agreement[:2]) < 1e-5, "as they were compared when it was loaded"
+
+
+def test_the_readme_lists_the_families_that_agree():
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    listed = readme.split("Families that load and agree, ")[1].split(":\n")[1].split(".\n")[0]
+    assert re.findall(r"`(\w+)`", listed) == sorted(FAMILIES)
 
 
 def test_a_configuration_that_nests_is_read_by_its_text_part(tmp_path):
