@@ -142,7 +142,7 @@ def _mismatch(error: ValidationError, name: str) -> str:
     """Say of the first value that is of another type what was expected, and what to write."""
     found = error.errors(include_url=False)
     expected = dict.fromkeys(_EXPECTED.get(one["type"], one["msg"]) for one in found)
-    value = found[0]["input"]
+    value: Any = found[0]["input"]
     name = ".".join([name, *(str(part) for part in found[0]["loc"] if isinstance(part, int))])
     if value is None:
         return f"{name} is empty: expected {' or '.join(expected)}"
