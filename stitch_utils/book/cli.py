@@ -94,7 +94,9 @@ def _left_out(pair: ModelPair) -> dict[str, str]:
 
     with refusing(ValueError):
         preflight(pair)
-    found = dict.fromkeys(CHAT_CHAPTERS, why) if (why := _why_no_chats(pair)) else {}
+    found: dict[str, str] = {}
+    if why := _why_no_chats(pair):
+        found |= dict.fromkeys(CHAT_CHAPTERS, why)
     for ref in (pair.a, pair.b):
         if (kind := load_config(ref.model, **ref.source).model_type) not in ARCHITECTURES:
             why = f"attention heads of the family {kind!r} ({ref.model!r}) are not worked out by hand"

@@ -114,7 +114,12 @@ def artifact(
 
 
 def kept(
-    path: Path, make: Callable[[], T], save: Callable[[T, Path], None], load: Callable[[Path], T], *, anew: bool = False
+    path: Path,
+    make: Callable[[], T],
+    save: Callable[[T, Path], object],
+    load: Callable[[Path], T],
+    *,
+    anew: bool = False,
 ) -> T:
     """Load what `path` holds. If it is missing or damaged, or with `anew`, make it and save it there first.
 

@@ -7,6 +7,7 @@ name, such as `text.train.config`.
 Offers `parse_yaml`, `check_entries`, `mapping`, `build`.
 """
 
+import contextlib
 import dataclasses
 import functools
 import re
@@ -142,17 +143,15 @@ def _mismatch(error: ValidationError, name: str) -> str:
     """Say of the first value that is of another type what was expected, and what to write."""
     found = error.errors(include_url=False)
     expected = dict.fromkeys(_EXPECTED.get(one["type"], one["msg"]) for one in found)
-    value: Any = found[0]["input"]
+    value = found[0]["input"]
     name = ".".join([name, *(str(part) for part in found[0]["loc"] if isinstance(part, int))])
     if value is None:
         return f"{name} is empty: expected {' or '.join(expected)}"
     if [*expected] == ["a text"] and not isinstance(value, Mapping | list | tuple):
         return f"{name} is no text but {value}: put it in quotation marks"
     remedy = ""
-    if "a whole number" in expected and not isinstance(value, bool):
-        try:
+    if "a whole number" in expected and isinstance(value, str | float):
+        with contextlib.suppress(ValueError, OverflowError):
             number = float(value)
             remedy = f": write {int(number)}" if number == int(number) else ""
-        except (TypeError, ValueError, OverflowError):
-            pass
     return f"{name}: expected {' or '.join(expected)}, got {value!r}{remedy}"

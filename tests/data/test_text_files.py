@@ -158,7 +158,11 @@ def test_a_read_that_ends_early_says_what_it_left_out(put):
         ("a.tsv", 'text\tn\n"He" said\t1\n', r"a\.tsv' cannot be read \(line 2: .*\): expected quotation marks around"),
         ("a.parquet", "text", r"a\.parquet' cannot be read \(.*\): expected a whole file"),
         ("a.txt.gz", "text", r"a\.txt\.gz' cannot be read \(Not a gzipped file"),
-        ("a.txt.gz", gzip.compress(b"text", mtime=0)[:-5], r"a\.txt\.gz' cannot be read \(Compressed file ended before"),
+        (
+            "a.txt.gz",
+            gzip.compress(b"text", mtime=0)[:-5],
+            r"a\.txt\.gz' cannot be read \(Compressed file ended before",
+        ),
         ("a.txt.zst", zstd(b"text" * 99)[:-5], r"a\.txt\.zst' cannot be read \("),
     ],
 )
