@@ -160,12 +160,11 @@ print(json.dumps({"texts": found, "said": ours}))
 """
 
 
-def test_a_data_set_is_streamed_where_no_cache_can_be_written(hub, tmp_path):
-    (tmp_path / "file").write_text("no folder")
-    found = child(hub.environment(tmp_path / "file" / "home"), "-c", READS)
+def test_a_data_set_is_streamed_where_no_cache_can_be_written(hub):
+    found = child(hub.environment("/proc/nowhere"), "-c", READS)  # where nobody can make a folder
     assert found["texts"][0] == found["texts"][1] and len(found["texts"][0]) == 3
     (said,) = found["said"]
-    assert "cannot be written (Not a directory): make it writable, or let HF_HOME name a folder that is" in said
+    assert said.endswith("make it writable, or let HF_HOME name a folder that is")
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.EPERM])
