@@ -267,6 +267,7 @@ def _ridge(text: str) -> float | str:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv` (default: the process's own) and return the exit code."""
+    warnings.formatwarning = lambda message, *_, **__: f"stitch-book: {one_line(message)}\n"
     try:
         options = vars(_parser().parse_args(argv))
         command = options.pop("command")
