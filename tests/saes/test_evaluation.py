@@ -117,7 +117,8 @@ def test_saes_of_something_else_than_the_stream(random_models, batches):
     model = random_models[1]
     width = model.d_model
     of_heads = make_sae("relu", width, dtype="float32", reshape_activations="hook_z")
-    transcoder = SAE.get_sae_class_for_architecture("transcoder")(TranscoderConfig(width, LATENTS, d_out=width))
+    config = TranscoderConfig(width, LATENTS, apply_b_dec_to_input=False, d_out=width)
+    transcoder = SAE.get_sae_class_for_architecture("transcoder")(config)
     for sae in (of_heads, transcoder):
         with pytest.raises(ValueError, match=r"SAE 'other' is a (standard|transcoder) .*: expected an SAE of the"):
             evaluate_saes({"other": sae}, model, LAYER, batches())
