@@ -117,12 +117,11 @@ def explaining(ref: str, path: str) -> Iterator[None]:
     except HubError:
         raise
     except Exception as error:  # of the classes of several libraries
-        said = str(error.__cause__ or error)
-        files = _files(path)
-        if Path(path).is_dir() and not files:
-            raise ValueError(f"{ref!r} has no tokenizer: expected {_WANTED}") from error
+        said, files = str(error.__cause__ or error), _files(path)
         if files == ["vocab.json"]:
             raise ValueError(f"{ref!r} {_NO_MERGES}") from error
+        if Path(path).is_dir() and not files:
+            raise ValueError(f"{ref!r} has no tokenizer: expected {_WANTED}") from error
         missing = [package for module, package in _READERS.items() if not _is_installed(module)]
         if missing and any(package in said for package in ("sentencepiece", "protobuf", "tiktoken")):
             raise ValueError(

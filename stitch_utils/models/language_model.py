@@ -321,6 +321,7 @@ def load_model(
     check_weights(ref, keys, hf_model.config.get_text_config().num_hidden_layers)
     if not trust_remote_code:
         check_code(ref, hf_model)
+    check_vocabulary(tokenizer, len(hf_model.get_input_embeddings().weight), ref)
     hf_model, kind = hf_model.to(device).eval(), config.model_type
     answers = own_answers(ref, hf_model, tokenizer)  # before the bridge puts its modules into the model
     # The bridge changes its tokenizer, which reads no text here: one without a begin-of-text token gets the end token

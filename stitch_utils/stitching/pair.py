@@ -44,6 +44,7 @@ from .svcca import svcca_table
 # What `fit` says of cross-entropy: {name: (stitch, condition)} of a Fidelity.
 SHOWN_LOSSES = {side: ("own", side) for side in "ab"} | {name: ("fitted", name) for name in CONDITIONS}
 BYTES_A_TOKEN = 8  # at most, of text as a whole
+REPEATED = 0.01  # share of the held-out documents that may stand in the training text by chance
 FOLDS = 5  # of the training text, where the ridge is chosen
 
 
@@ -237,7 +238,7 @@ class StitchedPair:
 
     @functools.cached_property
     def repeats(self) -> str:
-        """Say how many held-out documents stand in the training text, too; "" if none do, or one cannot be read.
+        """Say how many held-out documents stand in the training text, too; "" if hardly any do, or one cannot be read.
 
         The embedded world's are not counted: it has few words, and its short documents recur by chance.
         """
@@ -248,7 +249,7 @@ class StitchedPair:
         read = {"n_bytes": BYTES_A_TOKEN * tokens} if is_packed else {"n_train": -(-tokens // pair.context)}
         with contextlib.suppress(HubError), blaming(pair, "text"):
             repeated, held = count_repeats(pair.train, pair.evaluation, n_held_out=sizes.eval_documents, **read)
-            if repeated:
+            if repeated > REPEATED * held:
                 share = f"{repeated:,} of {held:,} held-out documents ({repeated / held:.1%})"
                 return f"{share} stand in the training text, too, so that losses on them flatter the maps"
         return ""
@@ -291,7 +292,7 @@ class FittedPair(NamedTuple):
     scarcity: str
     """What `ScarceTokens` warns of; "" where tokens are enough."""
     repeats: str
-    """What `RepeatedText` warns of; "" where no held-out document stands in the training text."""
+    """What `RepeatedText` warns of; "" where hardly any held-out document stands in the training text."""
 
 
 def stitch_file(pair: str) -> Path:

@@ -274,8 +274,8 @@ def test_an_increase_is_a_percentage_and_never_minus_zero():
 
 
 def test_the_papers_numbers_are_parsed_once_until_the_file_changes(project, monkeypatch):
-    parsed, load = [], claims.yaml.load
-    monkeypatch.setattr(claims.yaml, "load", lambda text, loader: parsed.append(text) or load(text, loader))
+    parsed, load = [], claims.parse_yaml
+    monkeypatch.setattr(claims, "parse_yaml", lambda text: parsed.append(text) or load(text))
     path = project / "book" / "published.yml"
     path.write_text(path.read_text() + "# a file that no other test has read\n")
     assert published() is published() and len(verdicts("tiny")) == 2 and len(parsed) == 1
