@@ -3,7 +3,7 @@
 # make test     lints, checks types and the rooms' order, runs the tests, and checks the reference notebooks
 # make compare  executes every chapter twice, from nothing, and compares all that the pages print
 # make reference  renews tests/reference/ from the chapters at scale smoke
-# make real     fetches two real models (330 MB), runs the chapters on them (an hour or more), and records the run
+# make real     fetches two real models (330 MB), runs the chapters on them (about an hour), and records the run
 PYTHON ?= python3
 VENV := .venv
 REAL := tools/real.yml
