@@ -35,8 +35,8 @@ CAPS = {"attn_logit_softcapping": 5.0, "final_logit_softcapping": 5.0}  # so low
 VISION = {"hidden_size": 16, "intermediate_size": 20, "num_hidden_layers": 1, "num_attention_heads": 2}
 VISION |= {"image_size": 28, "patch_size": 14}
 FAMILIES = {
-    "gpt2": {},
-    "gpt_neox": {},
+    "gpt2": {"num_key_value_heads": 4},
+    "gpt_neox": {"num_key_value_heads": 4},
     "gemma2": {"sliding_window": 6, "query_pre_attn_scalar": 8, "tie_word_embeddings": True, **CAPS},
     "llama": {},
     "mistral": {"sliding_window": 6},

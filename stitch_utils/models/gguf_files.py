@@ -9,6 +9,7 @@ Offers `gguf_config`, `gguf_tokenizer`, `gguf_model` and the names of the `ARCHI
 import contextlib
 import copy
 import functools
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,19 @@ def gguf_model(path: str, **options: Any) -> tuple[Any, dict[str, Any]]:
     with mock.patch("transformers.modeling_gguf_pytorch_utils.tqdm", lambda steps, **_: steps):
         model, keys = _load(AutoModelForCausalLM, path, **settings, **options)
     model.config.architectures = [type(model).__name__]  # by which TransformerBridge knows a family
+    keys["unexpected_keys"] = set(keys["unexpected_keys"]) | _left_over(path, model)
     return model, keys
+
+
+def _left_over(path: str, model: Any) -> set[str]:
+    """Name the tensors that transformers passes over without a word: of blocks too many, and biases."""
+    names = {tensor.name for tensor in _reader(path).tensors}
+    blocks = {name: int(found[1]) for name in names if (found := re.match(r"blk\.(\d+)\.", name))}
+    if beyond := {name for name, block in blocks.items() if block >= model.config.num_hidden_layers}:
+        return beyond
+    if len(names) <= len(list(model.parameters())):  # a tensor each; tied ones count once
+        return set()
+    return {name for name in names if name.endswith(".bias")} or names
 
 
 def _load(kind: Any, path: str, **options: Any) -> Any:
