@@ -34,9 +34,25 @@ GEMMA3 |= {"tie_word_embeddings": True, "query_pre_attn_scalar": 8}
 CAPS = {"attn_logit_softcapping": 5.0, "final_logit_softcapping": 5.0}  # so low that they matter
 VISION = {"hidden_size": 16, "intermediate_size": 20, "num_hidden_layers": 1, "num_attention_heads": 2}
 VISION |= {"image_size": 28, "patch_size": 14}
+MIXTURE = {"num_local_experts": 4, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 FAMILIES = {
     "gpt2": {"num_key_value_heads": 4},
     "gpt_neox": {"num_key_value_heads": 4},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1], [["global"], 1]], "window_size": 6, "num_layers": 3},
+    "gptj": {"rotary_dim": 4},
+    "opt": {"ffn_dim": 56, "word_embed_proj_dim": 32},
+    "phi": {},
+    "phi3": {},
+    "stablelm": {},
+    "starcoder2": {"sliding_window": 6},
+    "granite": {"residual_multiplier": 0.5, "embedding_multiplier": 2.0, "logits_scaling": 2.0},
+    "olmo2": {},
+    "olmo3": {"sliding_window": 6},
+    "glm4": {},
+    "mixtral": MIXTURE,
+    "qwen3_moe": MIXTURE,
+    "llama4_text": {"num_local_experts": 4, "intermediate_size_mlp": 40},
+    "gemma": {},
     "gemma2": {"sliding_window": 6, "query_pre_attn_scalar": 8, "tie_word_embeddings": True, **CAPS},
     "llama": {},
     "mistral": {"sliding_window": 6},

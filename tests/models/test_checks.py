@@ -352,6 +352,22 @@ def test_a_small_difference_shows_in_float32(made, monkeypatch):
     load_model(str(made), "cpu", dtype="bfloat16")  # does not tell it from rounding
 
 
+@pytest.mark.parametrize(
+    ("kind", "given"),
+    [
+        ("cohere", {"logit_scale": 0.5}),
+        ("cohere2", {"logit_scale": 0.5, "sliding_window": 6}),
+        ("hunyuan_v1_dense", {}),
+    ],
+)
+def test_families_that_the_bridge_computes_otherwise(kind, given, tmp_path, monkeypatch):
+    monkeypatch.setitem(FAMILIES, kind, given)
+    save_family(kind, tmp_path)
+    said = f"computes the family '{kind}' otherwise than transformers: residual streams before layer 1 differ by"
+    with pytest.raises(ValueError, match=said):
+        load_model(str(tmp_path), "cpu")
+
+
 def test_a_family_that_the_bridge_does_not_know(tmp_path, monkeypatch):
     monkeypatch.setitem(FAMILIES, "helium", {})
     save_family("helium", tmp_path)
