@@ -305,7 +305,8 @@ def preflight(pair: ModelPair) -> None:
     check_pair(pair)
     # Only the first batch of a text is read, so any scale will do.
     sizes = next(iter(pair.scales.values()))
-    tokenizers = tuple(load_tokenizer(ref.model, **ref.source) for ref in (pair.a, pair.b))
+    with blaming(pair, "models"):
+        tokenizers = tuple(load_tokenizer(ref.model, **ref.source) for ref in (pair.a, pair.b))
     for batches in (
         training_batches(pair, sizes, tokenizers, pair.context),
         evaluation_batches(pair, sizes, tokenizers),
