@@ -387,5 +387,5 @@ def _placed(kind: type, data: Any, name: str, folder: Path) -> Any:
     ref = build(kind, data, name)
     entry = "model" if hasattr(ref, "model") else "name"
     found = getattr(ref, entry)
-    is_path = getattr(ref, "source", "files") == "files" and "://" not in found
+    is_path = entry == "model" or (getattr(ref, "source", "files") == "files" and "://" not in found)
     return dataclasses.replace(ref, **{entry: _beside(folder, found)}) if is_path else ref

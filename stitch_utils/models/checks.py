@@ -290,8 +290,8 @@ def in_one_line(name: str, kind: str, library: str):
         raise ValueError(f"{name!r}: {library} cannot compute the family {kind!r} ({said})") from error
 
 
-def explained(name: str, folder: Path, error: Exception) -> str:
-    """Say in one line why transformers could not load from a folder, or from the Hub's files in one."""
+def explained(name: str, folder: Path, error: Exception, what: str) -> str:
+    """Say in one line why transformers could not load `what` from a folder, or from the Hub's files in one."""
     said = _first_line(error)
     if "trust_remote_code" in str(error):
         return _brings_code(name)
@@ -311,7 +311,7 @@ def explained(name: str, folder: Path, error: Exception) -> str:
         return f"{name!r} is quantised by {method}, and cannot be read here ({said}): take weights that are not"
     if isinstance(error, ImportError):
         return f"{name!r} needs a library that is not installed ({said})"
-    return f"{name!r} cannot be loaded ({type(error).__name__}: {said})"
+    return f"{what} of {name!r} cannot be loaded ({type(error).__name__}: {said})"
 
 
 def _first_line(error: Exception) -> str:

@@ -227,6 +227,7 @@ def _check_layer(ref: str, layer: int, n_layers: int) -> None:
         raise ValueError(f"layer {layer} of {ref!r} does not exist: it has {n_layers} layers (0-{n_layers - 1})")
 
 
+PARTS: dict[Any, str] = {AutoConfig: "the configuration", AutoTokenizer: "the tokenizer"}
 GGUF: dict[Any, Callable] = {AutoConfig: gguf_config, AutoTokenizer: gguf_tokenizer, AutoModelForCausalLM: gguf_model}
 
 
@@ -249,7 +250,7 @@ def _from_anywhere(kind, ref: str, revision: str | None, trust_remote_code: bool
     except (HubError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        raise ValueError(explained(path, folder, error)) from error
+        raise ValueError(explained(path, folder, error, PARTS.get(kind, "the model"))) from error
 
 
 def count_parameters(config) -> int:

@@ -91,7 +91,7 @@ def test_a_package_that_is_missing(tmp_path, monkeypatch, installed, raised, mes
 def test_a_tokenizer_that_cannot_be_read(folder, tmp_path, name):
     AutoConfig.for_model("llama").save_pretrained(tmp_path)
     (tmp_path / name).write_bytes(b'{"model": 3}')
-    with pytest.raises(ValueError, match=r"the tokenizer of .* cannot be read") as error:
+    with pytest.raises(ValueError, match=r"the tokenizer of .* cannot be (read|loaded)") as error:
         load_tokenizer(str(tmp_path))
     assert "\n" not in str(error.value) and str(tmp_path) in str(error.value)
 
