@@ -3,16 +3,20 @@
 import json
 
 import numpy as np
+import pytest
 import torch
 from gguf import GGUFWriter, TokenType
 from hub.vocabularies import CHATML, CHATML_TURNS, END_OF_TEXT
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from stitch_utils.data.embedded.world import documents
+from stitch_utils.models.language_model import load_model
 
+TOKENS = torch.randint(3, 384, (2, 24), generator=torch.Generator().manual_seed(0))  # longer than the windows
 SPECIAL = [END_OF_TEXT, *CHATML_TURNS]
 SIZES = {
     "vocab_size": 384,
@@ -182,3 +186,23 @@ def halved(model):
             if "layers.1." in name and parameter.ndim > 1:
                 parameter.copy_(parameter.half().float())
     return model
+
+
+def rewrite(folder, change):
+    """Save the weights that `change` makes of those of a folder."""
+    weights = load_file(folder / "model.safetensors")
+    save_file(change(weights), folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def reconfigure(folder, **changes):
+    """Change entries of a folder's config.json."""
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+
+
+def refused(folder, message, **options):
+    """Expect one line that matches `message` when the folder is loaded."""
+    with pytest.raises(ValueError, match=message) as said:
+        load_model(str(folder), "cpu", **options)
+    assert "\n" not in str(said.value) and len(str(said.value)) < 600
+    return str(said.value)

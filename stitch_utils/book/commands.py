@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from ..data.pairs import ModelRef, check_ridge
-from ..data.text import begin_and_end
+from ..data.tokenizer import begin_and_end
 from ..models.language_model import count_parameters, load_model, load_models, set_threads
 from ..probing.probes import judge_probe, read_probe, save_probe
 from ..probing.probes import transfer_probe as carry_probe
@@ -202,9 +202,6 @@ def transfer_sae(root: Path, *, pair: str, sae: str, out: str, to: str, stitch: 
     path, source = _target(out, "", sae), "a" if to == "b" else "b"
     with refusing(ValueError):
         at_hand, original = _AtHand(root, pair, stitch, scale), load_sae(sae)
-        if (found := original.cfg.d_in) != (width := at_hand.stitch.towards(to).d_in):
-            expected = f"expected {width}, the width of {at_hand.name(source)}"
-            raise ValueError(f"the SAE {sae} reads {found} dimensions: {expected}")
         carried = carry_sae(original, at_hand.stitch, to=to)
         save_sae(carried, path)
     print(f"{carried.cfg.d_sae:,} latents; the SAE of {at_hand.name(to)} is in {path.as_posix()}")

@@ -9,7 +9,6 @@ Offers `versions`, `machine`, `settings`, `text_splits`, `departures`, `open_poi
 
 import contextlib
 import html
-import itertools
 import os
 import platform
 import re
@@ -21,8 +20,8 @@ import pandas as pd
 import torch
 import yaml
 
-from ..data.documents import read_documents
 from ..data.pairs import ModelPair
+from ..data.repeats import count_repeats
 from ..models.harvest import evaluation_batches, training_batches
 from ..models.language_model import load_tokenizer
 from ..utils.files import locked, project_root
@@ -78,11 +77,12 @@ def text_splits(pair: ModelPair, scale: str) -> pd.DataFrame:
     """Compare the text that things are fitted on with the text that they are measured on.
 
     Counts the documents that a scale reads of each, the tokens of them that are used (special ones and those that are
-    not met are not), and the documents of the second that are, word for word, among the first.
+    not met are not), and the documents of the second that are among the first, white space aside.
     """
     sizes = pair.scale(scale)
     tokenizers = tuple(load_tokenizer(ref.model, **ref.source) for ref in (pair.a, pair.b))
-    rows, fitted_on = [], None
+    rows: list[list[str]] = []
+    fitted_on = 0
     for part, text, batches in (
         ("fitted on", pair.train, training_batches(pair, sizes, tokenizers, sizes.train_tokens)),
         ("measured on", pair.evaluation, evaluation_batches(pair, sizes, tokenizers)),
@@ -90,9 +90,10 @@ def text_splits(pair: ModelPair, scale: str) -> pd.DataFrame:
         read, count = 0, 0
         for batch in batches:
             read, count = int(batch.a.documents.max()) + 1, count + int(batch.met_a.sum())
-        documents = list(itertools.islice(read_documents(text), read))
-        shared = "" if fitted_on is None else f"{sum(document in fitted_on for document in documents):,}"
-        fitted_on = fitted_on or set(documents)
+        shared = ""
+        if fitted_on:
+            shared = f"{count_repeats(pair.train, text, n_held_out=read, n_train=fitted_on)[0]:,}"
+        fitted_on = fitted_on or read
         source = f"{text.source}: {Path(text.name).name if text.source == 'files' else text.name}"
         rows.append([part, source, f"{read:,}", f"{count:,}", shared])
     return pd.DataFrame(rows, columns=["text", "source", "documents", "tokens", "documents also fitted on"])

@@ -29,7 +29,7 @@ from ..data.pairs import ModelPair, ModelRef, Scale, TextRef, blaming
 from ..data.text import PairedBatch, TokenBatch, paired_batches
 from ..data.text_files import text_files_key
 from ..utils.files import digest
-from .checks import is_finite, overflow
+from .agreement import is_finite, overflow
 from .language_model import LanguageModel
 
 T = TypeVar("T")

@@ -26,19 +26,16 @@ from transformers.utils import logging as transformers_logging
 from ..data.hub import HubError, fetched, resolve
 from ..data.pairs import DTYPES, ModelPair, blaming, check_known
 from ..data.tokenizer import as_trained, begin_and_end, check_ids, check_tokenizer, check_vocabulary, explaining
+from .agreement import Agreement, compare, in_one_line, own_answers
 from .checks import (
-    Agreement,
     check_causal,
     check_code,
     check_json,
     check_weights,
-    compare,
     explained,
-    in_one_line,
     is_causal,
     is_of_repository,
     loader_of,
-    own_answers,
 )
 from .gguf_files import gguf_config, gguf_model, gguf_tokenizer
 from .half_precision import fast_products

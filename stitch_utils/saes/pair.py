@@ -22,6 +22,7 @@ from torch import Tensor
 from ..data.text import PairedBatch, TokenBatch
 from ..models.harvest import ModelStream
 from ..stitching.pair import StitchedPair
+from .evaluation import check_width
 from .initialisation import INITIALS, SAETrainingConfig
 from .io import load_sae
 from .training import Curve, load_trained, train_saes
@@ -63,9 +64,7 @@ def native_saes(stitched: StitchedPair, *, seed: int = 0, sides: str = "ab", ane
     for side in filter(named.get, sides):
         model, _ = stitched.side(side)
         saes[side] = load_sae(named[side], device=str(model.device))
-        if (width := saes[side].cfg.d_in) != model.d_model:
-            expected = f"expected {model.d_model}, the width of {model.ref!r}"
-            raise ValueError(f"the SAE of {side} ({named[side]}) reads {width} dimensions: {expected}")
+        check_width(saes[side], model, f"the SAE of {side} ({named[side]})")
         if (found := saes[side].cfg.normalize_activations) != "none":
             expected = "the chapters compare SAEs of the residual stream as it is"
             raise ValueError(f"the SAE of {side} ({named[side]}) has normalize_activations={found!r}: {expected}")

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..data.pairs import check_known
 from ..data.text import PairedBatch, TokenBatch
-from ..models.checks import is_finite, overflow
+from ..models.agreement import is_finite, overflow
 from ..models.harvest import NormLimits, as_fits, without_outliers
 from ..models.language_model import Edit, LanguageModel
 from ..utils.progress import progress

@@ -20,7 +20,7 @@ from ..models.language_model import LanguageModel
 from .stitch import Stitch
 
 BEYOND = 10  # medians: a token of a larger norm counts as massive
-WEIGHTY = 0.1  # share of the variance from which on massive tokens are said to weigh in a fit
+WEIGHTY = 0.1  # massive tokens that hold more of the variance than this weigh in a fit
 
 
 class StreamShape(NamedTuple):

@@ -70,7 +70,7 @@ def writable_folder(folder: Path, variable: str = "STITCH_ROOT") -> Path:
 
 @functools.cache
 def warn_once(message: str) -> None:
-    """Warn with this message the first time that it is said in this process."""
+    """Warn with this message, once in a process."""
     warnings.warn(message, stacklevel=3)
 
 

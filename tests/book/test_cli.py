@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+import warnings
 
 import psutil
 import pytest
@@ -171,6 +172,12 @@ def test_an_interrupt_ends_all_chapters_that_run_side_by_side(book):
     assert (process.returncode, out, err) == (130, "", "stitch-book: interrupted\n")
     assert len(kernels) == 2 and psutil.wait_procs(kernels, timeout=60)[1] == []
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_warning_is_one_line(bare_book, monkeypatch):
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # puts it back afterwards
+    call_here(bare_book, "claims")
+    assert warnings.formatwarning("two\nlines", UserWarning, "file.py", 3) == "stitch-book: two lines\n"
 
 
 def test_as_many_chapters_as_have_processors_for_their_threads(monkeypatch):

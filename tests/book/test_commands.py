@@ -123,7 +123,7 @@ def test_a_stitch_by_name_of_its_file(fitted, bare_book):
         ("transfer-vector", "wide.npy", "w.npy", "row 0: a direction of width 48: the map towards b takes 32"),
         ("transfer-probe", "v.npy", "w.npz", "is not of a kind that is read: expected a .npz or .safetensors"),
         ("transfer-sae", "nowhere", "w", "is no folder and no reference to an SAE"),
-        ("transfer-sae", "wide", "w", "wide reads 48 dimensions: expected 32, the width of A ("),
+        ("transfer-sae", "wide", "w", "the SAE reads 48 dimensions: expected 32, the width of model a"),
         ("transfer-sae", "wide", "wide/../wide", "it would be lost"),
     ],
 )

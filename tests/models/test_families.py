@@ -7,15 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from toy_families import FAMILIES, save_family
+from toy_families import FAMILIES, TOKENS, save_family
 from transformers import AutoModelForCausalLM
 
 from stitch_utils.data.pairs import ModelPair, ModelRef, Scale, TextRef
 from stitch_utils.models.costs import architecture_of
 from stitch_utils.models.generation import chat, encoded, generate_texts
 from stitch_utils.models.language_model import check_pair, load_config, load_model
-
-TOKENS = torch.randint(3, 384, (2, 24), generator=torch.Generator().manual_seed(0))  # longer than the windows
 
 
 def agree(model, folder):

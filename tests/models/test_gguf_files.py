@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 from toy_book import call_here
-from toy_families import halved, qwen_tokenizer, save_family, write_gguf
+from toy_families import TOKENS, halved, qwen_tokenizer, save_family, write_gguf
 from transformers import AutoModelForCausalLM
 
 from stitch_utils.data.hub import resolve
@@ -16,7 +16,6 @@ from stitch_utils.models import gguf_files
 from stitch_utils.models.harvest import weights_digest
 from stitch_utils.models.language_model import check_pair, load_config, load_model, load_tokenizer
 
-TOKENS = torch.randint(3, 384, (2, 24), generator=torch.Generator().manual_seed(0))
 TEXTS = ["The cook bakes 12 cakes.", "  two\n\nlines\t", "日本 🤗", "<|im_start|>user\nHi<|im_end|>", ""]
 
 

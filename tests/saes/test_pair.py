@@ -78,7 +78,7 @@ def test_an_sae_that_the_file_names_is_taken(file, tmp_path):
     a, b = saes(file)
     assert torch.equal(a.W_enc, sae.W_enc) and b.cfg.d_sae == 24
     file.write_text(yaml.safe_dump(data | {"saes": {"b": "own_sae"}}))
-    with pytest.raises(ValueError, match=r"the SAE of b \(.*own_sae\) reads 32 dimensions: expected 48, the width of"):
+    with pytest.raises(ValueError, match=r"the SAE of b \(.*own_sae\) reads 32 dimensions: expected 48, that of"):
         saes(file)
     TopKSAE(TopKSAEConfig(d_in=32, d_sae=40, k=4, normalize_activations="layer_norm")).save_model(tmp_path / "own_sae")
     file.write_text(yaml.safe_dump(data))

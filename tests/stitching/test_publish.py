@@ -1,6 +1,7 @@
 """Stitches published on the Hub and read from it, by the client that thinks it talks to the Hub."""
 
 import errno
+import itertools
 import json
 import os
 from dataclasses import replace
@@ -151,8 +152,9 @@ def test_what_is_refused_is_said_in_one_line(published, label):
 
 
 def test_only_the_two_files_are_sent(published):
-    sent = {path for method, path, status in published.log if method == "PUT" and status == 200}  # some of them twice
-    assert sorted(path.split("/")[1] for path in sent) == ["lfs"] * 3, "the stitch goes by LFS, once for each version"
+    asked = itertools.groupby(published.log, lambda request: request[:2])  # a client asks again at once if it must
+    sent = [path.split("/")[1] for (method, path), group in asked if method == "PUT" and [*group][-1][2] == 200]
+    assert sent == ["lfs"] * 3, "the stitch goes by LFS, once for each of its versions"
 
 
 @pytest.fixture(scope="module")
