@@ -34,7 +34,7 @@ CHAPTERS = {
 
 
 def stitch_book(root, environment, *arguments):
-    """`stitch-book` in a process of its own: (exit code, stdout, stderr without the clients' own log lines)."""
+    """`stitch-book` in a process of its own: (exit code, stdout, stderr without the clients' log lines before it)."""
     done = subprocess.run(
         [sys.executable, "-m", "stitch_utils.book.cli", *arguments],
         cwd=ROOT,
@@ -43,8 +43,9 @@ def stitch_book(root, environment, *arguments):
         text=True,
         timeout=1800,  # ends a run that hangs: bfloat16 takes a slow machine minutes a chapter
     )
-    ours = [line for line in done.stderr.splitlines() if line.startswith("stitch-book: ")]
-    return done.returncode, done.stdout, "\n".join(ours) or done.stderr
+    # from its own first line on: a chapter that fails has its traceback below that
+    _, ours, below = done.stderr.rpartition("stitch-book: ")
+    return done.returncode, done.stdout, ours + below or done.stderr
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from json import JSONDecodeError
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -114,7 +115,9 @@ def _meaning(raised: BaseException, kind: str, name: str, revision: str | None) 
         if isinstance(error, PermissionError) or getattr(error, "errno", None) == errno.EROFS:
             where = getattr(error, "filename", None) or home
             return f"cannot be kept, since {where} cannot be written: let HF_HOME name a folder that can be"
-        if isinstance(error, errors.OfflineModeIsEnabled) or (constants.HF_HUB_OFFLINE and isinstance(error, OSError)):
+        broken = any(isinstance(one, UnicodeError | JSONDecodeError) for one in _chain(error))  # it is there
+        missing = isinstance(error, OSError) and not broken
+        if isinstance(error, errors.OfflineModeIsEnabled) or (constants.HF_HUB_OFFLINE and missing):
             return f"is not in {home}: unset HF_HUB_OFFLINE once to fetch it"
         if busy := next(filter(None, map(_busy_status, _chain(error))), None):
             return f"could not be had: {hub} is busy (status {busy}). Nothing is lost: try again later"

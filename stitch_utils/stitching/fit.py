@@ -186,15 +186,15 @@ def _ridge_regressions(c_in: Tensor, c_in_out: Tensor, level: Tensor, ridges: Se
 
 
 def scarcity(moments: PairMoments) -> str:
-    """Say that tokens are too few, if they are fewer than twice the dimensions of the wider stream; else "".
+    """Say that tokens are too few, if they are fewer than twice the dimensions of both streams; else "".
 
     A map from d dimensions has d + 1 unknowns for each dimension that it leads to, so with about as many tokens it can
-    fit anything.
+    fit anything; and the two maps are fitted together.
     """
-    wider = max(moments.d_a, moments.d_b)
-    if moments.count >= 2 * wider:
+    both = moments.d_a + moments.d_b
+    if moments.count >= 2 * both:
         return ""
-    least = f"fewer than twice the {wider:,} dimensions of the wider stream"
+    least = f"fewer than twice the {both:,} dimensions of both streams"
     return f"{moments.count:,.0f} tokens are {least}: the maps follow this text more than the models; give more text"
 
 

@@ -212,6 +212,18 @@ def test_an_sae_of_another_layer_is_carried_with_a_warning(fitted, bare_book):
     assert code == 0
     assert any("Beware: the SAE says that it reads blocks.1.hook_resid_post" in line for line in lines)
     assert any("Beware: the SAE says that it is of 'lab/other', and the pair has" in line for line in lines)
+    assert not any("loaded with" in line for line in lines)
+
+
+def test_an_sae_of_a_model_that_was_loaded_in_another_way_is_carried_with_one_warning(fitted, bare_book):
+    sae = TopKSAE(TopKSAEConfig(32, 24, k=3))
+    sae.cfg.metadata.model_from_pretrained_kwargs = {"center_writing_weights": True}
+    sae.save_model(bare_book / "sae")
+    folders = ("--pair", str(fitted), "--out", str(bare_book / "carried"), "--scale", "smoke")
+    code, lines, err = call_here(bare_book, "transfer-sae", str(bare_book / "sae"), *folders)
+    assert (code, err) == (0, "")
+    said = "Beware: the SAE says that its model was loaded with {'center_writing_weights': True}"
+    assert [line for line in lines if "loaded with" in line] == [f"{said}; the stitch reads the model as it is."]
 
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"

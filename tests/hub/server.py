@@ -80,6 +80,8 @@ class Hub(ThreadingHTTPServer):
         own = ("HF_", "HUGGING", "TRANSFORMERS_")
         kept = {name: value for name, value in os.environ.items() if not name.startswith(own)}
         plain = {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1", "OMP_NUM_THREADS": "1"}
+        # on a busy machine an answer may take longer than the ten seconds that the clients give a real Hub
+        plain |= dict.fromkeys(("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT"), "120")
         return {**kept, **plain, "HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", **changes}
 
     def __enter__(self) -> Hub:
@@ -224,8 +226,10 @@ class _Handler(BaseHTTPRequestHandler):
         }
         if file.sha256:
             headers |= {"X-Linked-Size": str(file.size), "X-Linked-ETag": f'"{file.sha256}"'}
+        if self.command == "HEAD":
+            return Answer(200, {**headers, "Content-Length": str(file.size)}, b"")
         content = (repository.folder / path).read_bytes()
-        wanted = None if self.command == "HEAD" else byte_range(self.headers.get("Range"), file.size)
+        wanted = byte_range(self.headers.get("Range"), file.size)
         if wanted is None:
             return Answer(200, headers, content)
         return Answer(

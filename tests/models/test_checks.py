@@ -1,10 +1,12 @@
 """Models that are not what their files say: weights, shapes, shards, code of their own, families."""
 
 import json
+import shutil
 import sys
 
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import load_file
 from toy_families import SIZES, TOKENS, halved, qwen_tokenizer, reconfigure, refused, rewrite, save_family, write_gguf
 from transformers import AutoConfig, AutoModelForCausalLM, dynamic_module_utils
@@ -130,6 +132,21 @@ def test_files_that_are_no_json(llama, name, content):
     """A broken generation_config.json is passed over by transformers, and responses would end elsewhere."""
     (llama / name).write_bytes(content.encode("latin-1"))
     refused(llama, rf"llama': {name} is no valid JSON \(.*\): put it there again")
+
+
+@pytest.mark.parametrize("content", ["{", "", "\xff"], ids=["cut", "empty", "other bytes"])
+def test_a_file_of_the_hub_that_is_no_json_is_named_offline_too(llama, tmp_path, monkeypatch, content):
+    commit = "0" * 40
+    kept = tmp_path / "models--lab--broken"
+    shutil.copytree(llama, kept / "snapshots" / commit)
+    (kept / "refs").mkdir()
+    (kept / "refs" / "main").write_text(commit)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    load_model("lab/broken", "cpu")
+    (kept / "snapshots" / commit / "config.json").write_bytes(content.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"lab/broken': config.json is no valid JSON \(.*\): put it there again"):
+        load_model("lab/broken", "cpu")
 
 
 @pytest.mark.parametrize(

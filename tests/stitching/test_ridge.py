@@ -100,10 +100,10 @@ def test_what_cannot_be_chosen_on():
 
 
 def test_few_tokens_are_told():
-    x, y = gaussian_pair(seed=1, condition=10, d_a=5, d_b=7, n=14)
+    x, y = gaussian_pair(seed=1, condition=10, d_a=5, d_b=7, n=24)
     assert scarcity(moments_of(x, y)) == scarcity(moments_of(y, x)) == ""
-    for few in (moments_of(x[:13], y[:13]), moments_of(y[:13], x[:13])):
-        assert scarcity(few).startswith("13 tokens are fewer than twice the 7 dimensions of the wider stream")
+    for few in (moments_of(x[:23], y[:23]), moments_of(y[:23], x[:23])):
+        assert scarcity(few).startswith("23 tokens are fewer than twice the 12 dimensions of both streams")
 
 
 @pytest.fixture
@@ -210,10 +210,10 @@ def test_a_number_is_taken_as_it_is(file, small_pair):
 
 
 def test_a_stitch_of_few_tokens_warns(small_pair):
-    """The wider stream has 48 dimensions."""
-    for tokens, expected in ((80, True), (160, False)):
+    """The streams have 32 and 48 dimensions."""
+    for tokens, expected in ((80, True), (155, True), (240, False)):
         opened = StitchedPair.open(load_pair(small_pair(sizes={"train_tokens": tokens})), "smoke")
-        few = opened.moments.count < 2 * max(model.d_model for model in opened.models)
+        few = opened.moments.count < 2 * sum(model.d_model for model in opened.models)
         assert few == expected
         if few:
             with pytest.warns(ScarceTokens, match="tokens are fewer than twice the"):
@@ -244,7 +244,7 @@ def test_the_command_says_which_ridge_and_why(small_pair, file, bare_book):
         assert (code, lines, err.count("\n")) == (2, [], 1)
         assert err.endswith(f"ridge must be a number of 0 or more, or auto: got {read}\n")
     code, (_, beware), err = fit_lines(bare_book, small_pair(text="text.txt", sizes={"train_tokens": 80}))
-    assert (code, err) == (0, "") and re.match("Beware: .* tokens are fewer than twice the 48 dimensions", beware)
+    assert (code, err) == (0, "") and re.match("Beware: .* tokens are fewer than twice the 80 dimensions", beware)
 
 
 def test_a_pair_of_a_short_text(small_pair, file):
