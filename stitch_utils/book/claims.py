@@ -10,21 +10,26 @@ A verdict compares the estimates. Where a number has a 95% interval, the predica
 at either end of it and all others where they are, since those of one run err together: a verdict that changes has its
 threshold inside that interval.
 
-Offers `published`, which reads the file into a `Published` of `Claim`s and `Figure`s; `verdicts`, which compares it
-with our results as `Verdict`s; and, to print these, `VERDICTS`, `with_interval`, `named` and `said_of_turns`.
+`book/unclaimed.yml` holds what else the main paper says of its own results, section by section: for each statement the
+claims and numbers that cover it, or why there is no claim.
+
+Offers `published`, which reads the first file into a `Published` of `Claim`s and `Figure`s; `unclaimed`, which reads
+the second into an `Unclaimed` of `Statement`s; `verdicts`, which compares claims with our results as `Verdict`s; and,
+to print these, `VERDICTS`, `with_interval`, `named` and `said_of_turns`.
 """
 
 import ast
 import functools
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import CodeType
 from typing import Any, NamedTuple
 
 from ..utils.files import project_root
-from ..utils.yaml_files import parse_yaml
+from ..utils.yaml_files import mapping, parse_yaml
 from .chapters import command_for, page_of, pair_file
 from .results import read_results
 
@@ -33,6 +38,7 @@ _FUNCTIONS = {"abs": abs, "max": max, "min": min}
 _LOGIC = (ast.BoolOp, ast.And, ast.Or, ast.UnaryOp, ast.Not)
 _COMPARISONS = (ast.Compare, ast.Lt, ast.LtE, ast.Gt, ast.GtE, ast.Eq, ast.NotEq)
 _ARITHMETIC = (ast.BinOp, ast.Add, ast.Sub, ast.Mult, ast.Div, ast.Pow, ast.USub, ast.Name, ast.Load)
+_SECTION = r"(?:\d|[A-Z])(?:\.\d)?\b"
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,15 @@ class Claim:
             except (SyntaxError, ValueError) as error:
                 raise ValueError(f"claim '{self.id}': predicate {predicate!r}: {error}") from None
 
+    @property
+    def sections(self) -> set[str]:
+        """What `source` names of the main paper, such as "Abstract" and "Section 3.1"; nothing if the claim is ours."""
+        if self.source.startswith("this package"):
+            return set()
+        lists = re.findall(rf"Sections? ((?:{_SECTION}(?:, | and )?)+)", self.source)
+        found = {f"Section {section}" for section in re.findall(_SECTION, " ".join(lists))}
+        return found | set(re.findall("Abstract", self.source))
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -84,6 +99,27 @@ class Figure:
     heading: str = ""
 
 
+@dataclass(frozen=True)
+class Statement:
+    """Something that the main paper says of its own results and that is no claim of its own here.
+
+    `where` is "Abstract" or such as "Section 3.1, Fig. 2", and `says` is in our words. Either `instead` gives the ids
+    of the claims and published numbers that cover it, or `why` is one of the kinds of `Unclaimed`, and `because` the
+    reason.
+    """
+
+    where: str
+    says: str
+    instead: list[str] = field(default_factory=list)
+    why: str = ""
+    because: str = ""
+
+    @property
+    def section(self) -> str:
+        """The section, as `Claim.sections` and `Unclaimed.sections` write it."""
+        return self.where.partition(",")[0]
+
+
 class Published(NamedTuple):
     """All of `book/published.yml`, in its order; numbers whose ids end in `.low` and `.high` bound a 95% interval."""
 
@@ -95,6 +131,14 @@ class Published(NamedTuple):
     def pairs(self) -> tuple[str, ...]:
         """Pairs that have published numbers, in the file's order."""
         return tuple(dict.fromkeys(id.split(".")[1] for id in self.numbers))
+
+
+class Unclaimed(NamedTuple):
+    """All of `book/unclaimed.yml`: titles by section, what the kinds of reasons mean, and statements in its order."""
+
+    sections: Mapping[str, str]
+    kinds: Mapping[str, str]
+    statements: tuple[Statement, ...]
 
 
 class Verdict(NamedTuple):
@@ -133,9 +177,7 @@ def published() -> Published:
 
 @functools.lru_cache(maxsize=4)
 def _parsed(path: Path, text: str) -> Published:
-    document = parse_yaml(text)
-    if set(document) != {"numbers", "figures", "claims"}:
-        raise ValueError(f"{path} has the parts {sorted(document)}: expected numbers, figures and claims")
+    document = _parts(path, text, "numbers", "figures", "claims")
     values = {}
     for id, value in document["numbers"].items():
         triple = isinstance(value, list) and len(value) == 3
@@ -148,6 +190,43 @@ def _parsed(path: Path, text: str) -> Published:
             values[id + suffix] = number
     claims = _entries(Claim, document["claims"], path)
     return Published(values, claims, _entries(Figure, document["figures"], path))
+
+
+def unclaimed(*, book: Published | None = None) -> Unclaimed:
+    """Read `book/unclaimed.yml` and check it against the claims and numbers of `book` (default: `published()`).
+
+    ValueError says in one line which entry is wrong and how.
+    """
+    path, book = project_root() / "book" / "unclaimed.yml", book or published()
+    document = _parts(path, path.read_text(encoding="utf-8"), "sections", "kinds", "statements")
+    statements = _entries(Statement, document["statements"], path, keys=("where", "says"))
+    sections, kinds = (mapping(document[part], f"{path}: {part}") for part in ("sections", "kinds"))
+    found, order = Unclaimed(sections, kinds, statements), list(sections)
+    covering = {claim.id for claim in book.claims} | set(book.numbers)
+    reached = 0
+    for one in statements:
+        if wrong := _wrong(one, found, covering):
+            raise ValueError(f"{path}: statement '{one.where}: {one.says}': {wrong}")
+        if order.index(one.section) < reached:
+            raise ValueError(f"{path}: statement '{one.where}: {one.says}' stands after those of a later section")
+        reached = order.index(one.section)
+    return found
+
+
+def _wrong(one: Statement, book: Unclaimed, covering: Collection[str]) -> str:
+    """Say what is wrong with a statement, if anything."""
+    for name in ("where", "says", "why", "because"):
+        if not isinstance(text := getattr(one, name), str):
+            return f"{name}: expected a text, got {text!r}"
+    if one.section not in book.sections:
+        return f"where: expected one of {', '.join(book.sections)}"
+    if not isinstance(one.instead, list) or bool(one.instead) == bool(one.why):
+        return "expected either instead, a list of ids, or why"
+    if unknown := [id for id in one.instead if id not in covering]:
+        return f"instead: no claim and no published number is called {unknown[0]!r}"
+    if one.why and one.why not in book.kinds:
+        return f"why: expected one of {', '.join(book.kinds)}, got {one.why!r}"
+    return "" if bool(one.because) == bool(one.why) else "expected because, in words, together with why"
 
 
 def verdicts(pair: str, *, book: Published | None = None, file: str = "") -> list[Verdict]:
@@ -205,17 +284,27 @@ def _printed(values: Mapping[str, object], name: str, suffix: str) -> str:
     return f"{round(number, digits) + 0.0:.4g}"
 
 
-def _entries(kind: type, entries: Iterable[Mapping], path: Path) -> tuple:
-    """Build one `kind` for each entry, whose keys must be its fields and whose ids must differ."""
+def _parts(path: Path, text: str, *names: str) -> dict[str, Any]:
+    """Parse a file that has these parts and no others."""
+    document = mapping(parse_yaml(text), str(path))
+    if set(document) != set(names):
+        expected = " and ".join([", ".join(names[:-1]), names[-1]])
+        raise ValueError(f"{path} has the parts {sorted(document)}: expected {expected}")
+    return document
+
+
+def _entries(kind: type, entries: Iterable[Mapping], path: Path, keys: Sequence[str] = ("id",)) -> tuple:
+    """Build one `kind` for each entry, whose keys must be its fields and which `keys` together must tell apart."""
     built = {}
     for entry in entries:
-        where = f"{path}: {kind.__name__.lower()} '{entry.get('id', '?')}'"
-        if entry.get("id") in built:
-            raise ValueError(f"{where} is given twice")
+        what = f"{path}: {kind.__name__.lower()}"
+        name = ": ".join(str(mapping(entry, what).get(key, "?")) for key in keys)
+        if name in built:
+            raise ValueError(f"{what} '{name}' is given twice")
         try:
-            built[entry.get("id")] = kind(**entry)
+            built[name] = kind(**entry)
         except TypeError as error:
-            raise ValueError(f"{where}: {error}") from error
+            raise ValueError(f"{what} '{name}': {error}") from error
     return tuple(built.values())
 
 

@@ -4,12 +4,13 @@ Numbers come from `results.py`, the papers' and the verdicts from `claims.py`. E
 for first, then every other pair with results. What comes from the record of a run is marked as recorded.
 
 Offers `beside`, a DataFrame, and in HTML `on_real_models`, `shares_and_costs`, `claims_table`, `verdict_counts`,
-`status_table`, `runs_table`, `stand_in_notice`.
+`unclaimed_table`, `unclaimed_counts`, `status_table`, `runs_table`, `stand_in_notice`.
 """
 
 import contextlib
 import html
 import posixpath
+import re
 from collections.abc import Mapping
 
 import pandas as pd
@@ -19,7 +20,19 @@ from IPython.display import HTML
 from ..data.pairs import known_pairs, load_pair
 from ..utils.files import project_root
 from .chapters import SUMMARIES, command_for, page_of, pair_file, recorded_pages
-from .claims import VERDICTS, Claim, Verdict, named, published, said_of_turns, verdicts, with_interval
+from .claims import (
+    VERDICTS,
+    Claim,
+    Published,
+    Statement,
+    Verdict,
+    named,
+    published,
+    said_of_turns,
+    unclaimed,
+    verdicts,
+    with_interval,
+)
 from .results import pairs_with_results, read_results
 
 
@@ -113,6 +126,30 @@ def verdict_counts(pair: str = "tiny") -> HTML:
     return _table(["Pair", "Scale of the runs", *VERDICTS, "threshold inside an interval"], rows)
 
 
+def unclaimed_counts() -> HTML:
+    """Count what the main paper says beside the claims: what claims or numbers cover, and the rest by its kind."""
+    book = unclaimed()
+    whys = [one.why for one in book.statements]
+    rows = [["covered", "Claims or published numbers cover it.", str(whys.count(""))]]
+    rows += [[kind, html.escape(meaning), str(whys.count(kind))] for kind, meaning in book.kinds.items()]
+    return _table(["", "What that means", "Statements"], rows)
+
+
+def unclaimed_table() -> HTML:
+    """List by section what the main paper says beside the claims: what covers it, or why there is no claim.
+
+    Each section begins with the claims that name it as their source, and with its tables and figures of which numbers
+    are published.
+    """
+    claims, book = published(), unclaimed()
+    rows = []
+    for section, title in book.sections.items():
+        about = f"<br><small>{said}</small>" if (said := _claimed(claims, section)) else ""
+        rows.append([f"<b>{html.escape(f'{section} {title}'.strip())}</b>{about}"])
+        rows += [[one.where, html.escape(one.says), _covered(one)] for one in book.statements if one.section == section]
+    return _table(["Where", "What it says, in our words", "Covered by, or why it is no claim"], rows)
+
+
 def runs_table(home: str = "tiny") -> HTML:
     """List every pair that is known or was run, with the chapters run on it, or the command that runs them."""
     executed: dict[str, dict[str, str]] = {}
@@ -163,6 +200,24 @@ def status_table(pair: str = "tiny") -> HTML:
 
 def _pairs(first: str) -> list[str]:
     return list(dict.fromkeys((first, *pairs_with_results())))
+
+
+def _claimed(book: Published, section: str) -> str:
+    """Name the claims that a section makes, and its tables and figures that published numbers come from."""
+    claims = [_code(claim.id) for claim in book.claims if section in claim.sections]
+    starts = {
+        figure.id: tuple(figure.prefix.replace("{pair}", pair) for pair in book.pairs)
+        for figure in book.figures
+        if figure.prefix and section == f"Section {figure.section}"
+    }
+    numbers = [_code(id) for id, start in starts.items() if any(number.startswith(start) for number in book.numbers)]
+    parts = {"claims": claims, "numbers": numbers}
+    return "<br>".join(f"{name}: {', '.join(ids)}" for name, ids in parts.items() if ids)
+
+
+def _covered(one: Statement) -> str:
+    because = re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(one.because))
+    return f"<b>{one.why}</b>: {because}" if one.why else ", ".join(map(_code, one.instead))
 
 
 def _in_detail(claim: Claim, of: Mapping[str, Verdict], run: list[str], links: Mapping[str, str]) -> list[list[str]]:
