@@ -169,6 +169,7 @@ def key_of(root: Path, run: Run) -> str:
     ingredients = {**run.ingredients, "parameters": run.parameters}
     if run.chapter in SUMMARIES:
         ingredients["results"] = tree_digest(root / "results", "**/*.json")
+        ingredients["unclaimed"] = tree_digest(root, "book/unclaimed.yml")
         pages = [page for page in (root / RUNS).glob("*/[!.]*.ipynb") if page.stem not in SUMMARIES]
         ingredients["pages"] = sorted(page.relative_to(root).as_posix() for page in pages)  # summaries link them
     if run.chapter in SHOW_RECORDS and run.pair == HOME_PAIR:
