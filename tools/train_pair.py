@@ -9,10 +9,13 @@ Run `python -m tools.train_pair --out FOLDER` (about an hour on two cores). It w
 """
 
 import argparse
+import functools
+import itertools
 import json
 import math
 import platform
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,6 +28,7 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerF
 
 from stitch_utils.data.embedded.world import ASSISTANT, END, USER, documents
 from stitch_utils.data.hub import EMBEDDED
+from stitch_utils.utils.files import remove_sealed, write_whole
 
 END_OF_TEXT = "<|endoftext|>"
 CHAT_TEMPLATE = (
@@ -56,6 +60,8 @@ class TrainingConfig:
     warmup_steps: int = 200
     weight_decay: float = 0.05
     max_grad_norm: float = 1.0
+    tied: bool = False
+    """Whether the unembedding is the transposed embedding."""
 
     def __post_init__(self):
         if self.hidden_size % self.n_heads:
@@ -72,7 +78,9 @@ PAIR = (
 )
 VOCABULARY = 3072
 TRAINING_DOCUMENTS = 156_000
+TOKENIZER_DOCUMENTS = 40_000  # the first of the training text
 HELD_OUT_DOCUMENTS = 1_000
+CHECKPOINT = 200  # steps from one to the next
 
 
 def train_tokenizer(texts, vocabulary: int = VOCABULARY) -> PreTrainedTokenizerFast:
@@ -120,7 +128,7 @@ def build_model(config: TrainingConfig, tokenizer) -> GPTNeoXForCausalLM:
             intermediate_size=4 * config.hidden_size,
             max_position_embeddings=config.context,
             rotary_pct=0.25,
-            tie_word_embeddings=False,
+            tie_word_embeddings=config.tied,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
         )
@@ -137,13 +145,19 @@ def held_out_loss(model, rows: np.ndarray, batch_size: int = 50) -> float:
     return sum(losses) / len(rows)
 
 
-def train_model(config: TrainingConfig, tokenizer, rows: np.ndarray) -> tuple[GPTNeoXForCausalLM, list[float]]:
-    """The trained model and its training loss at each step (nats)."""
+def train_model(
+    config: TrainingConfig, tokenizer, rows: np.ndarray, checkpoint: Path | None = None
+) -> tuple[GPTNeoXForCausalLM, list[float]]:
+    """The trained model and its training loss at each step (nats).
+
+    The state is written to `checkpoint` every `CHECKPOINT` steps, and taken up from there by another call: the result
+    is that of a training without a break.
+    """
     model = build_model(config, tokenizer).train()
     decay = [p for p in model.parameters() if p.dim() > 1]
     rest = [p for p in model.parameters() if p.dim() <= 1]
     groups = [{"params": decay, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95))
+    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), fused=True)
 
     def schedule(step):
         if step < config.warmup_steps:
@@ -152,22 +166,42 @@ def train_model(config: TrainingConfig, tokenizer, rows: np.ndarray) -> tuple[GP
         return 0.1 + 0.45 * (1 + math.cos(math.pi * min(1.0, done)))
 
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
-    order = np.random.default_rng(config.seed)
-    queue = np.empty(0, dtype=np.int64)
+    parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
     losses = []
-    for _ in tqdm(range(config.steps), desc=config.name, unit="step", mininterval=5):
-        if len(queue) < config.batch_size:
-            queue = np.concatenate([queue, order.permutation(len(rows))])
-        chosen, queue = queue[: config.batch_size], queue[config.batch_size :]
-        batch = torch.from_numpy(rows[chosen].astype(np.int64))
-        loss = model(input_ids=batch, labels=batch).loss
+    if checkpoint is not None and checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        if state["config"] != asdict(config):
+            raise ValueError(f"{checkpoint} is of another training: {state['config']}; remove it to begin anew")
+        losses = state["losses"]
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+    batches = _batches(config, rows, start=len(losses))
+    for step in tqdm(range(len(losses), config.steps), desc=config.name, unit="step", mininterval=5):
+        batch = next(batches)
+        loss = model(input_ids=batch, labels=batch, use_cache=False).loss
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
         optimizer.step()
         scheduler.step()
         losses.append(loss.item())
+        if checkpoint is not None and (step + 1) % CHECKPOINT == 0:
+            state = {name: part.state_dict() for name, part in parts.items()}
+            state |= {"losses": losses, "config": asdict(config)}
+            write_whole(checkpoint, functools.partial(torch.save, state))
     return model.eval(), losses
+
+
+def _batches(config: TrainingConfig, rows: np.ndarray, *, start: int) -> Iterator[torch.Tensor]:
+    """Yield the batches of a training from step `start`: all rows in a drawn order, then in another, and so on."""
+    order = np.random.default_rng(config.seed)
+    queue = np.empty(0, dtype=np.int64)
+    for step in itertools.count():
+        if len(queue) < config.batch_size:
+            queue = np.concatenate([queue, order.permutation(len(rows))])
+        chosen, queue = queue[: config.batch_size], queue[config.batch_size :]
+        if step >= start:
+            yield torch.from_numpy(rows[chosen].astype(np.int64))
 
 
 def save_model(model: GPTNeoXForCausalLM, tokenizer, folder: Path) -> GPTNeoXForCausalLM:
@@ -175,6 +209,26 @@ def save_model(model: GPTNeoXForCausalLM, tokenizer, folder: Path) -> GPTNeoXFor
     model.half().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return GPTNeoXForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def train_one(config: TrainingConfig, tokenizer, texts: list[str], held_out: list[str], out: Path) -> dict:
+    """Train one model and write it to `out / config.name`; return its part of the report."""
+    rows, test_rows = pack(tokenizer, texts, config.context), pack(tokenizer, held_out, config.context)
+    began, checkpoint = time.perf_counter(), out / f"{config.name}.checkpoint.pt"
+    model, losses = train_model(config, tokenizer, rows, checkpoint)
+    seconds = time.perf_counter() - began
+    model = save_model(model, tokenizer, out / config.name)
+    remove_sealed(checkpoint)
+    return asdict(config) | {
+        "steps": config.steps,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "text_tokens": int(rows[:, 1:].size),
+        "held_out_tokens": int(test_rows[:, 1:].size),
+        "train_loss": round(float(np.mean(losses[-50:])), 4),
+        "held_out_loss": round(held_out_loss(model, test_rows), 4),
+        "loss_curve": [round(float(np.mean(losses[i : i + 25])), 3) for i in range(0, len(losses), 25)],
+        "seconds": round(seconds),
+    }
 
 
 def train_pair(
@@ -188,7 +242,7 @@ def train_pair(
 ) -> dict:
     """Train tokenizer and models, write everything below `out`, and return what `training.json` holds."""
     texts = [document.text for document in documents(f"train:{seed}", stop=n_documents)]
-    tokenizer = train_tokenizer(texts[: n_documents // 3], vocabulary)
+    tokenizer = train_tokenizer(texts[:TOKENIZER_DOCUMENTS], vocabulary)
     held_out = [document.text for document in documents(f"held-out:{seed}", stop=n_held_out)]
     report = {
         "seed": seed,
@@ -203,21 +257,7 @@ def train_pair(
         "models": {},
     }
     for config in configs:
-        rows, test_rows = pack(tokenizer, texts, config.context), pack(tokenizer, held_out, config.context)
-        began = time.perf_counter()
-        model, losses = train_model(config, tokenizer, rows)
-        seconds = time.perf_counter() - began
-        model = save_model(model, tokenizer, out / config.name)
-        report["models"][config.name] = asdict(config) | {
-            "steps": config.steps,
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "text_tokens": int(rows[:, 1:].size),
-            "held_out_tokens": int(test_rows[:, 1:].size),
-            "train_loss": round(float(np.mean(losses[-50:])), 4),
-            "held_out_loss": round(held_out_loss(model, test_rows), 4),
-            "loss_curve": [round(float(np.mean(losses[i : i + 25])), 3) for i in range(0, len(losses), 25)],
-            "seconds": round(seconds),
-        }
+        report["models"][config.name] = train_one(config, tokenizer, texts, held_out, out)
         (out / "training.json").write_text(json.dumps(report, indent=1) + "\n")
     return report
 

@@ -1,8 +1,10 @@
 """The script that trained the embedded pair, on a tiny scale."""
 
 import functools
+import itertools
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,13 +12,14 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import tools.train_pair
 from stitch_utils.data.embedded.world import (
     ASSISTANT,
     END,
     USER,
     documents,
 )
-from tools.train_pair import TrainingConfig, pack, train_pair, train_tokenizer
+from tools.train_pair import TrainingConfig, pack, train_model, train_pair, train_tokenizer
 
 
 @functools.cache
@@ -94,6 +97,51 @@ def test_saved_models_load_and_have_the_reported_loss(trained, tokenizer):
             log_probabilities = model(rows).logits[:, :-1].log_softmax(-1)
         surprise = -log_probabilities.gather(-1, rows[:, 1:, None])
         assert surprise.mean().item() == pytest.approx(report["models"][config.name]["held_out_loss"], abs=2e-4)
+
+
+@pytest.mark.parametrize("stopped_at", [3, 10, 15])
+def test_a_training_that_was_interrupted_is_taken_up(trained, tmp_path, monkeypatch, stopped_at):
+    monkeypatch.setattr(tools.train_pair, "CHECKPOINT", 4)
+    calls, clip = itertools.count(1), torch.nn.utils.clip_grad_norm_
+
+    def interrupted(*arguments):
+        if next(calls) == stopped_at:
+            raise KeyboardInterrupt
+        return clip(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(torch.nn.utils, "clip_grad_norm_", interrupted)
+        train_pair(tmp_path, MICRO[:1], **SCALE)
+    checkpoint = tmp_path / "micro-a.checkpoint.pt"
+    assert checkpoint.exists() == (stopped_at > 4)
+    done = len(torch.load(checkpoint)["losses"]) if checkpoint.exists() else 0
+    assert done == (stopped_at - 1) // 4 * 4
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *arguments: (next(calls), clip(*arguments))[1])
+    report = train_pair(tmp_path, MICRO[:1], **SCALE)
+    assert next(calls) == stopped_at + 1 + 15 - done, "what was done is not done again"
+    whole = trained[0][1]["models"]["micro-a"] | {"seconds": report["models"]["micro-a"]["seconds"]}
+    assert report["models"]["micro-a"] == whole
+    assert not checkpoint.exists()
+
+
+def test_a_checkpoint_of_another_training_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(tools.train_pair, "CHECKPOINT", 4)
+    texts, checkpoint = [document.text for document in stream()[:60]], tmp_path / "one.pt"
+    tokenizer = train_tokenizer(texts, 300)
+    rows = pack(tokenizer, texts, 64)
+    short = replace(MICRO[0], tokens=4 * 8 * 64)
+    train_model(short, tokenizer, rows, checkpoint)
+    with pytest.raises(
+        ValueError, match=r"one.pt is of another training: .*'learning_rate': 0.01.* remove it to begin anew"
+    ):
+        train_model(replace(short, learning_rate=1e-3), tokenizer, rows, checkpoint)
+
+
+def test_tied_embeddings_are_one_matrix(tmp_path):
+    report = train_pair(tmp_path, (replace(MICRO[0], tied=True, tokens=2 * 8 * 64),), **SCALE)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "micro-a")
+    assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
+    assert report["models"]["micro-a"]["parameters"] == sum(p.numel() for p in model.parameters())
 
 
 def test_the_chat_template_renders_turns(tokenizer):

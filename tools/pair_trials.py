@@ -1,0 +1,139 @@
+"""Try embedded pairs in short trainings, and judge each by what a stitch costs on it.
+
+Section 2. The embedded pair is chosen so that stitching works; this is how. The criterion was fixed before the first
+trial: the relative rise of cross-entropy under the stitch, the worse of both ways, at the best pair of layers with A's
+in the middle or later; among pairs in which B is better than A by `GAP` nats or more. Layers are chosen on other
+documents than those on which the rise is measured. All trials are kept, and the chapter on pairs lists them.
+
+Run `python -m tools.pair_trials NAME`. It adds the trial to `stitch_utils/data/embedded/trials.json`; models stay in
+`artifacts/trials/`, where a training that was interrupted is taken up, and a model of two trials is trained once.
+"""
+
+import argparse
+import hashlib
+import json
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from stitch_utils.data.embedded.world import documents
+from stitch_utils.data.hub import EMBEDDED
+from stitch_utils.data.pairs import ModelRef, TextRef, load_pair
+from stitch_utils.data.text import PairedBatch, paired_batches
+from stitch_utils.models.language_model import load_models
+from stitch_utils.stitching.evaluation import CONDITIONS, Fidelity, measure_fidelity, ngram_cross_entropy
+from stitch_utils.stitching.fit import fit_exact
+from stitch_utils.stitching.moments import harvest_moments
+from stitch_utils.stitching.nulls import component_stitch
+from tools.train_pair import TOKENIZER_DOCUMENTS, TrainingConfig, train_one, train_tokenizer
+
+GAP = 0.1  # nats by which B is to be better than A
+FIT_TOKENS, CHOICE_DOCUMENTS, JUDGED_DOCUMENTS = 200_000, 60, 200
+DOCUMENTS = 100_000  # of text to train on; each token is seen about once
+KEPT = EMBEDDED / "trials.json"
+A = TrainingConfig("a", seed=1, hidden_size=128, n_layers=4, n_heads=4, learning_rate=2e-3, tokens=3_000_000)
+B = TrainingConfig("b", seed=2, hidden_size=192, n_layers=6, n_heads=6, learning_rate=1.5e-3, tokens=3_000_000)
+
+
+class Trial(NamedTuple):
+    """A pair to try."""
+
+    question: str
+    """What it is tried for."""
+    a: TrainingConfig = A
+    b: TrainingConfig = B
+    vocabulary: int = 3072
+
+
+TRIALS = {
+    "wide": Trial("A twice as wide as the pair before it, B half as wide again"),
+    "vocabulary": Trial("tokens that are whole words more often", vocabulary=6144),
+}
+
+
+def train(config: TrainingConfig, vocabulary: int, root: Path) -> tuple[Path, dict]:
+    """Train a model, unless it was trained before; return its folder and the report of its training."""
+    made_of = json.dumps([asdict(config), vocabulary, DOCUMENTS], sort_keys=True)
+    folder = root / hashlib.sha256(made_of.encode()).hexdigest()[:12]
+    if not (folder / "report.json").exists():
+        texts = [document.text for document in documents("train:0", stop=DOCUMENTS)]
+        held_out = [document.text for document in documents("held-out:0", stop=300)]
+        tokenizer = train_tokenizer(texts[:TOKENIZER_DOCUMENTS], vocabulary)
+        folder.mkdir(parents=True, exist_ok=True)
+        report = train_one(config, tokenizer, texts, held_out, folder)
+        (folder / "report.json").write_text(json.dumps(report))
+    return folder / config.name, json.loads((folder / "report.json").read_text())
+
+
+def judge(folder_a: Path, folder_b: Path) -> dict:
+    """Measure the criterion, and beside it what the stitch keeps and what needs no stitch at all, nats a token."""
+    pair = replace(
+        load_pair("tiny"), name="trial", a=ModelRef(str(folder_a), layer=1), b=ModelRef(str(folder_b), layer=1)
+    )
+    models = model_a, model_b = load_models(pair)
+    tokenizers = model_a.tokenizer, model_b.tokenizer
+
+    def text(name: str, **size: int) -> list[PairedBatch]:
+        rows = "packed" if "n_tokens" in size else "document"
+        read = paired_batches(TextRef("world", name), tokenizers, rows=rows, context=256, batch_size=32, **size)
+        return [batch if isinstance(batch, PairedBatch) else PairedBatch.of(batch) for batch in read]
+
+    chosen_on, judged_on = (
+        text("trial-choice", n_documents=CHOICE_DOCUMENTS),
+        text("trial-judge", n_documents=JUDGED_DOCUMENTS),
+    )
+    fitted_on = text("trial-fit", n_tokens=FIT_TOKENS)
+    layers = [(i, j) for i in range(model_a.n_layers // 2, model_a.n_layers) for j in range(1, model_b.n_layers)]
+    moments = harvest_moments(*models, fitted_on, layers)
+    stitches = {at: fit_exact(moments[at]) for at in layers}
+    costs = {
+        at: _worse(measure_fidelity(*models, *at, {"fitted": stitch}, chosen_on, conditions=("a_to_b", "b_to_a")))
+        for at, stitch in stitches.items()
+    }
+    best = min(costs, key=costs.__getitem__)
+    compared = {"fitted": stitches[best], "components": component_stitch(moments[best], seed=0)}
+    found = measure_fidelity(*models, *best, compared, judged_on)
+    sides = ([batch.b for batch in part] for part in (fitted_on, judged_on))
+    own = {side: found.cross_entropy("own", side).value for side in "ab"}
+    return {
+        "layers": best,
+        "worse_rise": round(_worse(found), 4),
+        "by_layers": {f"{i}-{j}": round(cost, 3) for (i, j), cost in costs.items()},
+        "own": {side: round(value, 4) for side, value in own.items()},
+        "gap": round(own["a"] - own["b"], 4),
+        "bigram": round(ngram_cross_entropy(*sides, vocabulary=len(model_b.tokenizer))["bigram"], 4),
+        "fitted": {each: round(found.cross_entropy("fitted", each).value, 4) for each in CONDITIONS},
+        "rises": {each: round(found.increase("fitted", each).value, 4) for each in CONDITIONS},
+        "components": {each: round(found.cross_entropy("components", each).value, 4) for each in ("a_to_b", "b_to_a")},
+    }
+
+
+def _worse(found: Fidelity) -> float:
+    return max(found.increase("fitted", each).value for each in ("a_to_b", "b_to_a"))
+
+
+def run(name: str, root: Path, kept: Path = KEPT) -> dict:
+    """Train and judge a trial, and keep what was found."""
+    trial, began = TRIALS[name], time.perf_counter()
+    (folder_a, report_a), (folder_b, report_b) = (train(side, trial.vocabulary, root) for side in (trial.a, trial.b))
+    keys = ("hidden_size", "n_layers", "tied", "tokens", "held_out_loss", "parameters", "seconds")
+    found = {"question": trial.question, "vocabulary": trial.vocabulary}
+    found |= {side: {key: report[key] for key in keys} for side, report in (("a", report_a), ("b", report_b))}
+    found |= judge(folder_a, folder_b)
+    trials = json.loads(kept.read_text()) if kept.exists() else {}
+    kept.write_text(json.dumps(trials | {name: found}, indent=1) + "\n")
+    print(json.dumps(found, indent=1), f"{time.perf_counter() - began:.0f} s", flush=True)
+    return found
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Try embedded pairs.")
+    parser.add_argument("names", nargs="+", choices=TRIALS)
+    parser.add_argument("--root", type=Path, default=Path("artifacts", "trials"))
+    arguments = parser.parse_args()
+    torch.set_num_threads(2)
+    for name in arguments.names:
+        run(name, arguments.root)
