@@ -29,10 +29,16 @@ def test_the_shipped_weights_reach_the_recorded_loss(config, report):
     assert found == pytest.approx(report["models"][config.name]["held_out_loss"], abs=2e-3)
 
 
-def test_b_is_better_than_a_by_a_tenth_of_a_nat_and_both_are_small(report):
+def test_b_is_better_than_a_by_a_tenth_of_a_nat(report):
     a, b = (report["models"][config.name]["held_out_loss"] for config in PAIR)
     assert a - b >= 0.1
-    assert sum(path.stat().st_size for path in FOLDER.glob("tiny-*/*")) < 12e6
+
+
+def test_weights_take_two_bytes_a_parameter_and_all_of_the_pair_is_small_for_a_repository(report):
+    for config in PAIR:
+        weights = (FOLDER / config.name / "model.safetensors").stat().st_size
+        assert weights == pytest.approx(2 * report["models"][config.name]["parameters"], rel=0.01)
+    assert sum(path.stat().st_size for path in FOLDER.glob("tiny-*/*")) < 20e6
 
 
 def test_the_report_is_of_the_configuration_that_is_in_the_code(report):
