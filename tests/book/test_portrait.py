@@ -1,5 +1,6 @@
 """The pair that is shipped: weights, text and training report belong together; what the book shows of it."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
@@ -8,8 +9,9 @@ import pytest
 import stitch_utils.data.embedded
 from stitch_utils.book import portrait
 from stitch_utils.data.embedded.world import documents
+from stitch_utils.data.pairs import load_pair
 from stitch_utils.models.language_model import load_model
-from tools.train_pair import HELD_OUT_DOCUMENTS, PAIR, held_out_loss, pack
+from tools.train_pair import HELD_OUT_DOCUMENTS, PAIR, TRAINING_DOCUMENTS, VOCABULARY, held_out_loss, pack
 
 FOLDER = Path(stitch_utils.data.embedded.__file__).parent
 
@@ -42,11 +44,18 @@ def test_weights_take_two_bytes_a_parameter_and_all_of_the_pair_is_small_for_a_r
 
 
 def test_the_report_is_of_the_configuration_that_is_in_the_code(report):
+    sizes = {"vocabulary": VOCABULARY, "documents": TRAINING_DOCUMENTS, "held_out_documents": HELD_OUT_DOCUMENTS}
+    assert sizes.items() <= report.items() and set(report["models"]) == {config.name for config in PAIR}
     for config in PAIR:
         recorded = report["models"][config.name]
-        for name in ("seed", "hidden_size", "n_layers", "n_heads", "learning_rate", "tokens", "batch_size", "steps"):
-            assert recorded[name] == getattr(config, name)
+        assert asdict(config).items() <= recorded.items() and recorded["steps"] == config.steps
     assert PAIR[0].seed != PAIR[1].seed
+
+
+def test_the_pairs_file_names_these_models_and_the_context_of_their_training():
+    tiny = load_pair("tiny")
+    assert [tiny.a.model, tiny.b.model] == [f"embedded:{config.name}" for config in PAIR]
+    assert {config.context for config in PAIR} == {tiny.context}
 
 
 def test_continuations_are_of_the_beginning_alone_and_repeat():
