@@ -25,7 +25,7 @@ from typing import NamedTuple
 import psutil
 
 TESTS = Path(__file__).resolve().parent
-SHORTEST, LONGEST = 1.0, 45.0  # seconds: a chapter at scale smoke takes 10 to 20
+SHORTEST, LONGEST = 1.0, 45.0  # seconds; `--longest` is for chapters that take more at scale smoke
 
 
 class Comparison(NamedTuple):

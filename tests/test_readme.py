@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from toy_book import call_here
 
+from stitch_utils.data.pairs import load_pair
+
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 SECTION = README.split("\n## Carry your own across\n")[1].split("\n## ")[0]
 BLOCKS = re.findall(r"```(bash|python)\n(.*?)```", SECTION, re.DOTALL)
@@ -19,6 +21,14 @@ def commands(block):
         Path(name).write_text(content)
     block = re.sub(r"^cat > .*?^END$", "", block, flags=re.DOTALL | re.MULTILINE)
     return [words for line in block.splitlines() if (words := shlex.split(line, comments=True))]
+
+
+def test_the_example_stitches_the_embedded_pair_where_it_is_stitched_in_the_book(tmp_path, monkeypatch):
+    """Its SAEs are of those layers."""
+    monkeypatch.chdir(tmp_path)
+    commands(BLOCKS[0][1])
+    mine, tiny = load_pair(tmp_path / "mine.yml"), load_pair("tiny")
+    assert [(ref.model, ref.layer) for ref in (mine.a, mine.b)] == [(ref.model, ref.layer) for ref in (tiny.a, tiny.b)]
 
 
 def test_the_lines_work_from_an_empty_folder(tmp_path, monkeypatch):

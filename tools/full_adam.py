@@ -3,8 +3,8 @@
 App. A: 36 thousand steps of Adam; a chapter at its default scale takes two thousand. Both fitters see the activations
 of the stitching chapter's default scale and are judged by Eq. 3 on its held-out text.
 
-Run `python -m tools.full_adam` (ten minutes on two cores). It writes `stitch_utils/data/embedded/full_adam.json`, which
-the chapter shows.
+Run `python -m tools.full_adam` (minutes on two cores). It writes `stitch_utils/data/embedded/full_adam.json`, with the
+seconds that both took, which the chapter shows.
 """
 
 import argparse

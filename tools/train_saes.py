@@ -3,7 +3,7 @@
 Section 3. They are what the chapter on transferred SAEs trains at default scale, and that chapter sets its own beside
 them.
 
-Run `python -m tools.train_saes` (about a minute on two cores). It writes `tiny-a-sae/` and `tiny-b-sae/` below
+Run `python -m tools.train_saes` (minutes on two cores). It writes `tiny-a-sae/` and `tiny-b-sae/` below
 `stitch_utils/data/embedded/`, folders that SAELens reads.
 """
 

@@ -91,7 +91,7 @@ def test_the_embedded_pair_has_these_preferences(tiny):
     for ref in (tiny.a.model, tiny.b.model):
         model = load_model(ref)
         clear[ref] = [one.name for one in some if preference(model, one.choices).low > 0.5]
-    assert min(len(names) for names in clear.values()) >= 6, clear
+    assert min(len(names) for names in clear.values()) >= len(WORLD_BEHAVIOURS) * 2 / 3, clear
 
 
 def test_fewer_behaviours_are_spread_over_the_list(tiny):

@@ -127,7 +127,7 @@ def chapters_explorer():
         batches = token_batches(
             TextRef("world", "explorer"), model.tokenizer, context=64, n_tokens=64 * 20, batch_size=4
         )
-        contexts[side] = top_contexts(model, 1, sae, batches, n=2)
+        contexts[side] = top_contexts(model, getattr(pair, side).layer, sae, batches, n=2)
     rates, correlations = 10 ** generator.uniform(-3, 0, LATENTS), generator.uniform(-1, 1, LATENTS)
     found = AttributionCorrelation(correlations, rates, rates, 1000)
     names = {
