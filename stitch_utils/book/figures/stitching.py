@@ -102,12 +102,19 @@ def fit_trace(
     return legend(right)
 
 
-def cross_entropies(own: Mapping[str, tuple], stitched: Mapping[str, tuple], yardsticks: Mapping[str, float]) -> Figure:
+def cross_entropies(
+    own: Mapping[str, tuple],
+    stitched: Mapping[str, tuple],
+    yardsticks: Mapping[str, float],
+    *,
+    components: Mapping[str, tuple],
+) -> Figure:
     """Draw Table 1, {condition: estimate}; coloured lines are the models' own losses, {side: estimate}.
 
-    `yardsticks`, {name: loss}, are losses without any network, drawn as dashed lines with their names.
+    `yardsticks`, {name: loss}, are losses without any network, drawn as dashed lines with their names. `components`,
+    {condition: estimate}, are those of the stitch by principal components alone, in grey.
     """
-    axes = panel((7, 2.8), xlabel=LOSS)
+    axes = panel((7, 3.3), xlabel=LOSS)
     for model, (value, low, high) in own.items():
         axes.axvline(value, color=OF_MODEL[model], lw=1.2, label=f"{model.upper()} itself")
         axes.axvspan(low, high, color=OF_MODEL[model], alpha=0.12, lw=0)
@@ -116,7 +123,9 @@ def cross_entropies(own: Mapping[str, tuple], stitched: Mapping[str, tuple], yar
         axes.axvline(value, color=GREY, lw=1, ls="--")
         axes.annotate(name, (value, 1), color=GREY, **above)
     rows = {PATHS[condition]: estimate for condition, estimate in stitched.items()}
-    interval_rows(axes, rows, [OF_MODEL[CONDITIONS[condition]] for condition in stitched])
+    colors = [OF_MODEL[CONDITIONS[condition]] for condition in stitched] + [GREY] * len(components)
+    rows |= {f"{PATHS[condition]}, components alone": estimate for condition, estimate in components.items()}
+    interval_rows(axes, rows, colors)
     return legend(axes, "beside")
 
 

@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_hex
 
-from stitch_utils.book.figures.stitching import training_curves
+from stitch_utils.book.figures.stitching import cross_entropies, training_curves
+from stitch_utils.book.figures.style import BLUE, GREY, PURPLE
 
 
 @pytest.mark.parametrize(("steps", "at_a_time"), [(3906, 25), (500, 10), (15, 25)])
@@ -16,3 +18,18 @@ def test_training_curves_end_at_the_last_token(steps, at_a_time):
     np.testing.assert_allclose(a.get_xdata(), until * 16 * 256 / 1e6)
     np.testing.assert_allclose(b.get_xdata(), until * 8 * 256 / 1e6)
     np.testing.assert_allclose(a.get_ydata(), losses)
+
+
+def test_the_control_stands_below_the_stitch_in_grey():
+    stitched = {"a_to_b": (3.0, 2.9, 3.1), "b_to_a": (2.8, 2.7, 2.9)}
+    control = {"a_to_b": (6.0, 5.9, 6.1), "b_to_a": (7.0, 6.8, 7.2)}
+    own = {"a": (2.2, 2.1, 2.3), "b": (2.0, 1.9, 2.1)}
+    (axes, *_) = cross_entropies(own, stitched, {"pairs": 3.7}, components=control).axes
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert labels == ["A → B", "B → A", "A → B, components alone", "B → A, components alone"]
+    points = {}
+    for container in axes.containers:
+        line = container.lines[0]
+        points |= {float(y): (float(x), to_hex(line.get_color())) for x, y in zip(*line.get_data())}
+    drawn = [points[tick] for tick in axes.get_yticks()]
+    assert drawn == [(3.0, PURPLE), (2.8, BLUE), (6.0, GREY), (7.0, GREY)]
