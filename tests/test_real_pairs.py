@@ -45,7 +45,7 @@ def stitch_book(root, environment, *arguments):
     )
     # from its own first line on: a chapter that fails has its traceback below that
     _, ours, below = done.stderr.rpartition("stitch-book: ")
-    return done.returncode, done.stdout, ours + below or done.stderr
+    return done.returncode, done.stdout, (ours + below or done.stderr).rstrip()
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from huggingface_hub import hf_hub_download
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoProcessor, AutoTokenizer, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
 from ..data.hub import HubError, fetched, resolve
@@ -326,7 +326,10 @@ def load_model(
     # for it, and one that does not write it is loaded anew, which a GGUF file does not allow.
     of_bridge = copy.deepcopy(tokenizer)
     of_bridge.init_kwargs["add_bos_token"] = True
-    with in_one_line(ref, kind, "TransformerBridge"):
+    # For a model that reads images, too, the bridge loads their processor. Where that fails it has pip install
+    # torchvision, and with it another torch than the one that runs.
+    without_processor = mock.patch.object(AutoProcessor, "from_pretrained", lambda *given, **options: None)
+    with in_one_line(ref, kind, "TransformerBridge"), without_processor:
         bridge = TransformerBridge.boot_transformers(
             resolve(ref),
             hf_model=hf_model,

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 import sys
 
 import pytest
@@ -282,3 +283,24 @@ def test_costs_that_are_not_known_end_nothing(tmp_path):
     nested = AutoConfig.for_model("qwen2_5_vl", text_config=text).get_text_config()
     alone = AutoConfig.for_model("qwen2", **SIZES)
     assert count_parameters(nested) == count_parameters(alone), "the text part is Qwen2"
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {},
+        {"preprocessor_config.json": {"image_processor_type": "Gemma3ImageProcessorFast"}},
+        {"processor_config.json": {"processor_class": "NoSuchProcessor"}},
+    ],
+    ids=["no processor", "one that needs torchvision", "an unknown one"],
+)
+def test_nothing_is_installed_for_the_images_of_a_model_that_reads_them_too(tmp_path, monkeypatch, files):
+    """TransformerBridge has pip install torchvision where it cannot load a processor."""
+    save_family("gemma3", tmp_path / "gemma3")
+    for name, content in files.items():
+        (tmp_path / "gemma3" / name).write_text(json.dumps(content))
+    called = []
+    for name in ("check_call", "run", "Popen"):
+        monkeypatch.setattr(subprocess, name, lambda *given, **options: called.append(given))
+    assert load_model(str(tmp_path / "gemma3"), "cpu").n_layers == 3
+    assert called == []
