@@ -78,7 +78,7 @@ def fit_relative(
     if ridge < 0:
         raise ValueError(f"ridge must not be negative: got {ridge}")
     check_sample(x, y, anchors)
-    (x, mean_x), (y, mean_y) = _centred(x), _centred(y)
+    (x, mean_x), (y, mean_y), anchors = _centred(x), _centred(y), anchors.cpu()
     rows_x, rows_y = (torch.nn.functional.normalize(part[anchors], dim=1) for part in (x, y))
     gram = rows_y.T @ rows_y
     values, vectors = torch.linalg.eigh(gram)

@@ -89,6 +89,8 @@ def test_the_map_is_fitted_to_the_matches():
     found, expected = fit_functional(x, y, anchors, **options), fit_least_squares(moments_of(x, y[matches]))
     torch.testing.assert_close(found.P, expected.P)
     torch.testing.assert_close(found.b, expected.b)
+    turned = fit_functional(x, y, anchors, fit=fit_procrustes, **options)
+    torch.testing.assert_close(turned.P, fit_procrustes(moments_of(x, y[matches])).P)
     known = fit_least_squares(moments_of(x, y))
     assert share_of_variance(known(x), y) < share_of_variance(found(x), y) < 1
 

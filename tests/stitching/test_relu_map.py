@@ -59,6 +59,13 @@ def test_where_an_affine_map_is_exact_nothing_is_spoilt():
     assert share_of_variance(fit(x, y, n_steps=50), x, y) < 1e-5
 
 
+@pytest.mark.parametrize("width", range(1, 9))
+def test_an_error_that_is_but_rounding_is_no_unit(width):
+    """As a difference of two equal sums it may be negative."""
+    x = torch.randn(50, width, generator=torch.Generator().manual_seed(width), dtype=torch.float64)
+    assert fit_relu([(x, 3 * x)], moments_of(x, 3 * x), hidden=2, n_steps=1)(x).isfinite().all()
+
+
 def test_it_computes_what_its_formula_says():
     x, y = bent()
     found = fit(x, y, n_steps=20)

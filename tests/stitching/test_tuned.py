@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from stitch_utils.data.pairs import TextRef
-from stitch_utils.data.text import TokenBatch, token_batches
+from stitch_utils.data.text import PairedBatch, TokenBatch, token_batches
 from stitch_utils.models.gradients import edited_cross_entropy
 from stitch_utils.models.harvest import NormLimits
 from stitch_utils.stitching.evaluation import measure_fidelity, splice
@@ -92,7 +92,7 @@ def test_blocks_before_the_edit_do_not_run(random_models, batches):
 @pytest.mark.parametrize(("to", "condition"), [("b", "a_to_b"), ("a", "b_to_a")])
 def test_tuning_lowers_what_table_1_measures(random_models, batches, stitch, moments, to, condition):
     weights = [parameter.clone() for model in random_models for parameter in model.hf_model.parameters()]
-    found = tune(random_models, stitch, batches, to=to, n_steps=40, lr=3e-3)
+    found = tune(random_models, stitch, batches, to=to, n_steps=15, lr=1e-2)
     stitches = {"fitted": stitch, "tuned": found.stitch}
     fidelity = measure_fidelity(*random_models, *LAYERS, stitches, batches, conditions=[condition])
     before, after = (fidelity.cross_entropy(name, condition).value for name in stitches)
@@ -110,15 +110,29 @@ def test_tuning_lowers_what_table_1_measures(random_models, batches, stitch, mom
 
 
 def test_the_losses_are_those_of_the_batches_as_they_are_met(random_models, batches, stitch):
-    found = tune(random_models, stitch, batches[:2], n_steps=5, lr=1e-12)
+    ordinary = torch.arange(24) % 5 > 0  # as if every fifth token were a special one
+    batches = [batch._replace(mask=batch.mask & ordinary) for batch in batches[:2]]
+    found = tune(random_models, stitch, batches, n_steps=5, lr=1e-12)
     expected = []
-    for batch in batches[:2]:
+    for batch in batches:
         replacement, y = spliced(random_models, stitch, batch)
         edit = splice(replacement, batch.mask)
         losses = random_models[1].cross_entropy(batch.tokens, layer=2, edit=edit, stream=y)
         expected.append(losses[batch.mask[:, 1:]].mean().item())
     assert found.losses == pytest.approx([*expected, *expected, expected[0]], rel=1e-5)
     torch.testing.assert_close(found.stitch.P_up, stitch.P_up)
+
+
+def test_of_two_tokenizers_the_tokens_that_meet_are_replaced(random_models, batches, stitch):
+    """Rows of other tokens on either side, which meet at some tokens: in A at others than in B."""
+    a, b = (batch.each(lambda part: part[:3]) for batch in batches[:2])
+    met_a, met_b = a.mask & (torch.arange(24) % 3 == 1), b.mask & (torch.arange(24) % 3 == 2)
+    assert met_a.sum() == met_b.sum() > 0
+    x = random_models[0].residuals(a.tokens, [1])[1][met_a]
+    edit = splice(stitch.up(x), met_b)
+    expected = random_models[1].cross_entropy(b.tokens, layer=2, edit=edit)[b.mask[:, 1:]].mean().item()
+    found = tune(random_models, stitch, [PairedBatch(a, b, met_a, met_b)], n_steps=1)
+    assert found.losses == pytest.approx([expected], rel=1e-5)
 
 
 def test_weight_decay_pulls_back_to_the_given_map(random_models, batches, stitch):
