@@ -11,7 +11,6 @@ and `AdamTrace`; and `linear_maps`, `affine` and `last_tenth`, which other fitte
 """
 
 import copy
-import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -21,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import Linear
 
-from ..utils.progress import progress
+from .descent import descend, repeated
 from .moments import PairMoments, total
 from .stitch import AffineMap, FitReport, Stitch, stitch_loss
 
@@ -223,33 +222,23 @@ def fit_adam(
 
     `batches` gives a pair a step, and is iterated again when it ends. Weights start as torch's Linear does, from
     `seed`, biases from zero; Adam's betas, which the paper does not give, are torch's. `on_step(step, stitch)` gets
-    views of the maps after each step. ValueError if `batches` ends early and cannot be iterated again.
+    views of the maps after each step. ValueError as `descend`.
     """
     began = time.perf_counter()
-    if n_steps < 1:
-        raise ValueError(f"n_steps must be positive: got {n_steps}")
     up, down = linear_maps(d_a, d_b, seed, device)
     for layer in (up, down):
         torch.nn.init.zeros_(layer.bias)
-    parameters = [*up.parameters(), *down.parameters()]
-    optimizer = torch.optim.Adam(parameters, lr=lr)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_steps)
     mse = torch.nn.functional.mse_loss
-    losses = []
-    for step, (x, y) in enumerate(progress(_repeat(batches, n_steps), "Adam", total=n_steps), 1):
-        x, y = x.to(device, torch.float32), y.to(device, torch.float32)
+
+    def loss_of(batch: tuple[Tensor, Tensor]) -> Tensor:
+        x, y = (part.to(device, torch.float32) for part in batch)
         up_x, down_y = up(x), down(y)
         loss = mse(up_x, y) + mse(down_y, x)
-        if alpha:
-            loss = loss + alpha * (mse(down(up_x), x) + mse(up(down_y), y))
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, max_norm=1.0)
-        optimizer.step()
-        schedule.step()
-        losses.append(loss.detach())
-        if on_step is not None:
-            on_step(step, Stitch.of(affine(up), affine(down)))
+        return loss + alpha * (mse(down(up_x), x) + mse(up(down_y), y)) if alpha else loss
+
+    parameters = [*up.parameters(), *down.parameters()]
+    told = None if on_step is None else lambda step: on_step(step, Stitch.of(affine(up), affine(down)))
+    losses = descend(parameters, batches, loss_of, n_steps=n_steps, lr=lr, title="Adam", on_step=told)
     report = FitReport("adam", alpha, last_tenth(losses), False, 0, n_steps, 0.0, time.perf_counter() - began)
     return Stitch.of(affine(up), affine(down), report=report).to("cpu")
 
@@ -267,21 +256,9 @@ def affine(layer: Linear) -> AffineMap:
     return AffineMap(layer.weight.T.detach(), layer.bias.detach())
 
 
-def last_tenth(losses: list[Tensor]) -> float:
+def last_tenth(losses: list[float]) -> float:
     """Average the losses of the last tenth of the steps."""
-    return torch.stack(losses[-max(1, len(losses) // 10) :]).mean().item()
-
-
-def _repeat(batches: Iterable, n_steps: int):
-    """Give `n_steps` items, starting again when the batches end."""
-    taken = 0
-    while taken < n_steps:
-        at_start = taken
-        for batch in itertools.islice(batches, n_steps - at_start):
-            taken += 1
-            yield batch
-        if taken == at_start:
-            raise ValueError(f"batches ended after {taken} of {n_steps} steps and cannot be iterated again")
+    return torch.tensor(losses[-max(1, len(losses) // 10) :]).mean().item()
 
 
 class AdamTrace(NamedTuple):
@@ -303,7 +280,7 @@ def trace_adam(batches: Pairs, moments: PairMoments, *, alpha: float = 1.0, n_st
 
     def counted():
         nonlocal seen
-        for x, y in _repeat(batches, n_steps):
+        for x, y in repeated(batches, n_steps):
             seen += len(x)
             yield x, y
 

@@ -218,7 +218,7 @@ def fit_unsquared_adam(
     if up_alone:  # its random start is no map that anyone should use
         torch.nn.init.constant_(down.weight, torch.nan)
     optimizer = torch.optim.AdamW([*up.parameters(), *down.parameters()], lr=lr)
-    losses: list[Tensor] = []
+    losses: list[float] = []
     for epoch in progress(range(epochs), "AdamW"):
         before = len(losses)
         for x, y in batches:
@@ -229,7 +229,7 @@ def fit_unsquared_adam(
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            losses.append(loss.detach())
+            losses.append(loss.item())
         if len(losses) == before:
             raise ValueError(f"batches gave nothing in epoch {epoch + 1}: expected some, the same in each")
     final, seconds = last_tenth(losses), time.perf_counter() - began

@@ -180,5 +180,5 @@ def test_errors():
         fit_exact(moments_of(torch.ones(50, 4), y))
     with pytest.raises(ValueError, match="ended after 1 of 3 steps"):
         fit_adam(iter([(x, y)]), d_a=4, d_b=6, n_steps=3)
-    with pytest.raises(ValueError, match="n_steps must be positive"):
+    with pytest.raises(ValueError, match=r"steps and learning rate must be positive, .*: got n_steps=0"):
         fit_adam([(x, y)], d_a=4, d_b=6, n_steps=0)
