@@ -3,7 +3,8 @@
 Section 2. The embedded pair is chosen so that stitching works; this is how. The criterion was fixed before the first
 trial: the relative rise of cross-entropy under the stitch, the worse of both ways, at the best pair of layers with A's
 in the middle or later; among pairs in which B is better than A by `GAP` nats or more. Layers are chosen on other
-documents than those on which the rise is measured. All trials are kept, and the chapter on pairs lists them.
+documents than those on which the rise is measured. All trials are kept. Reviews of the world that the first two read
+say their sentiment in verdicts, too, as those of the next pair will.
 
 Run `python -m tools.pair_trials NAME`. It adds the trial to `stitch_utils/data/embedded/trials.json`; models stay in
 `artifacts/trials/`, where a training that was interrupted is taken up, and a model of two trials is trained once.
@@ -111,6 +112,12 @@ def judge(folder_a: Path, folder_b: Path) -> dict:
     }
 
 
+def chosen(trials: dict[str, dict]) -> str | None:
+    """Name the trial that the criterion chooses; None if B is better by `GAP` in none of them."""
+    wide_enough = {name: trial["worse_rise"] for name, trial in trials.items() if trial["gap"] >= GAP}
+    return min(wide_enough, key=wide_enough.__getitem__, default=None)
+
+
 def _worse(found: Fidelity) -> float:
     return max(found.increase("fitted", each).value for each in ("a_to_b", "b_to_a"))
 
@@ -124,8 +131,10 @@ def run(name: str, root: Path, kept: Path = KEPT) -> dict:
     found |= {side: {key: report[key] for key in keys} for side, report in (("a", report_a), ("b", report_b))}
     found |= judge(folder_a, folder_b)
     trials = json.loads(kept.read_text()) if kept.exists() else {}
-    kept.write_text(json.dumps(trials | {name: found}, indent=1) + "\n")
-    print(json.dumps(found, indent=1), f"{time.perf_counter() - began:.0f} s", flush=True)
+    trials[name] = found
+    kept.write_text(json.dumps(trials, indent=1) + "\n")
+    seconds = f"{time.perf_counter() - began:.0f} s"
+    print(json.dumps(found, indent=1), seconds, f"best so far: {chosen(trials)}", flush=True)
     return found
 
 

@@ -7,7 +7,7 @@ import pytest
 
 import tools.pair_trials
 from stitch_utils.stitching.evaluation import CONDITIONS
-from tools.pair_trials import TRIALS, Trial, judge, run
+from tools.pair_trials import GAP, TRIALS, Trial, chosen, judge, run
 from tools.train_pair import TrainingConfig
 
 MICRO = [
@@ -47,6 +47,15 @@ def test_a_pair_of_one_model_costs_nothing(small, tmp_path):
     folder, _ = tools.pair_trials.train(MICRO[0], 400, tmp_path)
     found = judge(folder, folder)
     assert found["worse_rise"] == pytest.approx(0, abs=2e-3) and found["gap"] == 0
+
+
+def test_the_criterion_takes_the_least_rise_among_pairs_whose_b_is_better():
+    trials = {
+        "no gap": {"worse_rise": 0.1, "gap": GAP - 0.001},
+        "higher": {"worse_rise": 0.3, "gap": 1.0},
+        "best": {"worse_rise": 0.2, "gap": GAP},
+    }
+    assert chosen(trials) == "best" and chosen({"no gap": trials["no gap"]}) is None and chosen({}) is None
 
 
 def test_every_trial_that_was_made_is_recorded_and_asked_something():
