@@ -81,6 +81,7 @@ TRAINING_DOCUMENTS = 156_000
 TOKENIZER_DOCUMENTS = 40_000  # the first of the training text
 HELD_OUT_DOCUMENTS = 1_000
 CHECKPOINT = 200  # steps from one to the next
+CURVE_STEPS = 25  # that each point of the recorded loss is a mean over
 
 
 def train_tokenizer(texts, vocabulary: int = VOCABULARY) -> PreTrainedTokenizerFast:
@@ -226,7 +227,10 @@ def train_one(config: TrainingConfig, tokenizer, texts: list[str], held_out: lis
         "held_out_tokens": int(test_rows[:, 1:].size),
         "train_loss": round(float(np.mean(losses[-50:])), 4),
         "held_out_loss": round(held_out_loss(model, test_rows), 4),
-        "loss_curve": [round(float(np.mean(losses[i : i + 25])), 3) for i in range(0, len(losses), 25)],
+        "curve_steps": CURVE_STEPS,
+        "loss_curve": [
+            round(float(np.mean(losses[i : i + CURVE_STEPS])), 3) for i in range(0, len(losses), CURVE_STEPS)
+        ],
         "seconds": round(seconds),
     }
 

@@ -6,7 +6,6 @@ Offers `training_curves`, `language_shares`, `svcca_heatmap`, `svcca_lines`, `fi
 `alpha_sweep`, `sae_alpha_sweep`.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,11 +24,10 @@ LOSS, ALPHA = "next-token cross-entropy (nats)", "α, weight of the inversion te
 
 
 def training_curves(models: Mapping[str, Mapping]) -> Figure:
-    """Draw the training loss of the embedded models over tokens, from its means over as many steps at a time."""
+    """Draw the training loss of the embedded models over tokens, from its means over `curve_steps` at a time."""
     axes = panel((6, 3.2), xlabel="training tokens (millions)", ylabel="training loss (nats)", yscale="log")
     for side, model in zip("ab", models.values()):
-        n_means, steps = len(model["loss_curve"]), model["steps"]
-        until = np.minimum(math.ceil(steps / n_means) * np.arange(1, n_means + 1), steps)
+        until = np.minimum(model["curve_steps"] * np.arange(1, len(model["loss_curve"]) + 1), model["steps"])
         tokens = until * model["batch_size"] * model["context"]
         axes.plot(tokens / 1e6, model["loss_curve"], color=OF_MODEL[side], label=f"model {side.upper()}")
     round_ticks(axes.yaxis)
