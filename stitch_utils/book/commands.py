@@ -201,7 +201,7 @@ def transfer_sae(root: Path, *, pair: str, sae: str, out: str, to: str, stitch: 
     """Carry an SAE that `load_sae` reads (Eq. 6) to a folder of SAELens, and print how both do on held-out text."""
     path, source = _target(out, "", sae), "a" if to == "b" else "b"
     with refusing(ValueError), warnings.catch_warnings():
-        # SAELens says in four lines what is said in one below
+        # SAELens warns of it in four lines. The line that is printed below says the same.
         warnings.filterwarnings("ignore", message=r"\s*This SAE has non-empty model_from_pretrained_kwargs")
         at_hand, original = _AtHand(root, pair, stitch, scale), load_sae(sae)
         carried = carry_sae(original, at_hand.stitch, to=to)

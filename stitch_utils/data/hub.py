@@ -98,6 +98,9 @@ def _meaning(raised: BaseException, kind: str, name: str, revision: str | None) 
 
     hub, home = constants.ENDPOINT, constants.HF_HOME
     page = f"{hub}/{'datasets/' if kind == 'dataset' else ''}{name}"
+    # a file that is there and broken is no missing one
+    broken = any(isinstance(one, UnicodeError | JSONDecodeError) for one in _chain(raised))
+    offline = constants.HF_HUB_OFFLINE and not broken
     for error in _chain(raised):
         gated_data = isinstance(error, DatasetNotFoundError) and "is a gated dataset" in str(error)
         # The clients' classes overlap: the more special come first.
@@ -115,9 +118,7 @@ def _meaning(raised: BaseException, kind: str, name: str, revision: str | None) 
         if isinstance(error, PermissionError) or getattr(error, "errno", None) == errno.EROFS:
             where = getattr(error, "filename", None) or home
             return f"cannot be kept, since {where} cannot be written: let HF_HOME name a folder that can be"
-        broken = any(isinstance(one, UnicodeError | JSONDecodeError) for one in _chain(error))  # it is there
-        missing = isinstance(error, OSError) and not broken
-        if isinstance(error, errors.OfflineModeIsEnabled) or (constants.HF_HUB_OFFLINE and missing):
+        if isinstance(error, errors.OfflineModeIsEnabled) or (offline and isinstance(error, OSError)):
             return f"is not in {home}: unset HF_HUB_OFFLINE once to fetch it"
         if busy := next(filter(None, map(_busy_status, _chain(error))), None):
             return f"could not be had: {hub} is busy (status {busy}). Nothing is lost: try again later"
