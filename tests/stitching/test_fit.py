@@ -126,9 +126,9 @@ def test_adam_follows_the_recipe():
     x, y = (part.float() for part in gaussian_pair(seed=7, condition=1e2, d_a=3, d_b=5, n=40))
     batches = [(x[i : i + 8], y[i : i + 8]) for i in range(0, 40, 8)]
     starts = []
-    fit_adam(batches, d_a=3, d_b=5, n_steps=1, lr=0.0, on_step=lambda step, stitch: starts.append(stitch))
+    fit_adam(batches, d_a=3, d_b=5, n_steps=1, lr=1e-30, on_step=lambda step, stitch: starts.append(stitch))
     w = [starts[0].P_up.T.clone(), starts[0].b_up.clone(), starts[0].P_down.T.clone(), starts[0].b_down.clone()]
-    assert torch.equal(w[1], torch.zeros(5)) and torch.equal(w[3], torch.zeros(3)), "biases start at 0"
+    assert max(w[1].abs().max(), w[3].abs().max()) < 1e-20, "biases start at 0"
     first, second = [torch.zeros_like(t) for t in w], [torch.zeros_like(t) for t in w]
     n_steps, lr = 5, 1e-2
     for step, (bx, by) in enumerate(batches, 1):
