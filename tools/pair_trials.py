@@ -25,7 +25,7 @@ from stitch_utils.data.hub import EMBEDDED
 from stitch_utils.data.pairs import ModelRef, TextRef, load_pair
 from stitch_utils.data.text import PairedBatch, paired_batches
 from stitch_utils.models.language_model import load_models
-from stitch_utils.stitching.evaluation import CONDITIONS, Fidelity, measure_fidelity, ngram_cross_entropy
+from stitch_utils.stitching.evaluation import CONDITIONS, Fidelity, NgramModel, measure_fidelity
 from stitch_utils.stitching.fit import fit_exact
 from stitch_utils.stitching.moments import harvest_moments
 from stitch_utils.stitching.nulls import component_stitch
@@ -96,8 +96,8 @@ def judge(folder_a: Path, folder_b: Path) -> dict:
     }
     best = min(costs, key=costs.__getitem__)
     compared = {"fitted": stitches[best], "components": component_stitch(moments[best], seed=0)}
-    found = measure_fidelity(*models, *best, compared, judged_on)
-    sides = ([batch.b for batch in part] for part in (fitted_on, judged_on))
+    ngrams = {"b": NgramModel([batch.b for batch in fitted_on], len(model_b.tokenizer))}
+    found = measure_fidelity(*models, *best, compared, judged_on, ngrams=ngrams)
     own = {side: found.cross_entropy("own", side).value for side in "ab"}
     return {
         "layers": best,
@@ -105,7 +105,7 @@ def judge(folder_a: Path, folder_b: Path) -> dict:
         "by_layers": {f"{i}-{j}": round(cost, 3) for (i, j), cost in costs.items()},
         "own": {side: round(value, 4) for side, value in own.items()},
         "gap": round(own["a"] - own["b"], 4),
-        "bigram": round(ngram_cross_entropy(*sides, vocabulary=len(model_b.tokenizer))["bigram"], 4),
+        "bigram": round(found.cross_entropy("bigram", "b").value, 4),
         "fitted": {each: round(found.cross_entropy("fitted", each).value, 4) for each in CONDITIONS},
         "rises": {each: round(found.increase("fitted", each).value, 4) for each in CONDITIONS},
         "components": {each: round(found.cross_entropy("components", each).value, 4) for each in ("a_to_b", "b_to_a")},

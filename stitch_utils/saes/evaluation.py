@@ -1,6 +1,7 @@
 """Measure SAEs in the model that they read: how many latents write how much of its stream (section 3, App. C, Table 2).
 
-Offers `evaluate_saes`, `SAEMetrics`, `check_width`; `judge_sae` and `SAETrust`, for a transferred SAE and its original.
+Offers `evaluate_saes`, `SAEMetrics`; `resample_saes`, which keeps the resamples, for paired comparisons, as
+`SAEResamples`; `check_width`; `judge_sae` and `SAETrust`, for a transferred SAE and its original.
 """
 
 import math
@@ -17,9 +18,9 @@ from ..models.harvest import TOKENS_AT_ONCE, as_fits
 from ..models.language_model import LanguageModel
 from ..stitching.evaluation import measure_fidelity, splice
 from ..stitching.pair import StitchedPair
-from ..stitching.stitch import Stitch
+from ..stitching.stitch import AffineMap, Stitch
 from ..utils.progress import progress
-from ..utils.stats import DocumentSums, Estimate, from_draws, resampled_counts
+from ..utils.stats import DocumentSums, Estimate, from_resamples, resampled_totals
 
 
 class SAEMetrics(NamedTuple):
@@ -35,6 +36,23 @@ class SAEMetrics(NamedTuple):
     """Next-token cross-entropy with the reconstruction spliced in, minus the model's own; nats."""
     dead_fraction: float
     """Share of latents that fire nowhere in the text. It falls with the length of the text, so it has no interval."""
+
+
+class SAEResamples(NamedTuple):
+    """The same of the text and of its resamples, (1 + resamples,) each.
+
+    Differences of two SAEs, resample by resample, are paired: one seed draws the same documents for both.
+    """
+
+    l0: np.ndarray
+    fuv: np.ndarray
+    mse: np.ndarray
+    delta_loss: np.ndarray
+    dead_fraction: float
+
+    def metrics(self) -> SAEMetrics:
+        """Return the columns of Table 2."""
+        return SAEMetrics(*map(from_resamples, self[:4]), dead_fraction=self.dead_fraction)
 
 
 def check_width(sae: SAE, model: LanguageModel, name: str = "the SAE") -> None:
@@ -60,10 +78,30 @@ def evaluate_saes(
     Special tokens, and those of a norm beyond `limit`, keep the model's own residual and are not counted. ValueError
     for an SAE of another width, and for batches without an ordinary token.
     """
+    found = resample_saes(saes, model, layer, batches, limit=limit, seed=seed)
+    return {name: of_sae.metrics() for name, of_sae in found.items()}
+
+
+def resample_saes(
+    saes: Mapping[str, SAE | AffineMap],
+    model: LanguageModel,
+    layer: int,
+    batches: Iterable[TokenBatch],
+    *,
+    limit: float = math.inf,
+    seed: int = 0,
+) -> dict[str, SAEResamples]:
+    """Measure as `evaluate_saes` does, and keep what each resample of the documents gives.
+
+    An affine map from the stream to itself, such as a stitch to the other model and back, counts as a reconstruction
+    without latents.
+    """
     for name, sae in saes.items():
-        check_width(sae, model, f"SAE {name!r}")
+        if isinstance(sae, SAE):
+            check_width(sae, model, f"SAE {name!r}")
     sums = DocumentSums()
-    fired = {name: torch.zeros(sae.cfg.d_sae, dtype=torch.bool) for name, sae in saes.items()}
+    latents = {name: sae.cfg.d_sae if isinstance(sae, SAE) else 0 for name, sae in saes.items()}
+    fired = {name: torch.zeros(size, dtype=torch.bool) for name, size in latents.items()}
 
     @torch.no_grad()
     def read(batch: TokenBatch) -> DocumentSums:
@@ -89,21 +127,21 @@ def evaluate_saes(
     for of_batch in progress(as_fits(batches, read), "SAEs"):
         sums.add(of_batch)
     table = sums.table()
-    # The first row is of the text itself, the others are of its resamples: (1 + resamples, columns).
-    totals = np.concatenate([np.ones((1, len(table))), resampled_counts(len(table), seed)]) @ table
+    totals = resampled_totals(table, seed)
     count, squares, own = totals[:, :3].T
     variation = squares - (totals[:, 3 + 3 * len(saes) :] ** 2).sum(axis=1) / count
-    metrics = {}
+    found = {}
     for index, name in enumerate(saes):
-        l0, error, spliced = totals[:, 3 + 3 * index : 6 + 3 * index].T
-        quotients = (l0 / count, error / variation, error / count / model.d_model, (spliced - own) / count)
-        estimates = [from_draws(values[0], values[1:]) for values in quotients]
-        metrics[name] = SAEMetrics(*estimates, dead_fraction=1 - fired[name].double().mean().item())
-    return metrics
+        l0, error, loss_with = totals[:, 3 + 3 * index : 6 + 3 * index].T
+        quotients = (l0 / count, error / variation, error / count / model.d_model, (loss_with - own) / count)
+        found[name] = SAEResamples(*quotients, dead_fraction=1 - fired[name].double().mean().item())
+    return found
 
 
-def _reconstruct(sae: SAE, y: Tensor, fired: Tensor) -> tuple[Tensor, Tensor]:
+def _reconstruct(sae: SAE | AffineMap, y: Tensor, fired: Tensor) -> tuple[Tensor, Tensor]:
     """Reconstruct activations (n, d), count the latents that fire on each (n,), and note them in `fired` (d_sae,)."""
+    if isinstance(sae, AffineMap):
+        return sae(y), torch.zeros(len(y), dtype=torch.float64, device=y.device)
     parts, counts = [], []
     for part in y.split(TOKENS_AT_ONCE):
         latents = sae.encode(part.to(sae.W_enc))

@@ -8,7 +8,7 @@ are compared in bits per byte. Beside the models' own losses stands what counts 
 already predict. Of a direction (section 4), the maps may leave less than of random ones, and the way back may not
 return to it.
 
-Offers `measure_fidelity`, `Fidelity`, `CONDITIONS`, `splice`; `ngram_cross_entropy`; `survival`, `Survival`.
+Offers `measure_fidelity`, `Fidelity`, `CONDITIONS`, `splice`; `NgramModel`; `survival`, `Survival`.
 """
 
 import math
@@ -27,7 +27,7 @@ from ..models.agreement import is_finite, overflow
 from ..models.harvest import NormLimits, as_fits, without_outliers
 from ..models.language_model import Edit, LanguageModel
 from ..utils.progress import progress
-from ..utils.stats import DocumentSums, Estimate, from_draws, resampled_counts
+from ..utils.stats import DocumentSums, Estimate, from_resamples, resampled_totals
 from .stitch import Stitch
 
 # Condition -> the model that comes last.
@@ -53,29 +53,43 @@ class Fidelity:
     counts: Mapping[str, HostCounts]
     """By the model that comes last, "a" or "b"."""
     sums: Mapping[tuple[str, str], np.ndarray]
-    """(stitch, condition) -> (documents,), nats. The models' own losses are ("own", "a") and ("own", "b")."""
+    """(stitch, condition) -> (documents,), nats. The models' own losses are ("own", "a") and ("own", "b"); what counts
+    predict of their tokens is ("unigram", "a") and so on."""
     seed: int = 0
     """The seed of the bootstrap."""
 
     def cross_entropy(self, stitch: str, condition: str) -> Estimate:
         """Average over the tokens of the model that comes last, in nats; the interval resamples documents."""
-        return self._ratio(self.sums[stitch, condition], self.counts[_host(condition)].tokens)
+        return from_resamples(self._ratio(self.sums[stitch, condition], self.counts[_host(condition)].tokens))
 
-    def increase(self, stitch: str, condition: str) -> Estimate:
-        """Compare with the own loss of the model that comes last: 0.11 is a loss 11% higher."""
-        return self._ratio(self.sums[stitch, condition], self.sums["own", CONDITIONS[condition]], less=1)
+    def increase(self, stitch: str, condition: str, *, over: tuple[str, str] | None = None) -> Estimate:
+        """Compare with another loss on the same documents: 0.11 is a loss 11% higher.
+
+        `over` is the stitch and condition of the other; by default the own loss of the model that comes last. Losses of
+        two models with different tokens are compared by the byte of text.
+        """
+        return from_resamples(self.increases(stitch, condition, over=over))
+
+    def increases(self, stitch: str, condition: str, *, over: tuple[str, str] | None = None) -> np.ndarray:
+        """Return what `increase` is the estimate of, for the text and for each resample: (1 + resamples,)."""
+        over = over or ("own", CONDITIONS[condition])
+        one, other = (self.counts[_host(name)] for name in (condition, over[1]))
+        per = "tokens" if np.array_equal(one.tokens, other.tokens) else "n_bytes"
+        losses = self._ratio(self.sums[stitch, condition], getattr(one, per))
+        return losses / self._ratio(self.sums[over], getattr(other, per)) - 1
 
     def bits_per_byte(self, stitch: str, condition: str) -> Estimate:
         """Average over the bytes of text, in bits: what two models with different tokens can be compared in."""
-        return self._ratio(self.sums[stitch, condition] / math.log(2), self.counts[_host(condition)].n_bytes)
+        nats = self._ratio(self.sums[stitch, condition], self.counts[_host(condition)].n_bytes)
+        return from_resamples(nats / math.log(2))
 
     def met(self, host: str) -> Estimate:
         """Return the share of a model's tokens whose stream a stitch replaces."""
-        return self._ratio(self.counts[host].met, self.counts[host].tokens)
+        return from_resamples(self._ratio(self.counts[host].met, self.counts[host].tokens))
 
-    def _ratio(self, above: np.ndarray, below: np.ndarray, less: int = 0) -> Estimate:
-        draws = resampled_counts(len(below), self.seed)  # the same for every condition
-        return from_draws(above.sum() / below.sum() - less, draws @ above / (draws @ below) - less)
+    def _ratio(self, above: np.ndarray, below: np.ndarray) -> np.ndarray:
+        above, below = (resampled_totals(column, self.seed) for column in (above, below))
+        return above / below
 
 
 def _host(condition: str) -> str:
@@ -103,6 +117,7 @@ def measure_fidelity(
     batches: Iterable[PairedBatch | TokenBatch],
     *,
     means: tuple[Tensor, Tensor] | None = None,
+    ngrams: Mapping[str, "NgramModel"] | None = None,
     limits: NormLimits | None = None,
     conditions: Collection[str] = tuple(CONDITIONS),
     seed: int = 0,
@@ -110,7 +125,8 @@ def measure_fidelity(
     """Measure the cross-entropy of both models and of some of the four `conditions` of several stitches, in one pass.
 
     With `means`, (d_a,) and (d_b,), ("own", "a_without_layer") and ("own", "b_without_layer") are the losses with the
-    stream replaced by its mean. Tokens of a norm beyond `limits` keep the host's stream. ValueError for an unknown
+    stream replaced by its mean; with `ngrams`, {host: counts of its tokens}, ("unigram", "a") and so on are what these
+    predict. Tokens of a norm beyond `limits` keep the host's stream. ValueError for an unknown
     condition, for a loss that is not finite, and if the batches predict no ordinary token.
     """
     hosts = {"a": (model_a, layer_a), "b": (model_b, layer_b)}
@@ -144,6 +160,8 @@ def measure_fidelity(
         found = {("own", host): own(host) for host in hosts}
         for (host, stream), mean in zip(streams.items(), means or ()):
             found["own", f"{host}_without_layer"] = own(host, at(mean.to(stream).expand_as(stream), host))
+        for host, counted in (ngrams or {}).items():
+            found |= {(name, host): losses for name, losses in counted.losses(rows[host]).items()}
         for name, stitch in stitches.items():
             up_x, down_y = stitch.up(x.to(y.device)), stitch.down(y)
             spliced = at(up_x, "a"), at(down_y, "b"), at(stitch.down(up_x), "a"), at(stitch.up(down_y), "b")
@@ -172,39 +190,42 @@ def measure_fidelity(
     return Fidelity(counts, dict(zip(measured, columns[len(hosts) * size :])), seed)
 
 
-def ngram_cross_entropy(
-    training: Iterable[TokenBatch], evaluation: Iterable[TokenBatch], vocabulary: int
-) -> dict[str, float]:
-    """Measure what counts of `training` predict of `evaluation`'s ordinary tokens, in nats: "unigram" and "bigram".
+class NgramModel:
+    """Counts of tokens and of pairs of tokens in a text, and what they predict of another.
 
-    The unigram model adds one to each of the `vocabulary` counts; the bigram model is smoothed towards it by Witten and
-    Bell's rule: weight c / (c + k) to the pair counts of a context seen c times with k different successors. ValueError
-    if either text has no ordinary token after another.
+    The unigram model adds one to each count; the bigram model is smoothed towards it by Witten and Bell's rule: weight
+    c / (c + k) to the pair counts of a context seen c times with k different successors.
     """
-    successors, contexts = _targets_and_contexts(training)
-    counts = torch.bincount(successors, minlength=vocabulary).double()
-    unigram = (counts + 1) / (counts + 1).sum()
 
-    pairs, pair_counts = torch.unique(contexts * vocabulary + successors, return_counts=True)
-    context_counts = torch.bincount(contexts, minlength=vocabulary).double()
-    kinds = torch.bincount(pairs // vocabulary, minlength=vocabulary).double()
+    def __init__(self, training: Iterable[TokenBatch], vocabulary: int):
+        """Count the ordinary tokens of `training`; ValueError if none follows another."""
+        parts = [_targets_and_contexts(batch) for batch in training]
+        if not sum(len(targets) for targets, _ in parts):
+            raise ValueError("the text has no ordinary token after another: there is nothing to count")
+        successors, contexts = (torch.cat(column) for column in zip(*parts))
+        counts = torch.bincount(successors, minlength=vocabulary).double()
+        self.vocabulary, self.unigram = vocabulary, (counts + 1) / (counts + 1).sum()
+        self.pairs, self.pair_counts = torch.unique(contexts * vocabulary + successors, return_counts=True)
+        self.context_counts = torch.bincount(contexts, minlength=vocabulary).double()
+        self.kinds = torch.bincount(self.pairs // vocabulary, minlength=vocabulary).double()
 
-    targets, given = _targets_and_contexts(evaluation)
-    wanted = given * vocabulary + targets
-    place = torch.searchsorted(pairs, wanted).clamp(max=len(pairs) - 1)
-    seen = torch.where(pairs[place] == wanted, pair_counts[place], 0).double()
-    total = context_counts[given] + kinds[given]
-    # A context never seen leaves all the weight to the unigram model.
-    bigram = torch.where(total > 0, (seen + kinds[given] * unigram[targets]) / total.clamp(min=1), unigram[targets])
-    return {"unigram": -unigram[targets].log().mean().item(), "bigram": -bigram.log().mean().item()}
+    def losses(self, batch: TokenBatch) -> dict[str, Float[Tensor, " n"]]:
+        """Compute -log p, in nats, of the n ordinary tokens after another: of "unigram" and of "bigram"."""
+        targets, given = _targets_and_contexts(batch)
+        wanted = given * self.vocabulary + targets
+        place = torch.searchsorted(self.pairs, wanted).clamp(max=len(self.pairs) - 1)
+        seen = torch.where(self.pairs[place] == wanted, self.pair_counts[place], 0).double()
+        unigram, kinds = self.unigram[targets], self.kinds[given]
+        total = self.context_counts[given] + kinds
+        # A context never seen leaves all the weight to the unigram model.
+        bigram = torch.where(total > 0, (seen + kinds * unigram) / total.clamp(min=1), unigram)
+        return {"unigram": -unigram.log(), "bigram": -bigram.log()}
 
 
-def _targets_and_contexts(batches: Iterable[TokenBatch]) -> tuple[Tensor, Tensor]:
-    """Join the ordinary tokens of all batches, and the tokens before them."""
-    scored = [(batch.tokens, batch.mask[:, 1:]) for batch in batches]
-    if not sum(mask.sum().item() for _, mask in scored):
-        raise ValueError("the text has no ordinary token after another: there is nothing to count")
-    return torch.cat([row[:, 1:][mask] for row, mask in scored]), torch.cat([row[:, :-1][mask] for row, mask in scored])
+def _targets_and_contexts(batch: TokenBatch) -> tuple[Tensor, Tensor]:
+    """Pick the ordinary tokens of a batch, and the tokens before them."""
+    mask = batch.mask[:, 1:]
+    return batch.tokens[:, 1:][mask], batch.tokens[:, :-1][mask]
 
 
 class Survival(NamedTuple):

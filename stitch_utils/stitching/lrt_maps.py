@@ -36,7 +36,7 @@ from ..data.text import PairedBatch, TokenBatch, paired_batches, text_rows
 from ..models.harvest import ActivationStream, as_fits
 from ..models.language_model import LanguageModel
 from ..utils.progress import progress
-from ..utils.stats import DocumentSums, Estimate, from_draws, resampled_counts
+from ..utils.stats import DocumentSums, Estimate, from_resamples, resampled_totals
 from .fit import Pairs, affine, fit_exact, last_tenth, linear_maps
 from .moments import PairMoments
 from .pair import StitchedPair
@@ -293,12 +293,12 @@ def map_errors(
         documents.add(part)
     table = documents.table()
     # The first row is of all documents, once; the others are draws: (1 + resamples, columns).
-    totals = np.concatenate([np.ones((1, len(table))), resampled_counts(len(table), seed)]) @ table
+    totals = resampled_totals(table, seed)
     text, errors, sums_a, sums_b = np.split(totals, np.cumsum([3, 2 * len(predictions), models[0].d_model]), axis=1)
     count, squares_a, squares_b = text.T
     variation = {"a": squares_a - (sums_a**2).sum(1) / count, "b": squares_b - (sums_b**2).sum(1) / count}
 
     return {
-        name: MapErrors(*(from_draws(one[0], one[1:]) for one in (lengths / count, squares / variation[target])))
+        name: MapErrors(*(from_resamples(one) for one in (lengths / count, squares / variation[target])))
         for (name, (target, _)), lengths, squares in zip(predictions.items(), errors.T[::2], errors.T[1::2])
     }

@@ -85,6 +85,11 @@ class AffineMap:
         here = self.to(x.device)
         return (x.to(here.P.dtype) @ here.P + here.b).to(x.dtype)
 
+    def then(self, other: "AffineMap") -> "AffineMap":
+        """Compose the two maps: first this one, then `other`; computed in float64, in the dtype of this one."""
+        first, second = self.to(torch.float64), other.to(self.P.device, torch.float64)
+        return AffineMap(first.P @ second.P, first.b @ second.P + second.b).to(self.P.dtype)
+
     def to(self, *args, **kwargs) -> "AffineMap":
         """Copy the map to another device or dtype."""
         return AffineMap(self.P.to(*args, **kwargs), self.b.to(*args, **kwargs))

@@ -1,7 +1,11 @@
 """Values with 95% intervals: Clopper-Pearson for shares (App. F), and bootstraps over documents, which the paper lacks.
 
-Offers `Estimate`, `from_draws`, `DocumentSums`, `resampled_counts`, `stratified_mean`, `crossed_mean`, `over_seeds`,
-`clopper_pearson`, `correlations`.
+Things measured on the same documents err together. Each is kept as (1 + resamples,) values, of the text and of its
+resamples; arithmetic on these, resample by resample, gives paired differences and ratios, and `from_resamples` their
+intervals.
+
+Offers `Estimate`, `from_draws`, `from_resamples`, `DocumentSums`, `resampled_counts`, `resampled_totals`,
+`stratified_mean`, `crossed_mean`, `over_seeds`, `clopper_pearson`, `correlations`.
 """
 
 from collections.abc import Sequence
@@ -34,6 +38,11 @@ def from_draws(value: float, draws: np.ndarray) -> Estimate:
     return Estimate(float(value), float(low), float(high))
 
 
+def from_resamples(values: np.ndarray) -> Estimate:
+    """Return the first value with the middle 95% of the others, its bootstrap draws."""
+    return from_draws(values[0], values[1:])
+
+
 class DocumentSums(dict[int, np.ndarray]):
     """Sums over the tokens of each document, by its number, for bootstraps that resample documents."""
 
@@ -62,6 +71,15 @@ class DocumentSums(dict[int, np.ndarray]):
 def resampled_counts(n: int, seed: int | np.random.Generator, resamples: int = RESAMPLES) -> np.ndarray:
     """Draw n of n things with replacement and count how often each is drawn: (resamples, n)."""
     return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples)
+
+
+def resampled_totals(table: np.ndarray, seed: int) -> np.ndarray:
+    """Add up rows (documents, *columns), then those of each resample: (1 + resamples, *columns).
+
+    The resamples of one seed are the same for every table of as many documents.
+    """
+    counts = resampled_counts(len(table), seed)
+    return np.concatenate([np.ones((1, len(table))), counts]) @ table
 
 
 def stratified_mean(rows: Sequence[np.ndarray], seed: int) -> Estimate:

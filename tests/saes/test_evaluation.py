@@ -10,12 +10,13 @@ from toy_saes import LATENTS, K, make_sae
 
 from stitch_utils.data.pairs import TextRef
 from stitch_utils.data.text import token_batches
-from stitch_utils.saes.evaluation import SAEMetrics, evaluate_saes, judge_sae
+from stitch_utils.saes.evaluation import SAEMetrics, evaluate_saes, judge_sae, resample_saes
 from stitch_utils.saes.io import load_sae
 from stitch_utils.saes.transfer import transfer_sae
 from stitch_utils.stitching.evaluation import measure_fidelity
 from stitch_utils.stitching.fit import fit_exact
 from stitch_utils.stitching.pair import StitchedPair
+from stitch_utils.stitching.stitch import AffineMap
 
 
 @pytest.fixture
@@ -103,6 +104,42 @@ def test_intervals_are_those_of_resampled_documents(random_models, batches, saes
         assert metric.low == pytest.approx(low, rel=1e-3, abs=1e-6)
         assert metric.high == pytest.approx(high, rel=1e-3, abs=1e-6)
         assert metric.low < metric.value < metric.high
+
+
+def test_two_saes_are_compared_document_by_document(random_models, batches, saes):
+    """In each resample both are measured on the same documents, in whichever call."""
+    model = random_models[1]
+    found = resample_saes(saes, model, LAYER, batches(), seed=3)
+    alone = resample_saes({"topk": saes["topk"]}, model, LAYER, batches(), seed=3)["topk"]
+    columns = {name: by_hand(model, sae, batches) for name, sae in saes.items()}
+    documents = columns["topk"][0]
+    draw = np.random.default_rng(3).multinomial(len(set(documents)), np.full(6, 1 / 6), size=1000)[7]
+    tokens = np.concatenate([np.tile(np.flatnonzero(documents == d), times) for d, times in zip(range(6), draw)])
+    expected = [naive_metrics(*(column[tokens] for column in columns[name])) for name in saes]
+    for index, name in enumerate(("l0", "fuv", "mse", "delta_loss")):
+        one, two = (getattr(found[sae], name)[8] for sae in saes)
+        assert two - one == pytest.approx(expected[1][index] - expected[0][index], rel=1e-3, abs=1e-6)
+        np.testing.assert_array_equal(getattr(alone, name), getattr(found["topk"], name))
+    assert found["topk"].metrics() == evaluate_saes(saes, model, LAYER, batches(), seed=3)["topk"]
+
+
+def test_a_map_without_latents_is_measured_alike(random_models, batches):
+    model = random_models[1]
+    d = model.d_model
+    generator = torch.Generator().manual_seed(0)
+    half = AffineMap(torch.eye(d) / 2, torch.zeros(d))
+    there, back = (
+        AffineMap(torch.randn(d, 5, generator=generator), torch.randn(5, generator=generator)),
+        AffineMap(torch.randn(5, d, generator=generator), torch.randn(d, generator=generator)),
+    )
+    maps = {"same": AffineMap(torch.eye(d), torch.zeros(d)), "half": half, "both": there.then(back)}
+    found = {name: of.metrics() for name, of in resample_saes(maps, model, LAYER, batches()).items()}
+    assert found["same"].fuv.value == 0 and found["same"].delta_loss.value == pytest.approx(0, abs=1e-6)
+    y = torch.cat([model.residuals(batch.tokens, [LAYER])[LAYER][batch.mask] for batch in batches()])
+    variation = (y - y.mean(0)).square().sum()
+    for name, out in (("half", y / 2), ("both", back(there(y)))):
+        assert found[name].fuv.value == pytest.approx(((out - y).square().sum() / variation).item(), rel=1e-3)
+        assert found[name].l0.value == 0 and np.isnan(found[name].dead_fraction)
 
 
 def test_an_sae_saved_in_half_precision_is_measured(random_models, batches, saes, tmp_path):

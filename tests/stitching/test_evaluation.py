@@ -12,7 +12,7 @@ from scipy.stats import binom
 
 from stitch_utils.data.pairs import TextRef
 from stitch_utils.data.text import TokenBatch, token_batches
-from stitch_utils.stitching.evaluation import CONDITIONS, Fidelity, HostCounts, measure_fidelity, ngram_cross_entropy
+from stitch_utils.stitching.evaluation import CONDITIONS, Fidelity, HostCounts, NgramModel, measure_fidelity
 from stitch_utils.stitching.stitch import Stitch
 from stitch_utils.utils.stats import clopper_pearson
 
@@ -117,6 +117,48 @@ def test_increases_are_relative_to_the_model_that_comes_last():
     assert fidelity.cross_entropy("s", "a_to_b").value == pytest.approx(2.0)
     assert fidelity.increase("s", "a_to_b").value == pytest.approx(0.5)
     assert fidelity.increase("s", "b_to_a").value == pytest.approx(0.0)
+    assert fidelity.increase("s", "a_to_b", over=("own", "a")).value == pytest.approx(0.0)
+    assert fidelity.increase("s", "b_to_a", over=("own", "b")).value == pytest.approx(0.5)
+    assert fidelity.increases("s", "a_to_b").shape == (1001,)
+
+
+def test_models_with_other_tokens_are_compared_by_the_byte():
+    """B has half as many tokens for the same bytes: twice its nats a token are A's nats a byte."""
+    n_bytes = np.array([40.0, 80.0])
+    counts = {
+        "a": HostCounts(np.array([20.0, 40.0]), None, n_bytes),
+        "b": HostCounts(np.array([10.0, 20.0]), None, n_bytes),
+    }
+    sums = {
+        ("own", "a"): np.array([30.0, 60.0]),
+        ("own", "b"): np.array([20.0, 40.0]),
+        ("s", "a_to_b"): np.array([30.0, 60.0]),
+    }
+    fidelity = Fidelity(counts, sums)
+    assert fidelity.increase("s", "a_to_b", over=("own", "a")).value == pytest.approx(0.0)
+    assert fidelity.increase("s", "a_to_b").value == pytest.approx(0.5)
+
+
+def test_losses_on_the_same_documents_are_compared_document_by_document():
+    """Documents differ far more than two losses on one of them do, which an unpaired interval would not see."""
+    rng = np.random.default_rng(0)
+    hard = rng.uniform(1, 9, size=60)
+    sums = {("own", "b"): hard, ("s", "a_to_b"): hard * rng.normal(1.1, 0.02, size=60)}
+    fidelity = Fidelity({"b": HostCounts(np.ones(60), None, None)}, sums, seed=1)
+    found = fidelity.increase("s", "a_to_b")
+    draws = np.random.default_rng(1).multinomial(60, np.full(60, 1 / 60), size=1000)
+    ratios = [sums["s", "a_to_b"].repeat(draw).sum() / hard.repeat(draw).sum() - 1 for draw in draws]
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(ratios, (0.025, 0.975))))
+    own, stitched = (fidelity.cross_entropy(*key) for key in sums)
+    assert stitched.low < own.value < stitched.high and 0.08 < found.low < found.high < 0.12
+
+
+def test_what_counts_predict_is_measured_on_the_same_tokens(random_models, batches):
+    counted = NgramModel([batch for batch in batches()], len(random_models[0].tokenizer))
+    fidelity = measure_fidelity(*random_models, 1, 2, {}, batches(), ngrams={"a": counted})
+    losses = torch.cat([counted.losses(batch)["bigram"] for batch in batches()])
+    assert fidelity.cross_entropy("bigram", "a").value == pytest.approx(losses.mean().item())
+    assert fidelity.counts["a"].tokens.sum() == len(losses) and ("bigram", "b") not in fidelity.sums
 
 
 def test_the_bootstrap_interval_has_the_width_that_theory_gives():
@@ -183,11 +225,11 @@ def test_ngrams_against_counting_by_hand():
                 bigram = seen / (seen + kinds) * successors[before][token] / seen + kinds / (seen + kinds) * unigram
             losses["unigram"].append(-math.log(unigram))
             losses["bigram"].append(-math.log(bigram))
-    found = ngram_cross_entropy(training, evaluation, vocabulary)
+    found = NgramModel(training, vocabulary).losses(evaluation[0])
     for name, values in losses.items():
-        assert found[name] == pytest.approx(sum(values) / len(values), rel=1e-12)
+        assert found[name].tolist() == pytest.approx(values, rel=1e-12)
 
 
 def test_there_is_nothing_to_count_without_text():
     with pytest.raises(ValueError, match="no ordinary token after another"):
-        ngram_cross_entropy([batch_of([[0, 0, 0]])], [batch_of([[0, 1, 2]])], 4)
+        NgramModel([batch_of([[0, 0, 0]])], 4)

@@ -9,8 +9,10 @@ from stitch_utils.utils.stats import (
     DocumentSums,
     clopper_pearson,
     crossed_mean,
+    from_resamples,
     over_seeds,
     resampled_counts,
+    resampled_totals,
     stratified_mean,
 )
 
@@ -61,6 +63,18 @@ def test_resamples_draw_each_as_often_as_the_others():
         np.full(8, 7 / 8), rel=0.1
     )
     assert (resampled_counts(8, 0) == resampled_counts(8, 0)).all()
+
+
+def test_totals_are_of_the_text_and_then_of_its_resamples():
+    table = np.random.default_rng(0).normal(size=(7, 2))
+    found, counts = resampled_totals(table, 5), resampled_counts(7, 5)
+    assert found.shape == (1001, 2)
+    assert found[0] == pytest.approx(table.sum(0)) and found[4] == pytest.approx(table.repeat(counts[3], axis=0).sum(0))
+    value, low, high = from_resamples(found[:, 0])
+    assert value == pytest.approx(table[:, 0].sum())
+    assert (low, high) == pytest.approx(tuple(np.quantile(found[1:, 0], (0.025, 0.975))))
+    other = resampled_totals(np.ones(7), 5)  # a table of other columns meets the same resamples
+    assert other == pytest.approx(np.full(1001, 7))
 
 
 def test_sums_by_document_are_those_of_a_loop():
