@@ -2,6 +2,7 @@
 
 import torch
 
+from stitch_utils.data.text import TokenBatch
 from stitch_utils.models.language_model import LanguageModel
 from stitch_utils.stitching.moments import PairMoments
 
@@ -50,3 +51,34 @@ class Planted(LanguageModel):
         for stream in found.values():
             stream[..., self.dimension] += self.size * torch.isin(tokens, self.planted)
         return found
+
+
+class ArrayModel(LanguageModel):
+    """A stand-in whose stream before layer 1 is row i of an array at token i, and whose loss is what edits change.
+
+    The loss at a token is 1, plus the squared distance of its edited stream from its own, over the mean of that from
+    the stream's mean.
+    """
+
+    def __init__(self, rows, ref):
+        self.rows, self.ref = rows.float(), ref
+        self.spread = (self.rows - self.rows.mean(0)).square().sum(1).mean()
+
+    d_model = property(lambda self: self.rows.shape[1])
+    device = property(lambda self: torch.device("cpu"))
+
+    def residuals(self, tokens, layers):
+        return {layer: self.rows[tokens] for layer in layers}
+
+    def cross_entropy(self, tokens, *, layer=None, edit=None, stream=None):
+        own = self.rows[tokens]
+        distance = torch.zeros(tokens.shape) if edit is None else (edit(own) - own).square().sum(-1)
+        return (1 + distance / self.spread)[:, 1:]
+
+
+def rows_of(start, documents, length):
+    """One batch, a document a row, whose tokens are numbered from `start`; the first of each row is special."""
+    tokens = torch.arange(start, start + documents * length).reshape(documents, length)
+    mask = torch.ones_like(tokens, dtype=torch.bool)
+    mask[:, 0] = False
+    return TokenBatch(tokens, mask, (tokens // length))

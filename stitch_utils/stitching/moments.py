@@ -5,7 +5,8 @@ the means and the second moments of (x, y) alone. One pass over the text gathers
 the number of tokens. The moments of two shards add up, so a text that is harvested in folds by documents gives the sum
 over any of them, and what one fold says of a fit to the others.
 
-Offers `PairMoments`, `harvest_moments`; in folds `harvest_folds`, `total`, `save_folds`, `load_folds`.
+Offers `PairMoments`, `harvest_moments`; in folds `harvest_folds`, `total`, `save_folds`, `load_folds`; and
+`owned_residuals`, both streams with the numbers of their documents.
 """
 
 import functools
@@ -22,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..data.text import PairedBatch, TokenBatch
-from ..models.harvest import ROWS_AT_ONCE, NormLimits, paired_residuals, usual
+from ..models.harvest import ROWS_AT_ONCE, NormLimits, Residuals, paired_residuals, usual
 from ..models.language_model import LanguageModel
 from ..utils.progress import progress
 
@@ -164,23 +165,12 @@ def harvest_folds(
     """
     found = [{pair: PairMoments(model_a.d_model, model_b.d_model) for pair in layers} for _ in range(folds)]
     layers_a, layers_b = (sorted(set(side)) for side in zip(*layers))
-    fold_of = torch.empty(0, dtype=torch.long)  # of the tokens whose activations are still to come, in order
-
-    def noted() -> Iterator[PairedBatch]:
-        nonlocal fold_of
-        for batch in map(PairedBatch.of, batches):
-            fold_of = torch.cat([fold_of, batch.a.documents[batch.met_a].cpu() % folds])
-            yield batch
-
-    stream = paired_residuals(model_a, model_b, batches if folds == 1 else noted(), layers_a, layers_b)
-    for xs, ys in progress(stream, "harvest"):
-        count = len(xs[layers_a[0]])
-        here, fold_of = fold_of[:count], fold_of[count:]
+    for documents, xs, ys in progress(owned_residuals(model_a, model_b, batches, layers_a, layers_b), "harvest"):
         for number, moments in enumerate(found):
             for (layer_a, layer_b), accumulator in moments.items():
                 x, y = xs[layer_a], ys[layer_b].to(xs[layer_a].device)
                 if folds > 1:
-                    chosen = (here == number).to(x.device)
+                    chosen = (documents % folds == number).to(x.device)
                     x, y = x[chosen], y[chosen]
                 if limits is not None:
                     met = len(x)
@@ -188,6 +178,28 @@ def harvest_folds(
                     accumulator.left_out += met - len(x)
                 accumulator.update(x, y)
     return found
+
+
+def owned_residuals(
+    model_a: LanguageModel,
+    model_b: LanguageModel,
+    batches: Iterable[PairedBatch | TokenBatch],
+    layers_a: Sequence[int],
+    layers_b: Sequence[int],
+) -> Iterator[tuple[Tensor, Residuals, Residuals]]:
+    """Give both streams where the models meet, as `paired_residuals` does, after the document of each token, (n,)."""
+    waiting = torch.empty(0, dtype=torch.long)  # of the tokens whose activations are still to come, in order
+
+    def noted() -> Iterator[PairedBatch]:
+        nonlocal waiting
+        for batch in map(PairedBatch.of, batches):
+            waiting = torch.cat([waiting, batch.a.documents[batch.met_a].cpu()])
+            yield batch
+
+    for xs, ys in paired_residuals(model_a, model_b, noted(), layers_a, layers_b):
+        count = len(xs[layers_a[0]])
+        documents, waiting = waiting[:count], waiting[count:]
+        yield documents, xs, ys
 
 
 def total(folds: Sequence[PairMoments]) -> PairMoments:

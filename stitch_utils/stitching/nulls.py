@@ -1,17 +1,31 @@
-"""Stitches that know two streams and nothing of which tokens they share: what a fitted stitch has to beat.
+"""Stitches that know two streams and not which of their tokens belong together: what a fitted stitch stands beside.
 
 No section of the paper, which compares with Gaussian maps alone. Two streams with a few wide dimensions each can be
 mapped into each other by their spectra: the widest direction of one to the widest of the other, and so on. Such maps
 keep most of the variance in its place, so an SAE that is carried by them looks far better than one carried by Gaussian
 maps, and yet no token was paired with itself.
 
-Offers `component_stitch`.
+Pairing can also be broken before the fit. Over a whole text that gives no null of its own: with independent pairs the
+cross moments of x and y vanish, so that the minimum of Eq. 3 maps all to the mean at alpha = 0, which has a row of its
+own in Table 1, and above it the inversion terms alone pull towards a map between the two spectra, as above. Within
+documents it gives no null at all: whatever the tokens of a document share stays paired, and a linear map that is
+learned from it serves their differences, too, only shrunk. Such a fit says how much of the map documents alone give.
+
+Offers `component_stitch`; `shuffled_moments`, for a fit with tokens shuffled within documents; `strongest`, of several
+draws.
 """
 
+from collections.abc import Iterable, Sequence
+
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from .moments import PairMoments
+from ..data.text import PairedBatch, TokenBatch
+from ..models.harvest import NormLimits, usual
+from ..models.language_model import LanguageModel
+from .evaluation import measure_fidelity
+from .moments import PairMoments, owned_residuals
 from .stitch import Stitch
 
 
@@ -28,6 +42,52 @@ def component_stitch(moments: PairMoments, seed: int, *, dtype: torch.dtype = to
     down = of_y * (signs * _ratio(spread_x, spread_y)) @ of_x.T
     mean_x, mean_y = moments.mean_x, moments.mean_y
     return Stitch(up, mean_y - mean_x @ up, down, mean_x - mean_y @ down, about={"components_seed": seed}).to(dtype)
+
+
+def shuffled_moments(
+    models: tuple[LanguageModel, LanguageModel],
+    layers: tuple[int, int],
+    batches: Iterable[PairedBatch | TokenBatch],
+    *,
+    seed: int,
+    limits: NormLimits | None = None,
+) -> PairMoments:
+    """Gather moments in which each token of A meets a random token of B, of the same document and batch."""
+    moments = PairMoments(*(model.d_model for model in models))
+    generator = torch.Generator().manual_seed(seed)
+    for documents, xs, ys in owned_residuals(*models, batches, layers[:1], layers[1:]):
+        x, y = xs[layers[0]], shuffled_within(ys[layers[1]], documents, generator).to(xs[layers[0]].device)
+        moments.update(*((x, y) if limits is None else usual(x, y, limits)))
+    return moments
+
+
+def shuffled_within(
+    y: Float[Tensor, "n d_b"], documents: Int[Tensor, " n"], generator: torch.Generator
+) -> Float[Tensor, "n d_b"]:
+    """Put the rows of each document in random order."""
+    mixed = torch.randperm(len(y), generator=generator)
+    mixed = mixed[documents[mixed].argsort(stable=True)]  # by document, in random order within each
+    order = torch.empty_like(mixed)
+    order[documents.argsort(stable=True)] = mixed
+    return y[order.to(y.device)]
+
+
+def strongest(
+    draws: Sequence[Stitch],
+    models: tuple[LanguageModel, LanguageModel],
+    layers: tuple[int, int],
+    batches: Iterable[PairedBatch | TokenBatch],
+    *,
+    limits: NormLimits | None = None,
+) -> Stitch:
+    """Join the map up that gives the lowest cross-entropy in A->B, of several draws, to the best map down in B->A."""
+    named = {str(number): stitch for number, stitch in enumerate(draws)}
+    found = measure_fidelity(*models, *layers, named, batches, limits=limits, conditions=("a_to_b", "b_to_a"))
+
+    def best(condition: str) -> Stitch:
+        return named[min(named, key=lambda name: found.cross_entropy(name, condition).value)]
+
+    return Stitch.of(best("a_to_b").up, best("b_to_a").down)
 
 
 def _components(covariance: Tensor, r: int) -> tuple[Tensor, Tensor]:

@@ -1,11 +1,15 @@
-"""The stitch by principal components: what it keeps, what it knows nothing of, and where it is not defined."""
+"""Stitches without pairing: what they keep, what they know nothing of, and where they are not defined."""
 
 import numpy as np
 import pytest
 import torch
+from toy_streams import ArrayModel, rows_of
 
-from stitch_utils.stitching.moments import PairMoments
-from stitch_utils.stitching.nulls import component_stitch
+from stitch_utils.models.harvest import NormLimits
+from stitch_utils.stitching.evaluation import measure_fidelity
+from stitch_utils.stitching.fit import fit_exact
+from stitch_utils.stitching.moments import PairMoments, harvest_moments
+from stitch_utils.stitching.nulls import component_stitch, shuffled_moments, shuffled_within, strongest
 
 
 def moments_of(x, y):
@@ -79,3 +83,71 @@ def test_directions_that_do_not_vary_are_carried_to_nothing():
 def test_moments_of_nothing():
     with pytest.raises(ValueError, match="moments of 0 tokens"):
         component_stitch(PairMoments(2, 3), seed=0)
+
+
+def array_models(seed, documents=30, length=20, topics=1.0):
+    """Two models whose streams are images of one code, of which a part is the same all through a document."""
+    rng = np.random.default_rng(seed)
+    code = rng.normal(size=(documents * length, 4)) + topics * rng.normal(size=(documents, 4)).repeat(length, axis=0)
+    x, y = (torch.from_numpy(code @ rng.normal(size=(4, d)) + 0.01 * rng.normal(size=(len(code), d))) for d in (5, 7))
+    return (ArrayModel(x, "a"), ArrayModel(y, "b")), rows_of(0, documents, length)
+
+
+def test_rows_are_shuffled_within_documents_and_nowhere_else():
+    documents = torch.tensor([3, 1, 3, 3, 1, 2, 3, 1])
+    y = torch.arange(8.0)[:, None]
+    found = {
+        tuple(shuffled_within(y, documents, torch.Generator().manual_seed(seed))[:, 0].tolist()) for seed in range(50)
+    }
+    assert len(found) > 20
+    for order in found:
+        assert sorted(order) == list(range(8))
+        assert all(documents[int(row)] == document for row, document in zip(order, documents))
+
+
+def test_shuffled_moments_keep_what_tokens_of_a_document_share():
+    """Against the expectation: cross moments of the documents' means, and each stream's own moments as they are."""
+    models, batch = array_models(0)
+    paired = harvest_moments(*models, [batch], [(1, 1)])[1, 1]
+    drawn = [shuffled_moments(models, (1, 1), [batch], seed=seed) for seed in range(40)]
+    assert all(torch.allclose(one.cxx, paired.cxx) and torch.allclose(one.cyy, paired.cyy) for one in drawn)
+    x, y = (model.rows[batch.tokens[:, 1:]].double() for model in models)  # (documents, tokens, d)
+    means = [side.mean(1) - side.mean((0, 1)) for side in (x, y)]
+    expected = means[0].T @ means[1] / len(x)
+    found = torch.stack([one.cxy for one in drawn]).mean(0)
+    assert torch.allclose(found, expected, atol=0.15) and expected.abs().max() > 0.5
+    assert not torch.allclose(found, paired.cxy, atol=0.5)
+
+
+def test_shuffled_tokens_leave_out_outliers():
+    models, batch = array_models(1)
+    limits = NormLimits(*(model.rows.norm(dim=1).quantile(0.8).item() for model in models))
+    found = shuffled_moments(models, (1, 1), [batch], seed=0, limits=limits)
+    within = [
+        int((model.rows[batch.tokens[batch.mask]].norm(dim=1) <= limit).sum()) for model, limit in zip(models, limits)
+    ]
+    assert 0 < found.count <= min(within)
+
+
+def test_a_fit_on_shuffled_tokens_learns_from_what_documents_share():
+    """Topics that hold a share t of the code's variance make it t times the map: of the code, 1 - t is left out."""
+    for topics in (0.0, 0.5, 2.0):
+        models, batch = array_models(2, documents=200, topics=topics)
+        fitted = fit_exact(harvest_moments(*models, [batch], [(1, 1)])[1, 1], alpha=0)
+        shuffled = fit_exact(shuffled_moments(models, (1, 1), [batch], seed=0), alpha=0)
+        stitches = {"fitted": fitted, "shuffled": shuffled}
+        found = measure_fidelity(*models, 1, 1, stitches, [batch])  # a loss of 1 more is that of the mean
+        rises = {name: found.increase(name, "a_to_b").value for name in stitches}
+        expected = (1 - topics**2 / (1 + topics**2)) ** 2
+        assert rises["fitted"] < 0.01 < rises["shuffled"] == pytest.approx(expected, rel=0.25), topics
+
+
+def test_the_strongest_of_several_draws_has_the_best_map_each_way():
+    models, batch = array_models(3)
+    moments = harvest_moments(*models, [batch], [(1, 1)])[1, 1]
+    draws = [component_stitch(moments, seed) for seed in range(6)]
+    best = strongest(draws, models, (1, 1), [batch])
+    losses = measure_fidelity(*models, 1, 1, {str(i): each for i, each in enumerate(draws)} | {"best": best}, [batch])
+    for condition in ("a_to_b", "b_to_a"):
+        each = [losses.cross_entropy(str(i), condition).value for i in range(6)]
+        assert losses.cross_entropy("best", condition).value == min(each) < max(each)

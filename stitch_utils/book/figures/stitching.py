@@ -105,12 +105,12 @@ def cross_entropies(
     stitched: Mapping[str, tuple],
     yardsticks: Mapping[str, float],
     *,
-    components: Mapping[str, tuple],
+    nulls: Mapping[str, Mapping[str, tuple]],
 ) -> Figure:
     """Draw Table 1, {condition: estimate}; coloured lines are the models' own losses, {side: estimate}.
 
-    `yardsticks`, {name: loss}, are losses without any network, drawn as dashed lines with their names. `components`,
-    {condition: estimate}, are those of the stitch by principal components alone, in grey.
+    `yardsticks`, {name: loss}, are losses without any network, drawn as dashed lines with their names. `nulls`,
+    {name: {condition: estimate}}, are those of stitches that know no pairing, in grey.
     """
     axes = panel((7, 3.3), xlabel=LOSS)
     for model, (value, low, high) in own.items():
@@ -121,8 +121,9 @@ def cross_entropies(
         axes.axvline(value, color=GREY, lw=1, ls="--")
         axes.annotate(name, (value, 1), color=GREY, **above)
     rows = {PATHS[condition]: estimate for condition, estimate in stitched.items()}
-    colors = [OF_MODEL[CONDITIONS[condition]] for condition in stitched] + [GREY] * len(components)
-    rows |= {f"{PATHS[condition]}, components alone": estimate for condition, estimate in components.items()}
+    colors = [OF_MODEL[CONDITIONS[condition]] for condition in stitched]
+    rows |= {f"{PATHS[condition]}, {null}": found[condition] for null, found in nulls.items() for condition in found}
+    colors += [GREY] * (len(rows) - len(colors))
     interval_rows(axes, rows, colors)
     return legend(axes, "beside")
 

@@ -24,7 +24,7 @@ def test_the_control_stands_below_the_stitch_in_grey():
     stitched = {"a_to_b": (3.0, 2.9, 3.1), "b_to_a": (2.8, 2.7, 2.9)}
     control = {"a_to_b": (6.0, 5.9, 6.1), "b_to_a": (7.0, 6.8, 7.2)}
     own = {"a": (2.2, 2.1, 2.3), "b": (2.0, 1.9, 2.1)}
-    (axes, *_) = cross_entropies(own, stitched, {"pairs": 3.7}, components=control).axes
+    (axes, *_) = cross_entropies(own, stitched, {"pairs": 3.7}, nulls={"components alone": control}).axes
     labels = [label.get_text() for label in axes.get_yticklabels()]
     assert labels == ["A → B", "B → A", "A → B, components alone", "B → A, components alone"]
     points = {}
