@@ -3,12 +3,14 @@
 `book/published.yml` holds the papers' numbers under ids like `table1.pythia.a_to_b`, and their claims, each with the
 ids it needs and a predicate over them such as `a_to_b_to_a < 1.01 * a`. The same predicate is asked of our numbers and
 of the papers' own, which shows a threshold that the papers themselves would miss. If a number is missing, the claim
-counts as not run. A predicate is written in Python, of which only arithmetic, comparisons, and, or, not, abs, min and
-max over the claim's names are let through, so that a line of data cannot run code.
+counts as not run.
 
-A verdict compares the estimates. Where a number has a 95% interval, the predicate is asked again with this one number
-at either end of it and all others where they are, since those of one run err together: a verdict that changes has its
-threshold inside that interval.
+Where a number has a 95% interval, the predicates are asked of its estimate, and again with this one number at either
+end and all others where they are. A verdict is what all of these answers have in common: a claim holds if all say so,
+is partly true if each says that it holds or that it is partly true, does not hold if none does, and is inconclusive
+otherwise. One number at a time is right where each has an interval of its own; numbers that are measured on the same
+documents err together, so a claim that compares them needs their difference or ratio, with the interval of that. A
+claim that asks something of the run, such as an SAE that explains most of the variance, is not testable on others.
 
 `book/unclaimed.yml` holds what else the main paper says of its own results, section by section: for each statement the
 claims and numbers that cover it, or why there is no claim.
@@ -18,26 +20,21 @@ the second into an `Unclaimed` of `Statement`s; `verdicts`, which compares claim
 to print these, `VERDICTS`, `with_interval`, `named` and `said_of_turns`.
 """
 
-import ast
 import functools
 import math
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import CodeType
 from typing import Any, NamedTuple
 
 from ..utils.files import project_root
 from ..utils.yaml_files import mapping, parse_yaml
 from .chapters import command_for, page_of, pair_file
+from .predicates import FUNCTIONS, compiled, meets
 from .results import read_results
 
-VERDICTS = ("holds", "partly", "does not hold", "not run")
-_FUNCTIONS = {"abs": abs, "max": max, "min": min}
-_LOGIC = (ast.BoolOp, ast.And, ast.Or, ast.UnaryOp, ast.Not)
-_COMPARISONS = (ast.Compare, ast.Lt, ast.LtE, ast.Gt, ast.GtE, ast.Eq, ast.NotEq)
-_ARITHMETIC = (ast.BinOp, ast.Add, ast.Sub, ast.Mult, ast.Div, ast.Pow, ast.USub, ast.Name, ast.Load)
+VERDICTS = ("holds", "partly", "inconclusive", "does not hold", "not testable", "not run")
 _SECTION = r"(?:\d|[A-Z])(?:\.\d)?\b"
 
 
@@ -47,8 +44,9 @@ class Claim:
 
     `text` is the claim in our words, `source` the section, table or figure that makes it. `needs` maps short names to
     the result ids that `chapter` writes under `heading` (empty: anywhere), in which `{pair}` stands for the name of the
-    pair. `holds` is a predicate over the short names, and `partly` a weaker one, asked when `holds` is false. Numbers
-    that are `timed` differ from run to run: pages show the verdict on them and not the numbers.
+    pair. `holds` is a predicate over the short names, and `partly` a weaker one, asked when `holds` is false. Where the
+    estimates miss `testable`, the run cannot test the claim. Numbers that are `timed` differ from run to run: pages
+    show the verdict on them and not the numbers.
     """
 
     id: str
@@ -58,18 +56,22 @@ class Claim:
     needs: Mapping[str, str]
     holds: str
     partly: str = ""
+    testable: str = ""
     heading: str = ""
     timed: bool = False
 
     def __post_init__(self):
         for name, id in self.needs.items():
-            if not name.isidentifier() or name in _FUNCTIONS:
+            if not name.isidentifier() or name in FUNCTIONS:
                 raise ValueError(f"claim '{self.id}': {name!r} in needs is not a usable name")
             if "{pair}" not in id:
                 raise ValueError(f"claim '{self.id}': {name} needs '{id}', expected an id that contains {{pair}}")
-        for predicate in (self.holds, self.partly or self.holds):
+            if id.endswith((".low", ".high")):
+                expected = "expected the number itself, at both ends of whose interval predicates are asked"
+                raise ValueError(f"claim '{self.id}': {name} needs '{id}': {expected}")
+        for predicate in (self.holds, self.partly or self.holds, self.testable or self.holds):
             try:
-                _compiled(predicate, self.needs)
+                compiled(predicate, self.needs)
             except (SyntaxError, ValueError) as error:
                 raise ValueError(f"claim '{self.id}': predicate {predicate!r}: {error}") from None
 
@@ -145,11 +147,11 @@ class Verdict(NamedTuple):
     """What one pair's numbers say about a claim.
 
     `ours` and `published` are keyed by the claim's short names, with `.low` and `.high` where there is an interval;
-    `published_verdict` is "" unless all that the claim needs was published. `turns` says which end of which of our
-    intervals would change the verdict, and into what. `page` is the section that computed our numbers, `command` what
-    would compute them; one of the two is "". Where a run left some of them out, `missing` names their ids and `scale`
-    its scale, and there is a command only if that was smoke. `recorded` is the date of the run if our numbers come from
-    its record, and "" if they were measured in this checkout.
+    `published_verdict` is "" unless all that the claim needs was published. `estimates` is what our estimates alone
+    say, and `turns` which end of which of our intervals says something else, and what. `page` is the section that
+    computed our numbers, `command` what would compute them; one of the two is "". Where a run left some of them out,
+    `missing` names their ids and `scale` its scale, and there is a command only if that was smoke. `recorded` is the
+    date of the run if our numbers come from its record, and "" if they were measured in this checkout.
     """
 
     id: str
@@ -160,6 +162,7 @@ class Verdict(NamedTuple):
     ours: dict[str, float]
     published: dict[str, float]
     published_verdict: str
+    estimates: str
     turns: dict[str, str]
     page: str
     command: str
@@ -239,13 +242,13 @@ def verdicts(pair: str, *, book: Published | None = None, file: str = "") -> lis
     rows = []
     for claim in book.claims:
         own, theirs = _needed(claim, pair, ours), _needed(claim, pair, book.numbers)
-        said = _decide(claim, own)
+        said, estimates, turns = _decide(claim, own)
         scale, recorded = (str(runs.get(claim.chapter, {}).get(name, "")) for name in ("scale", "recorded"))
         page = "" if said == "not run" else page_of(pair, claim.chapter, claim.heading)
         again = said == "not run" and scale in ("", "smoke")
         command = command_for(pair, claim.chapter, file=file) if again else ""
         missing = tuple(id.replace("{pair}", pair) for name, id in claim.needs.items() if name not in own and scale)
-        decided = (said, own, theirs, _decide(claim, theirs).replace("not run", ""), _turns(claim, own))
+        decided = (said, own, theirs, _decide(claim, theirs)[0].replace("not run", ""), estimates, turns)
         about = (claim.id, claim.text, claim.source, claim.chapter)
         rows.append(Verdict(*about, *decided, page, command, missing, scale, claim.timed, recorded))
     return rows
@@ -263,12 +266,16 @@ def named(values: Mapping[str, float]) -> list[str]:
 
 
 def said_of_turns(verdict: Verdict) -> list[str]:
-    """Say what else the verdict could be inside the intervals, such as "partly if b were 2.31", a line for each."""
+    """Say where in the intervals the answer turns, such as "partly if b were 2.31", a line for each other answer.
+
+    Where the verdict is not that of the estimates, theirs comes first.
+    """
     ends: dict[str, list[str]] = {}
     for end, other in verdict.turns.items():
         name, _, side = end.rpartition(".")
         ends.setdefault(other, []).append(f"{name} were {_printed(verdict.ours, name, '.' + side)}")
-    return [f"{other} if {' or '.join(found)}" for other, found in ends.items()]
+    first = [f"{verdict.estimates} by the estimates"] * (verdict.estimates != verdict.verdict)
+    return first + [f"{other} if {' or '.join(found)}" for other, found in ends.items()]
 
 
 def _printed(values: Mapping[str, object], name: str, suffix: str) -> str:
@@ -317,46 +324,39 @@ def _needed(claim: Claim, pair: str, values: Mapping[str, Any]) -> dict[str, flo
     return {name: values[id] for name, id in ids.items()}
 
 
-def _decide(claim: Claim, values: Mapping[str, float]) -> str:
-    if any(name not in values for name in claim.needs):
-        return "not run"
-    for verdict, predicate in (("holds", claim.holds), ("partly", claim.partly)):
+def _decide(claim: Claim, values: Mapping[str, float]) -> tuple[str, str, dict[str, str]]:
+    """Return the verdict, what the estimates alone say, and {end: answer} for the ends of intervals that differ."""
+    said = _answer(claim, values)
+    if said in ("not run", "not testable"):
+        return said, said, {}
+    turns = {}
+    for end in (id for id in values if "." in id):
         try:
-            if predicate and eval(_compiled(predicate, claim.needs), {"__builtins__": _FUNCTIONS}, dict(values)):
-                return verdict
-        except ArithmeticError as error:
-            raise ValueError(f"claim '{claim.id}': {predicate!r} with {dict(values)}: {error}") from None
-    return "does not hold"
-
-
-def _turns(claim: Claim, values: Mapping[str, float]) -> dict[str, str]:
-    """Return the other verdicts that one number at one end of its interval would give: {end: verdict}."""
-    said, turns = _decide(claim, values), {}
-    for end in (id for id in values if "." in id and said != "not run"):
-        try:
-            other = _decide(claim, {**values, end.rpartition(".")[0]: values[end]})
+            other = _answer(claim, {**values, end.rpartition(".")[0]: values[end]}, testable=True)
         except ValueError:  # a division by zero there
             other = "undefined"
         if other != said:
             turns[end] = other
-    return turns
+    answers = {said, *turns.values()}
+    if len(answers) == 1:
+        return said, said, turns
+    return ("partly" if answers == {"holds", "partly"} else "inconclusive"), said, turns
 
 
-def _compiled(text: str, names: Iterable[str]) -> CodeType:
-    """Compile a predicate over `names`; ValueError or SyntaxError for whatever else could be written in Python."""
-    root, functions = ast.parse(text, mode="eval").body, []
-    for node in ast.walk(root):  # parents before their children
-        match node:
-            case ast.Call(func=ast.Name(id=name), args=[_, *more], keywords=[]) if name in _FUNCTIONS:
-                if bool(more) == (name == "abs"):
-                    raise ValueError(f"'{ast.unparse(node)}': abs takes one number, max and min take more")
-                functions.append(node.func)
-            case ast.Name(id=name) if name not in names and node not in functions:
-                raise ValueError(f"{name} is not among its needs: {', '.join(names)}")
-            case ast.Constant(value=value) if type(value) in (int, float):
-                pass
-            case _ if not isinstance(node, _LOGIC + _COMPARISONS + _ARITHMETIC):
-                raise ValueError(f"{type(node).__name__} is no arithmetic, comparison, and, or, not, abs, min or max")
-    if not isinstance(root, ast.Compare | ast.BoolOp) and type(getattr(root, "op", None)) is not ast.Not:
-        raise ValueError("expected a comparison, or several joined by and, or, not")
-    return compile(ast.Expression(root), "predicate", "eval")
+def _answer(claim: Claim, values: Mapping[str, float], *, testable: bool = False) -> str:
+    """Say what these values, without intervals, make of the claim."""
+    if any(name not in values for name in claim.needs):
+        return "not run"
+    if claim.testable and not testable and not _meets(claim, claim.testable, values):
+        return "not testable"
+    for answer, predicate in (("holds", claim.holds), ("partly", claim.partly)):
+        if predicate and _meets(claim, predicate, values):
+            return answer
+    return "does not hold"
+
+
+def _meets(claim: Claim, predicate: str, values: Mapping[str, float]) -> bool:
+    try:
+        return meets(predicate, {name: values[name] for name in claim.needs})
+    except ArithmeticError as error:
+        raise ValueError(f"claim '{claim.id}': {predicate!r} with {dict(values)}: {error}") from None

@@ -115,15 +115,13 @@ def claims_table(pair: str = "tiny", *, detail: bool = True, chapter: str = "") 
 
 
 def verdict_counts(pair: str = "tiny") -> HTML:
-    """Count, for each pair, the claims of each verdict, and the verdicts whose threshold is inside an interval."""
+    """Count, for each pair, the claims of each verdict."""
     rows = []
     for name in _pairs(pair):
-        found = verdicts(name)
-        words = [verdict.verdict for verdict in found]
+        words = [verdict.verdict for verdict in verdicts(name)]
         scales = {f"{run['scale']}{_mark(run)}" for run in read_results(name).runs.values() if "scale" in run}
-        turning = sum(bool(verdict.turns) for verdict in found)
-        rows.append([name, ", ".join(sorted(scales)), *(str(words.count(word)) for word in VERDICTS), str(turning)])
-    return _table(["Pair", "Scale of the runs", *VERDICTS, "threshold inside an interval"], rows)
+        rows.append([name, ", ".join(sorted(scales)), *(str(words.count(word)) for word in VERDICTS)])
+    return _table(["Pair", "Scale of the runs", *VERDICTS], rows)
 
 
 def unclaimed_counts() -> HTML:
@@ -223,7 +221,8 @@ def _covered(one: Statement) -> str:
 def _in_detail(claim: Claim, of: Mapping[str, Verdict], run: list[str], links: Mapping[str, str]) -> list[list[str]]:
     """Make a row of the claim, and a row for each pair that was run or that the papers report."""
     about = f"<br>{_code(claim.id)}, {html.escape(claim.source)}<br>holds if {_code(claim.holds)}"
-    about += f"<br>partly if {_code(claim.partly)}" if claim.partly else ""
+    for word, predicate in (("partly", claim.partly), ("testable", claim.testable)):
+        about += f"<br>{word} if {_code(predicate)}" if predicate else ""
     rows = [[f"<b>{html.escape(claim.text)}</b><small>{about}</small>"]]
     for name, verdict in of.items():
         if name in run or verdict.published:
@@ -243,7 +242,7 @@ def _at_a_glance(claim: Claim, of: Mapping[str, Verdict], run: list[str], links:
 
 
 def _said_and_where(verdict: Verdict, link: str) -> str:
-    """Show the verdict, what else it could be inside the intervals, and what computed it or would."""
+    """Show the verdict, where in the intervals the answer turns, and what computed it or would."""
     mark = f"<small>recorded {verdict.recorded}</small>" if verdict.recorded and verdict.verdict != "not run" else ""
     turns = (f"<small>{html.escape(line)}</small>" for line in said_of_turns(verdict))
     lines = [f"<b>{verdict.verdict}</b>", mark, *turns]

@@ -167,18 +167,22 @@ def test_how_far_reused_probes_are_ahead_is_taken_on_the_same_texts():
     ("id", "change", "verdict"),
     [
         ("probes-beat-random-at-every-k", {}, "holds"),
-        ("probes-beat-random-at-every-k", {"figure3a.tiny.k_20.reused_over_random.low": -0.01}, "partly"),
+        ("probes-beat-random-at-every-k", {"figure3a.tiny.k_20.reused_over_random.low": -0.01}, "inconclusive"),
         (
             "probes-beat-random-at-every-k",
-            {"figure3a.tiny.k_50.reused_over_random": -0.01, "figure3a.tiny.k_50.reused_over_random.low": -0.02},
+            {f"figure3a.tiny.k_50.reused_over_random{end}": -0.01 for end in ("", ".low", ".high")},
             "does not hold",
         ),
         ("probes-tell-more-than-a-token", {}, "holds"),
         ("probes-tell-more-than-a-token", {"figure9.tiny.sets.native_beats_token": 0.5}, "partly"),
-        ("probes-tell-more-than-a-token", {"figure3a.tiny.mean.native.low": 0.49}, "partly"),
-        ("probes-tell-more-than-a-token", {"figure3a.tiny.one_token": 0.95}, "does not hold"),
+        ("probes-tell-more-than-a-token", {"figure3a.tiny.mean.native.low": 0.49}, "inconclusive"),
+        (
+            "probes-tell-more-than-a-token",
+            {f"figure3a.tiny.one_token{end}": 0.95 for end in ("", ".low", ".high")},
+            "does not hold",
+        ),
         ("reused-probes-beat-random-mostly", {}, "holds"),
-        ("reused-probes-beat-random-mostly", {"figure9.tiny.sets.reused_beat_random": 0.5}, "partly"),
+        ("reused-probes-beat-random-mostly", {"figure9.tiny.sets.reused_beat_random": 0.5}, "does not hold"),
     ],
 )
 def test_claims_are_decided_by_what_is_written(project, id, change, verdict):

@@ -249,8 +249,8 @@ def test_what_is_lost_is_taken_draw_by_draw(stitch):
     ("change", "verdict"),
     [
         ({}, "holds"),
-        ({"b.pairs_10.lost.low": -0.01}, "partly"),
-        ({"a.pairs_10.lost": -0.01, "a.pairs_10.lost.low": -0.02}, "does not hold"),
+        ({"b.pairs_10.lost.low": -0.01}, "inconclusive"),
+        ({f"a.pairs_10.lost{end}": -0.01 for end in ("", ".low", ".high")}, "does not hold"),
     ],
 )
 def test_the_claim_asks_for_the_interval_of_what_is_lost(project, change, verdict):
