@@ -32,6 +32,7 @@ CHAPTERS = (
     "functional_features",
     "lrt_maps",
     "lrt",
+    "maps",
 )
 
 

@@ -6,5 +6,5 @@ streams are alike beyond chance, `evaluation` measures prediction (Table 1) and 
 counts massive activations and `outliers` fits without them; `publish` writes to the Hub; `lrt_maps` has the maps of the
 sister paper (arXiv 2506.00653). Others' maps: `maps` from moments; `relative` and `functional_maps` from a sample whose
 pairs are known at a few anchors, on graphs of `neighbours`; `relu_map`, which bends, and `tuned`, on the host's own
-loss, by `descent`.
+loss, by `descent`; `comparison` of them all.
 """

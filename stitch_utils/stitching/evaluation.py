@@ -28,6 +28,7 @@ from ..models.harvest import NormLimits, as_fits, without_outliers
 from ..models.language_model import Edit, LanguageModel
 from ..utils.progress import progress
 from ..utils.stats import DocumentSums, Estimate, from_resamples, resampled_totals
+from .maps import MapPair
 from .stitch import Stitch
 
 # Condition -> the model that comes last.
@@ -78,6 +79,19 @@ class Fidelity:
         losses = self._ratio(self.sums[stitch, condition], getattr(one, per))
         return losses / self._ratio(self.sums[over], getattr(other, per)) - 1
 
+    def difference(self, stitch: str, other: str, condition: str) -> Estimate:
+        """Subtract the cross-entropy with `other` from that with `stitch`, on the same documents; in nats a token."""
+        gap = self.sums[stitch, condition] - self.sums[other, condition]
+        return from_resamples(self._ratio(gap, self.counts[_host(condition)].tokens))
+
+    def saved(self, stitch: str, other: str, condition: str) -> Estimate:
+        """Return what `stitch` saves of what `other` costs its host, on the same documents: 1 is all of it.
+
+        It means little where `other` costs its host about nothing.
+        """
+        dear, own = self.sums[other, condition], self.sums["own", CONDITIONS[condition]]
+        return from_resamples(self._ratio(dear - self.sums[stitch, condition], dear - own))
+
     def bits_per_byte(self, stitch: str, condition: str) -> Estimate:
         """Average over the bytes of text, in bits: what two models with different tokens can be compared in."""
         nats = self._ratio(self.sums[stitch, condition], self.counts[_host(condition)].n_bytes)
@@ -113,7 +127,7 @@ def measure_fidelity(
     model_b: LanguageModel,
     layer_a: int,
     layer_b: int,
-    stitches: Mapping[str, Stitch],
+    stitches: Mapping[str, Stitch | MapPair],
     batches: Iterable[PairedBatch | TokenBatch],
     *,
     means: tuple[Tensor, Tensor] | None = None,
@@ -123,6 +137,8 @@ def measure_fidelity(
     seed: int = 0,
 ) -> Fidelity:
     """Measure the cross-entropy of both models and of some of the four `conditions` of several stitches, in one pass.
+
+    Of a stitch the maps are called and nothing else, so that a `MapPair` may stand in its place.
 
     With `means`, (d_a,) and (d_b,), ("own", "a_without_layer") and ("own", "b_without_layer") are the losses with the
     stream replaced by its mean; with `ngrams`, {host: counts of its tokens}, ("unigram", "a") and so on are what these

@@ -33,14 +33,15 @@ from torch import Tensor
 from ..data.hub import dataset_rows
 from ..data.pairs import DatasetRef, ModelPair, TextRef, blaming
 from ..data.text import PairedBatch, TokenBatch, paired_batches, text_rows
-from ..models.harvest import ActivationStream, as_fits
+from ..models.harvest import ActivationStream, NormLimits, as_fits, without_outliers
 from ..models.language_model import LanguageModel
 from ..utils.progress import progress
 from ..utils.stats import DocumentSums, Estimate, from_resamples, resampled_totals
 from .fit import Pairs, affine, fit_exact, last_tenth, linear_maps
+from .maps import StreamMap
 from .moments import PairMoments
 from .pair import StitchedPair
-from .stitch import AffineMap, FitReport, Stitch
+from .stitch import FitReport, Stitch
 
 VALIDATION = 10  # one row in ten is for validation
 CHATS = 3  # one batch in three is of chats
@@ -238,7 +239,7 @@ def fit_unsquared_adam(
 
 
 # The side whose stream is predicted, and a map from the other's, or a function of both x (n, d_a) and y (n, d_b).
-Prediction = tuple[str, AffineMap | Callable[[Tensor, Tensor], Tensor]]
+Prediction = tuple[str, StreamMap | Callable[[Tensor, Tensor], Tensor]]
 
 
 class MapErrors(NamedTuple):
@@ -256,9 +257,10 @@ def map_errors(
     batches: Iterable[PairedBatch | TokenBatch],
     predictions: Mapping[Any, Prediction],
     *,
+    limits: NormLimits | None = None,
     seed: int = 0,
 ) -> dict[Any, MapErrors]:
-    """Measure the errors of all predictions, by their names, in one pass over the text.
+    """Measure the errors of all predictions, by their names, in one pass over the text, at tokens within `limits`.
 
     ValueError for a prediction of another stream than a's or b's, or of another shape than its target's, and for
     batches without an ordinary token.
@@ -269,15 +271,14 @@ def map_errors(
     @torch.no_grad()
     def read(batch: PairedBatch) -> DocumentSums:
         """Sum counts, squares, errors and streams by document: (3 + 2 predictions + d_a + d_b,)."""
-        x, y = (
-            model.residuals(row.tokens, [layer])[layer][met.to(model.device)].float()
-            for model, layer, row, met in zip(models, layers, batch[:2], batch[2:])
-        )
+        streams = [model.residuals(row.tokens, [layer])[layer] for model, layer, row in zip(models, layers, batch[:2])]
+        batch = without_outliers(batch, *streams, limits)
+        x, y = (stream[met.to(stream.device)].float() for stream, met in zip(streams, batch[2:]))
         y = y.to(x.device)
         columns = [torch.ones(len(x), 1), *(stream.double().square().sum(1, keepdim=True) for stream in (x, y))]
         for name, (side, of) in predictions.items():
             given, target = {"a": (y, x), "b": (x, y)}[side]
-            found = of(given) if isinstance(of, AffineMap) else of(x, y)
+            found = of(given) if isinstance(of, StreamMap) else of(x, y)
             if found.shape != target.shape:
                 shape, expected = tuple(found.shape), tuple(target.shape)
                 raise ValueError(

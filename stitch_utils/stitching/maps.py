@@ -15,8 +15,8 @@ that the mapped stream varies as y does, at the price of a larger squared error.
 
 Every fit leads from x to y. `swapped` turns the moments round, and `both_ways` makes a stitch of the two directions.
 
-Offers `fit_least_squares`, `fit_reduced_rank`, `fit_procrustes`, `fit_whitened_procrustes`; `rescaled`; `swapped`,
-`both_ways`; for maps that need not be affine `StreamMap` and `MapPair`.
+Offers `fit_least_squares`, `fit_reduced_rank`, `fit_procrustes`, `fit_whitened_procrustes`; `between_means`,
+`rescaled`; `swapped`, `both_ways`; for maps that need not be affine `StreamMap` and `MapPair`.
 """
 
 from collections.abc import Callable
@@ -57,7 +57,7 @@ def fit_reduced_rank(
     full = fit_least_squares(moments, ridge=ridge, dtype=torch.float64).P
     fitted = moments.cxy.T @ full  # their covariance: symmetric but for rounding
     leading = torch.linalg.eigh((fitted + fitted.T) / 2).eigenvectors[:, -rank:]
-    return _between_means(full @ leading @ leading.T, moments, dtype)
+    return between_means(full @ leading @ leading.T, moments, dtype)
 
 
 def fit_procrustes(moments: PairMoments, *, scaled: bool = False, dtype: torch.dtype = torch.float32) -> AffineMap:
@@ -70,7 +70,7 @@ def fit_procrustes(moments: PairMoments, *, scaled: bool = False, dtype: torch.d
     """
     _check_varying(moments)
     left, _, right = torch.linalg.svd(moments.cxy, full_matrices=False)
-    rotation = _between_means(left @ right, moments, torch.float64)
+    rotation = between_means(left @ right, moments, torch.float64)
     return (rescaled(rotation, moments) if scaled else rotation).to(dtype)
 
 
@@ -88,7 +88,7 @@ def fit_whitened_procrustes(
     _check_varying(moments)
     (inverse_x, _), (inverse_y, root_y) = (_roots(matrix, ridge) for matrix in (moments.cxx, moments.cyy))
     left, _, right = torch.linalg.svd(inverse_x @ moments.cxy @ inverse_y, full_matrices=False)
-    return _between_means(inverse_x @ left @ right @ root_y, moments, dtype)
+    return between_means(inverse_x @ left @ right @ root_y, moments, dtype)
 
 
 def rescaled(fitted: AffineMap, moments: PairMoments) -> AffineMap:
@@ -101,7 +101,7 @@ def rescaled(fitted: AffineMap, moments: PairMoments) -> AffineMap:
     spread = (P * (moments.cxx @ P)).sum()
     if spread <= 0:
         raise ValueError("the map leads all tokens to one place: no factor makes it better")
-    return _between_means(P * ((P * moments.cxy).sum() / spread), moments, fitted.P.dtype)
+    return between_means(P * ((P * moments.cxy).sum() / spread), moments, fitted.P.dtype)
 
 
 def swapped(moments: PairMoments) -> PairMoments:
@@ -152,7 +152,7 @@ class MapPair:
         return MapPair(self.up.to(*args, **kwargs), self.down.to(*args, **kwargs))
 
 
-def _between_means(matrix: Tensor, moments: PairMoments, dtype: torch.dtype) -> AffineMap:
+def between_means(matrix: Tensor, moments: PairMoments, dtype: torch.dtype) -> AffineMap:
     """Add the bias that carries the mean of x to that of y."""
     return AffineMap(matrix, moments.mean_y - moments.mean_x @ matrix).to(dtype)
 

@@ -13,6 +13,7 @@ from scipy.stats import binom
 from stitch_utils.data.pairs import TextRef
 from stitch_utils.data.text import TokenBatch, token_batches
 from stitch_utils.stitching.evaluation import CONDITIONS, Fidelity, HostCounts, NgramModel, measure_fidelity
+from stitch_utils.stitching.maps import MapPair
 from stitch_utils.stitching.stitch import Stitch
 from stitch_utils.utils.stats import clopper_pearson
 
@@ -159,6 +160,30 @@ def test_what_counts_predict_is_measured_on_the_same_tokens(random_models, batch
     losses = torch.cat([counted.losses(batch)["bigram"] for batch in batches()])
     assert fidelity.cross_entropy("bigram", "a").value == pytest.approx(losses.mean().item())
     assert fidelity.counts["a"].tokens.sum() == len(losses) and ("bigram", "b") not in fidelity.sums
+
+
+def test_two_maps_are_compared_on_the_same_documents():
+    rng = np.random.default_rng(1)
+    hard = rng.gamma(1, 40, size=60)  # documents differ far more than maps do
+    sums = {("own", "b"): 20 + hard, ("s", "a_to_b"): 30 + hard, ("t", "a_to_b"): 28 + hard + rng.normal(size=60)}
+    fidelity = Fidelity(dict.fromkeys("ab", HostCounts(np.full(60, 10.0), None, None)), sums)
+    gap = fidelity.difference("t", "s", "a_to_b")
+    gaps = sums["t", "a_to_b"] - sums["s", "a_to_b"]
+    assert gap.value == pytest.approx(gaps.mean() / 10)
+    assert gap.high - gap.low == pytest.approx(2 * 1.96 * gaps.std() / 60**0.5 / 10, rel=0.15)
+    alone = fidelity.cross_entropy("t", "a_to_b")
+    assert alone.high - alone.low > 10 * (gap.high - gap.low)
+    saved = fidelity.saved("t", "s", "a_to_b")
+    assert saved.value == pytest.approx(-gaps.mean() / 10) and saved.low < saved.value < saved.high < 0.25
+    assert fidelity.saved("s", "s", "a_to_b").value == 0
+
+
+def test_a_pair_of_maps_stands_in_the_place_of_a_stitch(random_models, batches):
+    stitch = random_stitch(*(model.d_model for model in random_models))
+    both = {"stitch": stitch, "maps": MapPair(stitch.up, stitch.down)}
+    fidelity = measure_fidelity(*random_models, 1, 2, both, batches())
+    for condition in CONDITIONS:
+        np.testing.assert_allclose(*(fidelity.sums[name, condition] for name in both), rtol=1e-6)
 
 
 def test_the_bootstrap_interval_has_the_width_that_theory_gives():

@@ -8,10 +8,11 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
-from stitch_utils.models.harvest import evaluation_batches
+from stitch_utils.models.harvest import NormLimits, evaluation_batches, within
 from stitch_utils.stitching import lrt_maps
 from stitch_utils.stitching.fit import fit_exact
 from stitch_utils.stitching.lrt_maps import fit_unsquared, fit_unsquared_adam, map_errors, moments_of
+from stitch_utils.stitching.relu_map import ReluMap
 from stitch_utils.stitching.stitch import Stitch
 
 
@@ -211,3 +212,24 @@ def test_errors_are_those_of_every_token(pair, models):
         map_errors(models, (1, 2), batches, {"x": ("b", lambda x, y: x)})
     with pytest.raises(ValueError, match="hold no ordinary token"):
         map_errors(models, (1, 2), [], {"up": ("b", stitch.up)})
+
+
+def test_tokens_beyond_the_limits_are_left_out_for_maps_that_bend_too(pair, models):
+    batches = [both.a for both in evaluation_batches(pair, pair.scale("smoke"), (models[0].tokenizer,) * 2)]
+    x, y = (
+        torch.cat([model.residuals(batch.tokens, [layer])[layer][batch.mask] for batch in batches])
+        for model, layer in zip(models, (1, 2))
+    )
+    limits = NormLimits(x.norm(dim=1).quantile(0.7).item(), y.norm(dim=1).quantile(0.8).item())
+    stitch, generator = random_stitch(32, 48), torch.Generator().manual_seed(1)
+    hidden = (torch.randn(shape, generator=generator) for shape in ((32, 5), (5,), (5, 48)))
+    bent = ReluMap(stitch.P_up, stitch.b_up, *hidden)
+    found = map_errors(models, (1, 2), batches, {"bent": ("b", bent)}, limits=limits)["bent"]
+    keep = within(x, y, limits)
+    assert 0.4 < keep.float().mean() < 0.8
+    kept, target = x[keep].double(), y[keep].double()
+    mapped = (
+        kept @ bent.P.double() + bent.b + (kept @ bent.W_in.double() + bent.b_in).clamp_min(0) @ bent.W_out.double()
+    )
+    expected = (mapped - target).square().sum() / (target - target.mean(0)).square().sum()
+    assert found.fuv.value == pytest.approx(expected.item(), rel=1e-4)

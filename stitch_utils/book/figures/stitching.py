@@ -1,9 +1,9 @@
 """Figures of section 2 and App. A: Figs. 6 and 7, Table 1 as a picture, and the two ways to fit Eq. 3.
 
-And of the chapter on pairs: how the embedded models were trained, and what they say.
+And of the chapter on pairs: how the embedded models were trained, and what they say; and of that on others' maps.
 
 Offers `training_curves`, `language_shares`, `svcca_heatmap`, `svcca_lines`, `fit_trace`, `cross_entropies`,
-`alpha_sweep`, `sae_alpha_sweep`.
+`alpha_sweep`, `sae_alpha_sweep`, `map_losses`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -145,3 +145,29 @@ def sae_alpha_sweep(alphas: Sequence[float], delta_losses: Sequence[tuple]) -> F
     axes = panel((5.5, 3.2), xlabel=ALPHA, ylabel="delta loss on B (nats)")
     intervals(axes, [f"{alpha:g}" for alpha in alphas], delta_losses, fmt="o-", ms=5, color=OF_MODEL["b"])
     return figure_of(axes)
+
+
+def map_losses(
+    losses: Mapping[str, Mapping[str, tuple]],
+    own: Mapping[str, float],
+    yardsticks: Mapping[str, Mapping[str, float]],
+    *,
+    nulls: Sequence[str],
+) -> Figure:
+    """Draw what each map costs its host, {model that comes last: {title: estimate}}; the first is dotted through.
+
+    `own` is the host's own loss, a line in its colour; `yardsticks`, {model: {name: loss}}, are dashed. Maps that a
+    good one has to beat, `nulls`, are grey.
+    """
+    size = (9.5, 0.6 + 0.27 * len(next(iter(losses.values()))))
+    figure, panels = plt.subplots(1, len(losses), figsize=size, sharey=True, layout="constrained")
+    above = {"xycoords": ("data", "axes fraction"), "xytext": (0, 2), "textcoords": "offset points", "ha": "center"}
+    for axes, (model, values) in zip(panels, losses.items()):
+        interval_rows(axes, values, [GREY if title in nulls else OF_MODEL[model] for title in values], ms=5)
+        axes.axvline(own[model], color=OF_MODEL[model], lw=1.2)
+        axes.axvline(next(iter(values.values()))[0], color=ORANGE, lw=1, ls=":")
+        for name, value in yardsticks[model].items():
+            axes.axvline(value, color=GREY, lw=1, ls="--")
+            axes.annotate(name, (value, 1), color=GREY, fontsize="small", **above)
+        axes.set(xlabel=f"{LOSS}, {'B → A' if model == 'a' else 'A → B'}")
+    return figure

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 
-from stitch_utils.book.figures.stitching import cross_entropies, training_curves
-from stitch_utils.book.figures.style import BLUE, GREY, PURPLE
+from stitch_utils.book.figures.stitching import cross_entropies, map_losses, training_curves
+from stitch_utils.book.figures.style import BLUE, GREY, ORANGE, PURPLE
 
 
 @pytest.mark.parametrize(("steps", "at_a_time"), [(3906, 25), (100, 30), (15, 25)])
@@ -33,3 +33,22 @@ def test_the_control_stands_below_the_stitch_in_grey():
         points |= {float(y): (float(x), to_hex(line.get_color())) for x, y in zip(*line.get_data())}
     drawn = [points[tick] for tick in axes.get_yticks()]
     assert drawn == [(3.0, PURPLE), (2.8, BLUE), (6.0, GREY), (7.0, GREY)]
+
+
+def test_maps_stand_beside_the_stitch_the_host_and_the_yardsticks():
+    losses = {"b": {"stitch": (3.0, 2.9, 3.1), "null": (6.0, 5.9, 6.1)}}
+    losses["a"] = {"stitch": (3.5, 3.4, 3.6), "null": (7.0, 6.9, 7.1)}
+    own, yardsticks = {"a": 2.5, "b": 2.0}, {"a": {"bigrams": 5.5}, "b": {"bigrams": 5.0}}
+    panels = map_losses(losses, own, yardsticks, nulls=["null"]).axes
+    for axes, side, color, bigram in zip(panels, "ba", (PURPLE, BLUE), (5.0, 5.5)):
+        points = [container.lines[0] for container in axes.containers]
+        assert [(*line.get_xdata(), to_hex(line.get_color())) for line in points] == [
+            (losses[side]["stitch"][0], color),
+            (losses[side]["null"][0], GREY),
+        ]
+        lines = {
+            to_hex(line.get_color()): line.get_xdata()[0] for line in axes.lines if list(line.get_ydata()) == [0, 1]
+        }
+        assert lines == {color: own[side], ORANGE: losses[side]["stitch"][0], GREY: bigram}
+        assert axes.get_xlabel().endswith({"a": "B → A", "b": "A → B"}[side])
+        assert [label.get_text() for label in axes.get_yticklabels()] == ["stitch", "null"]
