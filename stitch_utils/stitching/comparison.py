@@ -5,14 +5,14 @@ tokens, through means and second moments. `contrasts` knows differences between 
 loss, from the stitch on. Those of `ANCHORED` know the pairs of a few anchor tokens, and two of them are what such maps
 have to beat: least squares, and a scaled rotation, fitted to the anchors alone. `components` knows no pair at all.
 
-Offers `ComparisonConfig`, `comparison_config`; `fit_maps` and `FittedMap`; `compare_maps`, `comparison_numbers`;
-`TITLES`, and the names `ACROSS`, `ANCHORED` and `ANCHORS_ALONE`.
+Offers `ComparisonConfig`, `comparison_config`; `fit_maps` and `FittedMap`; `judged_batches`, `compare_maps`,
+`comparison_numbers`; `TITLES`, and the names `ACROSS`, `ANCHORED` and `ANCHORS_ALONE`.
 """
 
 import itertools
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -21,7 +21,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..data.pairs import ModelPair
-from ..models.harvest import ActivationStream
+from ..data.text import PairedBatch
+from ..models.harvest import ActivationStream, evaluation_batches
 from .evaluation import Fidelity, NgramModel, measure_fidelity
 from .fit import choose_ridge
 from .functional_maps import fit_functional
@@ -73,6 +74,7 @@ class ComparisonConfig:
     sample: int
     """Tokens among which anchors are drawn, and of the graphs of neighbours, whose memory grows as the square."""
     anchors: int
+    """Tokens whose pairs are known: more than either width, since fewer leave a rotation undetermined."""
     functions: int
     """The slowest eigenfunctions of each graph, for the functional map."""
     hidden: int
@@ -83,6 +85,8 @@ class ComparisonConfig:
     """Steps of AdamW on the host's loss, for each direction."""
     tuning_rows: int
     """Rows of text in such a step."""
+    documents: int
+    """Documents of the evaluation text that all maps are judged on, if the scale takes so many."""
     tuning_rate: float = 0.03
     """Its learning rate, as a share of the root mean square of the entries of the stitch."""
     ranks: tuple[int, ...] = (2, 8, 32)
@@ -230,20 +234,27 @@ class _Turned:
         return ((y, x) for x, y in self.stream)
 
 
+def judged_batches(stitched: StitchedPair, config: ComparisonConfig) -> Iterator[PairedBatch]:
+    """Give the first documents of the evaluation text, on which all maps are judged."""
+    sizes = replace(stitched.sizes, eval_documents=min(config.documents, stitched.sizes.eval_documents))
+    return evaluation_batches(stitched.pair, sizes, stitched.tokenizers)
+
+
 def compare_maps(
-    stitched: StitchedPair, fitted: Mapping[str, FittedMap], *, seed: int = 0
+    stitched: StitchedPair, config: ComparisonConfig, fitted: Mapping[str, FittedMap]
 ) -> tuple[Fidelity, dict[tuple[str, str], MapErrors]]:
-    """Measure, on the evaluation text, both hosts' losses with each map and with their streams' means, and the errors
-    of each map, by name and the model that it leads to."""
-    moments, options = stitched.moments, {"limits": stitched.limits, "seed": seed}
+    """Measure, on `judged_batches`, both hosts' losses with each map and with their streams' means, what counts of
+    tokens predict, and the errors of each map, by name and the model that it leads to."""
+    moments, options = stitched.moments, {"limits": stitched.limits, "seed": config.seed}
     maps, means = {name: one.maps for name, one in fitted.items()}, (moments.mean_x, moments.mean_y)
-    where, batches = (*stitched.models, *stitched.layers), stitched.evaluation_batches()
+    where = (*stitched.models, *stitched.layers)
     sides = zip("ab", stitched.models)
     ngrams = {side: NgramModel(stitched.training_rows(side), len(model.tokenizer)) for side, model in sides}
-    fidelity = measure_fidelity(*where, maps, stitched.evaluation_batches(), means=means, conditions=ACROSS, **options)
+    measured = {"means": means, "ngrams": ngrams, "conditions": ACROSS, **options}
+    fidelity = measure_fidelity(*where, maps, judged_batches(stitched, config), **measured)
     predictions: dict[tuple[str, str], Prediction] = {(name, "b"): ("b", pair.up) for name, pair in maps.items()}
     predictions |= {(name, "a"): ("a", pair.down) for name, pair in maps.items()}
-    errors = map_errors(stitched.models, stitched.layers, stitched.evaluation_batches(), predictions, **options)
+    errors = map_errors(stitched.models, stitched.layers, judged_batches(stitched, config), predictions, **options)
     return fidelity, errors
 
 

@@ -21,6 +21,7 @@ from stitch_utils.stitching.comparison import (
     comparison_numbers,
     fit_contrasts,
     fit_maps,
+    judged_batches,
 )
 from stitch_utils.stitching.evaluation import Fidelity, HostCounts
 from stitch_utils.stitching.lrt_maps import MapErrors
@@ -30,7 +31,15 @@ from stitch_utils.stitching.stitch import Stitch
 from stitch_utils.utils.stats import Estimate
 
 CONFIG = ComparisonConfig(
-    sample=300, anchors=20, functions=6, hidden=4, relu_steps=2, tuning_steps=2, tuning_rows=4, ranks=(2, 40)
+    sample=300,
+    anchors=20,
+    functions=6,
+    hidden=4,
+    relu_steps=2,
+    tuning_steps=2,
+    tuning_rows=4,
+    documents=6,
+    ranks=(2, 40),
 )
 
 
@@ -46,7 +55,9 @@ def fitted(stitched):
 
 
 def test_every_scale_has_sizes():
-    assert all(comparison_config(load_pair("tiny"), scale, seed=3).seed == 3 for scale in SCALES)
+    pair = load_pair("tiny")
+    configs = [comparison_config(pair, scale, seed=3) for scale in SCALES]
+    assert all(config.seed == 3 and 128 < config.anchors < config.sample for config in configs), "B is 128 wide"
 
 
 def test_every_map_is_fitted_measured_and_listed(stitched, fitted):
@@ -56,12 +67,13 @@ def test_every_map_is_fitted_measured_and_listed(stitched, fitted):
     bent = {name for name, one in fitted.items() if one.stitch is None}
     assert bent == {"relu", "geodesic"} and all(isinstance(fitted[name].maps, MapPair) for name in bent)
     assert fitted["tuned"].flops > fitted["relu"].flops > 0 and fitted["exact"].flops is None
-    fidelity, errors = compare_maps(stitched, fitted)
+    fidelity, errors = compare_maps(stitched, CONFIG, fitted)
     numbers = comparison_numbers("mine", fitted, fidelity, errors)
     assert {id.split(".")[2] for id in numbers if id.endswith(".seconds")} == set(fitted)
     assert all(np.isfinite(value) for value in numbers.values())
     given = {"a": [], "b": []}
-    for batch in stitched.evaluation_batches():
+    assert len(fidelity.counts["a"].tokens) == 6, "documents of nine"
+    for batch in judged_batches(stitched, CONFIG):
         for side, (model, layer) in zip("ab", zip(stitched.models, stitched.layers)):
             given[side].append(model.residuals(getattr(batch, side).tokens, [layer])[layer][batch.met_b])
     x, y = (torch.cat(given[side]).double() for side in "ab")
@@ -79,7 +91,7 @@ def test_both_maps_of_the_stitch_are_tuned(stitched, fitted):
         assert 0 < moved <= 2 * CONFIG.tuning_rate * start.square().mean().sqrt(), name
 
 
-@pytest.mark.parametrize("name", [*ANCHORS_ALONE, "relative"])
+@pytest.mark.parametrize("name", ["anchors_least_squares", "relative"])
 def test_a_map_of_few_anchors_has_no_more_dimensions_than_they(fitted, name):
     P = fitted[name].maps.P_up.double()
     assert 1 < torch.linalg.matrix_rank(P, rtol=1e-5) <= CONFIG.anchors < min(P.shape)
@@ -92,7 +104,7 @@ def test_contrasts_are_fitted_about_zero_and_between_the_streams_means():
     found = fit_contrasts(x, y, whole)
     for P, given, wanted in ((found.P_up, x, y), (found.P_down, y, x)):
         naive = np.linalg.lstsq(given.numpy(), wanted.numpy(), rcond=None)[0]
-        np.testing.assert_allclose(P, naive, atol=0.02 * np.abs(naive).max())
+        np.testing.assert_allclose(P, naive, atol=0.06 * np.abs(naive).max())  # but for the ridge
     torch.testing.assert_close(found.up(whole.mean_x.float()), whole.mean_y.float(), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(found.down(whole.mean_y.float()), whole.mean_x.float(), rtol=1e-4, atol=1e-4)
     centred = fit_least_squares(moments_of(x, y)).P

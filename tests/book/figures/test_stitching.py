@@ -51,4 +51,4 @@ def test_maps_stand_beside_the_stitch_the_host_and_the_yardsticks():
         }
         assert lines == {color: own[side], ORANGE: losses[side]["stitch"][0], GREY: bigram}
         assert axes.get_xlabel().endswith({"a": "B → A", "b": "A → B"}[side])
-        assert [label.get_text() for label in axes.get_yticklabels()] == ["stitch", "null"]
+    assert [label.get_text() for label in panels[0].get_yticklabels()] == ["stitch", "null"]
