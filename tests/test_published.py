@@ -172,17 +172,15 @@ def left_out(numbers, parameters):
     found = []
     if parameters["stitching"]["adam_steps"] < PAPERS_STEPS:
         found.append("stitch.tiny.adam.full_loss")
-    dead = {start: numbers[f"auxiliary.tiny.{start}.without.dead_fraction"] for start in ("scratch", "stitch")}
-    if dead["stitch"] <= dead["scratch"]:
-        found.append("auxiliary.tiny.inherited")
     versions = numbers["table7.tiny.versions"] // numbers["recovery.tiny.groups"]
     found += [f"recovery.tiny.up.k_{k}." for k in range(versions + 1, FeatureStudyConfig.versions + 1)]
     ends = r"figure1c\.tiny\.(largest|width_\d+)\.(scratch|stitch)\.fuv"
     unexplained = {id: value for id, value in numbers.items() if re.fullmatch(ends, id)}
     if max(value for id, value in unexplained.items() if ".largest." in id) > UNREACHED:
-        found += ["figure2a.tiny.", "counted.tiny."]
+        found += ["figure2a.tiny.highest.", "counted.tiny."]
     if max(unexplained.values()) > UNREACHED:
-        found += ["figure1c.tiny.smallest.saved", "figure1c.tiny.largest.saved", "figure1c.tiny.widths_that_save"]
+        of_widths = ("smallest.saved", "largest.saved", "larger_saves_more", "widths_that_save")
+        found += [f"figure1c.tiny.{ending}" for ending in of_widths]
     return tuple(found)
 
 

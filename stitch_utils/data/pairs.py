@@ -200,6 +200,8 @@ class Scale:
     sae_steps: int = 20
     sae_sweep_steps: int = 10
     """Steps of each training that a sweep compares."""
+    sae_sweep_widths: tuple[int, ...] = ()
+    """Latents of the SAEs that a sweep compares; by default half, once and twice `sae_latents`."""
     svcca_layers: int = 0
     """The number of layers of each model that the page compares by SVCCA, evenly spread; 0 for all."""
     chapters: tuple[str, ...] = ()
@@ -207,6 +209,14 @@ class Scale:
 
     def __post_init__(self):
         check_whole_numbers(self, svcca_layers=0)
+        if any(type(width) is not int or width < 2 for width in self.sae_sweep_widths):
+            expected = "whole numbers of 2 or more"
+            raise ValueError(f"sae_sweep_widths must be {expected}: got {list(self.sae_sweep_widths)!r}")
+
+    @property
+    def sweep_widths(self) -> list[int]:
+        """Latents of the SAEs that a sweep compares, the smallest first."""
+        return sorted(self.sae_sweep_widths) or [max(2, self.sae_latents // 2), self.sae_latents, 2 * self.sae_latents]
 
 
 @functools.cache

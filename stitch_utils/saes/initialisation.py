@@ -32,10 +32,15 @@ class SAETrainingConfig:
     seed: int = 0
     """Seed of the initial weights; the batches are the same for every run."""
     lr: float = 1e-4
-    """Constant learning rate, for Adam with SAELens' betas 0.9 and 0.999."""
+    """Constant learning rate of Adam."""
+    beta1: float = 0.9
+    """Adam's first beta: SAELens' default of today. Before version 6, and so for the paper, it was 0."""
     batch_tokens: int = 4096
     mean_bias: bool = False
-    """Whether b_dec of `random` and `rotation` starts at the mean of the first batch; SAELens starts at zero."""
+    """Whether `random` and `rotation` start centred: b_dec at the mean of the first batch, b_enc at -mean W_enc.
+
+    The encoder then reads what the first batch deviates from its mean by. SAELens starts both at zero.
+    """
     auxiliary_loss: bool = False
     """SAELens' loss for dead latents, coefficient 1; the paper does without."""
     dead_after: int = 1000
@@ -45,11 +50,14 @@ class SAETrainingConfig:
         check_known("initial", self.initial, INITIALS)
         if min(self.n_steps, self.batch_tokens, self.k, self.dead_after) < 1 or self.k > self.d_sae or self.lr <= 0:
             raise ValueError(f"expected n_steps, batch_tokens, dead_after, lr > 0 and 1 <= k <= d_sae: got {self}")
+        if not 0 <= self.beta1 < 1:
+            raise ValueError(f"expected beta1 from 0 to below 1: got {self.beta1}")
 
     @property
     def name(self) -> str:
         """The name of its folder and curve, such as `stitch-1024-k16-seed0`; it tells all but defaults and n_steps."""
         extra = [f"lr{self.lr:g}"] if self.lr != 1e-4 else []
+        extra += [f"beta{self.beta1:g}"] if self.beta1 != 0.9 else []
         extra += ["mean-bias"] if self.mean_bias else []
         extra += [f"auxiliary{self.dead_after}"] if self.auxiliary_loss else []
         return "-".join([self.initial, str(self.d_sae), f"k{self.k}", f"seed{self.seed}", *extra])

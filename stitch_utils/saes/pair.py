@@ -4,9 +4,9 @@ Sections 3 and 3.1, App. D: published TopK SAEs for Pythia and JumpReLU ones for
 a reader's own, TopK SAEs trained on the unnormalised residual stream by the paper's recipe. The sweep (Figs. 1c, 2 and
 8, Table 4) trains, for each width and seed, an SAE of A, carries it across (Eq. 6), and trains it on as one of B,
 beside the other two of `INITIALS`. The widest `random` and `stitch` are also trained with the auxiliary loss, which the
-paper leaves out. Training an SAE of one model never runs the other.
+paper leaves out, and the smallest with Adam's beta1 at 0. Training an SAE of one model never runs the other.
 
-Offers `native_saes`, `sweep_saes`, `SAESweep`, `side_activations`.
+Offers `native_saes`, `sweep_saes`, `SAESweep`, `VARIANTS`, `side_activations`.
 """
 
 import functools
@@ -29,7 +29,10 @@ from .training import Curve, load_trained, train_saes
 from .transfer import transfer_sae
 
 CHECKPOINT_EVERY = 50  # steps: a sweep that is killed loses less than a minute
-JUDGED_TOKENS = 8192  # of the evaluation text; all runs are judged often, and together that must not outweigh training
+JUDGED_TOKENS = 4096  # of the evaluation text; all runs are judged often, and together that must not outweigh training
+EVALUATIONS = 40  # of each run of a sweep, evenly spread over its steps
+COUNTED_TOKENS = 2**20  # of the training text, if it has as many, on which it is counted which latents fire
+VARIANTS = {"plain": {}, "auxiliary": {"auxiliary_loss": True}, "beta1": {"beta1": 0.0}}
 
 
 def side_activations(stitched: StitchedPair, sides: Iterable[str] = "ab") -> dict[str, tuple[ModelStream, Tensor]]:
@@ -51,6 +54,16 @@ def side_activations(stitched: StitchedPair, sides: Iterable[str] = "ab") -> dic
 
 def _rows_of(batches: Callable[[], Iterable[PairedBatch]], side: str) -> Iterator[TokenBatch]:
     return (getattr(batch, side) for batch in batches())
+
+
+def _with_documents(stream: ModelStream) -> Iterator[tuple[Tensor, Tensor]]:
+    """Give the first `COUNTED_TOKENS` activations of a stream (m, d), and the numbers of their documents (m,)."""
+    left = COUNTED_TOKENS
+    for x, batch in zip(stream, (batch for batch in stream.batches() if batch.mask.any())):
+        yield x[:left], batch.documents[batch.mask][:left]
+        left -= len(x)
+        if left <= 0:
+            return
 
 
 def native_saes(stitched: StitchedPair, *, seed: int = 0, sides: str = "ab", anew: bool = False) -> tuple[SAE, ...]:
@@ -89,8 +102,8 @@ class SAESweep(NamedTuple):
 
     a: dict[tuple[int, int], Curve]
     """Runs of A, by width and seed."""
-    b: dict[tuple[str, int, int, bool], Curve]
-    """Runs of B, by `initial` as in `SAETrainingConfig`, width, seed, and whether with the auxiliary loss."""
+    b: dict[tuple[str, int, int, str], Curve]
+    """Runs of B, by `initial` as in `SAETrainingConfig`, width, seed, and variant, one of `VARIANTS`."""
 
 
 def sweep_saes(stitched: StitchedPair, *, widths: Sequence[int], seeds: Sequence[int]) -> SAESweep:
@@ -105,21 +118,23 @@ def sweep_saes(stitched: StitchedPair, *, widths: Sequence[int], seeds: Sequence
     folders = {side: stitched.artifact(f"sweep-{side}", made_of, sources=(sweep_saes,), suffix="") for side in "ab"}
     activations = side_activations(stitched)
 
-    def config(initial: str, width: int, seed: int, auxiliary_loss: bool = False) -> SAETrainingConfig:
+    def config(initial: str, width: int, seed: int, variant: str = "plain") -> SAETrainingConfig:
         run = {"d_sae": width, "k": min(recipe.k, width), "n_steps": steps, "initial": initial, "seed": seed}
-        return _config(stitched, **run, auxiliary_loss=auxiliary_loss)
+        return _config(stitched, **run, **VARIANTS[variant])
 
     def train(side: str, runs: dict[Any, SAETrainingConfig], **given) -> dict[Any, Curve]:
         stream, held_out = activations.pop(side)  # A's are not kept while B's are read
-        given |= {"folder": folders[side], "evaluate_every": max(1, steps // 20), "checkpoint_every": CHECKPOINT_EVERY}
-        curves = train_saes(stream, list(runs.values()), held_out=held_out[:JUDGED_TOKENS], **given)
+        given |= {"folder": folders[side], "checkpoint_every": CHECKPOINT_EVERY, "counted": _with_documents(stream)}
+        given |= {"held_out": held_out[:JUDGED_TOKENS], "evaluate_every": max(1, steps // EVALUATIONS)}
+        curves = train_saes(stream, list(runs.values()), **given)
         return {key: curves[run.name] for key, run in runs.items()}
 
     both = [(width, seed) for width in widths for seed in seeds]
     of_a = {key: config("random", *key) for key in both}
     a = train("a", of_a)
-    keys = [(initial, *key, False) for initial in INITIALS for key in both]
-    keys += [(initial, max(widths), seed, True) for initial in ("random", "stitch") for seed in seeds]
+    keys = [(initial, *key, "plain") for initial in INITIALS for key in both]
+    for width, variant in ((max(widths), "auxiliary"), (min(widths), "beta1")):
+        keys += [(initial, width, seed, variant) for initial in ("random", "stitch") for seed in seeds]
     of_b, initial_saes = {key: config(*key) for key in keys}, {}
     for run in of_b.values():
         if run.initial != "random":

@@ -1,15 +1,16 @@
 """What the paper plots of many SAE training runs: the FLOPs that a stitch saves, and scaling laws.
 
-Section 3.1 and App. D.2, Figs. 1c, 2a, 8 and Table 4. Fig. 2a compares the FLOPs, or another cost, at which the moving
-average of the explained variance first reaches a threshold, from a stitch and from scratch, with the stitch's own cost
-added. Fig. 1c fits
+Section 3.1 and App. D.2, Figs. 1c, 2a, 8 and Table 4. Fig. 2a compares the FLOPs, or another cost, at which explained
+variance first reaches a threshold, from a stitch and from scratch, with the stitch's own cost added. The paper takes a
+moving average over batches, of a length that it does not give; here it is held-out explained variance, interpolated
+between evaluations. Fig. 1c fits
 
     L(C) = A C^-beta      (14)
 
 as a line in log-log space to the frontier, the lowest loss that any width has reached within C FLOPs.
 
-Offers `Cost`, `in_flops`, `in_tokens`, `threshold_cost`, `savings`, `at_common_threshold`, `share_that_saves`;
-`frontier`, `PowerLaw`, `fit_power_law`, `frontier_law`, `crossing`.
+Offers `Cost`, `in_flops`, `in_tokens`, `threshold_cost`, `shares_saved`, `savings`, `at_common_threshold`; `frontier`,
+`PowerLaw`, `fit_power_law`, `frontier_law`, `crossing`; `dead_latents`.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,54 +22,62 @@ from ..utils.stats import Estimate, from_draws, over_seeds, resampled_counts
 from .training import Curve
 
 Numbers = Sequence[float] | np.ndarray
-Cost = Callable[[Curve], np.ndarray]  # gives what a run has cost after each of its steps, (n_steps,)
+Cost = Callable[[Curve], np.ndarray]  # gives what a run has cost at each of its evaluations, (points,)
 
 
 def in_flops(curve: Curve) -> np.ndarray:
     """Count the FLOPs of the training itself, on activations that are at hand, as the paper does."""
-    return curve.training_flops
+    return curve.flops
 
 
 def in_tokens(curve: Curve) -> np.ndarray:
     """Count the activations read."""
-    return np.arange(1, len(curve.training_flops) + 1) * curve.tokens[-1] / curve.steps[-1]
+    return curve.tokens
 
 
-def threshold_cost(curve: Curve, threshold: float, *, cost: Cost = in_flops, window: int = 100) -> float:
-    """Find the cost at which explained variance, averaged over `window` batches, reaches `threshold`; nan if never."""
-    total = np.concatenate([[0.0], np.cumsum(curve.training_explained_variance)])
-    last = np.arange(1, len(total))
-    first = np.maximum(last - window, 0)  # fewer steps at the beginning
-    reached = np.flatnonzero((total[last] - total[first]) / (last - first) >= threshold)
-    return float(cost(curve)[reached[0]]) if len(reached) else np.nan
+def threshold_cost(
+    curve: Curve, threshold: float, *, cost: Cost = in_flops, every: int = 1, interpolated: bool = True
+) -> float:
+    """Find the cost at which held-out explained variance first reaches `threshold`; nan if it never does.
+
+    Between two evaluations, of which only each `every`-th is looked at, explained variance is taken to rise in a
+    straight line over the cost. If it is not `interpolated`, the cost is that of the evaluation that finds it reached.
+    """
+    spent, found = cost(curve)[::every], curve.explained_variance[::every]
+    reached = np.flatnonzero(found >= threshold)
+    if not len(reached):
+        return np.nan
+    at = reached[0]
+    return float(np.interp(threshold, found[[at - 1, at]], spent[[at - 1, at]]) if interpolated and at else spent[at])
+
+
+def shares_saved(
+    stitch: Sequence[Curve], scratch: Sequence[Curve], threshold: float, *, extra: float = 0.0, **options
+) -> np.ndarray:
+    """Compute, for each seed, the share of the cost from scratch that the stitch saves up to a threshold (Fig. 2a).
+
+    Both sides have one curve a seed, in order. A stitch costs `extra` itself, so the share may be negative. It is nan
+    where a run never reaches the threshold, and where the one from scratch begins there. `options` are those of
+    `threshold_cost`.
+    """
+    ours, theirs = (
+        np.array([threshold_cost(curve, threshold, **options) for curve in curves]) for curves in (stitch, scratch)
+    )
+    return 1 - (ours + extra) / np.where(theirs > 0, theirs, np.nan)
 
 
 def savings(
-    stitch: Sequence[Curve], scratch: Sequence[Curve], thresholds: Iterable[float], *, extra: float = 0.0, **options
+    stitch: Sequence[Curve], scratch: Sequence[Curve], thresholds: Iterable[float], **options
 ) -> dict[float, Estimate]:
-    """Average, over seeds, the share of the cost from scratch that stitches save up to each threshold (Fig. 2a).
-
-    Both sides have one curve a seed, in order. A stitch costs `extra` itself, so the share may be negative. A threshold
-    that a run never reaches is left out. `options` are those of `threshold_cost`.
-    """
-    found = {}
-    for at in thresholds:
-        ours, theirs = ([threshold_cost(curve, at, **options) for curve in curves] for curves in (stitch, scratch))
-        shares = [1 - (cost + extra) / full for cost, full in zip(ours, theirs)]
-        if not np.isnan(shares).any():
-            found[at] = over_seeds(shares)
-    return found
+    """Average `shares_saved` over seeds, for each threshold that all runs reach."""
+    found = {at: shares_saved(stitch, scratch, at, **options) for at in thresholds}
+    return {at: over_seeds(shares) for at, shares in found.items() if not np.isnan(shares).any()}
 
 
 def at_common_threshold(of_widths: Mapping[int, Mapping[float, Estimate]]) -> tuple[float | None, dict[int, Estimate]]:
     """Find the highest threshold in the `savings` of all widths, and what each saves there; None and {} without one."""
     highest = max(set.intersection(*map(set, of_widths.values())), default=None)
     return highest, {} if highest is None else {width: values[highest] for width, values in of_widths.items()}
-
-
-def share_that_saves(found: Iterable[Estimate]) -> float:
-    """Compute the share of these savings, at least one, that are above zero."""
-    return float(np.mean([one.value > 0 for one in found]))
 
 
 def frontier(curves: Iterable[Curve], flops: Numbers, *, extra_flops: float = 0.0) -> np.ndarray:
@@ -133,3 +142,15 @@ def crossing(law: PowerLaw, other: PowerLaw) -> float | None:
     gap = law.exponent.value - other.exponent.value
     ratio = law.coefficient.value / other.coefficient.value
     return None if gap == 0 else float(np.exp(np.log(ratio) / gap))
+
+
+def dead_latents(curves: Sequence[Curve]) -> Estimate:
+    """Average the number of dead latents of several runs, with a jackknife interval over documents.
+
+    All runs were counted on the same documents. Without a document, the latents that fire in it alone would be dead, so
+    the variance of the number is the sum, over documents, of the squares of how many these are, for many documents.
+    """
+    alone = np.concatenate([curve.fires_in[curve.fires_in >= 0] for curve in curves])
+    half = 1.96 * np.sqrt(np.square(np.bincount(alone) / len(curves)).sum())
+    value = float(np.mean([curve.dead.sum() for curve in curves]))
+    return Estimate(value, max(0.0, value - half), value + half)

@@ -6,7 +6,7 @@ Section 3.1 and App. D (Figs. 1c, 2, 8, Tables 3, 4). With row vectors, as Eqs. 
 
 and the paper's recipe: Adam at a constant 1e-4, batches of 4096 tokens, decoder rows normalised after each step, no
 auxiliary loss. `initialisation` says where a run starts. SAELens gives the classes, the initial weights and the losses;
-on a CPU `sparse_step` computes the same gradients. FLOPs count all dense products, as the paper's do.
+on a CPU `sparse_step` computes the same gradients. FLOPs count all dense products, as the paper's do, and no evaluation.
 
 Offers `train_saes`, `load_trained`, `Curve`, `training_flops`.
 """
@@ -17,6 +17,7 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,6 +38,9 @@ from ..utils.progress import progress
 from .initialisation import SAETrainingConfig, starting_sae
 from .sparse_step import add_auxiliary_gradients, encode, sparse_gradients
 
+SHUFFLED = 20  # batches that are shuffled together; SAELens' buffer holds as many by default
+NOWHERE, SEVERAL = -1, -2  # no document and more than one, see `Curve.fires_in`
+
 
 class Curve(NamedTuple):
     """How a run went. When a sweep is run again, only `seconds` differ."""
@@ -53,14 +57,17 @@ class Curve(NamedTuple):
     """(points,): on the held-out activations, 1 - squared errors over squared deviations from the mean."""
     seconds: np.ndarray
     """(points,): seconds spent on this run's steps so far."""
-    training_flops: np.ndarray
-    """(n_steps,): FLOPs of the training after each step."""
-    training_explained_variance: np.ndarray
-    """(n_steps,): explained variance of each batch, before its step."""
     cosine: np.ndarray
     """(d_sae,): cosine of each decoder row at the end to itself at the start (Fig. 2b)."""
-    dead: np.ndarray
-    """(d_sae,): whether the latent fires on no held-out token at the end."""
+    fires_in: np.ndarray
+    """(d_sae,): the document in which the trained latent fires if that is a single one; else `NOWHERE` or `SEVERAL`."""
+    counted: np.ndarray
+    """(): the tokens on which that was counted."""
+
+    @property
+    def dead(self) -> np.ndarray:
+        """(d_sae,): whether the trained latent fires on none of the tokens on which that was counted."""
+        return self.fires_in == NOWHERE
 
 
 def training_flops(d_in: int, d_sae: int, *, dead: bool = False) -> int:
@@ -75,7 +82,7 @@ def training_flops(d_in: int, d_sae: int, *, dead: bool = False) -> int:
 class _Run:
     """One run of a sweep, between two steps."""
 
-    NUMBERS = ("points", "log", "spent", "seconds")
+    NUMBERS = ("points", "done", "spent", "seconds")
 
     def __init__(self, config: SAETrainingConfig, held_out: Tensor, given: SAE | None, metadata: Mapping):
         self.config, self.held_out, self.variance = config, held_out, _squared_deviations(held_out)
@@ -84,27 +91,29 @@ class _Run:
         decoder = self.sae.W_dec.detach()
         self.norms = decoder.norm(dim=-1, keepdim=True)  # 1 up to rounding
         self.directions = decoder / self.norms.clamp_min(1e-8)
-        self.optimizer = torch.optim.Adam(self.sae.parameters(), lr=config.lr, betas=(0.9, 0.999))
+        self.optimizer = torch.optim.Adam(self.sae.parameters(), lr=config.lr, betas=(config.beta1, 0.999))
         self.silent = torch.zeros(config.d_sae, device=held_out.device)  # steps since each latent fired
-        self.dead = torch.zeros_like(self.silent, dtype=torch.bool)
+        self.last = torch.full((config.d_sae,), NOWHERE, device=held_out.device)  # document in which each latent fires
+        self.first = torch.full_like(self.last, torch.iinfo(self.last.dtype).max)
+        self.done = self.counted = 0
         self.spent = self.seconds = 0.0
         self.points: list[Sequence[float]] = []  # steps, flops, mse, explained variance, seconds
-        self.log: list[Sequence[float]] = []  # flops, explained variance of each step
 
-    def step(self, x: Tensor, variance: float) -> None:
-        """Evaluate before the first step; step on a batch whose squared deviations from its mean sum to `variance`."""
-        if not self.log:
+    def step(self, x: Tensor) -> None:
+        """Step on a batch; evaluate before the first step."""
+        if not self.done:
             if self.config.mean_bias and self.config.initial != "stitch":
                 self.sae.b_dec.data.copy_(x.mean(0))
+                self.sae.b_enc.data.copy_(-x.mean(0) @ self.sae.W_enc.data)
             self.evaluate()
         began = time.perf_counter()
         dead = self.silent > self.config.dead_after
         helped = self.config.auxiliary_loss and bool(dead.any())
         if x.is_cuda:
             mask = dead if helped else None
-            output = self.sae.training_forward_pass(TrainStepInput(x, {}, mask, len(self.log), False))
+            output = self.sae.training_forward_pass(TrainStepInput(x, {}, mask, self.done, False))
             output.loss.backward()
-            error, fired = output.sae_out.detach() - x, output.feature_acts.bool().any(0)
+            fired = output.feature_acts.bool().any(0)
         else:
             error, fired = sparse_gradients(self.sae, x)
             if helped:
@@ -116,19 +125,28 @@ class _Run:
         decoder.mul_(self.norms / decoder.norm(dim=-1, keepdim=True).clamp_min(1e-8))
         self.silent = (self.silent + 1).masked_fill_(fired, 0)
         self.spent += len(x) * training_flops(*self.sae.W_enc.shape, dead=helped)
-        self.log.append((self.spent, 1 - error.square().sum().item() / variance))
+        self.done += 1
         self.seconds += time.perf_counter() - began
 
     def evaluate(self) -> None:
-        squared, self.dead = 0.0, torch.ones_like(self.dead)
+        squared = 0.0
         with torch.no_grad():
             for x in self.held_out.split(self.config.batch_tokens):
                 acts, winners = encode(self.sae, x)
                 written = embedding_bag(winners, self.sae.W_dec, per_sample_weights=acts, mode="sum")
                 squared += (written + self.sae.b_dec - x).square().sum(dtype=torch.float64).item()
-                self.dead[winners[acts > 0]] = False
         errors = squared / self.held_out.numel(), 1 - squared / self.variance
-        self.points.append((len(self.log), self.spent, *errors, self.seconds))
+        self.points.append((self.done, self.spent, *errors, self.seconds))
+
+    def count(self, x: Tensor, documents: Tensor) -> None:
+        """Note in which documents the latents fire, until each has fired in two."""
+        self.counted += len(x)
+        if not (self.first < self.last).all():
+            acts, winners = encode(self.sae, x)
+            fires = acts > 0
+            places = documents.to(winners)[:, None].expand_as(winners)[fires]
+            self.first.scatter_reduce_(0, winners[fires], places, "amin")
+            self.last.scatter_reduce_(0, winners[fires], places, "amax")
 
     def state(self) -> dict[str, Tensor]:
         """Give the tensors from which `load` goes on."""
@@ -136,7 +154,7 @@ class _Run:
         for number, moments in self.optimizer.state_dict()["state"].items():
             tensors |= {f"adam.{number}.{name}": tensor for name, tensor in moments.items()}
         tensors |= {name: torch.tensor(getattr(self, name), dtype=torch.float64) for name in self.NUMBERS}
-        return tensors | {"silent": self.silent, "dead": self.dead}
+        return tensors | {"silent": self.silent}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         self.sae.load_state_dict({name: state[f"sae.{name}"] for name in self.sae.state_dict()})
@@ -145,16 +163,18 @@ class _Run:
             for number, _ in enumerate(self.sae.parameters())
         }
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": moments})
-        self.silent, self.dead = (state[name].to(self.silent.device) for name in ("silent", "dead"))
+        self.silent = state["silent"].to(self.silent.device)
         numbers: list[Any] = [state[name].tolist() for name in self.NUMBERS]
-        self.points, self.log, self.spent, self.seconds = numbers
+        self.points, done, self.spent, self.seconds = numbers
+        self.done = int(done)
 
     def curve(self) -> Curve:
         steps, *measures = np.array(self.points, dtype=float).T
-        steps, of_each_step = steps.astype(int), np.array(self.log, dtype=float).T
+        steps = steps.astype(int)
         cosine = cosine_similarity(self.sae.W_dec.detach(), self.directions, dim=-1)
-        of_latents = cosine.cpu().numpy(), self.dead.cpu().numpy()
-        return Curve._make([steps, steps * self.config.batch_tokens, *measures, *of_each_step, *of_latents])
+        fires_in = torch.where(self.first < self.last, SEVERAL, self.last)
+        of_latents = cosine.cpu().numpy(), fires_in.cpu().numpy(), np.array(self.counted)
+        return Curve._make([steps, steps * self.config.batch_tokens, *measures, *of_latents])
 
 
 def train_saes(
@@ -163,6 +183,7 @@ def train_saes(
     *,
     held_out: Float[Tensor, "n d"],
     folder: str | Path,
+    counted: Iterable[tuple[Tensor, Tensor]] | None = None,
     initial_saes: Mapping[str, SAE] = {},
     evaluate_every: int = 100,
     checkpoint_every: int = 500,
@@ -170,14 +191,17 @@ def train_saes(
 ) -> dict[str, Curve]:
     """Train all runs of a sweep side by side on the same batches and return {name of the config: curve}.
 
-    `stream` gives activations (m, d) of any m. It is cut into batches in its order and iterated anew when it ends; rows
-    at its end that do not fill a batch are dropped. `initial_saes` has the SAEs of the runs that start from one, by the
-    configs' names. Training runs on the device of `held_out`. `metadata` goes into the SAEs.
+    `stream` gives activations (m, d) of any m. It is cut into batches, of which each `SHUFFLED` are shuffled together,
+    and iterated anew when it ends; rows at its end that do not fill a batch are dropped. Runs are evaluated on
+    `held_out`. `counted` gives activations (m, d) and the numbers of their documents (m,), on which it is counted at
+    the end which latents fire; by default those of `held_out`, each a document. `initial_saes` has the SAEs of the runs
+    that start from one, by the configs' names. Training runs on the device of `held_out`. `metadata` goes into the
+    SAEs.
 
     `folder` keeps the state of the sweep, written every `checkpoint_every` steps, and the trained SAEs. A sweep that
     was cut off goes on from its state, without running the model on what it has read of a `ModelStream`, and gives the
     same curves as one that was not; a finished one is read back. What is damaged or of other arguments starts anew. The
-    stream is not compared: the folder's name is to say what it is. Of two processes with one folder the second waits.
+    stream and `counted` are not compared: the folder's name is to say what they are. Of two processes with one folder the second waits.
 
     ValueError for configs of one name or of different batches, an SAE that does not fit, or a stream that is too short.
     """
@@ -210,14 +234,16 @@ def train_saes(
             batch = next(batches).to(held_out)
             if (d := batch.shape[1]) != held_out.shape[1]:
                 raise ValueError(f"the stream gives activations of width {d}: expected held_out's {held_out.shape[1]}")
-            variance = _squared_deviations(batch)
             for run in runs.values():
                 if step <= run.config.n_steps:
-                    run.step(batch, variance)
+                    run.step(batch)
                     if step % evaluate_every == 0 or step == run.config.n_steps:
                         run.evaluate()
             if step % checkpoint_every == 0 and step < n_steps:
                 _write_state(checkpoint, digest, step, {name: run.state() for name, run in runs.items()})
+        for x, documents in [(held_out, torch.arange(len(held_out)))] if counted is None else counted:
+            for run in runs.values():
+                run.count(x.to(held_out), documents)
         for name, run in runs.items():
             write_whole(folder / "saes" / name, run.sae.save_inference_model)
         curves = {name: run.curve() for name, run in runs.items()}
@@ -260,16 +286,22 @@ def _squared_deviations(x: Tensor) -> float:
 
 
 def _batches(stream: Iterable[Tensor], size: int, skip: int) -> Iterator[Tensor]:
-    """Give batches of `size` rows without end, but for the first `skip`, for which a `ModelStream` runs no model."""
+    """Give shuffled batches of `size` rows without end, but for the first `skip`.
+
+    Of a `ModelStream`, the model reads nothing before the batches with which the next one is shuffled.
+    """
     taken, parts = 0, stream
     if skip and isinstance(stream, ModelStream):
-        taken, parts = skip, stream.after(skip % (stream.count() // size) * size)
+        of_this_pass = skip % (stream.count() // size)
+        taken, parts = skip - of_this_pass % SHUFFLED, stream.after(of_this_pass // SHUFFLED * SHUFFLED * size)
     while True:
-        before = taken
-        for (batch,) in in_steps(zip(parts), size):
-            taken += 1
-            if taken > skip:
-                yield batch
+        before, in_order = taken, (batch for (batch,) in in_steps(zip(parts), size))
+        while together := list(islice(in_order, SHUFFLED)):
+            order = torch.randperm(len(together) * size, generator=torch.Generator().manual_seed(taken))
+            for batch in torch.cat(together)[order.to(together[0].device)].split(size):
+                taken += 1
+                if taken > skip:
+                    yield batch
         if taken == before:
             raise ValueError(f"the stream ended after {taken} batches of {size} tokens and cannot be iterated again")
         parts = stream

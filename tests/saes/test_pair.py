@@ -141,13 +141,14 @@ def test_training_an_sae_of_one_model_never_runs_the_other(file, passes, side):
 
 
 @pytest.mark.parametrize(
-    ("stops", "n_steps", "read"), [(9, 14, [1, 2]), (9, 20, [1, 2, 0]), (29, 30, [2])], ids=["early", "late", "again"]
+    ("stops", "n_steps", "read"), [(9, 14, [1, 2]), (9, 18, [1, 2, 0]), (29, 30, [2])], ids=["early", "late", "again"]
 )
 @pytest.mark.parametrize("keep", [True, False])
 def test_a_training_that_goes_on_reads_nothing_again(
     random_models, tmp_path, monkeypatch, passes, keep, stops, n_steps, read
 ):
-    """15 steps a pass, of 3 batches of tokens; states at every fourth step."""
+    """15 steps a pass, of 3 batches of tokens; states at every fourth step; every three steps are shuffled together."""
+    monkeypatch.setattr(sae_training, "SHUFFLED", 3)
     model, text = random_models[1], TextRef("world", "harvest")
     options = {"context": 32, "batch_size": 4, "rows": "packed", "n_tokens": 320}
     batches = list(token_batches(text, model.tokenizer, **options))
@@ -164,10 +165,10 @@ def test_a_training_that_goes_on_reads_nothing_again(
     curve, sae = train(tmp_path / "undisturbed")
     step = sae_training._Run.step
 
-    def dies(self, x, variance):
-        if len(self.log) == stops:
+    def dies(self, x):
+        if self.done == stops:
             raise KeyboardInterrupt
-        step(self, x, variance)
+        step(self, x)
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(sae_training._Run, "step", dies)
@@ -197,13 +198,16 @@ def test_every_width_and_seed_begins_in_every_way(swept):
     sweep, _, _ = swept
     both = [(width, seed) for width in (16, 24) for seed in (0, 1)]
     assert sorted(sweep.a) == both
-    plain = sorted(key[:3] for key in sweep.b if not key[3])
+    plain = sorted(key[:3] for key in sweep.b if key[3] == "plain")
     assert plain == sorted((start, *key) for start in ("random", "rotation", "stitch") for key in both)
     for key, curve in sweep.b.items():
         assert curve.steps[-1] == 4 and curve.tokens[-1] == 1600 and len(curve.cosine) == key[1]
-    helped = sorted(key[:3] for key in sweep.b if key[3])
-    assert helped == [(start, 24, seed) for start in ("random", "stitch") for seed in (0, 1)]
-    begins = {start: sweep.b[start, 24, 0, False].mse[0] for start in ("random", "rotation", "stitch")}
+    for variant, width in (("auxiliary", 24), ("beta1", 16)):
+        others = sorted(key[:3] for key in sweep.b if key[3] == variant)
+        assert others == [(start, width, seed) for start in ("random", "stitch") for seed in (0, 1)]
+        for key in others:
+            assert sweep.b[*key, variant].mse[0] == sweep.b[*key, "plain"].mse[0], "one beginning"
+    begins = {start: sweep.b[start, 24, 0, "plain"].mse[0] for start in ("random", "rotation", "stitch")}
     assert len(set(begins.values())) == 3, "three ways to begin are three beginnings"
 
 
@@ -213,7 +217,8 @@ def test_the_stitched_start_is_the_sae_of_a_carried_across(swept):
     for seed in (0, 1):
         options = {"lr": 0.01, "dead_after": 1, "batch_tokens": 400, "mean_bias": True}
         small = load_trained(of_a["folder"], SAETrainingConfig(16, 1, 4, seed=seed, **options))
-        (name,) = [name for name in of_b["initial_saes"] if name.startswith(f"stitch-16-k1-seed{seed}")]
+        (name, other) = sorted(name for name in of_b["initial_saes"] if name.startswith(f"stitch-16-k1-seed{seed}"))
+        assert "beta0" in name and torch.equal(*(of_b["initial_saes"][each].W_dec for each in (name, other)))
         torch.testing.assert_close(of_b["initial_saes"][name].W_dec, transfer_sae(small, stitch).W_dec)
         (name,) = [name for name in of_b["initial_saes"] if name.startswith(f"rotation-16-k1-seed{seed}")]
         assert torch.equal(of_b["initial_saes"][name].W_dec, small.W_dec)
@@ -224,10 +229,25 @@ def test_the_auxiliary_loss_is_tried_on_the_same_start(swept):
     """One step without firing makes a latent dead here, so its help costs FLOPs and changes what becomes of the run."""
     sweep, _, given = swept
     costlier = []
-    for key in [key for key in sweep.b if key[3]]:
-        plain, helped = sweep.b[*key[:3], False], sweep.b[key]
+    for key in [key for key in sweep.b if key[3] == "auxiliary"]:
+        plain, helped = sweep.b[*key[:3], "plain"], sweep.b[key]
         assert helped.mse[0] == plain.mse[0], "one beginning"
         costlier.append(helped.flops[-1] > plain.flops[-1])
         assert costlier[-1] == (helped.mse[-1] != plain.mse[-1]), "where no latent is silent it changes nothing"
     assert any(costlier), "some latent must have been silent for this test to say anything"
     assert not any("auxiliary" in name for name in given[0].get("initial_saes", {})), "A's have none"
+
+
+def test_firing_is_counted_on_the_first_tokens_of_the_training_text(swept, small_pair, monkeypatch):
+    """With the document of each token."""
+    monkeypatch.setattr(pair_saes, "COUNTED_TOKENS", 300)
+    stitched = StitchedPair.open(small_pair(), "smoke")
+    stream, _ = side_activations(stitched, "b")["b"]
+    found = [torch.cat(parts) for parts in zip(*pair_saes._with_documents(stream))]
+    batches = list(stitched.training_rows("b"))
+    assert torch.equal(found[1], torch.cat([batch.documents[batch.mask] for batch in batches])[:300])
+    torch.testing.assert_close(found[0], torch.cat(list(stream))[:300])
+    assert len(found[1].unique()) > 2
+    sweep, _, _ = swept
+    everything = sum(int(batch.mask.sum()) for batch in batches)
+    assert {int(curve.counted) for curve in [*sweep.a.values(), *sweep.b.values()]} == {everything}

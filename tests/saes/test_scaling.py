@@ -8,90 +8,103 @@ from stitch_utils.saes.scaling import (
     PowerLaw,
     at_common_threshold,
     crossing,
+    dead_latents,
     fit_power_law,
     frontier,
     frontier_law,
     in_tokens,
     savings,
-    share_that_saves,
+    shares_saved,
     threshold_cost,
 )
 from stitch_utils.saes.training import Curve
 from stitch_utils.utils.stats import Estimate, over_seeds
 
 
-def curve(training, flops_per_step, mse=(1.0, 0.5), every=None):
-    """A run with the given explained variance at each step, evaluated before training and at the end."""
-    n = len(training)
-    every = every or n
-    points = np.arange(0, n + 1, every)
+def curve(explained, flops_per_step, mse=None, fires_in=(-1, -2)):
+    """A run that is evaluated before training and after each step, of 10 tokens."""
+    points = np.arange(len(explained))
     return Curve(
         steps=points,
         tokens=points * 10,
         flops=points * float(flops_per_step),
-        mse=np.array(mse),
-        explained_variance=1 - np.array(mse),
+        mse=1 - np.array(explained) if mse is None else np.array(mse),
+        explained_variance=np.array(explained, dtype=float),
         seconds=points * 0.1,
-        training_flops=np.arange(1, n + 1) * flops_per_step,
-        training_explained_variance=np.array(training, dtype=float),
-        cosine=np.ones(3),
-        dead=np.zeros(3, dtype=bool),
+        cosine=np.ones(len(fires_in)),
+        fires_in=np.array(fires_in),
+        counted=np.array(100),
     )
 
 
-def naive_threshold(training, flops_per_step, threshold, window):
-    for step in range(1, len(training) + 1):
-        last = training[max(0, step - window) : step]
-        if sum(last) / len(last) >= threshold:
-            return step * flops_per_step
-    return np.nan
-
-
-@pytest.mark.parametrize("window", [1, 3, 8, 100])
-def test_thresholds_are_where_the_moving_average_first_reaches_them(window):
+@pytest.mark.parametrize("every", [1, 2, 4])
+def test_thresholds_are_where_the_line_through_the_evaluations_first_reaches_them(every):
+    """The line, walked along in small steps."""
     rng = np.random.default_rng(0)
-    training = np.linspace(0.1, 0.9, 40) + 0.2 * rng.normal(size=40)
-    found = []
-    for threshold in (-1.0, 0.3, 0.5, 0.7, 5.0):
-        found.append(threshold_cost(curve(training, 7.0), threshold, window=window))
-        np.testing.assert_equal(found[-1], naive_threshold(list(training), 7.0, threshold, window))
-    assert found[0] == 7 and np.isnan(found[-1]) and not np.isnan(found[:2]).any()
+    explained = np.linspace(0.1, 0.9, 41) + 0.2 * rng.normal(size=41)
+    run = curve(explained, 7.0)
+    costs = np.linspace(0, 280, 280_001)
+    line = np.interp(costs, 7.0 * np.arange(0, 41, every), explained[::every])
+    for threshold in (0.3, 0.5, 0.7):
+        found = threshold_cost(run, threshold, every=every)
+        assert found == pytest.approx(costs[np.argmax(line >= threshold)], abs=2e-3)
+        step = next(i for i in range(0, 41, every) if explained[i] >= threshold)
+        assert threshold_cost(run, threshold, every=every, interpolated=False) == 7 * step >= found
+    assert threshold_cost(run, -1.0, every=every) == 0 and np.isnan(threshold_cost(run, 5.0, every=every))
 
 
 def saved(stitch, scratch, threshold, **options):
     """What each of two seeds alike saves; None where one never arrives."""
-    found = savings([stitch] * 2, [scratch] * 2, [threshold], window=1, **options)
+    found = savings([stitch] * 2, [scratch] * 2, [threshold], **options)
     return found[threshold].value if found else None
 
 
 def test_saved_counts_the_stitch():
-    stitch, scratch = curve([0.2, 0.6, 0.7], 10), curve([0.1, 0.2, 0.3, 0.65], 10)
-    assert saved(stitch, scratch, 0.6) == pytest.approx(1 - 20 / 40)
-    assert saved(stitch, scratch, 0.6, extra=30) == pytest.approx(1 - 50 / 40)
-    assert saved(stitch, scratch, 0.7) is None and saved(scratch, stitch, 0.7) is None
+    """From the stitch .6 is reached half way to the second evaluation, from scratch half way to the fourth."""
+    stitch, scratch = curve([0.1, 0.2, 1.0], 10), curve([0.0, 0.1, 0.2, 0.3, 0.9], 10)
+    assert saved(stitch, scratch, 0.6) == pytest.approx(1 - 15 / 35)
+    assert saved(stitch, scratch, 0.6, extra=30) == pytest.approx(1 - 45 / 35)
+    assert saved(stitch, scratch, 0.95) is None and saved(scratch, stitch, 0.95) is None
+    assert saved(scratch, curve([0.7, 0.8], 10), 0.6) is None, "nothing is left to save"
+    assert saved(curve([0.7, 0.8], 10), scratch, 0.6, extra=7) == pytest.approx(1 - 7 / 35)
 
 
-def test_other_costs_are_counted_at_the_same_step():
-    """A step reads 10 tokens in 0.1 s; both runs reach 0.6, after 2 and after 4 steps."""
-    stitch, scratch = curve([0.2, 0.6, 0.7], 10), curve([0.1, 0.2, 0.3, 0.65], 10, every=2, mse=(1.0, 0.9, 0.5))
-    assert threshold_cost(scratch, 0.3, cost=in_tokens, window=1) == 30
+def test_other_costs_are_counted_at_the_same_point():
+    """A step reads 10 tokens; both runs reach 0.6 at an evaluation, after 2 and after 4 steps."""
+    stitch, scratch = curve([0.1, 0.2, 0.6, 0.7], 10), curve([0.0, 0.1, 0.2, 0.3, 0.6], 10)
+    assert threshold_cost(scratch, 0.25, cost=in_tokens) == pytest.approx(25)
     assert saved(stitch, scratch, 0.6, cost=in_tokens, extra=5) == pytest.approx(1 - 25 / 40)
-    passes = saved(stitch, scratch, 0.6, cost=lambda run: run.training_flops + 3 * in_tokens(run))
+    passes = saved(stitch, scratch, 0.6, cost=lambda run: run.flops + 3 * in_tokens(run))
     assert passes == pytest.approx(1 - (20 + 60) / (40 + 120))
 
 
 def test_savings_are_those_of_each_seed_where_all_arrive():
-    stitch = [curve([0.2, 0.6, 0.8], 10), curve([0.6, 0.7, 0.9], 10)]
-    scratch = [curve([0.1, 0.2, 0.6], 10), curve([0.1, 0.6, 0.85], 10)]
-    found = savings(stitch, scratch, [0.5, 0.85], extra=2, window=1)
+    stitch = [curve([0.0, 0.2, 0.5, 0.8], 10), curve([0.0, 0.5, 0.7, 0.9], 10)]
+    scratch = [curve([0.0, 0.1, 0.2, 0.5], 10), curve([0.0, 0.1, 0.5, 0.85], 10)]
+    found = savings(stitch, scratch, [0.5, 0.85], extra=2)
     shares = [1 - 22 / 30, 1 - 12 / 20]
     assert list(found) == [0.5], "the first seed never reaches 0.85"
     assert found[0.5] == over_seeds(shares) and found[0.5].value == pytest.approx(np.mean(shares))
+    assert np.isnan(shares_saved(stitch, scratch, 0.85)).tolist() == [True, False]
+
+
+def test_dead_latents_have_the_interval_of_the_jackknife():
+    """Each document left out in turn: the latents that fire in it alone would be dead."""
+    rng = np.random.default_rng(0)
+    kinds = [-1] * 500 + [-2] * 1000 + [*range(2000)][::4]
+    runs = [curve([0, 1], 1, fires_in=rng.choice(kinds, size=300)) for _ in range(2)]
+    found = dead_latents(runs)
+    without = [np.mean([(run.dead | (run.fires_in == left)).sum() for run in runs]) for left in range(2000)]
+    error = np.sqrt(1999 / 2000 * np.square(without - np.mean(without)).sum())
+    assert found.value == np.mean([(run.fires_in == -1).sum() for run in runs])
+    assert found.high - found.value == pytest.approx(1.96 * error, rel=0.05) and error > 3
+    assert found.low == max(0, 2 * found.value - found.high)
+    assert dead_latents([curve([0, 1], 1, fires_in=[-2, -1, -1])]) == (2, 2, 2), "no document matters"
 
 
 def test_the_frontier_is_the_best_of_the_runs_within_each_budget():
-    small = curve([0.0] * 4, 10, mse=(9.0, 4.0, 3.0, 3.5, 2.5), every=1)
-    large = curve([0.0] * 4, 20, mse=(9.0, 5.0, 2.8, 1.5, 1.0), every=1)
+    small = curve([0.0] * 5, 10, mse=(9.0, 4.0, 3.0, 3.5, 2.5))
+    large = curve([0.0] * 5, 20, mse=(9.0, 5.0, 2.8, 1.5, 1.0))
     np.testing.assert_array_equal(
         frontier([small, large], [5, 10, 30, 40, 60, 1000]), [np.nan, 4.0, 3.0, 2.5, 1.5, 1.0]
     )
@@ -146,7 +159,7 @@ def test_few_points_do_not_divide_by_zero():
 def test_the_law_of_several_seeds_is_fitted_to_their_frontiers():
     flops = np.array([10.0, 20.0, 40.0])
     runs = {
-        seed: [curve([0.5] * 4, 10, mse=[9, *(factor * 5 * np.arange(1, 5) ** -0.5)], every=1) for factor in (1, 2)]
+        seed: [curve([0.5] * 5, 10, mse=[9, *(factor * 5 * np.arange(1, 5) ** -0.5)]) for factor in (1, 2)]
         for seed in (0, 1)
     }
     expected = fit_power_law([*flops, *flops], [5, 5 / 2**0.5, 2.5] * 2, [0] * 3 + [1] * 3)
@@ -193,4 +206,3 @@ def test_widths_are_compared_where_all_of_them_come():
     assert [one.value for one in found.values()] == pytest.approx([0.1, 0.8, 0.9])
     assert at_common_threshold({64: small, 128: {0.9: small[0.5]}}) == (None, {})
     assert at_common_threshold({64: {}, 128: middle}) == (None, {})
-    assert share_that_saves(small.values()) == pytest.approx(1 / 3), "nothing saved is no saving"

@@ -65,7 +65,6 @@ def test_curves_are_those_of_the_trained_saes(tmp_path, held_out):
         assert curve.steps.tolist() == [0, *(s for s in (7, 14, 21, 28) if s < last), last]
         np.testing.assert_array_equal(curve.tokens, curve.steps * BATCH)
         np.testing.assert_allclose(curve.flops, curve.tokens * 10.0 * D * M)
-        np.testing.assert_allclose(curve.training_flops, np.arange(1, last + 1) * 10.0 * D * M * BATCH)
         sae = load_trained(tmp_path, chosen)
         assert type(sae) is TopKSAE and isinstance(SAE.load_from_disk(tmp_path / "saes" / chosen.name), TopKSAE)
         assert not sae.cfg.rescale_acts_by_decoder_norm and not sae.cfg.apply_b_dec_to_input and sae.cfg.k == K
@@ -76,19 +75,56 @@ def test_curves_are_those_of_the_trained_saes(tmp_path, held_out):
         unexplained = error.square().sum() / (held_out - held_out.mean(0)).square().sum()
         assert curve.explained_variance[-1] == pytest.approx(1 - unexplained.item(), abs=1e-5)
         np.testing.assert_array_equal(curve.dead, (acts > 0).sum(0).numpy() == 0)
+        assert curve.counted == len(held_out)
         start = starting_sae(chosen, D, transferred() if chosen.initial == "stitch" else None)
         np.testing.assert_allclose(curve.cosine, (start.W_dec * sae.W_dec).sum(1).detach(), atol=1e-5)
         assert curve.mse[-1] < curve.mse[0] and curve.seconds[-1] > 0 == curve.seconds[0]
 
 
-def test_the_batches_are_the_stream_in_its_order_again_and_again():
+def test_the_batches_are_the_stream_shuffled_in_parts_again_and_again(monkeypatch):
+    """Three batches a pass, the first two of which are shuffled together."""
+    monkeypatch.setattr(sae_training, "SHUFFLED", 2)
     stream = Stream(n=200, size=30)
     rows = torch.cat(stream.parts)
-    found = list(islice(sae_training._batches(stream, 64, 0), 7))
-    for i, batch in enumerate(found):
-        assert torch.equal(batch, rows[64 * (i % 3) : 64 * (i % 3) + 64])
-    later = islice(sae_training._batches(stream, 64, 4), 3)
-    assert all(torch.equal(*pair) for pair in zip(later, found[4:]))
+    found = list(islice(sae_training._batches(stream, 64, 0), 9))
+    orders = []
+    for start in range(0, 9, 3):
+        order = [[int((rows == row).all(1).nonzero()) for row in batch] for batch in found[start : start + 3]]
+        assert sorted(order[0] + order[1]) == list(range(128)) and sorted(order[2]) == list(range(128, 192))
+        assert 16 < sum(number < 64 for number in order[0]) < 48, "rows of both are in either"
+        orders.append(tuple(order[2]))
+    assert len({*orders, tuple(range(128, 192))}) == 4, "no pass has the order of another, or the stream's"
+    for skip in range(1, 7):
+        later = islice(sae_training._batches(stream, 64, skip), 9 - skip)
+        assert all(torch.equal(*pair) for pair in zip(later, found[skip:], strict=True))
+
+
+def test_it_is_counted_in_which_documents_latents_fire(tmp_path, held_out):
+    """Against a loop over documents, one of which is in two parts; on few tokens, so that there are all three cases."""
+    x, documents = activations(60, seed=5), torch.arange(60) // 4 + 3
+    configs, curves = run_sweep(tmp_path, held_out, counted=[(x[:31], documents[:31]), (x[31:], documents[31:])])
+    for chosen in configs:
+        with torch.no_grad():
+            fires = load_trained(tmp_path, chosen).encode(x) > 0
+        expected = []
+        for latent in range(M):
+            where = set(documents[fires[:, latent]].tolist())
+            expected.append({0: -1, 1: min(where, default=-1)}.get(len(where), -2))
+        found = curves[chosen.name]
+        assert found.fires_in.tolist() == expected and found.counted == 60
+        assert {-1, -2} < set(expected) and found.dead.sum() == expected.count(-1)
+
+
+def test_counting_ends_where_every_latent_has_fired_in_two_documents(held_out, monkeypatch):
+    """What is read after that could change nothing, so it is not encoded."""
+    run = sae_training._Run(config(k=M), held_out, None, {})
+    run.sae.b_enc.data += 100  # every latent fires on every token
+    encoded = []
+    encode = sae_training.encode
+    monkeypatch.setattr(sae_training, "encode", lambda sae, x: encoded.append(len(x)) or encode(sae, x))
+    for document in range(4):
+        run.count(held_out[:5], torch.full((5,), document))
+    assert encoded == [5, 5] and run.counted == 20
 
 
 def test_each_run_is_what_it_is_alone(tmp_path, held_out):
@@ -104,16 +140,20 @@ def test_each_run_is_what_it_is_alone(tmp_path, held_out):
 def test_the_mean_bias_is_that_of_the_first_batch(tmp_path, held_out):
     chosen = config(n_steps=1, lr=1e-12, mean_bias=True)
     train_saes(Stream(), [chosen], held_out=held_out, folder=tmp_path)
-    torch.testing.assert_close(load_trained(tmp_path, chosen).b_dec.detach(), activations(64 * 40)[:BATCH].mean(0))
+    sae, mean = load_trained(tmp_path, chosen), next(sae_training._batches(Stream(), BATCH, 0)).mean(0)
+    torch.testing.assert_close(sae.b_dec.detach(), mean)
+    read = (mean @ sae.W_enc + sae.b_enc).detach()
+    torch.testing.assert_close(read, torch.zeros(M), rtol=0, atol=1e-5)
+    assert (mean @ sae.W_enc).abs().max() > 0.1
 
 
 def test_an_interrupted_sweep_goes_on_where_it_was(tmp_path, held_out):
-    """The stream breaks after 19 batches: the second attempt starts from step 16."""
+    """The stream breaks after 35 batches, 20 of them shuffled together: the second attempt starts from step 16."""
     _, undisturbed = run_sweep(tmp_path / "undisturbed", held_out)
 
     class Broken(Stream):
         def __iter__(self):
-            yield from self.parts[:24]
+            yield from self.parts[:45]
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -189,7 +229,7 @@ def test_a_damaged_state_of_an_unfinished_sweep_is_not_gone_on_from(tmp_path, he
 
     class Broken(Stream):
         def __iter__(self):
-            yield from self.parts[:24]
+            yield from self.parts[:45]
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -319,6 +359,7 @@ def test_names_tell_runs_apart():
         config(lr=1e-3),
         config(auxiliary_loss=True),
         config(mean_bias=True),
+        config(beta1=0.0),
         config(k=5),
         config(d_sae=65),
     ]
@@ -331,6 +372,7 @@ def test_errors(tmp_path, held_out):
         ({"initial": "other"}, "unknown initial 'other': expected one of random, stitch, rotation"),
         ({"k": M + 1}, "1 <= k <= d_sae"),
         ({"n_steps": 0}, "n_steps"),
+        ({"beta1": 1.0}, "beta1 from 0 to below 1: got 1.0"),
     ):
         with pytest.raises(ValueError, match=message):
             config(**changes)

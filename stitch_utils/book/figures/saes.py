@@ -53,14 +53,12 @@ def flops_saved(savings: Mapping[int, Mapping[float, tuple]]) -> Figure:
     return legend(axes, "beside") if any(savings.values()) else figure_of(axes)
 
 
-def scaling_laws(
-    runs: Mapping[str, Sequence], laws: Mapping[str, Callable], flops: Sequence, *, extra: Mapping[str, float]
-) -> Figure:
+def scaling_laws(runs: Mapping[str, Sequence], laws: Mapping[str, Callable], flops: Sequence) -> Figure:
     """Draw Fig. 1c: held-out error of all runs (thin) and the fitted law (thick) of each start, over `flops`."""
-    axes = panel((6.5, 3.8), xlabel="training FLOPs, the stitch's included", ylabel="held-out MSE")
+    axes = panel((6.5, 3.8), xlabel="training FLOPs", ylabel="held-out MSE")
     for start, curves in runs.items():
         for curve in curves:
-            axes.plot(curve.flops[1:] + extra.get(start, 0.0), curve.mse[1:], color=OF_START[start], lw=0.6, alpha=0.5)
+            axes.plot(curve.flops[1:], curve.mse[1:], color=OF_START[start], lw=0.6, alpha=0.5)
         axes.plot(flops, laws[start](flops), color=OF_START[start], lw=2.5, label=f"from {start}")
     axes.set(xscale="log", yscale="log")
     axes.yaxis.set_major_formatter("{x:g}")
