@@ -6,7 +6,8 @@ Section 3.1 and App. D (Figs. 1c, 2, 8, Tables 3, 4). With row vectors, as Eqs. 
 
 and the paper's recipe: Adam at a constant 1e-4, batches of 4096 tokens, decoder rows normalised after each step, no
 auxiliary loss. `initialisation` says where a run starts. SAELens gives the classes, the initial weights and the losses;
-on a CPU `sparse_step` computes the same gradients. FLOPs count all dense products, as the paper's do, and no evaluation.
+on a CPU `sparse_step` computes the same gradients. FLOPs count all dense products, as the paper's do, and evaluations
+none.
 
 Offers `train_saes`, `load_trained`, `Curve`, `training_flops`.
 """
@@ -199,9 +200,10 @@ def train_saes(
     SAEs.
 
     `folder` keeps the state of the sweep, written every `checkpoint_every` steps, and the trained SAEs. A sweep that
-    was cut off goes on from its state, without running the model on what it has read of a `ModelStream`, and gives the
-    same curves as one that was not; a finished one is read back. What is damaged or of other arguments starts anew. The
-    stream and `counted` are not compared: the folder's name is to say what they are. Of two processes with one folder the second waits.
+    was cut off goes on from its state, without running the model on what it has read of a `ModelStream` (but for the
+    batches that are shuffled with the next one), and gives the same curves as one that was not; a finished one is read
+    back. What is damaged or of other arguments starts anew. The stream and `counted` are not compared: the folder's
+    name is to say what they are. Of two processes with one folder the second waits.
 
     ValueError for configs of one name or of different batches, an SAE that does not fit, or a stream that is too short.
     """
