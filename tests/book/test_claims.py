@@ -32,27 +32,6 @@ def _decided(predicate, *values):
     return verdicts("tiny", book=book)[0].published_verdict == "holds"
 
 
-def test_a_run_that_misses_testable_cannot_test_the_claim(project):
-    """Whatever the other predicates say, and before any interval is looked at; a missing number comes first."""
-    claim = Claim("c", "text", "source", "first", {"a": "t.{pair}.a", "b": "t.{pair}.b"}, "a > 0", testable="b >= 1")
-    book = Published({}, (claim,), ())
-    for a, b, expected in (
-        (1, 1, "holds"),
-        (-1, 1, "does not hold"),
-        (1, 0.9, "not testable"),
-        (-1, 0.9, "not testable"),
-    ):
-        write_results(
-            "tiny", "first", {"t.tiny.a": a, "t.tiny.a.low": -2, "t.tiny.a.high": 2, "t.tiny.b": b}, parameters={}
-        )
-        (verdict,) = verdicts("tiny", book=book)
-        assert verdict.verdict == expected and bool(verdict.turns) == (b == 1)
-    write_results("tiny", "first", {"t.tiny.b": 0.9}, parameters={})
-    assert verdicts("tiny", book=book)[0].verdict == "not run"
-    with pytest.raises(ValueError, match=r"predicate 'c > 1': c is not among its needs: a, b"):
-        Claim("c", "text", "source", "first", {"a": "t.{pair}.a", "b": "t.{pair}.b"}, "a > 0", testable="c > 1")
-
-
 @pytest.mark.parametrize(
     ("predicate", "reference"),
     [
