@@ -209,9 +209,8 @@ class Scale:
 
     def __post_init__(self):
         check_whole_numbers(self, svcca_layers=0)
-        if any(type(width) is not int or width < 2 for width in self.sae_sweep_widths):
-            expected = "whole numbers of 2 or more"
-            raise ValueError(f"sae_sweep_widths must be {expected}: got {list(self.sae_sweep_widths)!r}")
+        if any(type(width) is not int or width < 2 for width in (widths := self.sae_sweep_widths)):
+            raise ValueError(f"sae_sweep_widths must be whole numbers of 2 or more: got {list(widths)!r}")
 
     @property
     def sweep_widths(self) -> list[int]:
