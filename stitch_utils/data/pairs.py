@@ -8,12 +8,12 @@ models, a layer of the first, and a text:
     b: {model: path/or/hub-id}
     text: my-text.txt
 
-Paths in a file are relative to it. SVCCA chooses a missing layer of B (`stitching.svcca`). A text that is not
-split into `train` and `evaluation` keeps every tenth document for evaluation.
+Paths in a file are relative to it. SVCCA chooses a missing layer of B. A text that is not split into `train` and
+`evaluation` keeps every tenth document for evaluation.
 
 Offers `ModelPair` and its parts (`ModelRef`, `TextRef`, `DatasetRef`, `SAERef`, `AugmenterRef`, `SAERecipe`,
-`Outliers`, `Scale`), `load_pair`, `known_pairs`, `blaming`, `is_gguf`, and for configurations `check_known`,
-`check_ridge` and `check_whole_numbers`.
+`Outliers`, `Scale`), `load_pair`, `known_pairs`, `blaming`, `is_gguf`, and `check_known`, `check_ridge` and
+`check_whole_numbers`.
 """
 
 import contextlib
@@ -209,8 +209,8 @@ class Scale:
 
     def __post_init__(self):
         check_whole_numbers(self, svcca_layers=0)
-        if any(type(width) is not int or width < 2 for width in (widths := self.sae_sweep_widths)):
-            raise ValueError(f"sae_sweep_widths must be whole numbers of 2 or more: got {list(widths)!r}")
+        if any(type(width) is not int or width < 2 for width in self.sae_sweep_widths):
+            raise ValueError(f"sae_sweep_widths must be whole numbers of 2 or more: got {list(self.sae_sweep_widths)!r}")
 
     @property
     def sweep_widths(self) -> list[int]:
