@@ -210,7 +210,7 @@ class Scale:
     def __post_init__(self):
         check_whole_numbers(self, svcca_layers=0)
         if any(type(width) is not int or width < 2 for width in self.sae_sweep_widths):
-            raise ValueError(f"sae_sweep_widths must be whole numbers of 2 or more: got {list(self.sae_sweep_widths)!r}")
+            raise ValueError(f"sae_sweep_widths must be whole numbers of 2 or more: got {self.sae_sweep_widths!r}")
 
     @property
     def sweep_widths(self) -> list[int]:
