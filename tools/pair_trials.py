@@ -52,6 +52,14 @@ class Trial(NamedTuple):
 TRIALS = {
     "wide": Trial("A twice as wide as the pair before it, B half as wide again"),
     "vocabulary": Trial("tokens that are whole words more often", vocabulary=6144),
+    "shallow": Trial(
+        "A wider still, with a layer less", a=replace(A, hidden_size=160, n_layers=3, learning_rate=1.75e-3)
+    ),
+    "dropout": Trial(
+        "a stream that nothing depends on alone, and half as much text again in smaller steps",
+        a=replace(A, hidden_size=160, n_layers=3, learning_rate=1.5e-3, tokens=5_000_000, batch_size=8, dropout=0.1),
+        b=replace(B, learning_rate=1.25e-3, tokens=5_000_000, batch_size=8, dropout=0.1),
+    ),
 }
 
 

@@ -62,6 +62,8 @@ class TrainingConfig:
     max_grad_norm: float = 1.0
     tied: bool = False
     """Whether the unembedding is the transposed embedding."""
+    dropout: float = 0.0
+    """Of embeddings, of what is written to the stream, and of attention, as GPT-2 was trained."""
 
     def __post_init__(self):
         if self.hidden_size % self.n_heads:
@@ -130,6 +132,8 @@ def build_model(config: TrainingConfig, tokenizer) -> GPTNeoXForCausalLM:
             max_position_embeddings=config.context,
             rotary_pct=0.25,
             tie_word_embeddings=config.tied,
+            hidden_dropout=config.dropout,
+            attention_dropout=config.dropout,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
         )
@@ -174,6 +178,7 @@ def train_model(
         if state["config"] != asdict(config):
             raise ValueError(f"{checkpoint} is of another training: {state['config']}; remove it to begin anew")
         losses = state["losses"]
+        torch.set_rng_state(state["drawn"])
         for name, part in parts.items():
             part.load_state_dict(state[name])
     batches = _batches(config, rows, start=len(losses))
@@ -188,7 +193,7 @@ def train_model(
         losses.append(loss.item())
         if checkpoint is not None and (step + 1) % CHECKPOINT == 0:
             state = {name: part.state_dict() for name, part in parts.items()}
-            state |= {"losses": losses, "config": asdict(config)}
+            state |= {"losses": losses, "config": asdict(config), "drawn": torch.get_rng_state()}
             write_whole(checkpoint, functools.partial(torch.save, state))
     return model.eval(), losses
 

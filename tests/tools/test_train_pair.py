@@ -40,6 +40,7 @@ MICRO = tuple(
         context=64,
         batch_size=8,
         warmup_steps=3,
+        dropout=0.1,
     )
     for name, seed in (("micro-a", 1), ("micro-b", 2))
 )
