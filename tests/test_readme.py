@@ -53,7 +53,7 @@ def test_the_lines_work_from_an_empty_folder(tmp_path, monkeypatch):
     explained = [
         words for cell in re.findall(r"^\| (`[^|]+) \| ", SECTION, re.MULTILINE) for words in cell[1:-1].split("`, `")
     ]
-    assert len(explained) == 6 and all(words in "\n".join(printed.values()) for words in explained)
+    assert len(explained) == 8 and all(words in "\n".join(printed.values()) for words in explained)
     # There and back again: of A's direction most is left, and the probe still tells its own texts apart.
     v, w = np.load("v.npy"), names["w"].numpy()
     assert v @ w / np.linalg.norm(v) / np.linalg.norm(w) == pytest.approx(1, abs=0.1)

@@ -82,3 +82,35 @@ def rows_of(start, documents, length):
     mask = torch.ones_like(tokens, dtype=torch.bool)
     mask[:, 0] = False
     return TokenBatch(tokens, mask, (tokens // length))
+
+
+class Twin(LanguageModel):
+    """A model whose stream before `layer` is an affine image of another's, in `d` dimensions, plus noise.
+
+    From there on it computes as the other does with what the image came from. With `unrelated`, a mean and a
+    covariance, the image is of noise with these, so that the two streams share no more than spectra.
+    """
+
+    def __init__(self, model, layer, d, *, noise, seed=0, unrelated=None):
+        super().__init__(model.bridge, model.tokenizer, model.ref)
+        generator = torch.Generator().manual_seed(seed)
+        self.of, self.layer, self.noise, self.seed, self.unrelated = model, layer, noise, seed, unrelated
+        self.matrix = torch.randn(model.d_model, d, generator=generator)
+        self.offset, self.d_model = torch.randn(d, generator=generator), d
+
+    def residuals(self, tokens, layers):
+        x = self.of.residuals(tokens, [self.layer])[self.layer]
+        generator = torch.Generator().manual_seed(int(tokens.sum()) + self.seed)
+        if self.unrelated is not None:
+            mean, covariance = self.unrelated
+            values, vectors = torch.linalg.eigh(covariance)
+            root = (vectors * values.clamp_min(0).sqrt()).to(x)
+            x = torch.randn(x.shape, generator=generator) @ root.T + mean.to(x)
+        y = x @ self.matrix + self.offset
+        y = y + self.noise * y.std() * torch.randn(y.shape, generator=generator)
+        return dict.fromkeys(layers, y)
+
+    def logits(self, tokens, *, mask=None, layer=None, edit=None, stream=None):
+        y = self.residuals(tokens, [0])[0] if stream is None else stream
+        y = y if edit is None else edit(y)
+        return self.of.logits(tokens, layer=self.layer, stream=(y - self.offset) @ torch.linalg.pinv(self.matrix))

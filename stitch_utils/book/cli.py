@@ -234,7 +234,7 @@ def _parser() -> argparse.ArgumentParser:
     sae.add_argument("sae", metavar="SAE", help=read)
     sae.add_argument("--out", required=True, metavar="FOLDER", help="folder to write, as SAELens reads it")
 
-    vector = add("transfer-vector", parents=[pair, across, to], help="carry directions to the other model")
+    vector = add("transfer-vector", parents=[pair, across, to, scale], help="carry directions to the other model")
     vector.add_argument("vector", metavar="FILE", help=".npy, or .safetensors with one tensor: a vector, or a matrix")
     vector.add_argument("--out", required=True, metavar="FILE.npy", help="file to write")
     vector.add_argument("--keep-norm", action="store_true", help="leave the length as it comes (default: unit length)")

@@ -7,7 +7,7 @@ Offers `check`, `fit`, `transfer_sae`, `transfer_vector`, `transfer_probe` and `
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +22,19 @@ from ..probing.probes import transfer_probe as carry_probe
 from ..saes.evaluation import judge_sae
 from ..saes.io import load_sae, reads_elsewhere, save_sae
 from ..saes.transfer import transfer_sae as carry_sae
+from ..steering.effects import judge_vectors
 from ..steering.vectors import transfer_vector as carry_vector
-from ..stitching.evaluation import CONDITIONS, Survival, survival
+from ..stitching.evaluation import CONDITIONS, survival
 from ..stitching.pair import SHOWN_LOSSES, DoubtfulFit, FittedPair, StitchedPair, fit_pair, preflight, stitch_file
 from ..stitching.publish import load_stitch, push_stitch, write_repository
 from ..stitching.streams import BEYOND, WEIGHTY
 from ..utils.arrays import read_vectors, save_arrays
 from ..utils.files import writable_folder, write_whole
-from .chapters import RequestError, refusing
+from .chapters import RequestError, one_line, refusing
 from .runs import find_pair
+from .trust import say_probe, say_sae, say_survival, say_vectors
+
+MEASURED = 4  # rows of a matrix of vectors whose effect is measured
 
 
 def check(root: Path, *, model: str, revision: str | None, dtype: str, trust_remote_code: bool) -> None:
@@ -163,6 +167,9 @@ class _AtHand:
         set_threads(self.pair)
         with refusing(ValueError):
             stitched = StitchedPair(self.pair, load_models(self.pair), (self.layers["a"], self.layers["b"]), scale)
+        found, expected = tuple(self.stitch.P_up.shape), tuple(model.d_model for model in stitched.models)
+        if found != expected:
+            raise RequestError(f"the stitch connects streams of widths {found}: expected {expected}, the models'")
         if stitched.is_stand_in:
             print("These are random weights under the names of real models: the numbers below mean nothing.")
         return stitched
@@ -219,32 +226,17 @@ def transfer_sae(root: Path, *, pair: str, sae: str, out: str, to: str, stitch: 
     device = str(stitched.side(source)[0].device)
     with refusing(ValueError):
         trust = judge_sae(stitched, original.to(device), carried.to(device), stitch=at_hand.stitch, to=to)
-    print(f"{f'{trust.tokens:,} held-out tokens':44}{'L0':>8}{'FUV':>8}{'CE':>8}   more than the model's own")
-    for name, metrics, loss in (
-        (f"{at_hand.name(source)} itself", None, trust.source_loss),
-        ("  with the original SAE", trust.original, trust.source_loss),
-        (f"{at_hand.name(to)} itself", None, trust.target_loss),
-        ("  carried there and back, without an SAE", None, trust.round_trip_loss),
-        ("  with the carried SAE", trust.carried, trust.target_loss),
-    ):
-        if metrics is None:
-            print(f"{name:60}{loss:8.4f}")
-            continue
-        more = metrics.delta_loss
-        columns = f"{metrics.l0.value:8.1f}{metrics.fuv.value:8.4f}{loss + more.value:8.4f}"
-        print(f"{name:44}{columns}   {more.value:+.4f} [{more.low:+.4f}, {more.high:+.4f}]")
-    silent = [f"{metrics.dead_fraction:.1%}" for metrics in (trust.original, trust.carried)]
-    print(f"latents that never fired: {silent[0]} in the original, {silent[1]} in the carried one")
-    print("FUV: fraction of variance unexplained, 1 for what always says the mean. CE: nats a token.")
+    say_sae(trust, at_hand.name(source), at_hand.name(to))
 
 
 def transfer_vector(
-    root: Path, *, pair: str, vector: str, out: str, to: str, stitch: str | None, keep_norm: bool
+    root: Path, *, pair: str, vector: str, out: str, to: str, stitch: str | None, keep_norm: bool, scale: str
 ) -> None:
-    """Carry directions v to v P, and print what the stitch leaves of them."""
+    """Carry directions v to v P, and print what they do to predictions, and what the stitch leaves of them."""
     path, rows = _target(out, ".npy", vector), []
     with refusing(ValueError):
         vectors, at_hand = read_vectors(vector), _AtHand(root, pair, stitch)
+        at_hand.pair.scale(scale)
         for index, row in enumerate(np.atleast_2d(vectors)):
             try:
                 rows.append(carry_vector(torch.from_numpy(row), at_hand.stitch, to=to, keep_norm=keep_norm))
@@ -254,7 +246,19 @@ def transfer_vector(
     save_arrays(path, carried)
     length = "as long as the stitch makes them" if keep_norm else "of unit length"
     print(f"directions of {at_hand.name(to)}, {length}, of shape {carried.shape}, are in {path.as_posix()}")
-    _say_survival(survival(vectors, at_hand.stitch, to=to))
+    _say_effects(at_hand, np.atleast_2d(vectors), to=to, scale=scale)
+    say_survival(survival(vectors, at_hand.stitch, to=to))
+
+
+def _say_effects(at_hand: _AtHand, vectors: np.ndarray, *, to: str, scale: str) -> None:
+    """Print what carried vectors do to predictions, or why that is not measured: carrying itself needs no models."""
+    rows = [torch.from_numpy(row) for row in vectors[:MEASURED]]
+    try:
+        found = judge_vectors(at_hand.opened(scale), rows, stitch=at_hand.stitch, to=to)
+    except (RequestError, ValueError) as error:
+        print(f"effect on predictions: not measured, since {one_line(error)}")
+    else:
+        say_vectors(found, "A" if to == "b" else "B", of=len(vectors))
 
 
 def transfer_probe(root: Path, *, pair: str, probe: str, out: str, to: str, stitch: str | None, scale: str) -> None:
@@ -265,30 +269,11 @@ def transfer_probe(root: Path, *, pair: str, probe: str, out: str, to: str, stit
         carried = carry_probe(original, at_hand.stitch, to=to)
     save_probe(carried, path)
     print(f"coef_ {carried.coef.shape}, intercept_ and classes_ for {at_hand.name(to)} are in {path.as_posix()}")
-    _say_survival(survival(original.coef[original.coef.any(1)], at_hand.stitch, to=to, reads=True))
     stitched = at_hand.opened(scale)
     with refusing(ValueError):
         trust = judge_probe(stitched, original, carried, stitch=at_hand.stitch, to=to)
-    source = "A" if to == "b" else "B"
-    same = f"{trust.agreement:.1%} (always the same answer: {trust.constant:.1%})"
-    print(f"on {trust.tokens:,} held-out tokens:")
-    print(f"  variance of its score in {source} that the stitched stream explains (R^2): {_spread(trust.explained)}")
-    print(f"  says what the original says of the same token in {source}: {same}")
-    print(f"  says what the original says of the stitched stream: {trust.check:.2%} (a check: 100% up to rounding)")
-
-
-def _say_survival(found: Sequence[Survival]) -> None:
-    random, random_trip = found[0].kept_random, found[0].round_trip_random
-    kept, ratios = _spread([each.kept for each in found]), _spread([each.kept / random for each in found])
-    print(f"length that the stitch keeps: {kept} (random directions: {random:.3f}), {ratios} times that of random ones")
-    trips = _spread([each.round_trip for each in found])
-    print(f"cosine after the way there and back: {trips} (random directions: {random_trip:.3f})")
-
-
-def _spread(values: Sequence[float]) -> str:
-    if len(values) == 1:
-        return f"{values[0]:.3f}"
-    return f"{min(values):.3f} to {max(values):.3f}, mean {sum(values) / len(values):.3f}"
+    say_probe(trust, "A" if to == "b" else "B")
+    say_survival(survival(original.coef[original.coef.any(1)], at_hand.stitch, to=to, reads=True))
 
 
 def push(

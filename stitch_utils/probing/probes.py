@@ -7,7 +7,8 @@ the texts that have a property and those that do not,
 
 with activations averaged over a text's ordinary tokens, and the probe is a logistic regression on these k numbers. A
 dense probe w, b of A needs no SAE: on down(y) it is the probe w P_down^T, b + b_down . w of y, and, being affine, also
-on means. `judge_probe` measures whether the stitch keeps what the probe reads, on text that it has not seen.
+on means. `judge_probe` measures whether the stitch keeps what the probe reads, on text that it has not seen: beyond an
+answer that never changes, and beyond stitches that know nothing of which tokens belong together.
 
 Offers `mean_activations`, `choose_features`, `LinearProbe`, `fit_probe`, `transfer_probe`, `read_probe`, `save_probe`,
 `judge_probe`, `ProbeTrust`, and `CONTEXT`, the tokens of a text that are read.
@@ -26,9 +27,11 @@ from torch import Tensor
 from ..data.text import PairedBatch, TokenBatch, text_rows
 from ..models.harvest import TOKENS_AT_ONCE, as_fits, paired_residuals
 from ..models.language_model import LanguageModel
+from ..stitching.nulls import component_stitches
 from ..stitching.pair import StitchedPair
 from ..stitching.stitch import Stitch
 from ..utils.arrays import numbers_of, read_arrays, save_arrays
+from ..utils.stats import Beyond, DocumentSums, resampled_totals
 
 CONTEXT = 128  # SAEBench's
 SAVING = "np.savez(file, coef_=probe.coef_, intercept_=probe.intercept_, classes_=probe.classes_.astype(str))"
@@ -210,14 +213,30 @@ class ProbeTrust(NamedTuple):
 
     tokens: int
     """Ordinary tokens of the text."""
-    check: float
-    """Share of them on which it says what the original says of the stitched stream: 1 but for rounding."""
-    agreement: float
-    """Share of them on which it says what the original says of the same token in its own model."""
-    constant: float
-    """Share of them with the original's most frequent answer, which one that never changes would reach."""
+    documents: int
+    """Documents of the text, which the intervals resample."""
+    over_constant: Beyond
+    """Share of the tokens on which it says what the original says of the same token in its own model, beside what the
+    original's most frequent answer, always given, would reach."""
+    over_null: Beyond
+    """The same share, beside those of probes carried by stitches that know nothing of pairs (`component_stitches`)."""
     explained: tuple[float, ...]
     """R^2 of each row of weights: the original's score in its own model, by its score on the stitched stream."""
+    check: float
+    """Share of the tokens on which it says what the original says of the stitched stream: 1 but for rounding."""
+
+    @property
+    def agreement(self) -> float:
+        return self.over_null.value.value
+
+    @property
+    def constant(self) -> float:
+        return self.over_constant.best
+
+    @property
+    def is_told(self) -> bool:
+        """Whether the agreement is beyond doubt above both the constant answer and the null."""
+        return min(self.over_constant.more.low, self.over_null.more.low) > 0
 
 
 @torch.no_grad()
@@ -229,32 +248,39 @@ def judge_probe(
     stitch: Stitch,
     batches: Iterable[PairedBatch | TokenBatch] | None = None,
     to: str = "b",
+    seed: int = 0,
 ) -> ProbeTrust:
     """Compare a probe and the one that `stitch` carried to model `to` on every ordinary token; ValueError if none.
 
-    Models of two tokenizers are compared on the tokens that meet.
-
-    `batches` are by default those of the pair's evaluation text.
+    Models of two tokenizers are compared on the tokens that meet. `batches` are by default those of the pair's
+    evaluation text; they give the nulls their moments, too, so that a stitch needs none of its own.
     """
     home = stitch.to("cpu", torch.float64).towards("a" if to == "b" else "b")
-    batches = stitched.evaluation_batches() if batches is None else batches
+    batches = [PairedBatch.of(batch) for batch in (stitched.evaluation_batches() if batches is None else batches)]
+    if not any(batch.met_a.any() for batch in batches):
+        raise ValueError("the held-out text holds no ordinary token: expected at least one")
+    nulls = [transfer_probe(probe, null, to=to) for null in component_stitches(stitched.gather(batches), seed=seed)]
     parts = []
     layer_a, layer_b = stitched.layers
     for xs, ys in paired_residuals(*stitched.models, batches, [layer_a], [layer_b]):
         streams = xs[layer_a].cpu().double(), ys[layer_b].cpu().double()
-        source, target = streams if to == "b" else streams[::-1]
-        on_stitched, on_target = probe.scores(home(target).numpy()), carried.scores(target.numpy())
-        parts.append((probe.scores(source.numpy()), on_stitched, on_target))
-    if not sum(len(own) for own, *_ in parts):
-        raise ValueError("the held-out text holds no ordinary token: expected at least one")
-    scores, guesses, found = (np.concatenate(part) for part in zip(*parts))  # (tokens, rows)
-    said, expected, answers = map(_answers, (scores, guesses, found))
+        source, target = (stream.numpy() for stream in (streams if to == "b" else streams[::-1]))
+        answers = np.stack([_answers(each.scores(target)) for each in (carried, *nulls)], axis=1)
+        parts.append((probe.scores(source), probe.scores(home(torch.from_numpy(target)).numpy()), answers))
+    scores, guesses, answers = (np.concatenate(part) for part in zip(*parts))  # (tokens, rows), and (tokens, probes)
+    said = _answers(scores)
+    columns = [np.ones(len(said)), said == np.bincount(said).argmax(), *(answers == said[:, None]).T]
+    owners = torch.cat([batch.a.documents[batch.met_a] for batch in batches])
+    table = DocumentSums.of(owners, torch.from_numpy(np.stack(columns, axis=1).astype(float))).table()
+    sums = resampled_totals(table, seed)
+    constant, agreement, *others = (sums[:, 1:] / sums[:, :1]).T
     varies = probe.coef.any(1)  # a class whose weights are all zero has nothing to explain
     errors, spread = (scores - guesses)[:, varies], (scores - scores.mean(0))[:, varies]
     return ProbeTrust(
         len(said),
-        float((answers == expected).mean()),
-        float((answers == said).mean()),
-        float(np.bincount(said).max() / len(said)),
+        len(table),
+        Beyond.of(agreement, constant[:, None]),
+        Beyond.of(agreement, np.stack(others, axis=1)),
         tuple((1 - (errors**2).sum(0) / (spread**2).sum(0)).tolist()),
+        float((answers[:, 0] == _answers(guesses)).mean()),
     )

@@ -4,8 +4,9 @@ Offers `evaluate_saes`, `SAEMetrics`; `resample_saes`, which keeps the resamples
 `SAEResamples`; `check_width`; `judge_sae` and `SAETrust`, for a transferred SAE and its original.
 """
 
+import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,13 +15,15 @@ from sae_lens import SAE
 from torch import Tensor
 
 from ..data.text import PairedBatch, TokenBatch
-from ..models.harvest import TOKENS_AT_ONCE, as_fits
+from ..models.harvest import TOKENS_AT_ONCE, as_fits, paired_residuals
 from ..models.language_model import LanguageModel
-from ..stitching.evaluation import measure_fidelity, splice
+from ..stitching.evaluation import splice
+from ..stitching.nulls import component_stitches
 from ..stitching.pair import StitchedPair
 from ..stitching.stitch import AffineMap, Stitch
 from ..utils.progress import progress
-from ..utils.stats import DocumentSums, Estimate, from_resamples, resampled_totals
+from ..utils.stats import Beyond, DocumentSums, Estimate, from_resamples, resampled_totals
+from .transfer import transfer_sae
 
 
 class SAEMetrics(NamedTuple):
@@ -49,6 +52,8 @@ class SAEResamples(NamedTuple):
     mse: np.ndarray
     delta_loss: np.ndarray
     dead_fraction: float
+    own_loss: np.ndarray
+    """The model's own cross-entropy, nats a token."""
 
     def metrics(self) -> SAEMetrics:
         """Return the columns of Table 2."""
@@ -134,7 +139,8 @@ def resample_saes(
     for index, name in enumerate(saes):
         l0, error, loss_with = totals[:, 3 + 3 * index : 6 + 3 * index].T
         quotients = (l0 / count, error / variation, error / count / model.d_model, (loss_with - own) / count)
-        found[name] = SAEResamples(*quotients, dead_fraction=1 - fired[name].double().mean().item())
+        dead = 1 - fired[name].double().mean().item()
+        found[name] = SAEResamples(*quotients, dead_fraction=dead, own_loss=own / count)
     return found
 
 
@@ -160,12 +166,27 @@ class SAETrust(NamedTuple):
     """Cross-entropy of the source model itself, nats a token."""
     target_loss: float
     """Cross-entropy of the target model itself."""
-    round_trip_loss: float
-    """Cross-entropy of the target with its stream carried to the source and back, without an SAE."""
+    over_mean: Beyond
+    """Of the latents that fire on a token in the original or in the carried SAE, the share that fires in both, over the
+    tokens that meet; beside what a map that takes every token to the mean would reach."""
+    over_null: Beyond
+    """The same share, beside those of stitches that know nothing of pairs (`component_stitches`)."""
     original: SAEMetrics
     carried: SAEMetrics
+    null: SAEMetrics
+    """Of the SAE carried by one of these stitches."""
+    alone: SAEMetrics
+    """Of the stream carried to the source and back without an SAE."""
+    above_null: Estimate
+    """Cross-entropy with the carried SAE, less that with the null's, on the same tokens; below 0 the pairing helps."""
+
+    @property
+    def is_told(self) -> bool:
+        """Whether the same latents fire, beyond doubt, more than by way of the mean and of the nulls."""
+        return min(self.over_mean.more.low, self.over_null.more.low) > 0
 
 
+@torch.no_grad()
 def judge_sae(
     stitched: StitchedPair,
     sae: SAE,
@@ -174,21 +195,65 @@ def judge_sae(
     stitch: Stitch,
     batches: Iterable[PairedBatch | TokenBatch] | None = None,
     to: str = "b",
+    seed: int = 0,
 ) -> SAETrust:
-    """Measure an SAE and the one that `stitch` carried to model `to`, each in its own model, and the stitch alone.
+    """Measure an SAE and the one that `stitch` carried to model `to`: whether the same latents fire, and what either
+    leaves of its own model's stream and loss, beside nulls and the stitch alone.
 
-    `batches` are by default those of the pair's evaluation text.
+    `batches` are by default those of the pair's evaluation text; they give the nulls their moments, too.
     """
     both = [PairedBatch.of(batch) for batch in (stitched.evaluation_batches() if batches is None else batches)]
     source = "a" if to == "b" else "b"
     rows = {side: [getattr(batch, side) for batch in both] for side in "ab"}
-    limit = stitched.limit
-    losses = measure_fidelity(*stitched.models, *stitched.layers, {"stitch": stitch}, both, limits=stitched.limits)
-    return SAETrust(
-        sum(int(batch.mask.sum()) for batch in rows[to]),
-        losses.cross_entropy("own", source).value,
-        losses.cross_entropy("own", to).value,
-        losses.cross_entropy("stitch", f"{to}_to_{source}_to_{to}").value,
-        evaluate_saes({"original": sae}, *stitched.side(source), rows[source], limit=limit(source))["original"],
-        evaluate_saes({"carried": carried}, *stitched.side(to), rows[to], limit=limit(to))["carried"],
-    )
+    moments = stitched.gather(both)
+    nulls = list(component_stitches(moments, seed=seed))
+    in_target: dict[str, SAE | AffineMap] = {
+        "carried": carried,
+        "null": transfer_sae(sae, nulls[0], to=to).to(carried.device),
+        "alone": stitch.towards(source).then(stitch.towards(to)),
+    }
+    found: dict[str, SAEResamples] = {}
+    for side, saes in ((source, {"original": sae}), (to, in_target)):
+        where = {"limit": stitched.limit(side), "seed": seed}
+        found |= resample_saes(saes, *stitched.side(side), rows[side], **where)
+    mean = (moments.mean_x if to == "b" else moments.mean_y).float()
+    to_mean = AffineMap(mean.new_zeros(stitched.side(to)[0].d_model, len(mean)), mean)
+    inward = [to_mean, *(each.towards(source) for each in nulls)]
+    shares = _same_latents(stitched, sae, carried, inward, both, to=to, seed=seed)
+    beyond = Beyond.of(shares[:, 0], shares[:, 1:2]), Beyond.of(shares[:, 0], shares[:, 2:])
+    above = from_resamples(found["carried"].delta_loss - found["null"].delta_loss)
+    tokens = sum(int(batch.mask.sum()) for batch in rows[to])
+    own = (float(found[name].own_loss[0]) for name in ("original", "carried"))
+    metrics = {name: one.metrics() for name, one in found.items()}
+    return SAETrust(tokens, *own, *beyond, **metrics, above_null=above)
+
+
+def _same_latents(
+    stitched: StitchedPair,
+    sae: SAE,
+    carried: SAE,
+    nulls: Sequence[AffineMap],
+    batches: Sequence[PairedBatch],
+    *,
+    to: str,
+    seed: int,
+) -> np.ndarray:
+    """Measure of the latents that fire on either stream of a token which share fires on both: (1 + resamples, SAEs).
+
+    SAEs are the carried one, and one for each of `nulls`, which lead from the target's stream to the source's: by Eq. 6
+    a carried SAE encodes y as the original encodes what the map back makes of y.
+    """
+    layer_a, layer_b = stitched.layers
+    counts = []
+    for xs, ys in paired_residuals(*stitched.models, batches, [layer_a], [layer_b]):
+        for x, y in zip(xs[layer_a].split(TOKENS_AT_ONCE), ys[layer_b].split(TOKENS_AT_ONCE)):
+            own, other = (stream.to(sae.W_enc) for stream in ((x, y) if to == "b" else (y, x)))
+            fires, found = sae.encode(own) > 0, [carried.encode(other.to(carried.W_enc)) > 0]
+            columns = []
+            for latents in itertools.chain(found, (sae.encode(each(other)) > 0 for each in nulls)):
+                columns += [(fires & latents).sum(1), (fires | latents).sum(1)]
+            counts.append(torch.stack(columns, dim=1).cpu())
+    owners = torch.cat([batch.a.documents[batch.met_a] for batch in batches])
+    sums = resampled_totals(DocumentSums.of(owners, torch.cat(counts)).table(), seed)
+    both, either = sums[:, 0::2], sums[:, 1::2]
+    return np.divide(both, either, out=np.zeros_like(both), where=either > 0)

@@ -11,11 +11,11 @@ own in Table 1, and above it the inversion terms alone pull towards a map betwee
 documents it gives no null at all: whatever the tokens of a document share stays paired, and a linear map that is
 learned from it serves their differences, too, only shrunk. Such a fit says how much of the map documents alone give.
 
-Offers `component_stitch`; `shuffled_moments`, for a fit with tokens shuffled within documents; `strongest`, of several
-draws.
+Offers `component_stitch`; `component_stitches`, several draws of its signs, and their number `DRAWS`; `strongest` of
+several draws; `shuffled_moments`, for a fit with tokens shuffled within documents.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -27,6 +27,8 @@ from ..models.language_model import LanguageModel
 from .evaluation import measure_fidelity
 from .moments import PairMoments, owned_residuals
 from .stitch import Stitch
+
+DRAWS = 19  # what is the largest of these and one more by chance is so once in twenty times
 
 
 def component_stitch(moments: PairMoments, seed: int, *, dtype: torch.dtype = torch.float32) -> Stitch:
@@ -100,3 +102,16 @@ def _ratio(above: Tensor, below: Tensor) -> Tensor:
     """Divide spreads; a component that does not vary is carried to nothing."""
     varies = below > 1e-7 * below.max()
     return torch.where(varies, above / below.where(varies, torch.ones_like(below)), torch.zeros_like(above))
+
+
+def component_stitches(moments: PairMoments, draws: int = DRAWS, *, seed: int = 0) -> Iterator[Stitch]:
+    """Give `component_stitch(moments, seed)`, and others with new signs; the components are computed once for all."""
+    first = component_stitch(moments, seed, dtype=torch.float64)
+    of_y, _ = _components(moments.cyy, min(moments.d_a, moments.d_b))
+    generator = torch.Generator().manual_seed(seed)
+    mean_x, mean_y = moments.mean_x, moments.mean_y
+    drawn = [torch.randint(2, (of_y.shape[1],), generator=generator).to(of_y) * 2 - 1 for _ in range(draws)]
+    for signs in drawn:
+        turn = of_y * (signs * drawn[0]) @ of_y.T  # (d_b, d_b): some components of y change the signs of `first`
+        up, down = first.P_up @ turn, turn @ first.P_down
+        yield Stitch(up, mean_y - mean_x @ up, down, mean_x - mean_y @ down).to(torch.float32)

@@ -5,7 +5,7 @@ resamples; arithmetic on these, resample by resample, gives paired differences a
 intervals.
 
 Offers `Estimate`, `from_draws`, `from_resamples`, `DocumentSums`, `resampled_counts`, `resampled_totals`,
-`stratified_mean`, `crossed_mean`, `over_seeds`, `clopper_pearson`, `correlations`.
+`Beyond`, `stratified_mean`, `crossed_mean`, `over_seeds`, `clopper_pearson`, `correlations`.
 """
 
 from collections.abc import Sequence
@@ -73,13 +73,31 @@ def resampled_counts(n: int, seed: int | np.random.Generator, resamples: int = R
     return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples)
 
 
-def resampled_totals(table: np.ndarray, seed: int) -> np.ndarray:
+def resampled_totals(table: Float[np.ndarray, "documents *columns"], seed: int) -> Float[np.ndarray, "draws *columns"]:
     """Add up rows (documents, *columns), then those of each resample: (1 + resamples, *columns).
 
     The resamples of one seed are the same for every table of as many documents.
     """
-    counts = resampled_counts(len(table), seed)
-    return np.concatenate([np.ones((1, len(table))), counts]) @ table
+    weights = np.concatenate([np.ones((1, len(table))), resampled_counts(len(table), seed)])
+    return np.tensordot(weights, table, 1)
+
+
+class Beyond(NamedTuple):
+    """A value beside what draws of a null reach on the same documents."""
+
+    value: Estimate
+    mean: float
+    """Of the draws of the null."""
+    best: float
+    """The largest of the draws."""
+    more: Estimate
+    """The value less the largest draw; each resample of the documents has its own largest."""
+
+    @classmethod
+    def of(cls, values: Float[np.ndarray, " rows"], draws: Float[np.ndarray, "rows draws"]) -> "Beyond":
+        """Compare; the first row is of the documents as they are, the others of resamples (`resampled_totals`)."""
+        best = draws.max(1)
+        return cls(from_resamples(values), float(draws[0].mean()), float(best[0]), from_resamples(values - best))
 
 
 def stratified_mean(rows: Sequence[np.ndarray], seed: int) -> Estimate:

@@ -19,6 +19,7 @@ from stitch_utils.models.language_model import load_models
 from stitch_utils.probing.probes import judge_probe, read_probe, save_probe, transfer_probe
 from stitch_utils.saes.evaluation import judge_sae
 from stitch_utils.saes.transfer import transfer_sae
+from stitch_utils.steering.effects import judge_vectors
 from stitch_utils.stitching.evaluation import survival
 from stitch_utils.stitching.pair import StitchedPair, fit_pair, stitch_file
 from stitch_utils.stitching.stitch import Stitch
@@ -49,6 +50,10 @@ def test_the_commands_write_what_others_load(fitted, bare_book):
         x = torch.randn(9, 80 - d)
         torch.testing.assert_close(found(x), expected(x))
         trust = judge_sae(stitched, sae, expected, stitch=stitch, to=side)
+        best, mean = (f"{found.best:.1%}" for found in (trust.over_null, trust.over_mean))
+        assert lines[1].startswith("of the latents that fire on a token") and f"that reaches {mean})" in lines[2]
+        assert lines[3].startswith("  more than the best of 19 null maps' SAEs") and f"that reaches {best}," in lines[3]
+        assert ("Beware" in lines[4]) != trust.is_told
         (row,) = (line for line in lines if line.startswith("  with the carried SAE"))
         ours = trust.carried
         numbers = [float(word) for word in re.findall(r"[-+]?\d+\.\d+", row)]
@@ -59,10 +64,24 @@ def test_the_commands_write_what_others_load(fitted, bare_book):
     rows = np.random.default_rng(0).normal(size=(2, 32))
     np.save(bare_book / "v.npy", rows)
     code, lines, err = call_here(
-        bare_book, "transfer-vector", str(bare_book / "v.npy"), *across, str(bare_book / "out" / "w.npy"), "--keep-norm"
+        bare_book,
+        "transfer-vector",
+        str(bare_book / "v.npy"),
+        *across,
+        str(bare_book / "out" / "w.npy"),
+        "--keep-norm",
+        "--scale",
+        "smoke",
     )
     assert (code, err) == (0, "")
     np.testing.assert_allclose(np.load(bare_book / "out" / "w.npy"), rows @ stitch.P_up.numpy(), rtol=1e-4, atol=1e-6)
+    for number, trust in enumerate(judge_vectors(stitched, list(torch.from_numpy(rows)), stitch=stitch)):
+        (said,) = (line for line in lines if line.startswith(f"row {number}: correlation"))
+        value, low, high = (f"{part:.3f}" for part in trust.over_null.value)
+        assert said.endswith(f"in A: {value} [{low}, {high}]")
+        below = [line for line in lines if line.startswith(f"row {number}: more than the best of 19 ")]
+        assert [f"{found.more.value:+.3f} [" in line for found, line in zip(trust[2:], below)] == [True, True]
+        assert any(f"Beware: row {number}: on this text" in line for line in lines) != trust.is_told
     kept = [each.kept for each in survival(rows, stitch)]
     assert any(f"stitch keeps: {min(kept):.3f} to {max(kept):.3f}" in line for line in lines)
 
@@ -73,6 +92,10 @@ def test_the_commands_write_what_others_load(fitted, bare_book):
     assert (code, err) == (0, "")
     expected = transfer_probe(read_probe(bare_book / "p.npz"), stitch)
     np.testing.assert_allclose(rebuilt(bare_book / "q.npz").coef_, expected.coef)
+    trust = judge_probe(stitched, read_probe(bare_book / "p.npz"), expected, stitch=stitch)
+    agreement, constant = f"same token in A: {trust.agreement:.1%} [", f"(that reaches {trust.constant:.1%})"
+    assert agreement in lines[2] and constant in lines[3] and f"that reaches {trust.over_null.best:.1%}," in lines[4]
+    assert ("Beware" in lines[5]) != trust.is_told and "cosine" in lines[-1]
     assert any("100.00% (a check" in line for line in lines)
     hidden = [path for path in bare_book.rglob(".*") if path.suffix != ".lock" != path.name]
     assert all("artifacts" in path.parts and path.suffix == ".sha256" for path in hidden), "nothing but seals"
@@ -99,6 +122,7 @@ def test_vectors_go_the_way_of_the_stream_without_the_bias(small_pair, bare_book
         files = (str(bare_book / "v.npy"), "--out", str(bare_book / "w.npy"))
         code, lines, err = call_here(bare_book, "transfer-vector", *files, *across, *options)
         assert (code, err) == (0, "") and any(f"of shape {wanted.shape}, are in" in line for line in lines)
+        assert "not measured, since the stitch connects streams of widths (6, 9): expected (32, 48)" in lines[1]
         found = np.load(bare_book / "w.npy")
         assert found.dtype == np.float32 and found.shape == wanted.shape
         np.testing.assert_allclose(found, wanted, rtol=1e-5)
@@ -185,6 +209,7 @@ def test_a_stitch_of_another_model_or_revision_is_not_taken_for_the_pairs(
     assert code == (2 if said else 0) and (bare_book / "w.npy").exists() == (said is None)
     if said is None:
         assert err == "" and not any("Note" in line for line in lines)
+        assert any(line.startswith("effect on predictions: not measured, since ") for line in lines)
     else:
         again = f"{said.format(models=random_folders)}: fit it again with `stitch-book fit --pair {pair}`"
         assert err.count("\n") == 1 and again in err

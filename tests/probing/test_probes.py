@@ -22,7 +22,9 @@ from stitch_utils.probing.probes import (
     transfer_probe,
 )
 from stitch_utils.stitching.fit import fit_exact
+from stitch_utils.stitching.nulls import component_stitches
 from stitch_utils.stitching.pair import StitchedPair
+from stitch_utils.utils.stats import resampled_counts
 
 CONTEXT = 24
 D_A, D_B = 6, 9
@@ -299,6 +301,16 @@ def test_a_probe_is_judged_token_by_token(pair, models, to, classes, tmp_path):
     assert trust.tokens == len(own) and trust.check == 1
     assert trust.agreement == pytest.approx((here == there).mean()) and trust.agreement < 1
     assert trust.constant == pytest.approx(max((here == answer).mean() for answer in set(here)))
+    nulls = component_stitches(stitched.held_out_moments)
+    others = [(here == transfer_probe(probe, null, to=to).predict(other.numpy())).mean() for null in nulls]
+    assert (trust.over_null.mean, trust.over_null.best) == pytest.approx((np.mean(others), max(others)), abs=1e-3)
+    owners = torch.cat([batch.documents[batch.mask] for batch in batches]).numpy()
+    assert trust.documents == len(set(owners))
+    same, most = here == there, here == max(set(here), key=here.tolist().count)
+    sums = np.array([[(owners == n).sum(), *(hits[owners == n].sum() for hits in (same, most))] for n in set(owners)])
+    draws = resampled_counts(len(sums), 0) @ sums
+    low, high = np.quantile((draws[:, 1] - draws[:, 2]) / draws[:, 0], (0.025, 0.975))
+    assert tuple(trust.over_constant.more) == pytest.approx(((same * 1 - most).mean(), low, high))
     for index, explained in enumerate(trust.explained):
         truth, guess = own.numpy() @ fitted.coef_[index], mapped @ fitted.coef_[index]
         assert explained == pytest.approx(1 - ((truth - guess) ** 2).sum() / ((truth - truth.mean()) ** 2).sum())

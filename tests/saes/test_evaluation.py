@@ -15,6 +15,7 @@ from stitch_utils.saes.io import load_sae
 from stitch_utils.saes.transfer import transfer_sae
 from stitch_utils.stitching.evaluation import measure_fidelity
 from stitch_utils.stitching.fit import fit_exact
+from stitch_utils.stitching.nulls import component_stitches
 from stitch_utils.stitching.pair import StitchedPair
 from stitch_utils.stitching.stitch import AffineMap
 
@@ -223,10 +224,31 @@ def test_an_sae_is_judged_beside_the_original(pair, models, to):
     assert trust.original == evaluate_saes({"sae": sae}, models[source], (1, 2)[source], batches)["sae"]
     assert trust.carried == evaluate_saes({"sae": carried}, models[target], (1, 2)[target], batches)["sae"]
     losses = measure_fidelity(*models, 1, 2, {"it": stitch}, batches)
-    assert trust.source_loss == losses.cross_entropy("own", "ab"[source]).value
-    assert trust.target_loss == losses.cross_entropy("own", "ab"[target]).value
-    round_trip = {"b": "b_to_a_to_b", "a": "a_to_b_to_a"}[to]
-    assert trust.round_trip_loss == losses.cross_entropy("it", round_trip).value
+    assert trust.source_loss == pytest.approx(losses.cross_entropy("own", "ab"[source]).value)
+    assert trust.target_loss == pytest.approx(losses.cross_entropy("own", "ab"[target]).value)
+    round_trip = losses.cross_entropy("it", {"b": "b_to_a_to_b", "a": "a_to_b_to_a"}[to]).value
+    assert trust.target_loss + trust.alone.delta_loss.value == pytest.approx(round_trip, rel=1e-5)
+    nulls = list(component_stitches(stitched.held_out_moments))
+    null = transfer_sae(sae, nulls[0], to=to)
+    assert trust.null == evaluate_saes({"sae": null}, models[target], (1, 2)[target], batches)["sae"]
+    above = trust.carried.delta_loss.value - trust.null.delta_loss.value
+    assert trust.above_null.value == pytest.approx(above) and trust.above_null.low < above < trust.above_null.high
+    x, y = (
+        torch.cat([models[side].residuals(b.tokens, [(1, 2)[side]])[(1, 2)[side]][b.mask] for b in batches])
+        for side in (source, target)
+    )
+    shares = []
+    for fires in (carried.encode(y), *(transfer_sae(sae, each, to=to).encode(y) for each in nulls)):
+        pairs = zip((sae.encode(x) > 0).tolist(), (fires > 0).tolist())
+        cells = [(a, b) for row in pairs for a, b in zip(*row)]
+        shares.append(sum(a and b for a, b in cells) / sum(a or b for a, b in cells))
+    assert trust.over_null.value.value == pytest.approx(shares[0])
+    assert (trust.over_null.mean, trust.over_null.best) == pytest.approx(
+        (np.mean(shares[1:]), max(shares[1:])), rel=0.01
+    )
+    still = (sae.encode(x.mean(0)) > 0).expand(len(x), -1)
+    fires = sae.encode(x) > 0
+    assert trust.over_mean.best == pytest.approx(((fires & still).sum() / (fires | still).sum()).item(), rel=0.01)
     assert trust.tokens == sum(batch.mask.sum().item() for batch in batches)
     some = list(batches[0].split(4))[:1]
     trust = judge_sae(stitched, sae, carried, stitch=stitch, batches=iter(some), to=to)

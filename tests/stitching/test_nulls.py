@@ -9,7 +9,14 @@ from stitch_utils.models.harvest import NormLimits
 from stitch_utils.stitching.evaluation import measure_fidelity
 from stitch_utils.stitching.fit import fit_exact
 from stitch_utils.stitching.moments import PairMoments, harvest_moments
-from stitch_utils.stitching.nulls import component_stitch, shuffled_moments, shuffled_within, strongest
+from stitch_utils.stitching.nulls import (
+    DRAWS,
+    component_stitch,
+    component_stitches,
+    shuffled_moments,
+    shuffled_within,
+    strongest,
+)
 
 
 def moments_of(x, y):
@@ -151,3 +158,24 @@ def test_the_strongest_of_several_draws_has_the_best_map_each_way():
     for condition in ("a_to_b", "b_to_a"):
         each = [losses.cross_entropy(str(i), condition).value for i in range(6)]
         assert losses.cross_entropy("best", condition).value == min(each) < max(each)
+
+
+@pytest.mark.parametrize(("d_a", "d_b"), [(4, 6), (6, 4), (5, 5)])
+def test_draws_differ_from_one_component_stitch_in_signs_alone(d_a, d_b):
+    x, y = streams(6, d_a=d_a, d_b=d_b)
+    moments = moments_of(x, y)
+    one, found = component_stitch(moments, seed=0), list(component_stitches(moments))
+    v_x, v_y = (np.linalg.svd(z - z.mean(0), full_matrices=False)[2][: min(d_a, d_b)] for z in (x, y))
+    signs = []
+    for stitch in found:
+        ours, its = (v_x @ each.P_up.double().numpy() @ v_y.T for each in (stitch, one))
+        signs.append(np.sign(np.diag(ours)))
+        assert np.allclose(np.abs(ours), np.abs(its), atol=1e-5)
+        back, its = (v_y @ each.P_down.double().numpy() @ v_x.T for each in (stitch, one))
+        assert np.allclose(np.abs(back), np.abs(its), atol=1e-5) and (np.sign(np.diag(back)) == signs[-1]).all()
+        assert np.allclose(stitch.up(torch.from_numpy(x.mean(0))), y.mean(0), atol=1e-5)
+        assert np.allclose(stitch.down(torch.from_numpy(y.mean(0))), x.mean(0), atol=1e-5)
+    assert torch.allclose(found[0].P_up, one.P_up, atol=1e-6) and torch.allclose(found[0].P_down, one.P_down, atol=1e-6)
+    assert len(found) == DRAWS and (np.std(signs, axis=0) > 0.5).all(), "each sign is drawn"
+    assert torch.equal(found[3].P_up, list(component_stitches(moments, 4))[3].P_up)
+    assert not torch.equal(found[0].P_up, next(component_stitches(moments, seed=1)).P_up)

@@ -1,5 +1,6 @@
 """Two models with different tokenizers: moments, losses, errors and attributions, against loops over characters."""
 
+import itertools
 import json
 import re
 
@@ -19,6 +20,8 @@ from stitch_utils.features.attribution import attribution_correlations, carried
 from stitch_utils.models.language_model import load_model, load_models
 from stitch_utils.saes.evaluation import judge_sae
 from stitch_utils.saes.io import load_sae
+from stitch_utils.steering.effects import STRENGTH, judge_vectors
+from stitch_utils.steering.vectors import random_direction, transfer_vector
 from stitch_utils.stitching.evaluation import measure_fidelity
 from stitch_utils.stitching.fit import fit_exact
 from stitch_utils.stitching.lrt_maps import map_errors
@@ -224,6 +227,30 @@ def test_an_sae_is_judged_in_each_model_on_its_own_tokens(models, batches):
     out = sae(x.float()).double()
     fuv = ((x - out) ** 2).sum() / ((x - x.mean(0)) ** 2).sum()
     assert trust.original.fuv.value == pytest.approx(fuv.item(), rel=1e-3)
+
+
+def test_a_vector_is_judged_by_the_likelihood_of_the_text_between_tokens_that_meet(models, batches):
+    stitched, stitch = StitchedPair(load_pair("tiny"), models, LAYERS, "smoke"), any_stitch(models)
+    vector = random_direction(models[0].d_model, 0)
+    (trust,) = judge_vectors(stitched, [vector], stitch=stitch, batches=batches)
+    rows = naive_rows(models)
+    changes, norms = [[], []], [[], []]
+    for begins, places, _ in rows:
+        streams = streams_of(models, begins)
+        for pair in places:
+            for side in (0, 1):
+                norms[side].append(streams[side][pair[side]].norm())
+    for begins, places, _ in rows:
+        for side, direction in enumerate((vector, transfer_vector(vector, stitch))):
+            step = STRENGTH * torch.stack(norms[side]).median() * direction
+            tokens = torch.tensor([begins[side]])
+            edits = None, lambda residual, step=step: residual + step
+            losses = [models[side].cross_entropy(tokens, layer=LAYERS[side], edit=edit)[0] for edit in edits]
+            rise = (losses[0] - losses[1]).double().numpy()  # of the log-likelihoods of tokens 1, 2, ...
+            for here, there in itertools.pairwise(places):
+                changes[side].append(rise[here[side] : there[side]].sum())
+    assert trust.tokens == len(changes[0]) > 20
+    assert trust.over_null.value.value == pytest.approx(np.corrcoef(*changes)[0, 1], abs=1e-3)
 
 
 def test_what_needs_one_tokenizer_says_so(models):

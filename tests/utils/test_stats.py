@@ -6,6 +6,7 @@ import torch
 from scipy import stats
 
 from stitch_utils.utils.stats import (
+    Beyond,
     DocumentSums,
     clopper_pearson,
     crossed_mean,
@@ -90,3 +91,21 @@ def test_sums_by_document_are_those_of_a_loop():
     assert len(sums) == len(expected) == 5
     table = np.array([expected[document].numpy() for document in sorted(expected)])
     np.testing.assert_allclose(sums.table(), table, rtol=1e-12)
+
+
+def test_a_value_beside_the_best_draw_of_each_resample():
+    rng = np.random.default_rng(0)
+    table = rng.random((12, 4)) + np.array([10, 0.5, 0, 0.3])  # counts, the value, two draws
+    sums = resampled_totals(table, 3)
+    assert sums[0] == pytest.approx(table.sum(0)) and sums.shape == (1001, 4)
+    found = Beyond.of(sums[:, 1] / sums[:, 0], sums[:, 2:] / sums[:, :1])
+    draws = np.random.default_rng(3).multinomial(12, np.full(12, 1 / 12), size=1000)
+    values, more = [], []
+    for draw in draws:
+        count, own, *others = np.repeat(table, draw, axis=0).sum(0)
+        values.append(own / count)
+        more.append((own - max(others)) / count)
+    shares = table[:, 1:].sum(0) / table[:, 0].sum()
+    assert tuple(found.value) == pytest.approx((shares[0], *np.quantile(values, (0.025, 0.975))))
+    assert (found.mean, found.best) == pytest.approx((shares[1:].mean(), shares[1:].max()))
+    assert tuple(found.more) == pytest.approx((shares[0] - shares[1:].max(), *np.quantile(more, (0.025, 0.975))))
