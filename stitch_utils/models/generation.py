@@ -2,11 +2,13 @@
 
 Sections 4 and F generate under steering and judge the text. A steered response can be word salad, so each comes with
 its own model's loss on it, after its prompt and by itself: a change of language after the prompt raises only the first.
+Few responses are long. Greedy ones are made in stages, each twice as long as the one before, and those that have ended
+leave: a batch runs on for its longest response alone, not for all.
 
 Offers `generate_texts` and `Response`; `encoded`, the tokens of a prompt, and `chat`, prompts in the chat template.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,6 +17,9 @@ from torch import Tensor
 from ..data.tokenizer import begin_and_end
 from ..utils.progress import progress
 from .language_model import Edit, LanguageModel
+
+FIRST_STAGE = 48  # tokens, after which rows that have ended leave their batch
+RowEdits = Callable[[Sequence[int]], Edit]  # by the numbers of the prompts in a batch, in its order
 
 
 class Response(NamedTuple):
@@ -30,6 +35,8 @@ class Response(NamedTuple):
     Without such a token, the loss on all but its first token; NaN for a response of one token."""
     tokens: int
     """The number of tokens, stop token included."""
+    cut: bool = False
+    """Whether the limit of tokens came before a stop token."""
 
 
 def generate_texts(
@@ -39,6 +46,7 @@ def generate_texts(
     max_new_tokens: int,
     layer: int | None = None,
     edit: Edit | None = None,
+    edits: RowEdits | None = None,
     batch_size: int = 64,
     temperature: float = 0.0,
     seed: int = 0,
@@ -47,24 +55,53 @@ def generate_texts(
 ) -> list[Response]:
     """Generate responses to `prompts`, in their order; special tokens in a prompt are read as such.
 
-    `edit` is applied before block `layer` at every position of prompt and response. Prompts of similar length share a
-    batch. The losses take two more passes, and are NaN if `losses` is False. ValueError for no prompts, or one that
-    leaves no room for a response.
+    `edit` is applied before block `layer` at every position of prompt and response; where each prompt has its own,
+    `edits` makes that of a batch. Prompts of similar length share a batch. The losses take two more passes, and are NaN
+    if `losses` is False. ValueError for no prompts, or one that leaves no room for a response.
     """
     if not prompts:
         raise ValueError("no prompts given: expected at least one")
     ids = [encoded(model, prompt, max_new_tokens) for prompt in prompts]
-    order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
-    found: list[Response] = []
-    for start in progress(range(0, len(order), batch_size), title):
-        rows, end = [ids[index] for index in order[start : start + batch_size]], begin_and_end(model.tokenizer)[1]
-        length = max(map(len, rows))  # padded on the left, as generation needs it
-        tokens = torch.tensor([[end] * (length - len(row)) + row for row in rows])
-        mask = torch.tensor([[False] * (length - len(row)) + [True] * len(row) for row in rows])
-        options = {"layer": layer, "edit": edit, "temperature": temperature, "seed": seed + start}
-        new = model.generate(tokens, max_new_tokens, mask=mask, **options).cpu()
-        found += _responses(model, tokens, mask, new, losses)
-    return [response for _, response in sorted(zip(order, found), key=lambda pair: pair[0])]
+    new: list[list[int]] = [[] for _ in ids]
+    waiting, stage = [*range(len(ids))], max_new_tokens if temperature else min(max_new_tokens, FIRST_STAGE)
+    while waiting:
+        batches = _batches(waiting, [len(row) + len(more) for row, more in zip(ids, new)], batch_size)
+        for start, batch in progress(batches, title):
+            tokens, mask = _padded(model, [ids[index] + new[index] for index in batch])
+            steered = edits(batch) if edits else edit
+            options = {"layer": layer, "edit": steered, "temperature": temperature, "seed": seed + start}
+            missing = stage - len(new[batch[0]])  # as many as for the others of the batch
+            found = model.generate(tokens, missing, mask=mask, **options).tolist()
+            for index, row in zip(batch, found):
+                new[index] += _until_stop(row, model.stop_tokens)
+        waiting = [i for i in waiting if stage < max_new_tokens and new[i][-1] not in model.stop_tokens]
+        stage = min(2 * stage, max_new_tokens)
+    answers: dict[int, Response] = {}
+    for _, batch in _batches(range(len(ids)), [*map(len, ids)], batch_size):
+        tokens, mask = _padded(model, [ids[index] for index in batch])
+        after, _ = _padded(model, [new[index] for index in batch], left=False)
+        answers |= zip(batch, _responses(model, tokens, mask, after, losses))
+    return [answers[index] for index in range(len(ids))]
+
+
+def _batches(numbers: Iterable[int], lengths: Sequence[int], size: int) -> list[tuple[int, list[int]]]:
+    """Put prompts of similar length into batches of at most `size`, each with the place of its first in the order."""
+    order = sorted(numbers, key=lambda number: lengths[number])
+    return [(start, order[start : start + size]) for start in range(0, len(order), size)]
+
+
+def _padded(model: LanguageModel, rows: Sequence[list[int]], *, left: bool = True) -> tuple[Tensor, Tensor]:
+    """Pad rows with end-of-text, on the left as generation needs it or on the right; the mask tells what is not pad."""
+    length, end = max(map(len, rows)), begin_and_end(model.tokenizer)[1]
+    pads = [length - len(row) for row in rows]
+    padded = [[end] * pad + row if left else row + [end] * pad for pad, row in zip(pads, rows)]
+    places, pads = torch.arange(length), torch.tensor(pads)[:, None]
+    return torch.tensor(padded), places >= pads if left else places < length - pads
+
+
+def _until_stop(row: list[int], stops: Sequence[int]) -> list[int]:
+    """Cut a row after the first token that ends a response."""
+    return row[: next((place for place, token in enumerate(row) if token in stops), len(row)) + 1]
 
 
 def encoded(model: LanguageModel, prompt: str, max_new_tokens: int) -> list[int]:
@@ -104,7 +141,8 @@ def _responses(model: LanguageModel, tokens: Tensor, mask: Tensor, new: Tensor, 
         begin = torch.full((len(new), 0 if first is None else 1), first or 0)
         after, alone = mean_losses(tokens, mask), mean_losses(begin, begin == begin)
     texts = [model.tokenizer.decode(row[keep], skip_special_tokens=True).strip() for row, keep in zip(new, own)]
-    return [Response(*row) for row in zip(texts, after.tolist(), alone.tolist(), lengths.tolist())]
+    columns = (after, alone, lengths, ~stops.any(1))
+    return [Response(*row) for row in zip(texts, *(column.tolist() for column in columns))]
 
 
 def chat(model: LanguageModel, prompts: Sequence[str]) -> list[str]:

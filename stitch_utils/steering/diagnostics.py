@@ -1,17 +1,18 @@
 """Why instruction vectors transfer badly: stitches that have seen the chat template, and vectors from few prompts.
 
 App. F.2 has two explanations. The first: vectors are taken at the last token of a chat prompt, and the stitch was
-fitted on text without tokens such as <start_of_turn>, since special tokens are masked out. Here one stitch is fitted as
-ever, and one on the same text with the template's tokens let in (never beginning-of-text or padding, whose norms would
-drown the rest). Moments add up, so it costs one pass over the rows that hold such tokens. A third stitch counts each of
-them as often as makes them a tenth of all: if even that changes nothing, their number was not the reason.
+fitted on text without tokens such as <start_of_turn>. Here one stitch is fitted on plain text alone, and one on chats
+as well, with the template's tokens let in (never the first of a row or padding, whose norms would drown the rest).
+Which tokens are the template's is told by their places: Gemma's prompts end in a line break like any other. Moments add
+up, so each stitch costs one pass over what it adds. A third stitch counts each of the template's tokens as often as
+makes them a tenth of all: if even that changes nothing, their number was not the reason.
 
 The second: vectors from few pairs of prompts, about ten, are noisy, and carrying them across compounds it. Two vectors
 from n pairs each that share no prompt have a cosine of 1 where there is no noise, and of 0 where there is nothing else.
 The cosine of the same two carried across as v P shows what the stitch makes of it.
 
-Offers `template_tokens`, `template_rows`, `chat_batches`, `fit_template_stitches`, `TemplateFit`; `vector_noise`,
-`VectorNoise`.
+Offers `template_places`, `template_tokens`, `template_rows`, `plain_rows`, `chat_batches`, `fit_template_stitches`,
+`TemplateFit`; `vector_noise`, `VectorNoise`.
 """
 
 import functools
@@ -25,6 +26,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..data.alignment import encode
 from ..data.documents import read_documents
 from ..data.pairs import TextRef
 from ..data.text import TokenBatch
@@ -47,13 +49,15 @@ class TemplateFit(NamedTuple):
     """Three stitches of one text, and the shares of held-out streams that each leaves unexplained."""
 
     stitches: Mapping[str, Stitch]
-    """By what it was fitted on: `without` template tokens, `with` them, `often`, with each counted several times."""
+    """By what it was fitted on: `without` chats, `with` them and their template's tokens, `often`, with each of these
+    counted several times."""
     unexplained: Mapping[tuple[str, str, str], float]
     """Share of the variance, by stitch, group of tokens, and the model `b` or `a` that the map leads to; the mean has
     1. `last` are the last tokens of the prompts given; `last_centred` leaves out their mean error, which no difference
     of means sees. A group that held-out text has too little of is left out."""
     tokens: Mapping[str, int | float]
-    """Numbers of tokens fitted on: `ordinary` by all, `template` by all but the first."""
+    """Numbers of tokens fitted on: `plain` by all, `chats`, the ordinary ones there, and `template` by all but the
+    first."""
     repeats: int
     """How often the third stitch counts a template token."""
     names: tuple[str, ...]
@@ -69,20 +73,35 @@ class TemplateFit(NamedTuple):
         return {f"template.{pair}.{name}": value for name, value in found.items()}
 
 
-def template_tokens(model: LanguageModel) -> list[int]:
-    """List the special tokens that the chat template writes, but for those that begin, end or fill up a text.
+def template_places(tokenizer, text: str, contents: Sequence[str]) -> tuple[list[int], list[bool]]:
+    """Tokenize a chat, and say of each token whether all of its characters are the template's.
 
-    ValueError, naming the model, for a tokenizer without a template, or one whose template writes no such token.
+    `contents` are what stands in the turns, in order. ValueError for a tokenizer that cannot say where its tokens lie.
+    """
+    (coded,) = encode(tokenizer, [text])
+    written, place = np.ones(len(text) + 1, dtype=int), 0
+    for content in contents:
+        place = text.index(content, place)
+        written[place : place + len(content)] = 0
+        place += len(content)
+    starts = np.maximum.accumulate([0, *coded.ends])[:-1]
+    ends = np.maximum(coded.ends, starts + 1)  # what ends inside a character is of this character
+    before = np.cumsum([0, *written])
+    return coded.ids.tolist(), (before[ends] - before[starts] == ends - starts).tolist()
+
+
+def template_tokens(model: LanguageModel) -> list[int]:
+    """List the tokens that the chat template writes, but for one that begins a text.
+
+    ValueError, naming the model, for a tokenizer without a template, or one whose template writes no token.
     """
     tokenizer = model.tokenizer
     if not getattr(tokenizer, "chat_template", None):
         raise ValueError(f"the tokenizer of {model.ref!r} has no chat template: expected an instruction-tuned model")
-    ids = tokenizer(_chat(tokenizer, "One.", "Two."), add_special_tokens=False)["input_ids"]
-    special = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
-    special |= {*special_ids(tokenizer)}
-    special -= {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
-    if not (found := sorted(special & set(ids))):
-        raise ValueError(f"the chat template of {model.ref!r} writes no special tokens of its own")
+    contents = ("One.", "Two.")
+    row = template_places(tokenizer, _chat(tokenizer, *contents), contents)
+    if not (found := sorted({id for id, own in zip(*row) if own} - {begin_and_end(tokenizer)[0]})):
+        raise ValueError(f"the chat template of {model.ref!r} writes no tokens of its own")
     return found
 
 
@@ -99,51 +118,72 @@ def template_rows(batches: Iterable[TokenBatch], template: Sequence[int]) -> Ite
             yield TokenBatch(batch.tokens[rows], mask[rows], batch.documents[rows])
 
 
-def chat_batches(stitched: StitchedPair, text: TextRef, count: int) -> Iterator[TokenBatch]:
-    """Make chats of one question and one answer of the first words of `count` documents, each in a row of its own."""
+def plain_rows(batches: Iterable[TokenBatch], template: Sequence[int]) -> Iterator[TokenBatch]:
+    """Mask the documents that hold `template` tokens, from the first to the last of each."""
+    for batch in batches:
+        chats = batch.documents[torch.isin(batch.tokens, torch.tensor(template))]
+        yield batch._replace(mask=batch.mask & ~torch.isin(batch.documents, chats))
+
+
+def chat_batches(stitched: StitchedPair, text: TextRef, count: int, *, template: bool = False) -> Iterator[TokenBatch]:
+    """Make chats of one question and one answer of the first words of `count` documents, each in a row of its own.
+
+    Their ordinary tokens are unmasked, or those of the `template`.
+    """
     tokenizer, context = stitched.tokenizer, stitched.pair.context
     begin, end = begin_and_end(tokenizer)
-    special = torch.tensor([*special_ids(tokenizer), end])
+    special = {*special_ids(tokenizer), end}
     turn = min(40, max(1, context // 8))  # words; two turns should fit, whatever a word takes
+
+    def row(words: Sequence[str]) -> tuple[list[int], list[bool]]:
+        contents = (" ".join(words[:turn]), " ".join(words[turn : 2 * turn]))
+        ids, own = template_places(tokenizer, _chat(tokenizer, *contents), contents)
+        shown = own if template else [not written and id not in special for id, written in zip(ids, own)]
+        if begin not in (None, ids[0]):
+            ids, shown = [begin, *ids], [False, *shown]
+        pads = [end] * (context - len(ids))
+        return (ids + pads)[:context], ([False, *shown[1:]] + [False] * len(pads))[:context]
 
     words = (document.split() for document in read_documents(text))
     enough = itertools.islice((found for found in words if len(found) > turn), count)
-    chats = (_chat(tokenizer, " ".join(found[:turn]), " ".join(found[turn : 2 * turn])) for found in enough)
-    ids = (tokenizer(chat, add_special_tokens=False)["input_ids"] for chat in chats)
-    rows = enumerate((row if begin in (None, row[0]) else [begin, *row])[:context] for row in ids)
+    rows = enumerate(map(row, enough))
     while chunk := list(itertools.islice(rows, stitched.sizes.batch_size)):
-        tokens = torch.tensor([row + [end] * (context - len(row)) for _, row in chunk])
-        owners = torch.tensor([[owner] * context for owner, _ in chunk])
-        yield TokenBatch(tokens, ~torch.isin(tokens, special), owners)
+        tokens, shown = (torch.tensor(part) for part in zip(*(found for _, found in chunk)))
+        yield TokenBatch(tokens, shown, torch.tensor([[owner] * context for owner, _ in chunk]))
 
 
 def fit_template_stitches(stitched: StitchedPair, prompts: Sequence[str]) -> TemplateFit:
     """Fit the three stitches of a pair, and measure their errors on held-out text and at the last token of `prompts`.
 
-    The world's text holds chats. To other text as many as `sizes.yml` says are added, for all stitches, made of the
-    first documents; the ordinary tokens in them count for all.
+    The world's text holds chats, whose template's tokens stand nowhere else. Other text is plain: as many chats as
+    `sizes.yml` says are made of its first documents.
     """
     pair, models = stitched.pair, stitched.models
-    template = template_tokens(models[0])
-    added = 0 if pair.train.source == "world" else stitched.sizes_of("template_tokens")["chats"]
+    template, in_text = template_tokens(models[0]), pair.train.source == "world"
+    added = 0 if in_text else stitched.sizes_of("template_tokens")["chats"]
 
-    def in_template(text: TextRef, batches: Callable[[], Iterator[TokenBatch]], count: int) -> PairMoments:
-        return stitched.gather(template_rows(chat_batches(stitched, text, count) if added else batches(), template))
+    def gathered(kind: str, batches: Callable[[], Iterator[TokenBatch]]) -> PairMoments:
+        made_of, sources = {"template": template, "chats": added}, (fit_template_stitches,)
+        path = stitched.artifact(f"{kind}-moments", made_of, sources=sources, suffix=".safetensors")
+        return kept(path, lambda: stitched.gather(batches()), PairMoments.save, PairMoments.load)
 
-    made_of, sources = {"template": template, "chats": added}, (fit_template_stitches,)
-    path = stitched.artifact("template-moments", made_of, sources=sources, suffix=".safetensors")
-    make = functools.partial(in_template, pair.train, functools.partial(stitched.training_rows, "a"), added)
-    of_template = kept(path, make, PairMoments.save, PairMoments.load)
-    ordinary = stitched.moments
-    if added:
-        ordinary = ordinary + stitched.gather(chat_batches(stitched, pair.train, added))
+    if in_text:
+        rows, ordinary = functools.partial(stitched.training_rows, "a"), stitched.moments
+        plain = gathered("plain", lambda: plain_rows(rows(), template))
+        of_template = gathered("template", lambda: template_rows(rows(), template))
+        held_out_template = template_rows(stitched.evaluation_rows("a"), template)
+    else:
+        chats = functools.partial(chat_batches, stitched, pair.train, added)
+        plain, of_template = stitched.moments, gathered("template", lambda: chats(template=True))
+        ordinary = plain + gathered("chat", chats)
+        held_out_template = chat_batches(stitched, pair.evaluation, max(added // 10, 4), template=True)
     repeats = max(1, round(OFTEN / (1 - OFTEN) * ordinary.count / max(of_template.count, 1)))
-    data = (ordinary, ordinary + of_template, ordinary + _repeated(of_template, repeats))
+    data = (plain, ordinary + of_template, ordinary + _repeated(of_template, repeats))
     fit = functools.partial(fit_exact, alpha=stitched.alpha, ridge=stitched.ridge_used)
     stitches = {name: fit(moments) for name, moments in zip(STITCHES, data)}
     held_out = {
         "ordinary": stitched.held_out_moments,
-        "template": in_template(pair.evaluation, lambda: stitched.evaluation_rows("a"), max(added // 10, 4)),
+        "template": stitched.gather(held_out_template),
         "last": PairMoments(models[0].d_model, models[1].d_model),
     }
     held_out["last"].update(*(last_token_residuals(*stitched.side(side), prompts) for side in "ab"))
@@ -155,7 +195,7 @@ def fit_template_stitches(stitched: StitchedPair, prompts: Sequence[str]) -> Tem
             loss = stitch_loss(one, moments)
             unexplained[name, group, "b"] = loss.up / moments.cyy.diagonal().mean().item()
             unexplained[name, group, "a"] = loss.down / moments.cxx.diagonal().mean().item()
-    tokens = {"ordinary": ordinary.count, "template": of_template.count}
+    tokens = {"plain": plain.count, "chats": ordinary.count - plain.count, "template": of_template.count}
     names = tuple(stitched.tokenizer.convert_ids_to_tokens(template))
     return TemplateFit(stitches, unexplained, tokens, repeats, names, added)
 

@@ -80,7 +80,7 @@ def free_tasks(pair: ModelPair, contrasts: int, *, seed: int = 0) -> list[FreeTa
 class FreeSweep(Sweep):
     """Responses of B, steered and not, and what follows from them; a strength is chosen for each task."""
 
-    def chosen_for(self, side: str, condition: str, of: str) -> float:
+    def chosen_for(self, side: str, condition: str, of: str, fold: int) -> float:
         return self.chosen[of]
 
     def mean(self, rows: Sequence[np.ndarray]) -> Estimate:
@@ -97,7 +97,7 @@ class FreeSweep(Sweep):
             found |= self.nll_rise("b", condition).numbers(f"{start}.{condition}.nll_rise")
             for task in self.chosen:
                 found |= self.share("b", condition, task).numbers(f"{start}.{task}.{condition}")
-        for _, side, condition, task, strength in evaluated:
+        for _, side, condition, task, strength, _ in evaluated:
             if condition not in ("none", "random"):
                 id = f"{start}.{task}.dose_{strength:g}.{condition}"
                 found |= self.share(side, condition, task, strength).numbers(id)

@@ -27,7 +27,7 @@ from ..utils.cache import artifact
 from ..utils.progress import progress
 from ..utils.stats import RESAMPLES, Estimate, correlations, from_draws
 from .prompts import languages, parallel_pairs, steering_prompts
-from .sweep import Cell, Sweep, SweepConfig, clamped, kept_json
+from .sweep import FLUENT, Cell, Sweep, SweepConfig, clamped, kept_json
 from .vectors import condition_vectors, language_means
 from .verifiers import detect_language
 
@@ -81,7 +81,7 @@ class LanguageSweep(Sweep):
     frequencies: Mapping[str, int] = field(default_factory=dict)
     """By language: sentences of the training text (Fig. 11)."""
 
-    def chosen_for(self, side: str, condition: str, of: str) -> float:
+    def chosen_for(self, side: str, condition: str, of: str, fold: int) -> float:
         return self.chosen[side]
 
     def gaps(self, side: str) -> dict[str, float]:
@@ -106,8 +106,11 @@ class LanguageSweep(Sweep):
                 id = f"{table}.{pair}.{language}.{condition}{suffix}"
                 found |= self.share(side, condition, language, strength).numbers(id)
                 found |= self.nll_rise(side, condition, strength, of=(language,)).numbers(f"{id}.nll_rise")
-            found |= self.mean_share(side, condition, strength).numbers(f"figure3b.{pair}.{side}.{condition}{suffix}")
-            id = f"steering.{pair}.{side}.{condition}{suffix}.nll_rise"
+            at = f"{side}.{condition}{suffix}"
+            found |= self.mean_share(side, condition, strength).numbers(f"figure3b.{pair}.{at}")
+            fluent = self.mean_share(side, condition, strength, ceiling=FLUENT)
+            found |= fluent.numbers(f"steering.{pair}.{at}.fluent")
+            id = f"steering.{pair}.{at}.nll_rise"
             found |= self.nll_rise(side, condition, strength).numbers(id)
             found |= self.nll_rise(side, condition, strength, alone=True).numbers(f"{id}_alone")
         gaps = {(side, language): gap for side in TABLES for language, gap in self.gaps(side).items()}

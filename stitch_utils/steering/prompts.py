@@ -3,10 +3,11 @@
 Section 4, App. F: vectors come from the first pairs of sentences of EuroParl, responses from 163 prompts of IFEval with
 their instructions taken out, as Stolfo et al. published them. App. F.2 takes the same prompts with and without. Where a
 pair's file names no such data, the embedded world has its own. Vectors, the choice of a strength and the evaluation
-have prompts of their own, so prompts come in parts that share none.
+have prompts of their own, so prompts come in parts that share none. A data set has few prompts for an instruction:
+they are split in folds, each of which is evaluated once, with vectors and strengths from the others.
 
 Offers `languages`, `parallel_pairs`, `steering_prompts`, `as_turn`; `InstructionPrompt`, `instruction_kinds`,
-`instruction_prompts`; and to read any of these data sets `named_rows`, `text_columns`.
+`instruction_folds`, `instruction_prompts`; and to read any of these data sets `named_rows`, `text_columns`.
 """
 
 import functools
@@ -36,9 +37,10 @@ SPLITS = ("chosen", "evaluated", "all")
 CHOSEN_SHARE = 4  # one prompt in so many is for choosing a strength
 WORLD_PROMPTS = 4000  # drawn from the world at most: it has several hundred that differ
 INSTRUCTION_SPLITS = ("fit", "chosen", "evaluated")
-# Of eight parts of the world's prompts, and of five of the prompts for one instruction of a data set, which go where.
+# Which of eight parts of the world's prompts, and which folds of the prompts for one instruction of a data set, counted
+# from the one that is evaluated, go where.
 WORLD_PARTS = ("fit", "fit", "chosen", *["evaluated"] * 5)
-ROW_PARTS = ("fit", "evaluated", "chosen", "fit", "evaluated")
+FOLD_PARTS = ("evaluated", "chosen", "fit", "fit", "fit")
 COLUMNS = ("prompt", PROMPT_COLUMN, "instruction_id_list", "kwargs")
 WORLD_LANGUAGE = "fr"  # asked for by the world's instruction `language`: the most frequent one that is not English
 
@@ -138,28 +140,38 @@ def instruction_kinds(pair: ModelPair) -> tuple[str, ...]:
         return tuple(WORLD_INSTRUCTIONS)
     with blaming(pair, "datasets: instructions"):
         data = pair.datasets["instructions"]
-        usable = tuple(sorted(kind for kind, found in _by_kind(data).items() if len(found) >= len(ROW_PARTS)))
+        usable = tuple(sorted(kind for kind, found in _by_kind(data).items() if len(found) >= len(FOLD_PARTS)))
         if not usable:
-            raise ValueError(f"dataset {data.name!r}: no instruction has {len(ROW_PARTS)} prompts that can be verified")
+            raise ValueError(
+                f"dataset {data.name!r}: no instruction has {len(FOLD_PARTS)} prompts that can be verified"
+            )
     return usable
 
 
+def instruction_folds(pair: ModelPair) -> int:
+    """Count the folds of the prompts for an instruction: one of the world's, of which there is no end."""
+    return len(FOLD_PARTS) if "instructions" in pair.datasets else 1
+
+
 def instruction_prompts(
-    pair: ModelPair, kind: str, count: int, split: str, *, choosing: bool = True
+    pair: ModelPair, kind: str, count: int, split: str, *, choosing: bool = True, fold: int = 0
 ) -> list[InstructionPrompt]:
     """List at most `count` different prompts for one instruction, of a split: fit, chosen or evaluated.
 
-    Where no strength is chosen (`choosing=False`), the prompts of the split `chosen` belong to `fit`. From the world,
-    whose prompts are the same for every instruction; or from the data set `instructions` of the pair's file, with the
-    columns of Stolfo et al.'s `ifeval_single_instr_format.jsonl`. ValueError for another split, a kind that has no
-    prompts, or a data set without these columns.
+    Each is evaluated in one `fold`. Where no strength is chosen (`choosing=False`), the prompts of the split `chosen`
+    belong to `fit`. From the world, whose prompts are the same for every instruction; or from the data set
+    `instructions` of the pair's file, with the columns of Stolfo et al.'s `ifeval_single_instr_format.jsonl`.
+    ValueError for another split or fold, a kind that has no prompts, or a data set without these columns.
     """
     check_known("split", split, INSTRUCTION_SPLITS)
     if kind not in (known := instruction_kinds(pair)):
         raise ValueError(f"unknown instruction {kind!r} for pair {pair.name!r}: known are {', '.join(known)}")
+    if fold not in range(folds := instruction_folds(pair)):
+        raise ValueError(f"fold {fold} of the prompts of pair {pair.name!r}: expected one of {folds}, from 0")
     wanted = (split, "chosen") if split == "fit" and not choosing else (split,)
     if "instructions" in pair.datasets:
-        prompts, parts = _by_kind(pair.datasets["instructions"])[kind], itertools.cycle(ROW_PARTS)
+        prompts = _by_kind(pair.datasets["instructions"])[kind]
+        parts = (FOLD_PARTS[(number - fold) % len(FOLD_PARTS)] for number in range(len(prompts)))
     else:  # by the text alone, so that a prompt is in one part for all instructions
         prompts = _instructions_of_world(kind)
         parts = (WORLD_PARTS[zlib.crc32(prompt.without.encode()) % len(WORLD_PARTS)] for prompt in prompts)

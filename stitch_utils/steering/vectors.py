@@ -21,11 +21,11 @@ the shorter v is, and those of different behaviours become alike.
 
 Offers `MeanStreams`, `language_means`, `last_token_residuals`, `at_last_tokens`, `spread`; `SteeringVector`,
 `steering_vector`, `condition_vectors`; `contrast_vectors`, `steering_directions`, `condition_directions`;
-`transfer_vector`, `random_direction`; and the edits `clamp` and `add`.
+`transfer_vector`, `random_direction`, `moved_as_far`; and the edits `clamp` and `add`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -40,6 +40,7 @@ from ..stitching.moments import PairMoments
 from ..stitching.stitch import Stitch
 from ..utils.progress import progress
 
+W = TypeVar("W")  # what is steered towards
 Maps = Mapping[str, tuple[Stitch, bool]]  # by condition: a stitch, and whether its bias is added
 Directions = Mapping[str, Mapping[str, Float[Tensor, " d_model"]]]  # by name of what is steered towards, and condition
 
@@ -141,8 +142,8 @@ def steering_vector(means: MeanStreams, direction: Float[Tensor, " d_model"] | N
 
 
 def condition_vectors(
-    means: Mapping[tuple[str, str], MeanStreams], maps: Maps, seed: int, *, at_unit_length: bool = False
-) -> dict[tuple[str, str], dict[str, SteeringVector]]:
+    means: Mapping[tuple[str, W], MeanStreams], maps: Maps, seed: int, *, at_unit_length: bool = False
+) -> dict[tuple[str, W], dict[str, SteeringVector]]:
     """Make the vectors of all conditions (`condition_directions`) from `means[side, what]`, for the model of `side`.
 
     Along `random` the stream is moved as far as along `native`. The other model's vector keeps its length, which counts
@@ -154,9 +155,14 @@ def condition_vectors(
         carried = steering_vector(other).direction if at_unit_length else other.target - other.source
         directions = condition_directions(own.target - own.source, carried, maps, to=side, seed=1000 * seed + number)
         found = {condition: steering_vector(own, direction) for condition, direction in directions.items()}
-        native, drawn = found["native"], found["random"]
-        vectors[side, what] = found | {"random": drawn._replace(target=drawn.source + native.target - native.source)}
+        vectors[side, what] = found | {"random": moved_as_far(found["native"], own, directions["random"])}
     return vectors
+
+
+def moved_as_far(vector: SteeringVector, means: MeanStreams, direction: Float[Tensor, " d_model"]) -> SteeringVector:
+    """Make the vector along another `direction` that moves the stream as far as `vector` does."""
+    other = steering_vector(means, direction)
+    return other._replace(target=other.source + vector.target - vector.source)
 
 
 def contrast_vectors(
@@ -211,17 +217,28 @@ def random_direction(d: int, seed: int) -> Float[Tensor, " d_model"]:
     return _unit(torch.randn(d, generator=torch.Generator().manual_seed(seed)), "the draw")
 
 
-def clamp(direction: Float[Tensor, " d_model"], z: float) -> Edit:
+def clamp(direction: Float[Tensor, "*rows d_model"], z: float | Float[Tensor, " rows"]) -> Edit:
     """Set the stream's component along `direction`, taken at unit length, to `z` at every position (Eqs. 8 and 9).
+
+    There may be a direction and a `z` for each row of the batch. ValueError for a direction of length zero.
+    """
+    unit = _unit(direction, "the direction")
+    if not isinstance(z, Tensor):
+        return _edit(lambda h, v: h + (z - h @ v)[..., None] * v, unit)
+
+    def each(h: Tensor, v: Tensor) -> Tensor:
+        return h + (z.to(h)[:, None, None] - (h * v).sum(-1, keepdim=True)) * v
+
+    return _edit(each, unit[:, None])
+
+
+def add(direction: Float[Tensor, "*rows d_model"], length: float | Float[Tensor, " rows"]) -> Edit:
+    """Add a vector of `length` along `direction` at every position; both may be given for each row of the batch.
 
     ValueError for a direction of length zero.
     """
-    return _edit(lambda h, v: h + (z - h @ v)[..., None] * v, _unit(direction, "the direction"))
-
-
-def add(direction: Float[Tensor, " d_model"], length: float) -> Edit:
-    """Add a vector of `length` along `direction` at every position; ValueError for a direction of length zero."""
-    return _edit(torch.add, _unit(direction, "the direction") * length)
+    unit = _unit(direction, "the direction")
+    return _edit(torch.add, unit[:, None] * length[:, None, None] if isinstance(length, Tensor) else unit * length)
 
 
 def _edit(change: Callable[[Tensor, Tensor], Tensor], vector: Tensor) -> Edit:
@@ -235,9 +252,9 @@ def _edit(change: Callable[[Tensor, Tensor], Tensor], vector: Tensor) -> Edit:
 
 
 def _unit(vector: Tensor, what: str) -> Tensor:
-    """Scale to unit length, in float64, and return it in float32."""
+    """Scale a vector, or each row of several, to unit length, in float64, and return it in float32."""
     wide = vector.detach().cpu().double()
-    norm = wide.norm()
-    if not norm > 0 or not norm.isfinite():
-        raise ValueError(f"{what} has length {norm.item():g}: expected a positive one")
+    norm = wide.norm(dim=-1, keepdim=True)
+    if (wrong := norm[~(norm > 0) | ~norm.isfinite()]).numel():
+        raise ValueError(f"{what} has length {wrong[0].item():g}: expected a positive one")
     return (wide / norm).float()

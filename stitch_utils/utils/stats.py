@@ -5,7 +5,7 @@ resamples; arithmetic on these, resample by resample, gives paired differences a
 intervals.
 
 Offers `Estimate`, `from_draws`, `from_resamples`, `DocumentSums`, `resampled_counts`, `resampled_totals`,
-`Beyond`, `stratified_mean`, `crossed_mean`, `over_seeds`, `clopper_pearson`, `correlations`.
+`Beyond`, `stratified_mean`, `crossed_mean`, `over_seeds`, `clopper_pearson`, `is_more_often`, `correlations`.
 """
 
 from collections.abc import Sequence
@@ -101,18 +101,26 @@ class Beyond(NamedTuple):
 
 
 def stratified_mean(rows: Sequence[np.ndarray], seed: int) -> Estimate:
-    """Average the means of rows, which may differ in length, with a bootstrap interval within each row."""
+    """Average the means of rows, which may differ in length, with a bootstrap interval within each row.
+
+    A row may itself be a table, such as (random directions, prompts), of which both axes are resampled.
+    """
     rng = np.random.default_rng(seed)
-    sums = (resampled_counts(len(row), rng) @ row / len(row) for row in rows)
-    draws = sum(sums, np.zeros(RESAMPLES)) / len(rows)
+    draws = sum((_resampled_means(row, rng) for row in rows), np.zeros(RESAMPLES)) / len(rows)
     return from_draws(float(np.mean([row.mean() for row in rows])), draws)
 
 
 def crossed_mean(values: np.ndarray, seed: int) -> Estimate:
     """Average a table, such as (languages, prompts), with a bootstrap interval that resamples both axes."""
-    rng = np.random.default_rng(seed)
+    return from_draws(values.mean(), _resampled_means(values, np.random.default_rng(seed)))
+
+
+def _resampled_means(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Average each resample of values (n,), or of a table (rows, columns) whose rows and columns are both drawn."""
+    if values.ndim == 1:
+        return resampled_counts(len(values), rng) @ values / len(values)
     rows, columns = (resampled_counts(n, rng) for n in values.shape)
-    return from_draws(values.mean(), ((rows @ values) * columns).sum(1) / values.size)
+    return ((rows @ values) * columns).sum(1) / values.size
 
 
 def over_seeds(values) -> Estimate:
@@ -124,14 +132,25 @@ def over_seeds(values) -> Estimate:
     return Estimate(float(values.mean()), float(values.mean() - half), float(values.mean() + half))
 
 
-def clopper_pearson(successes: int, trials: int) -> Estimate:
-    """Return the share of successes with its exact 95% interval; raise ValueError without trials."""
+def clopper_pearson(successes: int, trials: int, *, confidence: float = 0.95) -> Estimate:
+    """Return the share of successes with its exact interval; raise ValueError without trials."""
     if not 0 <= successes <= trials or trials < 1:
         raise ValueError(f"expected 0 <= successes <= trials and at least one trial: got {successes} of {trials}")
-    failures = trials - successes
-    low = beta.ppf(0.025, successes, failures + 1) if successes else 0.0
-    high = beta.ppf(0.975, successes + 1, failures) if failures else 1.0
+    failures, tail = trials - successes, (1 - confidence) / 2
+    low = beta.ppf(tail, successes, failures + 1) if successes else 0.0
+    high = beta.ppf(1 - tail, successes + 1, failures) if failures else 1.0
     return Estimate(successes / trials, float(low), float(high))
+
+
+def is_more_often(one: np.ndarray, other: np.ndarray, *, comparisons: int = 1) -> bool:
+    """Whether `one` is true more often than `other` of the same things, beyond doubt (McNemar's exact test).
+
+    Of the things on which the two differ, `one` is true of more than half with 95% confidence, for all of so many
+    `comparisons` together (Bonferroni).
+    """
+    wins, losses = int((one > other).sum()), int((one < other).sum())
+    confidence = 1 - 0.05 / comparisons
+    return wins > 0 and clopper_pearson(wins, wins + losses, confidence=confidence).low > 0.5
 
 
 def correlations(x: np.ndarray, y: np.ndarray, *, axis: int = 0, still: float = 0.0) -> np.ndarray:

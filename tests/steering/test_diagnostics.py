@@ -1,6 +1,7 @@
 """Stitches that have seen the chat template, against sums token by token; vectors from two sets of prompts, checked
 against noise whose size is known and against sums that are written out."""
 
+import copy
 import dataclasses
 import itertools
 import shutil
@@ -23,6 +24,8 @@ from stitch_utils.models.language_model import load_models
 from stitch_utils.steering.diagnostics import (
     chat_batches,
     fit_template_stitches,
+    plain_rows,
+    template_places,
     template_rows,
     template_tokens,
     vector_noise,
@@ -60,6 +63,52 @@ def test_the_templates_tokens_and_no_others(random_models):
     assert template_tokens(random_models[0]) == sorted(ids_of(tokenizer, USER, ASSISTANT, END))
 
 
+# As Gemma's, whose prompts end in a line break; with words instead of special tokens; and with none around the answer.
+LINES = (
+    "{% for m in messages %}" + USER + "{{ m.role }}\n{{ m.content }}" + END + "\n{% endfor %}" + ASSISTANT + "model\n"
+)
+WORDS = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n\n{% endfor %}the boat: "
+BARE = "{% for m in messages %}{% if m.role == 'user' %}" + USER + "{% endif %}{{ m.content }}{% endfor %}"
+
+
+@pytest.mark.parametrize("template", [LINES, WORDS, BARE])
+def test_the_templates_tokens_are_known_by_their_places(random_models, template):
+    tokenizer = copy.deepcopy(random_models[0].tokenizer)
+    tokenizer.chat_template = template
+    contents = ("One\nold boat.", "The été\n, the sea")
+    turns = [{"role": role, "content": said} for role, said in zip(("user", "assistant"), contents)]
+    text = tokenizer.apply_chat_template(turns, tokenize=False)
+    ids, own = template_places(tokenizer, text, contents)
+    assert ids == tokenizer(text, add_special_tokens=False)["input_ids"]
+    left = text.replace(contents[0], "", 1).replace(contents[1], "", 1)
+    said = tokenizer.decode([id for id, is_own in zip(ids, own) if is_own])
+    assert said.replace(" ", "") == left.replace(" ", "")
+    line_break = ids[[tokenizer.decode([id]) for id in ids].index("\n")]
+    places = {is_own for id, is_own in zip(ids, own) if id == line_break}
+    assert places == ({True, False} if "\n" in template else {False}), "one id, in the template and in what is said"
+
+
+def test_ordinary_tokens_can_be_the_templates(random_models, monkeypatch):
+    model = random_models[0]
+    assert set(ids_of(model.tokenizer, USER, ASSISTANT, END)) == set(template_tokens(model))
+    monkeypatch.setattr(model.tokenizer, "chat_template", LINES)
+    found = {model.tokenizer.decode([id]) for id in template_tokens(model)}
+    assert {USER, ASSISTANT, END, "\n"} < found
+    monkeypatch.setattr(model.tokenizer, "chat_template", "{% for m in messages %}{{ m.content }}{% endfor %}")
+    with pytest.raises(ValueError, match=r"the chat template of '.*a' writes no tokens of its own"):
+        template_tokens(model)
+
+
+def test_documents_with_the_templates_tokens_are_no_plain_text():
+    tokens = torch.tensor([[0, 7, 1, 8, 5], [0, 5, 6, 7, 2], [0, 9, 9, 0, 0]])
+    mask = torch.tensor([[0, 1, 0, 1, 1], [0, 1, 1, 1, 0], [0, 1, 1, 0, 0]]).bool()
+    documents = torch.tensor([[0, 0, 0, 0, 1], [1, 1, 2, 2, 2], [3, 3, 3, 3, 3]])
+    (plain,) = plain_rows([TokenBatch(tokens, mask, documents)], [1, 2])
+    assert plain.mask.int().tolist() == [[0, 0, 0, 0, 1], [0, 1, 0, 0, 0], [0, 1, 1, 0, 0]]
+    (every,) = plain_rows([TokenBatch(tokens, mask, documents)], [99])
+    assert (every.mask == mask).all()
+
+
 def test_rows_are_masked_but_for_the_templates_tokens():
     tokens = torch.tensor([[0, 7, 1, 8, 2], [0, 5, 6, 0, 0], [0, 1, 0, 0, 0]])
     mask = torch.tensor([[0, 1, 0, 1, 0], [0, 1, 1, 0, 0], [0, 0, 0, 0, 0]]).bool()
@@ -74,10 +123,13 @@ def test_documents_become_chats(random_models, context_40):
     model, text, scales = random_models[0], TextRef("world", "chats"), {"smoke": context_40.scale("smoke")}
     scales["smoke"] = dataclasses.replace(scales["smoke"], batch_size=2)
     pair = dataclasses.replace(context_40, scales=scales)
-    batches = list(chat_batches(StitchedPair(pair, random_models, LAYERS, "smoke"), text, 5))
+    stitched = StitchedPair(pair, random_models, LAYERS, "smoke")
+    batches = list(chat_batches(stitched, text, 5))
     assert [len(batch.tokens) for batch in batches] == [2, 2, 1]
     user, assistant, *_ = ids_of(model.tokenizer, USER, ASSISTANT)
-    for batch in batches:
+    for batch, other in zip(batches, chat_batches(stitched, text, 5, template=True), strict=True):
+        assert (batch.tokens == other.tokens).all() and not (batch.mask & other.mask).any()
+        assert set(batch.tokens[other.mask].tolist()) <= set(template_tokens(model)) and other.mask.any(1).all()
         assert (batch.tokens[:, 0] == model.tokenizer.bos_token_id).all() and (batch.tokens[:, 1] == user).all()
         special = torch.isin(batch.tokens, torch.tensor(model.tokenizer.all_special_ids))
         assert not (batch.mask & special).any() and (batch.mask | special).all(), "padding is end-of-text"
@@ -87,14 +139,23 @@ def test_documents_become_chats(random_models, context_40):
 
 def naive_moments(models, batches, template):
     """Token by token, ordinary ones and the template's apart."""
-    found = {"ordinary": ([], []), "template": ([], [])}
+    found = {"ordinary": ([], []), "template": ([], []), "plain": ([], [])}
     for batch in (both.a for both in batches):
         streams = [model.residuals(batch.tokens, [layer])[layer] for model, layer in zip(models, LAYERS)]
+        owners = batch.documents.tolist()
+        chats = {
+            owner
+            for row, of in zip(batch.tokens.tolist(), owners)
+            for token, owner in zip(row, of)
+            if token in template
+        }
         for row in range(len(batch.tokens)):
             for position, token in enumerate(batch.tokens[row].tolist()):
-                name = "template" if token in template else "ordinary" if batch.mask[row, position] else None
-                for values, stream in zip(found.get(name, ()), streams):
-                    values.append(stream[row, position])
+                names = ["template"] if token in template else ["ordinary"] if batch.mask[row, position] else []
+                if names == ["ordinary"] and owners[row][position] not in chats:
+                    names.append("plain")
+                for name, (values, stream) in itertools.product(names, zip((0, 1), streams)):
+                    found[name][values].append(stream[row, position])
     return {name: tuple(torch.stack(values) for values in both) for name, both in found.items()}
 
 
@@ -107,14 +168,16 @@ def test_the_stitches_are_those_of_the_tokens_that_they_name(context_40):
     fit = fit_template_stitches(stitched, prompts=prompts)
     data = naive_moments(models, training_batches(context_40, sizes, (tokenizer,) * 2, sizes.train_tokens), template)
     counts = {name: len(x) for name, (x, _) in data.items()}
-    assert fit.tokens == counts and counts["template"] > 0 and fit.chats == 0
+    counts["chats"] = counts["ordinary"] - counts["plain"]
+    assert fit.tokens == {name: counts[name] for name in ("plain", "chats", "template")}
+    assert min(counts.values()) > 0 and fit.chats == 0
     assert set(fit.names) == {USER, ASSISTANT, END}
     assert fit.repeats * counts["template"] / (fit.repeats * counts["template"] + counts["ordinary"]) == pytest.approx(
         0.1, rel=0.1
     )
     for name, times in (("without", 0), ("with", 1), ("often", fit.repeats)):
         moments = PairMoments(models[0].d_model, models[1].d_model)
-        moments.update(*data["ordinary"])
+        moments.update(*data["ordinary" if times else "plain"])
         for _ in range(times):
             moments.update(*data["template"])
         expected = fit_exact(moments)
@@ -144,6 +207,9 @@ def test_text_without_chats_gets_some(small_pair, tmp_path, monkeypatch):
     models = load_models(pair)
     fit = fit_template_stitches(StitchedPair(pair, models, LAYERS, "smoke"), chat(models[0], ["Go.", "Tell me."]))
     assert fit.chats == 6 and 6 * 2 <= fit.tokens["template"] <= 6 * 3
+    stitched = StitchedPair(pair, models, LAYERS, "smoke")
+    assert fit.tokens["plain"] == stitched.moments.count and fit.tokens["chats"] > 0
+    torch.testing.assert_close(fit.stitches["without"].P_up, stitched.stitch.P_up, rtol=1e-4, atol=1e-5)
     assert {group for _, group, _ in fit.unexplained} == {"ordinary", "template", "last", "last_centred"}
     assert fit.unexplained["often", "template", "b"] < fit.unexplained["without", "template", "b"]
 
@@ -271,3 +337,16 @@ def test_the_claim_asks_for_the_interval_of_what_is_lost(project, change, verdic
 def test_no_draws_are_an_error(stitch):
     with pytest.raises(ValueError, match="draws=0: expected at least one"):
         vector_noise({("a", "upper"): noisy(20, 1.0, 0)}, stitch, draws=0)
+
+
+@pytest.mark.parametrize(
+    ("last", "verdict"), [((0.9, 0.8), "holds"), ((0.9, 0.1), "does not hold"), ((0.2, 0.1), "does not hold")]
+)
+def test_the_claim_on_the_last_token_is_of_both_directions(project, last, verdict):
+    shutil.copy(Path(__file__).parents[2] / "book" / "published.yml", project / "book" / "published.yml")
+    up, down = last
+    numbers = {"last_centred.to_b": up, "last_centred.to_a": down, "ordinary.to_b": 0.3, "ordinary.to_a": 0.2}
+    found = {f"template.tiny.without.{id}": value for id, value in numbers.items()}
+    write_results("tiny", "instruction_following", found)
+    (said,) = (said for said in verdicts("tiny") if said.id == "last-template-token-is-lost")
+    assert said.verdict == verdict

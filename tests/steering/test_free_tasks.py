@@ -67,7 +67,11 @@ def test_responses_under_every_vector(small_pair, models):
         assert cells == keys
         edit = add(directions[task.name]["moved"], 8.0)
         expected = generate_texts(model, prompts, max_new_tokens=5, batch_size=2, layer=LAYERS[1], edit=edit)
-        assert list(found.cells[Cell("evaluated", "b", "moved", task.name, 4.0)].responses) == expected
+        for one, other in zip(
+            found.cells[Cell("evaluated", "b", "moved", task.name, 4.0)].responses, expected, strict=True
+        ):
+            assert (one.text, one.tokens) == (other.text, other.tokens)
+            assert one.nll == pytest.approx(other.nll, abs=1e-4)
         done = [task.is_done(response.text) for response in expected]
         assert found.share("b", "moved", task.name, 4.0) == clopper_pearson(sum(done), 3)
     assert found.chosen["never"] == 4.0, "what fails does not fail for want of strength"

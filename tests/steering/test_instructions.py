@@ -1,31 +1,40 @@
 """The experiment of App. F.2 against naive reference arithmetic: which cells there are, and what is counted of them."""
 
 import dataclasses
+import itertools
+import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from toy_prompts import naive_last
 
-from stitch_utils.data.pairs import load_pair
+from stitch_utils.book.claims import verdicts
+from stitch_utils.book.results import write_results
+from stitch_utils.data.pairs import DatasetRef, load_pair
 from stitch_utils.models.generation import Response, chat, generate_texts
 from stitch_utils.models.language_model import load_models
 from stitch_utils.steering import sweep as engine
 from stitch_utils.steering.diagnostics import fit_template_stitches
 from stitch_utils.steering.instructions import (
+    ANY_COST,
     CARRIED,
     CONDITIONS,
     InstructionConfig,
+    InstructionSweep,
     evaluated_chats,
     instruction_config,
     sweep_instructions,
 )
-from stitch_utils.steering.prompts import instruction_kinds, instruction_prompts
+from stitch_utils.steering.prompts import InstructionPrompt, instruction_kinds, instruction_prompts
 from stitch_utils.steering.sweep import Answers, chosen_strength
-from stitch_utils.steering.vectors import MeanStreams, last_token_residuals, steering_vector
+from stitch_utils.steering.vectors import MeanStreams, SteeringVector, last_token_residuals, steering_vector
 from stitch_utils.stitching.pair import StitchedPair
 
 LAYERS = (1, 2)
+seen_moves = {}  # by cell, of the sweep that was made last
 
 
 @pytest.fixture
@@ -47,7 +56,8 @@ def config():
         choosing_prompts=3,
         fit_prompts=6,
         strengths=(1.0, 4.0),
-        carried_strengths=(1.0, 6.0),
+        random_directions=3,
+        random_prompts=2,
         max_new_tokens=4,
         batch_size=3,
     )
@@ -58,7 +68,16 @@ def swept(context_40, config):
     models = load_models(context_40)
     stitched = StitchedPair(context_40, models, LAYERS, "smoke")
     fit = fit_template_stitches(stitched, evaluated_chats(stitched, config))
-    return stitched, fit, sweep_instructions(stitched, fit.stitches, config)
+    answer = engine.Sweep._answer
+
+    def seen(sweep, stitched, group, prompts, moves, judge):
+        seen_moves.update(zip(group, moves))
+        return answer(sweep, stitched, group, prompts, moves, judge)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine.Sweep, "_answer", seen)
+        sweep = sweep_instructions(stitched, fit.stitches, config)
+    return stitched, fit, sweep
 
 
 def test_every_cell_is_what_its_name_says(swept, context_40, config, monkeypatch):
@@ -75,8 +94,8 @@ def test_every_cell_is_what_its_name_says(swept, context_40, config, monkeypatch
             high, low = given.mean(0), without.mean(0)
             for condition in CONDITIONS[:-1]:
                 direction = own.direction
-                strength = sweep.chosen[side, kind, "transferred" if condition in CARRIED else "native"]
-                assert strength in (config.carried_strengths if condition in CARRIED else config.strengths)
+                strength = sweep.chosen[side, kind, "transferred" if condition in CARRIED else "native", 0]
+                assert strength in config.strengths
                 if condition in CARRIED:
                     stitch = fit.stitches[CARRIED[condition]]
                     image = theirs.direction @ (stitch.P_down if side == "a" else stitch.P_up)
@@ -92,18 +111,54 @@ def test_every_cell_is_what_its_name_says(swept, context_40, config, monkeypatch
                 found = sweep.answers(side, condition, kind)
                 assert [r.text for r in found.responses] == [r.text for r in expected], (side, kind, condition)
                 followed = [p.is_followed(r.text) for p, r in zip(asked, expected)]
-                share = sweep.share(side, condition, kind)
+                share = sweep.share(side, condition, kind, ceiling=ANY_COST)
                 assert share.value == np.mean(followed) and share.low <= share.value <= share.high
+                bare = generate_texts(model, chat(model, [p.without for p in asked]), max_new_tokens=4, batch_size=3)
+                cheap = [r.nll - o.nll <= 1 + 1e-9 for r, o in zip(expected, bare)]
+                assert sweep.share(side, condition, kind).value == np.mean(np.array(followed) & cheap)
+            _check_random(
+                sweep,
+                model,
+                layer,
+                side,
+                kind,
+                asked[:2],
+                low,
+                high,
+                own_direction=own_vector(model, layer, both).direction,
+            )
     never = lambda *args, **more: pytest.fail("what was made once is kept")  # noqa: E731
     never.__module__ = generate_texts.__module__  # which is in the key
     monkeypatch.setattr(engine, "generate_texts", never)
     assert sweep_instructions(stitched, fit.stitches, config).cells == sweep.cells
 
 
+def _check_random(sweep, model, layer, side, kind, asked, low, high, own_direction):
+    """Each direction answers the same few prompts, moved as far as the own vector moves them."""
+    found = sweep.answers(side, "random", kind)
+    cell = sweep.cell(side, "random", kind)
+    moved, z = seen_moves[cell].args
+    assert len(found.responses) == 3 * 2 == len(moved)
+    assert (moved[::2] == moved[1::2]).all() and len({tuple(row.tolist()) for row in moved}) == 3
+    for number, response in enumerate(found.responses):
+        direction, prompt = moved[number], asked[number % 2]
+        assert direction.norm() == pytest.approx(1, abs=1e-5) and abs(direction @ own_direction) < 0.6
+        expected_z = low @ direction + cell.strength * (high - low) @ own_direction
+        assert z[number] == pytest.approx(expected_z.item(), abs=1e-3)
+
+        def put(stream, v=direction, z=z[number]):
+            return stream + (z - stream @ v)[..., None] * v
+
+        (expected,) = generate_texts(model, chat(model, [prompt.without]), max_new_tokens=4, layer=layer, edit=put)
+        assert response.text == expected.text
+        assert found.done[number] == prompt.is_followed(expected.text)
+
+
 def test_what_is_carried_across_has_a_strength_of_its_own(swept, config):
     _, _, sweep = swept
-    for (side, kind, condition), chosen in sweep.chosen.items():
-        strengths = (1.0, 4.0) if condition == "native" else (1.0, 6.0)
+    for (side, kind, condition, fold), chosen in sweep.chosen.items():
+        strengths = (1.0, 4.0)  # the same for both, so that neither fails for want of strength
+        assert fold == 0
         shares = {s: sweep.share(side, condition, kind, s, "chosen").value for s in strengths}
         losses = {
             s: np.mean([r.nll for r in sweep.answers(side, condition, kind, s, "chosen").responses]) for s in strengths
@@ -118,12 +173,24 @@ def test_numbers_are_means_over_the_instructions(swept, config):
     _, _, sweep = swept
     numbers = sweep.numbers("mine")
     for side, figure in (("a", "figure12"), ("b", "figure13")):
-        shares = {c: [sweep.share(side, c, kind).value for kind in config.kinds] for c in CONDITIONS}
+        for ceiling, end in ((None, ""), (ANY_COST, ".any_cost")):
+            shares = {
+                c: [sweep.share(side, c, kind, ceiling=ceiling).value for kind in config.kinds] for c in CONDITIONS
+            }
+            for condition in CONDITIONS[1:]:
+                assert numbers[f"{figure}.mine.mean.{condition}{end}"] == pytest.approx(np.mean(shares[condition]))
+                assert numbers[f"{figure}.mine.upper.{condition}{end}"] == shares[condition][0]
+        assert numbers[f"{figure}.mine.mean.none"] == pytest.approx(np.mean(shares["none"]))
+        cut = {
+            c: [np.mean([r.cut for r in sweep.answers(side, c, kind).responses]) for kind in config.kinds]
+            for c in CONDITIONS
+        }
         for condition in CONDITIONS:
-            assert numbers[f"{figure}.mine.mean.{condition}"] == pytest.approx(np.mean(shares[condition]))
-        gains = np.subtract(shares["transferred"], shares["none"])
-        assert numbers[f"{figure}.mine.casing.gain"] == pytest.approx(gains[0])
-        assert numbers[f"{figure}.mine.other.gain"] == pytest.approx(gains[1])
+            assert numbers[f"{figure}.mine.cut.{condition}"] == pytest.approx(np.mean(cut[condition]))
+            assert numbers[f"{figure}.mine.cut.{condition}.most"] == max(cut[condition])
+            assert numbers[f"{figure}.mine.upper.{condition}.cut"] == cut[condition][0]
+        assert numbers[f"{figure}.mine.cut"] >= max(map(max, cut.values())) > 0.05
+        assert (side, "upper", "native") in sweep.cut_short() or cut["native"][0] <= 0.05
         losses = {
             c: np.mean([r.nll for k in config.kinds for r in sweep.answers(side, c, k).responses])
             for c in ("none", "native")
@@ -164,33 +231,158 @@ def test_instructions_that_bare_prompts_follow_anyway(swept, config):
     assert dataclasses.replace(sweep, cells=cells).followed_anyway() == [], "in one model alone"
 
 
-def test_instructions_are_counted_where_intervals_do_not_overlap(swept, config):
-    _, _, sweep = swept
-    planned = dataclasses.replace(sweep, chosen=dict.fromkeys(sweep.chosen, 4.0))
-    keys = [
-        planned.cell(side, condition, kind, strength)
-        for side in "ab"
-        for condition in CONDITIONS
-        for kind in config.kinds
-        for strength in (None, 1.0)
+@pytest.fixture
+def planned(config):
+    """Makes a sweep without models from {(condition, kind): done of B's 20 prompts}; what is not said is not done."""
+    rules = {"upper": "change_case:english_capital", "no_commas": "punctuation:no_comma"}
+    prompts = {("evaluated", kind, 0): [InstructionPrompt("Go.", "Go.", id, {})] * 20 for kind, id in rules.items()}
+    vectors = {(s, (k, 0)): dict.fromkeys(CONDITIONS, SteeringVector(torch.ones(1), 0, 1)) for s in "ab" for k in rules}
+    chosen = {(side, kind, on, 0): 4.0 for side in "ab" for kind in rules for on in ("native", "transferred")}
+
+    def make(done, nll=()):
+        sweep = InstructionSweep(config=config, prompts=prompts, vectors=vectors, shifts={}, chosen=chosen)
+        for side, kind, condition in itertools.product("ab", rules, CONDITIONS):
+            said = [False] * (3 * 2 if condition == "random" else 20)
+            if side == "b":
+                said = done.get((condition, kind), said)
+            responses = (Response("", dict(nll).get(condition, 0.0), 0.0, 0),) * len(said)
+            for strength in (None, 1.0):
+                sweep.cells[sweep.cell(side, condition, kind, strength)] = Answers(responses, done=tuple(said))
+        return sweep
+
+    return make
+
+
+def first(count, of=20):
+    return [place < count for place in range(of)]
+
+
+@pytest.mark.parametrize(
+    ("native", "transferred", "counted"),
+    [
+        (first(20), first(20), {"steered", "improved", "matched"}),
+        (first(20), first(16), {"steered", "improved"}),
+        (first(16), first(20), {"steered", "improved", "matched"}),  # better on four prompts, which may be chance
+        (first(8), first(20), {"steered", "improved", "matched", "won_at_1", "could_win_at_1"}),
+        (first(0), first(20), {"improved", "won_at_1", "could_win_at_1"}),
+        (first(10), first(10)[::-1], {"steered", "improved", "matched", "could_win_at_1"}),
+        (first(0), first(5), {"could_win_at_1"}),
+        (first(0), first(0), {"could_win_at_1"}),
+    ],
+)
+def test_instructions_are_counted_by_the_same_prompts(planned, native, transferred, counted):
+    numbers = planned({("native", "upper"): native, ("transferred", "upper"): transferred}).numbers("mine")
+    for quantity in ("steered", "won_at_1", "improved", "matched"):
+        assert numbers[f"figure13.mine.{quantity}"] == (quantity in counted), quantity
+        assert numbers[f"figure12.mine.{quantity}"] == 0
+    assert numbers["figure13.mine.could_win_at_1"] == 1 + ("could_win_at_1" in counted), "at the other one, too"
+
+
+def test_pairing_decides_what_intervals_leave_open(planned):
+    """On 8 of 20 prompts transferred steering does what native does, and on 12 more, of which shares apart say less."""
+    numbers = planned({("native", "upper"): first(8), ("transferred", "upper"): first(17)}).numbers("mine")
+    low, high = numbers["figure13.mine.upper.transferred.low"], numbers["figure13.mine.upper.native.high"]
+    assert low < high and numbers["figure13.mine.won_at_1"] == 1
+
+
+@pytest.mark.parametrize(
+    ("upper", "commas", "lead"),
+    [
+        ((20, 20), (20, 5), (0.75, True)),  # (native, transferred) at each: gains of 1 and of 1/4
+        ((20, 5), (20, 20), (-0.75, True)),
+        ((20, 12), (20, 11), (0.05, True)),
+        ((20, 20), (3, 0), (0.0, False)),  # native steering cannot do the other, so there is nothing to carry across
+        ((0, 20), (20, 5), (0.0, False)),
+    ],
+)
+def test_letter_case_is_compared_where_native_steering_works(planned, upper, commas, lead):
+    done = {}
+    for kind, (native, transferred) in (("upper", upper), ("no_commas", commas)):
+        done |= {("native", kind): first(native), ("transferred", kind): first(transferred)}
+    numbers = planned(done).numbers("mine")
+    value, low, high = (numbers[f"figure13.mine.casing.lead{end}"] for end in ("", ".low", ".high"))
+    able = [numbers[f"figure13.mine.{which}.able"] for which in ("casing", "other")]
+    expected, testable = lead
+    assert value == pytest.approx(expected) and low <= value <= high and (min(able) == 1) == testable
+    assert (low > 0) == (expected > 0.1) and (high < 0) == (expected < -0.1)
+    assert numbers["figure12.mine.casing.able"] == 0 and numbers["figure12.mine.casing.lead.high"] == 1
+
+
+def test_random_directions_are_paired_with_the_prompts_that_they_answer(planned):
+    """One of three directions does what is asked, which is a third of the responses and no proof for directions."""
+    done = {("random", "upper"): [True, True, False, False, False, False], ("transferred", "upper"): first(1)}
+    sweep = planned(done)
+    numbers = sweep.numbers("mine")
+    assert numbers["figure13.mine.upper.random"] == pytest.approx(1 / 3)
+    assert numbers["figure13.mine.upper.random.low"] == 0 and numbers["figure13.mine.upper.random.high"] >= 2 / 3
+    assert numbers["figure13.mine.random_gain"] == pytest.approx(1 / 6)
+    assert numbers["figure13.mine.over_random"] == pytest.approx((0.5 - 1 / 3) / 2), "of two prompts one is followed"
+    costly = planned(done, nll={"random": 3.0}).numbers("mine")
+    assert costly["figure13.mine.upper.random"] == 0
+    assert costly["figure13.mine.upper.random.any_cost"] == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize("strength", [0.0, 1.0])
+@pytest.mark.parametrize("rows", [5, 7])
+def test_each_row_of_a_data_set_is_answered_once_by_what_the_others_gave(context_40, config, tmp_path, rows, strength):
+    said = [
+        {
+            "prompt": f"Say {i}. Quote.",
+            "prompt_without_instruction": f"Say {i}.",
+            "instruction_id_list": ["startend:quotation"],
+            "kwargs": [{}],
+        }
+        for i in range(rows)
     ]
-    responses = (Response("", 0.0, 0.0, 0),) * 20
-    for native, transferred, counted in (
-        (20, 20, {"improved", "matched"}),
-        (20, 16, {"improved"}),
-        (16, 20, {"improved", "matched"}),
-        (0, 20, {"improved", "won"}),
-        (0, 1, set()),
-        (0, 0, set()),
-    ):
-        cells = dict.fromkeys(keys, Answers(responses, done=(False,) * 20))
-        for condition, count in (("native", native), ("transferred", transferred)):
-            done = (True,) * count + (False,) * (20 - count)
-            cells[planned.cell("b", condition, "upper")] = Answers(responses, done=done)
-        numbers = dataclasses.replace(planned, cells=cells).numbers("mine")
-        for quantity in ("won", "won_at_1", "improved", "matched"):
-            assert numbers[f"figure13.mine.{quantity}"] == (quantity in counted), (quantity, native, transferred)
-            assert numbers[f"figure12.mine.{quantity}"] == 0
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, said)))
+    pair = dataclasses.replace(context_40, datasets={"instructions": DatasetRef(str(tmp_path / "rows.jsonl"))})
+    models = load_models(pair)
+    stitched = StitchedPair(pair, models, LAYERS, "smoke")
+    small = dataclasses.replace(config, kinds=("quotation",), prompts=99, folds=5, strength=strength)
+    assert dataclasses.replace(small, prompts=rows) == dataclasses.replace(
+        instruction_config(pair, "smoke", strength=strength),
+        **{name: getattr(small, name) for name in ("fit_prompts", "choosing_prompts", "strengths", "batch_size")},
+        prompts=rows,
+        max_new_tokens=4,
+    )
+    stitches = fit_template_stitches(stitched, evaluated_chats(stitched, small)).stitches
+    sweep = sweep_instructions(stitched, stitches, small)
+    assert sorted(prompt.without for prompt in sweep.evaluated("quotation")) == [f"Say {i}." for i in range(rows)]
+    assert len(sweep.answers("a", "native", "quotation").responses) == rows
+    for fold in range(5):
+        answered = {p.without for p in sweep.prompts["evaluated", "quotation", fold]}
+        fitted = sweep.prompts["fit", "quotation", fold]
+        assert not answered & {p.without for p in fitted} and len(fitted) >= 2
+        both = [[getattr(p, part) for p in fitted] for part in ("given", "without")]
+        own = own_vector(models[0], LAYERS[0], both)
+        torch.testing.assert_close(
+            sweep.vectors["a", ("quotation", fold)]["native"].direction, own.direction, rtol=1e-4, atol=1e-5
+        )
+        if not strength:
+            used = {p.without for p in sweep.prompts["chosen", "quotation", fold]}
+            assert used and not used & answered and not used & {p.without for p in fitted}
+    assert len(sweep.shifts["a", "quotation"]) == rows, "every row is in the vectors of some folds"
+    random = sweep.answers("a", "random", "quotation").responses
+    assert len(random) == 3 * 5, "a prompt of each fold, since two prompts are fewer than five folds"
+    numbers = sweep.numbers("mine")
+    assert all(np.isfinite(value) for value in numbers.values())
+    strengths = [sweep.chosen["a", "quotation", "native", fold] for fold in range(5)]
+    assert numbers["figure12.mine.quotation.strength.native"] == pytest.approx(np.mean(strengths))
+
+
+def test_responses_are_no_longer_than_the_models_have_room_for(swept, config):
+    stitched, fit, _ = swept
+    sweep = sweep_instructions(
+        stitched, fit.stitches, dataclasses.replace(config, max_new_tokens=500, kinds=("upper",))
+    )
+    longest = max(
+        len(model.tokenizer(text)["input_ids"])
+        for model in stitched.models
+        for prompts in sweep.prompts.values()
+        for text in chat(model, [p.given for p in prompts])
+    )
+    room = stitched.models[0].config.max_position_embeddings - sweep.config.max_new_tokens
+    assert 0 <= room - longest <= 1, "beginning-of-text may be written by the template or not"
 
 
 def test_sizes(pair):
@@ -200,9 +392,61 @@ def test_sizes(pair):
     assert instruction_config(pair, "default").kinds == instruction_kinds(pair)
     with pytest.raises(ValueError, match=r"kinds=\(\): a sweep needs at least one"):
         InstructionConfig(kinds=(), prompts=1, choosing_prompts=1)
-    for wrong in ("strengths", "carried_strengths"):
-        with pytest.raises(ValueError, match="strengths must be positive"):
-            InstructionConfig(kinds=("upper",), prompts=1, choosing_prompts=1, **{wrong: (0.0,)})
+    with pytest.raises(ValueError, match="strengths must be positive"):
+        InstructionConfig(kinds=("upper",), prompts=1, choosing_prompts=1, strengths=(0.0,))
+    for name in ("random_directions", "random_prompts", "folds"):
+        with pytest.raises(ValueError, match=f"{name}=0: a sweep needs at least one"):
+            InstructionConfig(kinds=("upper",), prompts=1, choosing_prompts=1, **{name: 0})
+    sizes = instruction_config(pair, "default")
+    assert sizes.random_directions >= 20 and sizes.max_new_tokens >= 200 and sizes.nll_ceiling == 1
     assert instruction_config(pair, "smoke").strength == 0
     assert instruction_config(dataclasses.replace(pair, strength=1.0), "smoke").strength == 1
     assert instruction_config(dataclasses.replace(pair, strength=1.0), "smoke", strength=2.0).strength == 2
+
+
+def of_figures(**numbers):
+    return {f"{figure}.tiny.{id}": value for figure in ("figure12", "figure13") for id, value in numbers.items()}
+
+
+def around(id, value, half):
+    return {id: value, f"{id}.low": value - half, f"{id}.high": value + half}
+
+
+@pytest.mark.parametrize(
+    ("claim", "numbers", "verdict"),
+    [
+        ("instruction-transfer-never-wins", of_figures(won_at_1=0, could_win_at_1=3), "holds"),
+        ("instruction-transfer-never-wins", of_figures(won_at_1=1, could_win_at_1=3), "does not hold"),
+        ("instruction-transfer-never-wins", of_figures(won_at_1=0, could_win_at_1=0), "not testable"),
+        ("instruction-transfer-matches-sometimes", of_figures(matched=0, steered=0), "not testable"),
+        ("instruction-transfer-matches-sometimes", of_figures(matched=0, steered=3), "does not hold"),
+        ("casing-transfers-best", (1, 1, 0.5, 0.2), "holds"),
+        ("casing-transfers-best", (1, 1, 0.1, 0.2), "inconclusive"),
+        ("casing-transfers-best", (1, 1, -0.5, 0.2), "does not hold"),
+        ("casing-transfers-best", (0, 1, 0.0, 1.0), "not testable"),
+        ("small-to-big-misses-the-subspace", (0.5, -0.01, 0.03), "holds"),
+        ("small-to-big-misses-the-subspace", (0.5, 0.04, 0.03), "inconclusive"),
+        ("small-to-big-misses-the-subspace", (0.5, 0.3, 0.1), "does not hold"),
+        ("small-to-big-misses-the-subspace", (0.05, 0.0, 0.01), "not testable"),
+        ("instruction-responses-end", of_figures(cut=0.04), "holds"),
+        ("instruction-responses-end", of_figures(cut=0.04) | {"figure13.tiny.cut": 0.3}, "does not hold"),
+        ("instruction-random-does-nothing", around("figure12.tiny.random_gain", 0.0, 0.04), "holds"),
+        ("instruction-random-does-nothing", around("figure12.tiny.random_gain", 0.03, 0.04), "inconclusive"),
+        ("instruction-random-does-nothing", around("figure12.tiny.random_gain", 0.3, 0.04), "does not hold"),
+    ],
+)
+def test_what_the_claims_make_of_the_numbers(project, claim, numbers, verdict):
+    shutil.copy(Path(__file__).parents[2] / "book" / "published.yml", project / "book" / "published.yml")
+    if claim == "casing-transfers-best":
+        casing, other, lead, half = numbers
+        numbers = of_figures(**{"casing.able": casing, "other.able": other}) | around(
+            "figure12.tiny.casing.lead", lead, half
+        )
+    elif claim == "small-to-big-misses-the-subspace":
+        native, over, half = numbers
+        numbers = around("figure13.tiny.native_gain", native, 0.2) | around("figure13.tiny.over_random", over, half)
+    elif claim == "instruction-random-does-nothing":
+        numbers = numbers | around("figure13.tiny.random_gain", 0.0, 0.01)
+    write_results("tiny", "instruction_following", numbers)
+    (said,) = (said for said in verdicts("tiny") if said.id == claim)
+    assert said.verdict == verdict

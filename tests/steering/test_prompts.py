@@ -18,6 +18,7 @@ from stitch_utils.steering import prompts as steering_data
 from stitch_utils.steering.prompts import (
     EUROPARL,
     INSTRUCTION_SPLITS,
+    instruction_folds,
     instruction_kinds,
     instruction_prompts,
     languages,
@@ -269,6 +270,28 @@ def test_the_three_parts_of_the_prompts_share_none(pair):
     assert more == found | {"fit": found["fit"] | found["chosen"]}, "those for choosing go to the vector"
     assert min(map(len, found.values())) >= 64 and len(found["evaluated"]) >= 163
     assert len(set.union(*found.values())) == sum(map(len, found.values()))
+
+
+@pytest.mark.parametrize("rows", [5, 9, 33])
+def test_each_row_of_a_file_is_evaluated_once_and_apart_from_its_fold(pair, tmp_path, rows):
+    ours = reading(pair, rows_file(tmp_path, *[("startend:quotation", "Quote.", {})] * rows))
+    folds = range(instruction_folds(ours))
+    assert len(folds) == 5 and instruction_folds(pair) == 1
+
+    def texts(split, fold, **more):
+        return [p.without for p in instruction_prompts(ours, "quotation", 99, split, fold=fold, **more)]
+
+    evaluated = [text for fold in folds for text in texts("evaluated", fold)]
+    assert len(evaluated) == len(set(evaluated)) == rows
+    for fold in folds:
+        parts = {split: set(texts(split, fold)) for split in INSTRUCTION_SPLITS}
+        assert set.union(*parts.values()) == set(evaluated) and sum(map(len, parts.values())) == rows
+        assert min(map(len, parts.values())) >= 1 and len(parts["fit"]) >= rows // 2
+        assert set(texts("fit", fold, choosing=False)) == parts["fit"] | parts["chosen"]
+    with pytest.raises(ValueError, match=r"fold 5 of the prompts of pair .*: expected one of 5, from 0"):
+        texts("fit", 5)
+    with pytest.raises(ValueError, match=r"fold 1 of the prompts of pair .*: expected one of 1, from 0"):
+        instruction_prompts(pair, "json", 1, "fit", fold=1)
 
 
 def test_rows_of_a_file_with_their_own_keywords(pair, tmp_path):

@@ -109,6 +109,10 @@ def test_clamping_sets_one_component_and_leaves_the_rest(z):
     across = torch.eye(48) - v[:, None] * v
     torch.testing.assert_close(steered @ across, h @ across, rtol=0, atol=1e-5)
     torch.testing.assert_close(clamp(5 * v, z)(h), steered, rtol=0, atol=1e-5)
+    each, at = torch.stack([v, 3 * random_direction(48, seed=3), -v]), torch.tensor([z, 1.5, -2.0])
+    rows = clamp(each, at)(h)
+    for row, direction, component in zip(range(3), each, at.tolist()):
+        torch.testing.assert_close(rows[row], clamp(direction, component)(h[row]), rtol=0, atol=1e-5)
 
 
 def test_a_bfloat16_stream_is_rounded_once():
@@ -209,6 +213,7 @@ def test_an_instructions_vector_is_the_unit_difference_of_means(random_models, p
             lambda m: transfer_vector(torch.zeros(5), toy_stitch(), to="b"),
             "image of the direction has length 0",
         ),
+        (lambda m: clamp(torch.eye(3)[:, :2], torch.ones(3)), "the direction has length 0: expected a positive one"),
         (lambda m: clamp(torch.full((3,), torch.nan), 1.0), "the direction has length nan: expected a positive one"),
     ],
 )

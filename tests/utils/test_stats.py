@@ -11,6 +11,7 @@ from stitch_utils.utils.stats import (
     clopper_pearson,
     crossed_mean,
     from_resamples,
+    is_more_often,
     over_seeds,
     resampled_counts,
     resampled_totals,
@@ -55,6 +56,34 @@ def test_a_mean_over_rows_of_different_lengths():
     assert (
         value == 0.75 and low == pytest.approx(0.75 - half, abs=0.006) and high == pytest.approx(0.75 + half, abs=0.006)
     )
+
+
+def test_a_table_among_the_rows_draws_both_of_its_axes():
+    """Twenty random directions by four prompts: directions that differ widen the interval as prompts that differ do."""
+    directions, prompts = np.linspace(0, 1, 20)[:, None], np.linspace(0, 1, 4)
+    for table in (directions + 0 * prompts, 0 * directions + prompts, directions + prompts):
+        value, low, high = stratified_mean([table], 0)
+        alone = crossed_mean(table, 0)
+        assert (value, low, high) == alone and value == pytest.approx(table.mean())
+    flat = stratified_mean([(directions + 0 * prompts).ravel()], 0)  # as if all 80 were drawn one by one
+    table = stratified_mean([directions + 0 * prompts], 0)
+    assert table.high - table.low > 1.5 * (flat.high - flat.low)
+    both = stratified_mean([np.ones(7), directions + 0 * prompts], 0)
+    assert both.value == pytest.approx(0.75) and both.high - both.low == pytest.approx(
+        (table.high - table.low) / 2, rel=0.1
+    )
+
+
+@pytest.mark.parametrize(
+    ("wins", "losses", "ties"), [(6, 0, 0), (5, 0, 50), (9, 1, 3), (8, 2, 3), (0, 0, 4), (0, 9, 0)]
+)
+def test_more_often_is_mcnemars_exact_test(wins, losses, ties):
+    one = np.array([True] * wins + [False] * losses + [True] * ties)
+    other = np.array([False] * wins + [True] * losses + [True] * ties)
+    for comparisons in (1, 8):
+        test = stats.binomtest(wins, wins + losses) if wins + losses else None
+        expected = test is not None and wins > losses and test.pvalue < 0.05 / comparisons
+        assert is_more_often(one, other, comparisons=comparisons) == expected
 
 
 def test_resamples_draw_each_as_often_as_the_others():
