@@ -223,9 +223,9 @@ def judge_sae(
     beyond = Beyond.of(shares[:, 0], shares[:, 1:2]), Beyond.of(shares[:, 0], shares[:, 2:])
     above = from_resamples(found["carried"].delta_loss - found["null"].delta_loss)
     tokens = sum(int(batch.mask.sum()) for batch in rows[to])
-    own = (float(found[name].own_loss[0]) for name in ("original", "carried"))
+    source_loss, target_loss = (float(found[name].own_loss[0]) for name in ("original", "carried"))
     metrics = {name: one.metrics() for name, one in found.items()}
-    return SAETrust(tokens, *own, *beyond, **metrics, above_null=above)
+    return SAETrust(tokens, source_loss, target_loss, *beyond, **metrics, above_null=above)
 
 
 def _same_latents(

@@ -23,7 +23,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jinja2
 import numpy as np
@@ -238,8 +238,9 @@ def fit_unsquared_adam(
     return Stitch.of(affine(up), affine(down), report=report).to("cpu")
 
 
+OfBoth = Callable[[Tensor, Tensor], Tensor]
 # The side whose stream is predicted, and a map from the other's, or a function of both x (n, d_a) and y (n, d_b).
-Prediction = tuple[str, StreamMap | Callable[[Tensor, Tensor], Tensor]]
+Prediction = tuple[str, StreamMap | OfBoth]
 
 
 class MapErrors(NamedTuple):
@@ -272,13 +273,13 @@ def map_errors(
     def read(batch: PairedBatch) -> DocumentSums:
         """Sum counts, squares, errors and streams by document: (3 + 2 predictions + d_a + d_b,)."""
         streams = [model.residuals(row.tokens, [layer])[layer] for model, layer, row in zip(models, layers, batch[:2])]
-        batch = without_outliers(batch, *streams, limits)
+        batch = without_outliers(batch, streams[0], streams[1], limits)
         x, y = (stream[met.to(stream.device)].float() for stream, met in zip(streams, batch[2:]))
         y = y.to(x.device)
         columns = [torch.ones(len(x), 1), *(stream.double().square().sum(1, keepdim=True) for stream in (x, y))]
         for name, (side, of) in predictions.items():
             given, target = {"a": (y, x), "b": (x, y)}[side]
-            found = of(given) if isinstance(of, StreamMap) else of(x, y)
+            found = of(given) if isinstance(of, StreamMap) else cast(OfBoth, of)(x, y)
             if found.shape != target.shape:
                 shape, expected = tuple(found.shape), tuple(target.shape)
                 raise ValueError(
