@@ -22,9 +22,7 @@ NULLS = "they take principal components to those of the same rank, with random s
 def say_sae(trust: SAETrust, source: str, target: str) -> None:
     """Print how the SAE that was carried from the model called `source` to `target` does."""
     print(f"of the latents that fire on a token in either SAE, {_share(trust.over_null.value)} fire in both")
-    mean = trust.over_mean
-    more = f"{mean.more.value:+.1%} {_interval(mean.more, '+.1%')}"
-    print(f"  more than a map that takes every token to the mean: {more} (that reaches {mean.best:.1%})")
+    _say_more("  ", trust.over_mean, "a map that takes every token to the mean")
     _say_beyond("  ", trust.over_null, f"{DRAWS} null maps' SAEs", ".1%")
     if not trust.is_told:
         print("Beware: on this text the carried SAE's latents are not told from these.")
@@ -73,9 +71,7 @@ def say_probe(trust: ProbeTrust, source: str) -> None:
     """Print how the probe that was carried from model `source` does."""
     print(f"on {trust.tokens:,} tokens of {trust.documents:,} held-out documents:")
     print(f"  says what the original says of the same token in {source}: {_share(trust.over_null.value)}")
-    constant = trust.over_constant
-    more = f"{constant.more.value:+.1%} {_interval(constant.more, '+.1%')}"
-    print(f"  more than always the same answer: {more} (that reaches {constant.best:.1%})")
+    _say_more("  ", trust.over_constant, "always the same answer")
     _say_beyond("  ", trust.over_null, f"{DRAWS} null maps' probes", ".1%")
     if not trust.is_told:
         print("Beware: on this text the carried probe is not told from these.")
@@ -95,8 +91,13 @@ def say_survival(found: Sequence[Survival]) -> None:
 
 def _say_beyond(start: str, found: Beyond, of: str, kind: str) -> None:
     """Print how much more a value is than the best draw of a null, and what that and the draws on average reach."""
+    _say_more(start, found, f"the best of {of}", kind, f", the mean {found.mean:{kind}}")
+
+
+def _say_more(start: str, found: Beyond, than: str, kind: str = ".1%", besides: str = "") -> None:
+    """Print how much more a value is than a null reaches, and what that reaches."""
     more = f"{found.more.value:+{kind}} {_interval(found.more, f'+{kind}')}"
-    print(f"{start}more than the best of {of}: {more} (that reaches {found.best:{kind}}, the mean {found.mean:{kind}})")
+    print(f"{start}more than {than}: {more} (that reaches {found.best:{kind}}{besides})")
 
 
 def _share(found: Estimate) -> str:

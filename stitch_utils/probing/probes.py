@@ -235,8 +235,8 @@ class ProbeTrust(NamedTuple):
 
     @property
     def is_told(self) -> bool:
-        """Whether the agreement is beyond doubt above both the constant answer and the null."""
-        return min(self.over_constant.more.low, self.over_null.more.low) > 0
+        """Whether the agreement exceeds those of the constant answer and of the nulls."""
+        return self.over_constant.is_told and self.over_null.is_told
 
 
 @torch.no_grad()

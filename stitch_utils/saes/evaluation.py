@@ -182,8 +182,8 @@ class SAETrust(NamedTuple):
 
     @property
     def is_told(self) -> bool:
-        """Whether the same latents fire, beyond doubt, more than by way of the mean and of the nulls."""
-        return min(self.over_mean.more.low, self.over_null.more.low) > 0
+        """Whether more of the same latents fire than with the mean and with the nulls."""
+        return self.over_mean.is_told and self.over_null.is_told
 
 
 @torch.no_grad()

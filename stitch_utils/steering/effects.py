@@ -56,8 +56,8 @@ class VectorTrust(NamedTuple):
 
     @property
     def is_told(self) -> bool:
-        """Whether the correlation is beyond doubt above both the nulls' and that of random directions."""
-        return min(self.over_null.more.low, self.over_random.more.low) > 0
+        """Whether the correlation exceeds those of the nulls and of random directions."""
+        return self.over_null.is_told and self.over_random.is_told
 
 
 @torch.no_grad()

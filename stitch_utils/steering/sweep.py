@@ -38,7 +38,7 @@ UNSTEERED = ("none", "instructed")  # conditions in which no stream is moved
 WANTED_SHARE = 0.7  # of the responses must do what steering is for, for a strength to be chosen
 FLUENT = 1.0  # nats a token that a response may cost more than the model's own: each token is e times less likely
 TOGETHER = 256  # prompts of several cells, each under its own edit: what a batch needs once for all it shares out
-MAY_BE_CUT = 0.05  # of the responses of a cell, before what is said of it must say so
+MAY_BE_CUT = 0.05  # share of a cell's responses; a page lists the cells of which more are cut
 
 
 class Cell(NamedTuple):

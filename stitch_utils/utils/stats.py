@@ -93,6 +93,11 @@ class Beyond(NamedTuple):
     more: Estimate
     """The value less the largest draw; each resample of the documents has its own largest."""
 
+    @property
+    def is_told(self) -> bool:
+        """Whether the value exceeds the largest draw at both ends of the interval."""
+        return self.more.low > 0
+
     @classmethod
     def of(cls, values: Float[np.ndarray, " rows"], draws: Float[np.ndarray, "rows draws"]) -> "Beyond":
         """Compare; the first row is of the documents as they are, the others of resamples (`resampled_totals`)."""
