@@ -99,6 +99,12 @@ def test_derived_steering_numbers_follow_from_the_tables(papers):
         for kind in ("none", "native", "transferred"):
             mean = statistics.mean(papers.numbers[f"{table}.gemma.{language}.{kind}"] for language in languages)
             assert papers.numbers[f"figure3b.gemma.{model}.{kind}"] == pytest.approx(mean, abs=5e-5)
+        none, native, transferred = (
+            papers.numbers[f"figure3b.gemma.{model}.{kind}"] for kind in ("none", "native", "transferred")
+        )
+        gains = {"native_gain": native - none, "gain": transferred - none, "native_lead": native - transferred}
+        gains["beyond_half"] = gains["gain"] - gains["native_gain"] / 2
+        assert {name: papers.numbers[f"steering.gemma.{model}.{name}"] for name in gains} == pytest.approx(gains)
         for language in languages:
             transferred, native = (papers.numbers[f"{table}.gemma.{language}.{k}"] for k in ("transferred", "native"))
             gaps.append(min(1.0, transferred / native) if native else float(transferred > 0))
@@ -237,8 +243,7 @@ def _section_2_numbers(pair):
     rises |= {"a_to_b.over_a": 0.08, "b_to_a.over_b": 0.22}
     rises |= {f"{way}.over_{other}": -0.4 for way in ("a_to_b", "b_to_a") for other in ("bigram", "mean", "components")}
     stitching = {f"table1.{pair}.{rise}.increase": value for rise, value in rises.items()}
-    stitching |= {f"figure6.{pair}.{which}_layer_b": 3 for which in ("best", "chosen")}
-    stitching |= {f"figure6.{pair}.{which}_score": 0.7 for which in ("best", "chosen")}
+    stitching |= {f"figure6.{pair}.excess": -0.01, f"figure6.{pair}.over_mean": -0.2}
     stitching |= {f"figure6.{pair}.cka": 0.6, f"figure6.{pair}.cka.permuted": 0.01}
     for alpha in ("0", "0.1", "10"):
         stitching[f"figure7.{pair}.alpha_{alpha}.over_alpha_1.increase"] = 0.1
@@ -252,7 +257,7 @@ def _section_2_numbers(pair):
     stitching |= {f"stitch.{pair}.exact.loss": 0.6, f"stitch.{pair}.adam.loss": 0.605, f"stitch.{pair}.speedup": 20.0}
     stitching |= {f"stitch.{pair}.exact.seconds": 1.0, f"stitch.{pair}.adam.seconds": 20.0, f"stitch.{pair}.alpha": 1.0}
     stitching[f"stitch.{pair}.adam.full_loss"] = 0.605
-    pairs = {f"pairs.{pair}.a.held_out_loss": 2.0, f"pairs.{pair}.b.held_out_loss": 1.8, f"pairs.{pair}.gap": 0.2}
+    pairs = {f"pairs.{pair}.gap": 0.2}
     return pairs, stitching
 
 
@@ -294,8 +299,10 @@ def _moved(quantity, value, other_end=None, *, figure="table1"):
         ("inversion-is-asymmetric", _moved("inversion_gap.increase", -0.01), "does not hold"),
         ("inversion-is-asymmetric", _moved("inversion_gap.increase", -0.01, 0.01), "inconclusive"),
         ("streams-are-alike", {"figure6.tiny.cka": 0.005}, "does not hold"),
-        ("layer-by-svcca", {"figure6.tiny.chosen_layer_b": 4}, "partly"),
-        ("layer-by-svcca", {"figure6.tiny.chosen_layer_b": 4, "figure6.tiny.chosen_score": 0.5}, "does not hold"),
+        ("layer-by-svcca", _moved("excess", 0.01, -0.01, figure="figure6"), "partly"),
+        ("layer-by-svcca", _moved("excess", 0.01, 0.03, figure="figure6"), "inconclusive"),
+        ("layer-by-svcca", _moved("excess", 0.05, figure="figure6"), "does not hold"),
+        ("layer-by-svcca", _moved("over_mean", 0.01, -0.01, figure="figure6"), "inconclusive"),
         ("inversion-penalty-balances", _moved("alpha_10.over_alpha_1.increase", -0.1, figure="figure7"), "partly"),
         (
             "inversion-penalty-balances",

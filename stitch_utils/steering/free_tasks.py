@@ -26,6 +26,7 @@ from .vectors import Directions, add
 from .verifiers import verify
 
 LANGUAGE = "fr"
+CONTROLS = ("components", "random")
 DOG = re.compile(r"\b(dogs?|pupp(y|ies)|hounds?)\b", re.IGNORECASE)
 # What a sentence is about -> the same with another animal or thing.
 DOG_SENTENCES = (
@@ -92,13 +93,15 @@ class FreeSweep(Sweep):
         start = f"lrt.{pair}.steering"
         found: dict[str, float] = {f"{start}.{task}.strength": at for task, at in self.chosen.items()}
         evaluated = [cell for cell in self.cells if cell.split == "evaluated"]
-        for condition in dict.fromkeys(cell.condition for cell in evaluated):
+        conditions = dict.fromkeys(cell.condition for cell in evaluated)
+        found |= self.paired_numbers("b", start, [one for one in CONTROLS if one in conditions])
+        for condition in conditions:
             found |= self.mean_share("b", condition).numbers(f"{start}.{condition}")
             found |= self.nll_rise("b", condition).numbers(f"{start}.{condition}.nll_rise")
             for task in self.chosen:
                 found |= self.share("b", condition, task).numbers(f"{start}.{task}.{condition}")
         for _, side, condition, task, strength, _ in evaluated:
-            if condition not in ("none", "random"):
+            if condition not in ("none", *CONTROLS):
                 id = f"{start}.{task}.dose_{strength:g}.{condition}"
                 found |= self.share(side, condition, task, strength).numbers(id)
         return found
@@ -110,7 +113,7 @@ def sweep_free_tasks(
     """Let B respond under each direction of each task, `directions[task][condition]`, at each strength, and under none.
 
     `unit` is the length of a strength of 1, such as `vectors.spread`. One strength for each task is chosen by the
-    responses to its direction `native`; `random` runs at that one alone.
+    responses to its direction `native`; `CONTROLS` run at that one alone.
     """
     prompts = {
         split: steering_prompts(stitched.pair, count, tokenizer=stitched.models[1].tokenizer, split=split)
@@ -133,6 +136,6 @@ def sweep_free_tasks(
         sweep.cell("b", condition, task, strength)
         for task in rules
         for condition in ("none", *directions[task])
-        for strength in (None, *(config.strengths if condition != "random" else ()))
+        for strength in (None, *(config.strengths if condition not in CONTROLS else ()))
     )
     return sweep

@@ -193,9 +193,7 @@ class InstructionSweep(Sweep):
             "improved": improved,
             "matched": [all(three) for three in zip(steered, improved, as_well)],
         }
-        value, low, high = self.advantage(side, "random", "transferred")
-        found = Estimate(0 - value, 0 - high, 0 - low).numbers(f"{start}.over_random")
-        found |= self.advantage(side, "native", "none").numbers(f"{start}.native_gain")
+        found = self.paired_numbers(side, start, ["random"])
         found |= self.advantage(side, "random", "none").numbers(f"{start}.random_gain")
         return found | {f"{start}.{name}": int(sum(some)) for name, some in counted.items()}
 

@@ -1,12 +1,14 @@
 """The experiment of section 4 on languages: both models steered towards each, by their own vectors and by the other's.
 
 Fig. 3b and c, Tables 5 and 6, App. F with Fig. 11. Conditions: `none`; `native`, the model's own vector; `transferred`,
-the other model's carried across; and two controls, `biased`, carried across with the map's bias, and `random`, a random
-direction along which tokens are moved as far as the native vector moves them. The paper's strength is s = 1; small
-models need more, so all conditions are run at a strength that is chosen, and the first three at s = 1 as well.
+the other model's carried across; and three controls: `biased`, carried across with the map's bias; `components`, by the
+closest of several maps that know the principal components of both streams and no pairing (`stitching.nulls`); and
+`random`, a random direction along which tokens are moved as far as the native vector moves them. The paper's strength
+is s = 1; small models need more, so all conditions are run at a strength that is chosen, and the first three at s = 1
+as well.
 
 Offers `LanguageConfig`, `language_config`, `sweep_languages`, `LanguageSweep`, and what Figs. 3c and 11 are made of:
-`clipped_gap`, `language_frequencies`, `rank_correlation`.
+`clipped_gap`, `language_frequencies`, `rank_correlations`.
 """
 
 import functools
@@ -22,16 +24,26 @@ from scipy.stats import rankdata
 from ..data.documents import read_documents
 from ..data.pairs import ModelPair, blaming
 from ..models.harvest import of_activations
+from ..stitching.nulls import component_stitches
 from ..stitching.pair import StitchedPair
 from ..utils.cache import artifact
 from ..utils.progress import progress
-from ..utils.stats import RESAMPLES, Estimate, correlations, from_draws
+from ..utils.stats import (
+    Estimate,
+    clopper_pearson,
+    correlations,
+    crossed_mean,
+    from_draws,
+    is_more_often,
+    resampled_counts,
+)
 from .prompts import languages, parallel_pairs, steering_prompts
 from .sweep import FLUENT, Cell, Sweep, SweepConfig, clamped, kept_json
 from .vectors import condition_vectors, language_means
 from .verifiers import detect_language
 
-CONDITIONS = ("none", "native", "transferred", "biased", "random")
+NULLS = ("components", "random")
+CONDITIONS = ("none", "native", "transferred", "biased", *NULLS)
 STEERED = ("native", "transferred")  # run at the paper's strength as well
 AT_THE_MEAN = 1.0  # the paper's strength
 # All that is run on the evaluated prompts: condition, strength (None is the chosen one), and the end of its ids.
@@ -91,6 +103,53 @@ class LanguageSweep(Sweep):
             for language in self.config.languages
         }
 
+    def _table(self, side: str, condition: str) -> np.ndarray:
+        """Give 1 for each response in the target language, else 0: (languages, prompts)."""
+        return np.array([self._over_folds(self._done, side, condition, of) for of in self.config.languages])
+
+    def able(self) -> list[str]:
+        """List the languages towards which the own vectors of both models steer them, beyond doubt.
+
+        By McNemar's test of the responses to the same prompts, at 95% for all languages and both models together.
+        """
+        rows = [zip(*(self._table(side, condition) for condition in ("native", "none"))) for side in TABLES]
+        tests = len(TABLES) * len(self.config.languages)
+        told = [[is_more_often(*both, comparisons=tests) for both in of_side] for of_side in rows]
+        return [language for language, sides in zip(self.config.languages, zip(*told)) if all(sides)]
+
+    def frequency_correlation(self, some: Sequence[str]) -> Estimate:
+        """Correlate the gap of the languages `some`, as the mean of both directions, with their frequency, by rank.
+
+        The interval is a bootstrap over languages and prompts. Resamples in which all frequencies or all gaps are the
+        same have no order and are left out. Fewer than five languages say nothing: the interval is [-1, 1].
+        """
+        places = [self.config.languages.index(language) for language in some]
+        counts = np.array([self.frequencies.get(language, 0) for language in some], dtype=float)
+        tables = [[self._table(side, c)[places] for c in ("transferred", "native")] for side in TABLES]
+
+        def gaps(weights: np.ndarray) -> np.ndarray:
+            shares = [[weights @ table.T for table in of_side] for of_side in tables]
+            found = np.mean([clipped_gaps(*of_side) for of_side in shares], axis=0)  # (draws, languages)
+            return found.round(12)  # rounding errors would break ties
+
+        prompts = tables[0][0].shape[1]
+        value = float(rank_correlations(counts, gaps(np.full((1, prompts), 1 / prompts))[0]))
+        if np.isnan(value) or len(some) < 5:
+            return Estimate(0.0 if np.isnan(value) else value, -1.0, 1.0)
+        rng = np.random.default_rng(self.config.seed)
+        of_draws = gaps(resampled_counts(prompts, rng) / prompts)
+        drawn = rng.integers(len(some), size=of_draws.shape)
+        draws = rank_correlations(counts[drawn], np.take_along_axis(of_draws, drawn, axis=1))
+        return from_draws(value, draws[~np.isnan(draws)])
+
+    def away(self, side: str, condition: str) -> Estimate:
+        """Measure the share of responses that are in any of the languages, whichever the cell is of."""
+        some = {language: self.answers(side, condition, language).judged for language in self.config.languages}
+        rows = np.array([[said in some for said in judged] for judged in some.values()], dtype=float)
+        if condition == "none":  # every language has the same responses
+            return clopper_pearson(int(rows[0].sum()), rows.shape[1])
+        return crossed_mean(rows, self.config.seed)
+
     def numbers(self, pair: str, *, failing: float = 0.1) -> dict[str, float]:
         """List the entries of a results file, under the ids of Tables 5 and 6 and of Figs. 3 and 11.
 
@@ -113,15 +172,21 @@ class LanguageSweep(Sweep):
             id = f"steering.{pair}.{at}.nll_rise"
             found |= self.nll_rise(side, condition, strength).numbers(id)
             found |= self.nll_rise(side, condition, strength, alone=True).numbers(f"{id}_alone")
+        for side in TABLES:
+            start = f"steering.{pair}.{side}"
+            found |= self.paired_numbers(side, start, (*NULLS, "biased"))
+            for condition in ("none", "random"):
+                found |= self.away(side, condition).numbers(f"{start}.{condition}.away")
         gaps = {(side, language): gap for side in TABLES for language, gap in self.gaps(side).items()}
         works = [gap for (side, of), gap in gaps.items() if self.share(side, "native", of).value >= failing]
         for suffix, some in (("", [*gaps.values()]), ("_where_native_works", works)):
             if some:
                 found[f"figure3c.{pair}.near_zero{suffix}"] = sum(gap <= 0.25 for gap in some) / len(some)
                 found[f"figure3c.{pair}.near_one{suffix}"] = sum(gap >= 0.75 for gap in some) / len(some)
-        counts = [self.frequencies.get(language, 0) for language in self.config.languages]
-        means = [(gaps["a", language] + gaps["b", language]) / 2 for language in self.config.languages]
-        found |= rank_correlation(counts, means, seed=self.config.seed).numbers(f"figure11.{pair}.correlation")
+        able = self.able()
+        found[f"figure11.{pair}.able"] = len(able)
+        for suffix, of in (("", self.config.languages), ("_where_native_works", able)):
+            found |= self.frequency_correlation(of).numbers(f"figure11.{pair}.correlation{suffix}")
         return found | {f"steering.{pair}.responses": len(self.prompts["evaluated"])}
 
 
@@ -146,7 +211,8 @@ def sweep_languages(stitched: StitchedPair, config: LanguageConfig) -> LanguageS
         for side, language in keys
     }
     maps = {"transferred": (stitched.stitch, False), "biased": (stitched.stitch, True)}
-    vectors = condition_vectors(means, maps, config.seed)
+    nulls = [(stitch, False) for stitch in component_stitches(stitched.moments, seed=config.seed)]
+    vectors = condition_vectors(means, maps, config.seed, nulls=nulls)
     texts = of_activations(pair, (0, 0), scale=stitched.scale)["texts"]
     made_of, sources = {"texts": texts, "documents": config.frequency_documents}, (language_frequencies, read_documents)
     with blaming(pair, "text"):
@@ -177,9 +243,13 @@ def clipped_gap(transferred: float, native: float) -> float:
 
     0/0 is 0, anything positive over 0 is 1, and whatever is negative 0. So 1 can also mean that native steering failed.
     """
-    if native == 0:
-        return float(transferred > 0)
-    return float(np.clip(transferred / native, 0, 1))
+    return clipped_gaps(np.array(transferred), np.array(native)).item()
+
+
+def clipped_gaps(transferred: np.ndarray, native: np.ndarray) -> np.ndarray:
+    """Compute `clipped_gap` of arrays, element by element."""
+    whole = (transferred > 0).astype(float)
+    return np.clip(np.divide(transferred, native, out=whole, where=native != 0), 0, 1)
 
 
 def language_frequencies(documents: Iterable[str]) -> dict[str, int]:
@@ -194,16 +264,6 @@ def language_frequencies(documents: Iterable[str]) -> dict[str, int]:
     return dict(counts.most_common())
 
 
-def rank_correlation(x: Sequence[float], y: Sequence[float], *, seed: int = 0) -> Estimate:
-    """Compute Spearman's correlation of pairs (x, y), with a bootstrap interval over the pairs.
-
-    Resamples in which all x or all y are the same have no order and are left out; if the data have none, the value is
-    0. Its interval then, and that of fewer than five pairs, is [-1, 1]: resampling them says nothing.
-    """
-    both = np.array([x, y], dtype=float)
-    value = float(correlations(*rankdata(both, axis=-1), axis=-1, still=np.nan))
-    if np.isnan(value) or len(x) < 5:
-        return Estimate(0.0 if np.isnan(value) else value, -1.0, 1.0)
-    drawn = np.random.default_rng(seed).integers(len(x), size=(RESAMPLES, len(x)))
-    draws = correlations(*rankdata(both[:, drawn], axis=-1), axis=-1, still=np.nan)
-    return from_draws(value, draws[~np.isnan(draws)])
+def rank_correlations(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Compute Spearman's correlation along the last axis; NaN where all x or all y are the same."""
+    return correlations(rankdata(x, axis=-1), rankdata(y, axis=-1), axis=-1, still=np.nan)

@@ -8,12 +8,13 @@ one choice of the main paper's, and the last has all of the sister paper's; text
 
 Maps are kept in `artifacts/`, since a chapter is about the maps themselves and another steers by them.
 
-Offers `Recipe`, `RECIPES`, `fit_recipes`, `FittedRecipes`, `recipe_errors`, `error_numbers`, `steer_by_recipes`,
-`steering_numbers`.
+Offers `Recipe`, `RECIPES`, `fit_recipes`, `FittedRecipes`, `recipe_errors`, `error_numbers`, `null_carriers`,
+`steer_by_recipes`, `steering_numbers`.
 """
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,13 +34,14 @@ from ..stitching.lrt_maps import (
     moments_of,
 )
 from ..stitching.moments import PairMoments
+from ..stitching.nulls import component_stitches
 from ..stitching.pair import StitchedPair
 from ..stitching.stitch import Stitch
 from ..utils.cache import kept
 from ..utils.progress import progress
 from .behaviours import Behaviour
-from .multiple_choice import ChoiceConfig, ChoiceSweep, steer_choices
-from .vectors import contrast_vectors, spread, steering_directions
+from .multiple_choice import NULLS, ChoiceConfig, ChoiceSweep, steer_choices
+from .vectors import Carrier, contrast_vectors, spread, steering_directions
 
 
 class Recipe(NamedTuple):
@@ -154,7 +156,8 @@ def steer_by_recipes(
 ) -> dict[bool, ChoiceSweep]:
     """Steer B by A's vectors through every map, at the layers of either kind; conditions are named by recipe.
 
-    At the layers of each kind B is also steered by its own vectors (`native`) and by `random` ones.
+    At the layers of each kind B is also steered by its own vectors (`native`), by `random` ones, and by A's through the
+    closest of several maps that know of no pairs (`components`), with or without the bias.
     """
     model_a, model_b = stitched.models
     contrasts = {one.name: one.contrasts for one in some}
@@ -163,9 +166,15 @@ def steer_by_recipes(
     for same, (_, layer) in fitted.layers.items():
         native = contrast_vectors(model_b, layer, contrasts, batch_size=config.batch_size)
         maps = {name: (fitted.stitches[name], one.with_bias) for name, one in _between(same).items()}
-        directions = steering_directions(native, other, maps, seed=config.seed)
+        nulls = null_carriers(fitted.moments[same], seed=config.seed)
+        directions = steering_directions(native, other, maps, seed=config.seed, nulls=nulls)
         sweeps[same] = steer_choices(model_b, layer, some, directions, config, unit=spread(fitted.moments[same]))
     return sweeps
+
+
+def null_carriers(moments: PairMoments, *, seed: int = 0) -> list[Carrier]:
+    """List maps that know of no pairs, without and with their bias (`stitching.nulls`)."""
+    return [*itertools.product(component_stitches(moments, seed=seed), (False, True))]
 
 
 def error_numbers(pair: str, fitted: FittedRecipes, errors: Mapping[tuple[str, str], MapErrors]) -> dict[str, float]:
@@ -178,13 +187,15 @@ def error_numbers(pair: str, fitted: FittedRecipes, errors: Mapping[tuple[str, s
         numbers |= found.length.numbers(f"{start}.maps.{name}.length.to_{side}")
         numbers |= found.fuv.numbers(f"{start}.maps.{name}.fuv.to_{side}")
     numbers |= errors["sister", "b"].length.numbers(f"{start}.validation_loss")
-    numbers[f"{start}.validation_loss_of_mean"] = errors["same_layers_mean", "b"].length.value
+    of_mean = errors["same_layers_mean", "b"]
+    numbers[f"{start}.validation_loss_of_mean"] = of_mean.length.value
+    numbers |= errors["sister", "b"].increase(of_mean).numbers(f"{start}.validation_loss.over_mean.increase")
     reweighting = fitted.stitches["unsquared"].report
     assert reweighting is not None  # every fit reports
     for side in "ba":
-        lengths = {name: errors[name, side].length.value for name in ("no_inversion", "unsquared", "adam")}
-        numbers[f"{start}.unsquared.gain.to_{side}"] = 1 - lengths["unsquared"] / lengths["no_inversion"]
-        numbers[f"{start}.unsquared.adam_excess.to_{side}"] = lengths["adam"] / lengths["unsquared"] - 1
+        squared, unsquared, adam = (errors[name, side] for name in ("no_inversion", "unsquared", "adam"))
+        numbers |= unsquared.increase(squared).numbers(f"{start}.unsquared.to_{side}.increase")
+        numbers |= adam.increase(unsquared).numbers(f"{start}.unsquared.adam.to_{side}.increase")
         numbers[f"{start}.unsquared.passes.to_{side}"] = reweighting.sweeps
     return numbers
 
@@ -196,8 +207,8 @@ def steering_numbers(pair: str, sweeps: Mapping[bool, ChoiceSweep]) -> dict[str,
     """
     start, numbers = f"lrt.{pair}", {}
     for same, sweep in sweeps.items():
-        for condition in (*_between(same), "random"):
-            name = condition if condition != "random" else "same_layers_random" if same else "random"
+        for condition in (*_between(same), *NULLS):
+            name = f"same_layers_{condition}" if same and condition in NULLS else condition
             numbers |= sweep.mean_correlation(condition).numbers(f"{start}.steered.{name}.correlation")
             numbers |= sweep.slope(condition).numbers(f"{start}.steered.{name}.slope")
             numbers[f"{start}.steered.{name}.cosine"] = sweep.mean_cosine(condition)
@@ -207,10 +218,16 @@ def steering_numbers(pair: str, sweeps: Mapping[bool, ChoiceSweep]) -> dict[str,
                 id = f"{start}.steered.{name}.{one}"
                 numbers |= sweep.correlation(one, condition).numbers(f"{id}.correlation")
                 numbers |= sweep.slope(condition, [one]).numbers(f"{id}.slope") | {f"{id}.curve_correlation": curve}
-            numbers[f"{start}.steered.{name}.curve_correlation_size"] = sum(map(abs, curves.values())) / len(curves)
-    own = {one: sweeps[True].correlation(one, "sister") for one in sweeps[True].behaviours}
-    for one, found in own.items():
-        numbers |= found.numbers(f"{start}.correlation.{one}")
-    numbers |= sweeps[True].mean_correlation("sister").numbers(f"{start}.correlation_summary.mean")
-    numbers[f"{start}.correlation_summary.lowest"] = min(found.value for found in own.values())
+            numbers |= sweep.curve_correlation_size(condition).numbers(f"{start}.steered.{name}.curve_correlation_size")
+            if condition not in NULLS:
+                numbers |= sweep.over_nulls(condition).numbers(f"{start}.steered.{name}.over_null")
+    main = f"{start}.steered.main"
+    numbers |= sweeps[False].lead("main", "bias").numbers(f"{main}.over_bias")
+    numbers |= sweeps[False].lead("main", "same_layers", elsewhere=sweeps[True]).numbers(f"{main}.over_same_layers")
+    numbers |= sweeps[False].likeness_gain("bias", "main").numbers(f"{start}.steered.bias.likeness_gain")
+    for one in sweeps[True].behaviours:
+        numbers |= sweeps[True].correlation(one, "sister").numbers(f"{start}.correlation.{one}")
+    summary = f"{start}.correlation_summary"
+    numbers |= sweeps[True].mean_correlation("sister").numbers(f"{summary}.mean")
+    numbers |= sweeps[True].lowest_correlation("sister").numbers(f"{summary}.lowest")
     return numbers

@@ -2,8 +2,9 @@ r"""The sister paper's multiple-choice experiment: the large model steered by it
 
 Bello et al. (arXiv 2506.00653), Table 1. As there, the difference of the logits of two answers under native steering
 is correlated with that under mapped steering, over a range of lengths alpha, in units of `vectors.spread`. Two curves
-that rise will correlate, however little one of them rises, so beside it stands the ratio of their slopes, and a random
-direction as the control. The vectors are `vectors.contrast_vectors`, the questions those of `behaviours`.
+that rise will correlate, however little one of them rises, so beside it stands the ratio of their slopes, and two
+controls: a random direction, and the small model's vector through maps that know of no pairs (`stitching.nulls`). The
+vectors are `vectors.contrast_vectors`, the questions those of `behaviours`.
 
 Offers `ChoiceConfig`, `steer_choices`, `ChoiceSweep`; `Questions`, `questions`, `logit_differences`, `preference`.
 """
@@ -22,6 +23,8 @@ from ..utils.progress import progress
 from ..utils.stats import Estimate, clopper_pearson, correlations, from_draws, resampled_counts, stratified_mean
 from .behaviours import Behaviour, Choice
 from .vectors import Directions, add, at_last_tokens
+
+NULLS = ("components", "random")
 
 # Of each question: what comes before its two answers part, and the two tokens with which they do.
 Questions = list[tuple[list[int], int, int]]
@@ -108,18 +111,56 @@ class ChoiceSweep:
 
     def correlation(self, behaviour: str, condition: str) -> Estimate:
         """Correlate the answers to each question with those under native steering, and average over the questions."""
-        each = correlations(*self._both(behaviour, condition))
+        each = self._each(behaviour, condition)
         return from_draws(each.mean(), self._drawn(len(each)) @ each)
+
+    def lowest_correlation(self, condition: str) -> Estimate:
+        """Take the lowest of the behaviours' correlations; each resample of the questions has its own lowest."""
+        rows = [self._each(name, condition) for name in self.behaviours]
+        draws = np.min([self._drawn(len(each)) @ each for each in rows], axis=0)
+        return from_draws(min(each.mean() for each in rows), draws)
 
     def curve_correlation(self, behaviour: str, condition: str) -> float:
         """Correlate the mean answers with those under native steering."""
         native, other = (self.mean_response(behaviour, which) for which in ("native", condition))
         return float(correlations(native, other))
 
+    def curve_correlation_size(self, condition: str) -> Estimate:
+        """Average the size of `curve_correlation` over the behaviours, whichever its sign; questions are drawn anew."""
+
+        def sizes(name: str, weights: np.ndarray) -> np.ndarray:
+            return np.abs(correlations(*(weights @ answers.T for answers in self._both(name, condition)), axis=1))
+
+        counts = {name: self._both(name, condition)[0].shape[1] for name in self.behaviours}
+        value = np.mean([sizes(name, np.full((1, n), 1 / n)) for name, n in counts.items()])
+        return from_draws(value, np.mean([sizes(name, self._drawn(n)) for name, n in counts.items()], axis=0))
+
     def mean_correlation(self, condition: str) -> Estimate:
         """Average the correlations of all behaviours, with a bootstrap interval over the questions of each."""
-        rows = [correlations(*self._both(name, condition)) for name in self.behaviours]
+        return stratified_mean([self._each(name, condition) for name in self.behaviours], self.config.seed)
+
+    def lead(self, condition: str, over: str, *, elsewhere: "ChoiceSweep | None" = None) -> Estimate:
+        """Subtract the correlation of the condition `over` from that of another, question by question.
+
+        `over` may be of a sweep `elsewhere`, with the same questions at another layer.
+        """
+        pairs = ((self._each(name, condition), (elsewhere or self)._each(name, over)) for name in self.behaviours)
+        return stratified_mean([one - other for one, other in pairs], self.config.seed)
+
+    def over_nulls(self, condition: str) -> Estimate:
+        """Subtract the correlation of the strongest null from that of a condition, question by question.
+
+        The strongest is taken for each behaviour from `NULLS`, each up or down, by the same questions, in its favour.
+        """
+        rows = []
+        for name in self.behaviours:
+            nulls = [sign * self._each(name, null) for null in NULLS for sign in (1, -1)]
+            rows.append(self._each(name, condition) - max(nulls, key=np.mean))
         return stratified_mean(rows, self.config.seed)
+
+    def _each(self, behaviour: str, condition: str) -> np.ndarray:
+        """Correlate the answers to each question over the doses with those under native steering: (questions,)."""
+        return correlations(*self._both(behaviour, condition))
 
     def slope(self, condition: str, behaviours: Sequence[str] = ()) -> Estimate:
         """Divide the least-squares slope of the mean answers over the doses by that under native steering.
@@ -151,10 +192,29 @@ class ChoiceSweep:
 
     def likeness(self, condition: str) -> float:
         """Average the cosine between the directions of two behaviours: near 1 where all have become one direction."""
+        between, n = self._between(condition), len(self.behaviours)
+        return float(between.sum() / max(1, n * (n - 1)))
+
+    def likeness_gain(self, condition: str, over: str) -> Estimate:
+        """Subtract the `likeness` of the condition `over` from that of another; behaviours are drawn anew.
+
+        Two of one behaviour are no pair, and resamples without a pair are left out. Fewer than three behaviours say
+        nothing: the interval is then as wide as it can be.
+        """
+        more, n = self._between(condition) - self._between(over), len(self.behaviours)
+        value = float(more.sum() / max(1, n * (n - 1)))
+        if n < 3:
+            return Estimate(value, -2.0, 2.0)
+        counts = resampled_counts(n, self.config.seed)
+        pairs = n**2 - (counts**2).sum(1)
+        sums = ((counts @ more) * counts).sum(1)
+        return from_draws(value, sums[pairs > 0] / pairs[pairs > 0])
+
+    def _between(self, condition: str) -> np.ndarray:
+        """Compute the cosines between the directions of each two behaviours, with zeros on the diagonal."""
         rows = torch.stack([found[condition].double() for found in self.directions.values()])
         rows = rows / rows.norm(dim=1, keepdim=True)
-        between, n = rows @ rows.T, len(rows)
-        return ((between.sum() - between.trace()) / max(1, n * (n - 1))).item()
+        return (rows @ rows.T).fill_diagonal_(0).numpy()
 
 
 def steer_choices(

@@ -271,13 +271,38 @@ class Sweep(ABC):
         self, side: str, condition: str, over: str, of: Sequence[str] = (), strength: float | None = None
     ) -> Estimate:
         """Average the difference of two conditions, prompt by prompt, over the subjects `of`, by default all."""
+        return self.contrast(side, {condition: 1, over: -1}, of, strength)
 
-        def difference(cell: Cell) -> np.ndarray:
-            one, other = self._done(cell), self._done(self.cell(side, over, cell.of, strength, cell.split, cell.fold))
-            return one - other[: one.shape[-1]]
+    def contrast(
+        self, side: str, weights: Mapping[str, float], of: Sequence[str] = (), strength: float | None = None
+    ) -> Estimate:
+        """Average a weighted sum of conditions, {condition: weight}, prompt by prompt, over the subjects `of`.
+
+        What conditions share, their subjects and prompts, is drawn anew for all of them together. Prompts that one of
+        the conditions lacks are left out.
+        """
+        first = next(iter(weights))
+
+        def weighted(cell: Cell) -> np.ndarray:
+            cells = (self.cell(side, name, cell.of, strength, cell.split, cell.fold) for name in weights)
+            rows = [weight * self._done(cell) for weight, cell in zip(weights.values(), cells)]
+            fewest = min(row.shape[-1] for row in rows)
+            return sum((row[..., :fewest] for row in rows), np.zeros(fewest))
 
         some = of or self.subjects("evaluated")
-        return self.mean([self._over_folds(difference, side, condition, one, strength) for one in some])
+        return self.mean([self._over_folds(weighted, side, first, one, strength) for one in some])
+
+    def paired_numbers(self, side: str, id: str, nulls: Sequence[str]) -> dict[str, float]:
+        """List what native and transferred vectors gain over no steering and over each other, and over `nulls`.
+
+        `.beyond_half` is the gain of transferred vectors less half of that of native ones.
+        """
+        pairs = {"native_gain": ("native", "none"), "gain": ("transferred", "none")}
+        pairs |= {"native_lead": ("native", "transferred"), **{f"over_{null}": ("transferred", null) for null in nulls}}
+        found = self.contrast(side, {"transferred": 1, "native": -0.5, "none": -0.5}).numbers(f"{id}.beyond_half")
+        for name, both in pairs.items():
+            found |= self.advantage(side, *both).numbers(f"{id}.{name}")
+        return found
 
     def nll_rise(
         self,

@@ -41,7 +41,8 @@ from ..stitching.stitch import Stitch
 from ..utils.progress import progress
 
 W = TypeVar("W")  # what is steered towards
-Maps = Mapping[str, tuple[Stitch, bool]]  # by condition: a stitch, and whether its bias is added
+Carrier = tuple[Stitch, bool]  # a stitch, and whether its bias is added
+Maps = Mapping[str, Carrier]  # by condition
 Directions = Mapping[str, Mapping[str, Float[Tensor, " d_model"]]]  # by name of what is steered towards, and condition
 
 
@@ -142,7 +143,12 @@ def steering_vector(means: MeanStreams, direction: Float[Tensor, " d_model"] | N
 
 
 def condition_vectors(
-    means: Mapping[tuple[str, W], MeanStreams], maps: Maps, seed: int, *, at_unit_length: bool = False
+    means: Mapping[tuple[str, W], MeanStreams],
+    maps: Maps,
+    seed: int,
+    *,
+    at_unit_length: bool = False,
+    nulls: Sequence[Carrier] = (),
 ) -> dict[tuple[str, W], dict[str, SteeringVector]]:
     """Make the vectors of all conditions (`condition_directions`) from `means[side, what]`, for the model of `side`.
 
@@ -153,7 +159,8 @@ def condition_vectors(
     for number, ((side, what), own) in enumerate(means.items()):
         other = means["ab".replace(side, ""), what]
         carried = steering_vector(other).direction if at_unit_length else other.target - other.source
-        directions = condition_directions(own.target - own.source, carried, maps, to=side, seed=1000 * seed + number)
+        native, number = own.target - own.source, 1000 * seed + number
+        directions = condition_directions(native, carried, maps, to=side, seed=number, nulls=nulls)
         found = {condition: steering_vector(own, direction) for condition, direction in directions.items()}
         vectors[side, what] = found | {"random": moved_as_far(found["native"], own, directions["random"])}
     return vectors
@@ -180,20 +187,32 @@ def contrast_vectors(
 
 
 def steering_directions(
-    native: Mapping[str, Tensor], other: Mapping[str, Tensor], maps: Maps, *, seed: int = 0
+    native: Mapping[str, Tensor],
+    other: Mapping[str, Tensor],
+    maps: Maps,
+    *,
+    seed: int = 0,
+    nulls: Sequence[Carrier] = (),
 ) -> Directions:
     """Make B's directions by name and condition, from vectors of B and of A by name (`condition_directions`)."""
     return {
-        name: condition_directions(own, other[name], maps, to="b", seed=1000 * seed + number)
+        name: condition_directions(own, other[name], maps, to="b", seed=1000 * seed + number, nulls=nulls)
         for number, (name, own) in enumerate(native.items())
     }
 
 
-def condition_directions(own: Tensor, other: Tensor, maps: Maps, *, to: str, seed: int) -> dict[str, Tensor]:
+def condition_directions(
+    own: Tensor, other: Tensor, maps: Maps, *, to: str, seed: int, nulls: Sequence[Carrier] = ()
+) -> dict[str, Tensor]:
     """Make directions of unit length by condition: `native`, along the model's `own` vector; the other model's through
-    each of `maps`; and `random`."""
+    each of `maps`; `random`; and with `nulls`, maps that know of no pairs, `components`: through that of them whose
+    image is most like the native direction, which makes it the hardest of them to beat and asks for no response."""
     carried = {name: transfer_vector(other, stitch, to=to, with_bias=bias) for name, (stitch, bias) in maps.items()}
-    return {"native": _unit(own, "the native vector"), **carried, "random": random_direction(len(own), seed)}
+    native = _unit(own, "the native vector")
+    if nulls:
+        images = [transfer_vector(other, stitch, to=to, with_bias=bias) for stitch, bias in nulls]
+        carried["components"] = max(images, key=lambda image: (image @ native).item())
+    return {"native": native, **carried, "random": random_direction(len(own), seed)}
 
 
 def transfer_vector(

@@ -79,6 +79,14 @@ class Fidelity:
         losses = self._ratio(self.sums[stitch, condition], getattr(one, per))
         return losses / self._ratio(self.sums[over], getattr(other, per)) - 1
 
+    def gap(self) -> Estimate:
+        """Subtract the own loss of B from that of A on the same documents, in nats for each token of B.
+
+        Where tokens differ, what A's text costs by the byte is counted on the bytes of B's tokens.
+        """
+        of_b = self._ratio(self.sums["own", "b"], self.counts["b"].tokens)
+        return from_resamples(of_b * self.increases("own", "a", over=("own", "b")))
+
     def difference(self, stitch: str, other: str, condition: str) -> Estimate:
         """Subtract the cross-entropy with `other` from that with `stitch`, on the same documents; in nats a token."""
         gap = self.sums[stitch, condition] - self.sums[other, condition]

@@ -61,7 +61,7 @@ class MapConfig:
     step_tokens: int
     """Tokens in a step of AdamW: 32 rows of 512 in the sister paper."""
     lr: float
-    """The learning rate: in that paper 1e-4 for base models and 1e-3 for instruction-tuned ones."""
+    """The learning rate: in that paper 1e-4 for base models and 1e-3 for instruction-tuned ones (`map_config`)."""
     epochs: int = 4
     context: int = 0
     """Positions of a row; 0 for the pair's own."""
@@ -74,9 +74,14 @@ class MapConfig:
 
 
 def map_config(pair: ModelPair, scale: str, *, lr: float = 0.0, seed: int = 0) -> MapConfig:
-    """Take the sizes of a scale, and its learning rate unless another is given."""
+    """Take the sizes of a scale, and its learning rate unless another is given.
+
+    Where the scale has a rate for instruction-tuned models, `chat_lr`, pairs whose maps are fitted on chats take that.
+    """
     sizes = pair.sizes_of("map_text", scale)
-    return MapConfig(**sizes | {"lr": lr or sizes["lr"], "seed": seed})
+    of_chats = sizes.pop("chat_lr", sizes["lr"])
+    own = of_chats if "map_chats" in pair.datasets else sizes["lr"]
+    return MapConfig(**sizes | {"lr": lr or own, "seed": seed})
 
 
 def map_batches(stitched: StitchedPair, config: MapConfig, *, held_out: bool) -> Iterator[PairedBatch]:
@@ -244,12 +249,30 @@ Prediction = tuple[str, StreamMap | OfBoth]
 
 
 class MapErrors(NamedTuple):
-    """Errors over the ordinary tokens of a text, with 95% intervals by resampling its documents."""
+    """Errors over the ordinary tokens of a text, and of each resample of its documents, (1 + resamples,)."""
 
-    length: Estimate
-    """Mean length of the error: the sister paper's validation loss."""
-    fuv: Estimate
+    lengths: np.ndarray
+    """Mean length of the error."""
+    fuvs: np.ndarray
     """Sum of squared errors over the sum of squared deviations from the mean of the same tokens."""
+
+    @property
+    def length(self) -> Estimate:
+        """The mean length of the error: the sister paper's validation loss."""
+        return from_resamples(self.lengths)
+
+    @property
+    def fuv(self) -> Estimate:
+        """The fraction of variance that is left unexplained."""
+        return from_resamples(self.fuvs)
+
+    def increase(self, other: "MapErrors") -> Estimate:
+        """Compare the mean length with that of other errors on the same documents: 0.1 is 10% longer."""
+        return from_resamples(self.lengths / other.lengths - 1)
+
+    def fuv_less(self, other: "MapErrors") -> Estimate:
+        """Subtract the fraction of variance that other errors on the same documents leave."""
+        return from_resamples(self.fuvs - other.fuvs)
 
 
 def map_errors(
@@ -301,6 +324,6 @@ def map_errors(
     variation = {"a": squares_a - (sums_a**2).sum(1) / count, "b": squares_b - (sums_b**2).sum(1) / count}
 
     return {
-        name: MapErrors(*(from_resamples(one) for one in (lengths / count, squares / variation[target])))
+        name: MapErrors(lengths / count, squares / variation[target])
         for (name, (target, _)), lengths, squares in zip(predictions.items(), errors.T[::2], errors.T[1::2])
     }

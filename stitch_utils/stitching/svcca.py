@@ -4,14 +4,27 @@ Section 2 and App. A.1, Fig. 6: A's layer is fixed, B's is the one with the high
 (Raghu et al. 2017). Each stream is reduced to the directions that hold most of its variance, so that noise does not
 count; canonical correlations between the two reduced streams are then averaged.
 
-Offers `svcca_table`, `main_directions`, and `layer_grid`, the layers of a deep model that are compared.
+Being alike is not the aim. The layer that SVCCA names is worth what its stitch is worth beside the stitches to other
+layers, by the cross-entropy of A->B.
+
+Offers `svcca_table`, `main_directions`, `layer_grid`, the layers of a deep model that are compared, and `judge_layer`
+with its answer, `LayerWorth`.
 """
 
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..models.harvest import Residuals
+from ..data.text import PairedBatch, TokenBatch
+from ..models.harvest import NormLimits, Residuals
+from ..models.language_model import LanguageModel
+from ..utils.stats import Estimate, from_resamples, resampled_totals
+from .evaluation import measure_fidelity
+from .stitch import Stitch
 
 
 def main_directions(x: Float[Tensor, "n d"], variance: float) -> Float[Tensor, "n k"]:
@@ -53,3 +66,51 @@ def svcca_table(xs: Residuals, ys: Residuals, *, variance: float = 0.99) -> Floa
     # Columns are orthonormal, so the canonical correlations are the cosines between the two subspaces.
     scores = [[torch.linalg.svdvals(u.T @ v).clamp(max=1).mean().item() for v in columns] for u in rows]
     return torch.tensor(scores)
+
+
+class LayerWorth(NamedTuple):
+    """What stitching A to one layer of B costs beside the other layers."""
+
+    losses: dict[int, float]
+    """Cross-entropy of A->B by layer of B, nats a token, on all documents."""
+    best_other: int
+    """Of the other layers, the one with the lowest cross-entropy on every second document."""
+    excess: Estimate
+    """Cross-entropy over that at `best_other`, less 1, on the other documents: 0.01 is 1% more."""
+    over_mean: Estimate
+    """Cross-entropy over the mean of the other layers', less 1, on the same documents: what a draw of one costs."""
+
+
+def judge_layer(
+    models: tuple[LanguageModel, LanguageModel],
+    layer_a: int,
+    layer_b: int,
+    stitches: Mapping[int, Stitch],
+    batches: Iterable[PairedBatch | TokenBatch],
+    *,
+    limits: NormLimits | None = None,
+    seed: int = 0,
+) -> LayerWorth:
+    """Compare A->B at `layer_b` with A->B at the other layers of B, each by its own of the `stitches`.
+
+    Intervals resample documents, for all layers together. ValueError without another layer, and for fewer than four
+    documents.
+    """
+    if len({layer_b, *stitches}) < 2 or layer_b not in stitches:
+        raise ValueError(f"stitches to layers {sorted(stitches)}: expected layer {layer_b} and another")
+    batches, options = list(batches), {"limits": limits, "conditions": ("a_to_b",), "seed": seed}
+    found = {
+        layer: measure_fidelity(*models, layer_a, layer, {"fitted": stitch}, batches, **options)
+        for layer, stitch in stitches.items()
+    }
+    tokens = found[layer_b].counts["b"].tokens
+    if len(tokens) < 4:
+        raise ValueError(f"{len(tokens)} documents: expected two to choose a layer on and two to judge it by")
+    sums = np.stack([of_layer.sums["fitted", "a_to_b"] for of_layer in found.values()], axis=1)  # (documents, layers)
+    losses = dict(zip(found, sums[::2].sum(0)))
+    others = [layer for layer in found if layer != layer_b]
+    best = min(others, key=losses.__getitem__)
+    totals = dict(zip(found, resampled_totals(sums[1::2], seed).T))
+    mean = np.mean([totals[layer] for layer in others], axis=0)
+    excess, over_mean = (from_resamples(totals[layer_b] / other - 1) for other in (totals[best], mean))
+    return LayerWorth(dict(zip(found, (sums.sum(0) / tokens.sum()).tolist())), best, excess, over_mean)

@@ -27,7 +27,8 @@ from .style import (
     panel_row,
 )
 
-OF_CONDITION = {"native": PURPLE, "main": BLUE, "unbiased": BLUE, "bias": ORANGE, "transferred": ORANGE, "random": GREY}
+OF_CONDITION = {"native": PURPLE, "main": BLUE, "unbiased": BLUE, "bias": ORANGE, "transferred": ORANGE}
+OF_CONDITION |= {"components": "#222222", "random": GREY}
 
 
 def map_errors(lengths: Mapping[str, Mapping[str, tuple]], means: Mapping[str, float]) -> Figure:
