@@ -55,26 +55,35 @@ def test_responses_under_every_vector(small_pair, models):
     config = SweepConfig(prompts=3, choosing_prompts=2, strengths=(1.0, 4.0), max_new_tokens=5, batch_size=2)
     tasks = [FreeTask("long", (), lambda text: len(text) > 12), FreeTask("never", (), lambda text: False)]
     directions = {
-        task.name: {"native": 2 * normal(48, seed=i), "moved": normal(48, seed=i + 5), "random": normal(48, seed=9)}
+        task.name: {
+            "native": 2 * normal(48, seed=i),
+            "transferred": normal(48, seed=i + 5),
+            "random": normal(48, seed=9),
+        }
         for i, task in enumerate(tasks)
     }
     found = sweep_free_tasks(StitchedPair(pair, models, LAYERS, "smoke"), tasks, directions, config, unit=2.0)
     prompts = steering_prompts(pair, 3, tokenizer=model.tokenizer, split="evaluated")
     for task in tasks:
         at = found.chosen[task.name]
-        keys = {("none", 0.0), ("random", at), *((c, s) for c in ("native", "moved") for s in config.strengths)}
+        keys = {("none", 0.0), ("random", at), *((c, s) for c in ("native", "transferred") for s in config.strengths)}
         cells = {(c.condition, c.strength) for c in found.cells if c.split == "evaluated" and c.of == task.name}
         assert cells == keys
-        edit = add(directions[task.name]["moved"], 8.0)
+        edit = add(directions[task.name]["transferred"], 8.0)
         expected = generate_texts(model, prompts, max_new_tokens=5, batch_size=2, layer=LAYERS[1], edit=edit)
         for one, other in zip(
-            found.cells[Cell("evaluated", "b", "moved", task.name, 4.0)].responses, expected, strict=True
+            found.cells[Cell("evaluated", "b", "transferred", task.name, 4.0)].responses, expected, strict=True
         ):
             assert (one.text, one.tokens) == (other.text, other.tokens)
             assert one.nll == pytest.approx(other.nll, abs=1e-4)
         done = [task.is_done(response.text) for response in expected]
-        assert found.share("b", "moved", task.name, 4.0) == clopper_pearson(sum(done), 3)
+        assert found.share("b", "transferred", task.name, 4.0) == clopper_pearson(sum(done), 3)
     assert found.chosen["never"] == 4.0, "what fails does not fail for want of strength"
+    numbers = found.numbers("mine")
+    means = {one: found.mean_share("b", one).value for one in ("none", "native", "transferred", "random")}
+    assert numbers["lrt.mine.steering.gain"] == pytest.approx(means["transferred"] - means["none"])
+    assert numbers["lrt.mine.steering.over_random"] == pytest.approx(means["transferred"] - means["random"])
+    assert "lrt.mine.steering.over_components" not in numbers, "such vectors were not given"
     shares = [found.share("b", "native", task.name).value for task in tasks]
     assert found.mean_share("b", "native").value == pytest.approx(np.mean(shares))
     losses = {

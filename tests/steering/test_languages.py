@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 
 import numpy as np
 import pytest
@@ -21,15 +22,17 @@ from stitch_utils.steering.languages import (
     clipped_gap,
     language_config,
     language_frequencies,
-    rank_correlation,
+    rank_correlations,
     sweep_languages,
 )
 from stitch_utils.steering.prompts import languages, parallel_pairs, steering_prompts
 from stitch_utils.steering.sweep import Answers, Cell
 from stitch_utils.steering.vectors import condition_vectors, language_means, steering_vector
+from stitch_utils.stitching.moments import PairMoments
+from stitch_utils.stitching.nulls import component_stitches
 from stitch_utils.stitching.pair import StitchedPair
 from stitch_utils.stitching.stitch import Stitch
-from stitch_utils.utils.stats import clopper_pearson
+from stitch_utils.utils.stats import clopper_pearson, crossed_mean
 
 LAYERS = {"a": 1, "b": 2}
 CONFIG = LanguageConfig(
@@ -55,7 +58,10 @@ class Run:
         shapes = ((32, 48), (48,), (48, 32), (32,))
         self.stitch = Stitch(*(torch.randn(shape, generator=generator) for shape in shapes))
         self.stitched = StitchedPair(self.pair, tuple(self.models.values()), (1, 2), "smoke")
-        vars(self.stitched)["stitch"] = self.stitch  # in place of the one that would be fitted
+        self.moments = PairMoments(32, 48)
+        self.moments.update(*(torch.randn(200, d, generator=generator) * torch.rand(d) for d in (32, 48)))
+        # in place of those that would be fitted and harvested
+        vars(self.stitched).update(stitch=self.stitch, moments=self.moments)
         self.sweep = self.again()
         self.first = self.generated
 
@@ -115,6 +121,12 @@ def test_every_condition_steers_as_its_name_says(run):
             moved = raw["ba"["ab".index(side)], language][1] @ matrix
             directions = {"native": native.direction, "transferred": moved, "biased": moved + bias}
             pairs = parallel_pairs(run.pair, language, 4)
+            nulls = [
+                raw["ba"["ab".index(side)], language][1] @ (null.P_down if side == "a" else null.P_up)
+                for null in component_stitches(run.moments)
+            ]
+            cosines = [(null @ native.direction / null.norm()).item() for null in nulls]
+            directions["components"] = nulls[int(np.argmax(cosines))]
             for condition, direction in directions.items():
                 v = direction / direction.norm()
                 streams = [
@@ -161,7 +173,7 @@ def test_which_cells_there_are(run):
         assert run.sweep.chosen[side] in CONFIG.strengths
         for language in CONFIG.languages:
             evaluated.add((side, "none", language, 0.0))
-            for condition in ("native", "transferred", "biased", "random"):
+            for condition in ("native", "transferred", "biased", "components", "random"):
                 evaluated.add((side, condition, language, run.sweep.chosen[side]))
             evaluated |= {(side, condition, language, 1.0) for condition in ("native", "transferred")}
         doses |= {(side, c, "de", s) for c in ("native", "transferred") for s in CONFIG.strengths}
@@ -314,20 +326,80 @@ def test_languages_are_counted_by_the_sentence():
     assert next(iter(counts)) == "en" and language_frequencies([]) == {}
 
 
-def test_the_rank_correlation_is_spearmans_with_ties():
+def test_rank_correlations_are_spearmans_with_ties():
     rng = np.random.default_rng(0)
-    x = rng.integers(0, 6, 30).tolist()
-    y = [value + noise for value, noise in zip(x, rng.integers(0, 5, 30).tolist())]
-    value, low, high = rank_correlation(x, y, seed=1)
-    assert value == pytest.approx(spearmanr(x, y).statistic)
-    drawn = [rng.integers(30, size=30) for _ in range(800)]
-    naive = [spearmanr(np.array(x)[d], np.array(y)[d]).statistic for d in drawn]
-    assert [low, high] == pytest.approx(np.quantile(naive, [0.025, 0.975]), abs=0.05)
-    assert rank_correlation(x, y, seed=1) == (value, low, high)
-    assert rank_correlation(x, [-other for other in y], seed=1).value == pytest.approx(-value)
+    x, y = rng.integers(0, 6, (3, 30)), rng.integers(0, 5, (3, 30))
+    expected = [spearmanr(*both).statistic for both in zip(x, y + x)]
+    assert rank_correlations(x, y + x) == pytest.approx(expected)
+    assert rank_correlations(x[0], -x[0]) == pytest.approx(-1)
+    assert np.isnan(rank_correlations(x[0], np.ones(30))), "values without an order"
 
 
-def test_values_without_an_order_say_nothing():
-    assert rank_correlation([1, 2, 3], [1, 1, 1]) == (0, -1, 1)
-    assert rank_correlation([4], [1]) == (0, -1, 1)
-    assert rank_correlation([1, 2, 3, 4], [2, 3, 5, 4]) == pytest.approx((0.8, -1, 1)), "four are too few to resample"
+PROMPTS = 40
+
+
+def steered(shares, frequencies, seed=0):
+    """A sweep of both models in which languages are reached by so many of `PROMPTS`: {language: {condition: count}}."""
+    rng, cells = np.random.default_rng(seed), {}
+    for side, (language, counts) in itertools.product("ab", shares.items()):
+        for condition in ("none", "native", "transferred", "random"):
+            said = np.array([language] * counts.get(condition, 0) + ["en"] * (PROMPTS - counts.get(condition, 0)))
+            cell = Cell("evaluated", side, condition, language, 0.0 if condition == "none" else 2.0)
+            cells[cell] = answers(rng.permutation(said).tolist(), language)
+    config = LanguageConfig(languages=tuple(shares), prompts=PROMPTS, choosing_languages=("l0",), choosing_prompts=4)
+    return LanguageSweep(config=config, chosen={"a": 2.0, "b": 2.0}, cells=cells, frequencies=frequencies)
+
+
+def ladder(transferred, native=30):
+    return {f"l{i}": {"native": native, "transferred": count} for i, count in enumerate(transferred)}
+
+
+def test_gaps_follow_frequencies_beyond_the_error_of_prompts():
+    counts = {f"l{i}": 10 * i + 1 for i in range(8)}
+    languages = list(counts)
+    clear = steered(ladder([2, 6, 10, 14, 18, 22, 26, 30]), counts).frequency_correlation(languages)
+    assert clear.value == pytest.approx(1) and clear.low > 0.7
+    near = steered(ladder([14, 15, 14, 16, 15, 16, 17, 16]), counts)
+    value, low, high = near.frequency_correlation(languages)
+    gaps = [np.mean([near.gaps(side)[language] for side in "ab"]) for language in languages]
+    assert value == pytest.approx(spearmanr(list(counts.values()), gaps).statistic) > 0.7
+    assert low < 0 < high, "a prompt more or less would turn the order"
+    assert steered(ladder([9] * 8), counts).frequency_correlation(languages) == (0, -1, 1)
+    few = near.frequency_correlation(languages[:4])
+    assert few[1:] == (-1, 1) and few.value != 0, "four are too few to resample"
+
+
+def test_native_steering_works_where_it_does_so_beyond_doubt_in_both_models():
+    shares = {"l0": {"native": 30}, "l1": {"native": 6}, "l2": {"native": 30, "none": 28}, "l3": {"native": 0}}
+    sweep = steered(shares, {})
+    assert sweep.able() == ["l0"], "6 of 40 are beyond doubt alone, and not as one of eight tests"
+    sweep.cells[Cell("evaluated", "b", "native", "l0", 2.0)] = answers(["en"] * PROMPTS, "l0")
+    assert sweep.able() == []
+
+
+def test_responses_in_any_of_the_languages_are_away_from_english():
+    sweep = steered({"l0": {"none": 0, "random": 4}, "l1": {"none": 0, "random": 2}}, {})
+    for side, condition, said in (("a", "none", ["l1"] * 2 + ["xx"] * 38), ("a", "random", ["l1"] * 6 + ["en"] * 34)):
+        for language in ("l0", "l1") if condition == "none" else ("l0",):
+            cell = Cell("evaluated", side, condition, language, 0.0 if condition == "none" else 2.0)
+            sweep.cells[cell] = answers(said, language)
+    assert sweep.away("a", "none") == clopper_pearson(2, PROMPTS), "every language has the same responses"
+    assert sweep.away("b", "none") == clopper_pearson(0, PROMPTS)
+    assert sweep.away("a", "random").value == pytest.approx((6 + 2) / 80), "whichever language the cell is of"
+
+
+def test_what_conditions_share_is_drawn_anew_for_all_of_them_together():
+    """Transferred steering reaches all that native steering reaches, but for one prompt in ten."""
+    sweep = steered({"l0": {"native": 20, "transferred": 0}}, {})
+    native = sweep.cells[Cell("evaluated", "a", "native", "l0", 2.0)].judged
+    reached = [i for i, said in enumerate(native) if said == "l0"]
+    said = ["en" if i in reached[:4] else one for i, one in enumerate(native)]
+    sweep.cells[Cell("evaluated", "a", "transferred", "l0", 2.0)] = answers(said, "l0")
+    found = sweep.paired_numbers("a", "x", ["random"])
+    assert found["x.native_lead"] == pytest.approx(0.1) and found["x.native_lead.low"] > 0
+    assert sweep.mean_share("a", "native").low < sweep.mean_share("a", "transferred").high, "not told apart alone"
+    assert found["x.native_gain"] == 0.5 and found["x.gain"] == found["x.over_random"] == 0.4
+    assert found["x.beyond_half"] == pytest.approx(0.4 - 0.25)
+    done = [np.array([one == "l0" for one in row], dtype=float) for row in (said, native)]
+    half = crossed_mean((done[0] - done[1] / 2)[None], 0)
+    assert [found[f"x.beyond_half{end}"] for end in ("", ".low", ".high")] == pytest.approx(list(half))

@@ -27,6 +27,7 @@ from stitch_utils.stitching.lrt_maps import (
     map_stream,
     moments_of,
 )
+from stitch_utils.stitching.nulls import DRAWS, component_stitches
 from stitch_utils.stitching.pair import StitchedPair
 
 STITCHED = (1, 2)
@@ -126,14 +127,32 @@ def test_vectors_go_through_every_map_and_numbers_have_their_ids(pair, models, f
     assert numbers["lrt.mine.correlation_summary.lowest"] == min(own)
     assert numbers["lrt.mine.correlation_summary.mean"] == pytest.approx(np.mean(own))
     lengths = [errors[name, "b"].length.value for name in ("no_inversion", "unsquared", "adam")]
-    assert numbers["lrt.mine.unsquared.gain.to_b"] == pytest.approx((lengths[0] - lengths[1]) / lengths[0])
-    assert numbers["lrt.mine.unsquared.adam_excess.to_b"] == pytest.approx((lengths[2] - lengths[1]) / lengths[1])
+    assert numbers["lrt.mine.unsquared.to_b.increase"] == pytest.approx(lengths[1] / lengths[0] - 1)
+    assert numbers["lrt.mine.unsquared.adam.to_b.increase"] == pytest.approx(lengths[2] / lengths[1] - 1)
+    of_mean = errors["sister", "b"].length.value / errors["same_layers_mean", "b"].length.value - 1
+    assert numbers["lrt.mine.validation_loss.over_mean.increase"] == pytest.approx(of_mean)
     passes = {numbers[f"lrt.mine.unsquared.passes.to_{side}"] for side in "ab"}
     assert passes == {fitted.stitches["unsquared"].report.sweeps}
     assert numbers["lrt.mine.steered.bias.likeness"] == sweeps[False].likeness("bias")
-    assert {f"lrt.mine.steered.{name}.correlation.low" for name in (*RECIPES, "random", "same_layers_random")} <= {
-        *numbers
-    }
+    assert numbers["lrt.mine.steered.main.over_bias"] == sweeps[False].lead("main", "bias").value
+    layers = sweeps[False].mean_correlation("main").value - sweeps[True].mean_correlation("same_layers").value
+    assert numbers["lrt.mine.steered.main.over_same_layers"] == pytest.approx(layers)
+    assert numbers["lrt.mine.steered.sister.over_null"] == sweeps[True].over_nulls("sister").value
+    nulls = ("components", "random", "same_layers_components", "same_layers_random")
+    assert {f"lrt.mine.steered.{name}.correlation.low" for name in (*RECIPES, *nulls)} <= {*numbers}
+
+
+def test_of_maps_without_a_pairing_the_one_most_like_the_native_vector_is_taken(pair, models, fitted):
+    config = ChoiceConfig(contrasts=2, choices=3, doses=(-1.0, 0.0, 1.0))
+    sweeps = steer_by_recipes(StitchedPair(pair, models, STITCHED, "smoke"), fitted, BEHAVIOURS[:1], config)
+    other = contrast_vectors(models[0], 1, {"x": BEHAVIOURS[0].contrasts})["x"]
+    for same, sweep in sweeps.items():
+        found, images = sweep.directions["x"], []
+        for stitch in component_stitches(fitted.moments[same], seed=config.seed):
+            images += [transfer_vector(other, stitch, to="b", with_bias=bias) for bias in (False, True)]
+        assert len(images) == 2 * DRAWS
+        cosines = [(image @ found["native"]).item() for image in images]
+        torch.testing.assert_close(found["components"], images[int(np.argmax(cosines))])
 
 
 def test_where_both_papers_take_the_same_layers_the_text_is_read_once(pair, models, monkeypatch):

@@ -158,6 +158,51 @@ def test_correlations_are_numpys(curves):
     assert compared(native, -other, alphas).correlation("x", "other").value == pytest.approx(-np.mean(each))
 
 
+def many(native, *others, names=("x", "y"), directions=None):
+    """A sweep of several behaviours with the same answers, by the conditions `other`, `components` and `random`."""
+    conditions = ("native", "other", "components", "random")
+    answers = {(name, which): of for name in names for which, of in zip(conditions, (native, *others))}
+    same = dict.fromkeys(conditions, normal(48))
+    config = ChoiceConfig(1, 1, doses=tuple(range(-3, 4)))
+    return ChoiceSweep(config, directions or dict.fromkeys(names, same), answers)
+
+
+def test_correlations_are_compared_question_by_question_with_the_better_null(curves):
+    _, native, other = curves
+    noise = np.random.default_rng(1).normal(size=(3, 7, 40))
+    less, more = 0.2 * native + noise[0], 0.6 * native + noise[1]
+    sweep = many(native, other, less, more)
+    each = {name: correlations(native, sweep.responses["x", name]) for name in ("other", "components", "random")}
+    assert each["random"].mean() > each["components"].mean()
+    assert sweep.over_nulls("other").value == pytest.approx((each["other"] - each["random"]).mean())
+    down = many(native, other, less, -more)
+    assert down.over_nulls("other").value == pytest.approx(sweep.over_nulls("other").value), "up or down"
+    lead = sweep.lead("other", "components")
+    assert lead.value == pytest.approx((each["other"] - each["components"]).mean()) and lead.low > 0
+    elsewhere = many(native + noise[2], less, less, less)
+    expected = each["other"] - correlations(native + noise[2], less)
+    assert sweep.lead("other", "other", elsewhere=elsewhere).value == pytest.approx(expected.mean())
+
+
+def test_the_lowest_correlation_has_an_interval(curves):
+    _, native, other = curves
+    sweep = many(native, other, other, other)
+    sweep.responses["y", "other"] = native + 6 * np.random.default_rng(2).normal(size=(7, 40))
+    of_y = sweep.correlation("y", "other")
+    assert of_y.high < sweep.correlation("x", "other").low
+    assert sweep.lowest_correlation("other") == pytest.approx(of_y)
+
+
+def test_the_size_of_mean_curves_correlations_is_taken_whichever_their_sign(curves):
+    _, native, other = curves
+    sweep = many(native, other, -other, 5 + np.random.default_rng(3).normal(size=(7, 40)))
+    assert sweep.curve_correlation("x", "components") < -0.9
+    assert sweep.curve_correlation_size("components") == pytest.approx(sweep.curve_correlation_size("other"))
+    value, low, high = sweep.curve_correlation_size("random")
+    assert value == pytest.approx(abs(sweep.curve_correlation("x", "random"))) and low < value < high < 1
+    assert high - low > 0.2 > 0.05 > np.ptp(sweep.curve_correlation_size("other"))
+
+
 def test_slopes_are_least_squares(curves):
     alphas, native, other = curves
     expected = np.polyfit(alphas, other.mean(1), 1)[0] / np.polyfit(alphas, native.mean(1), 1)[0]
@@ -240,6 +285,19 @@ def test_how_alike_the_directions_are(sweep):
     assert found.mean_cosine("with") == pytest.approx(sum(cosines.values()) / 2, abs=1e-6)
     between = torch.dot(directions["x"]["with"].double(), directions["y"]["with"].double()).item()
     assert found.likeness("with") == pytest.approx(between, abs=1e-6)
+    less = found.likeness("without")
+    assert found.likeness_gain("with", "without") == pytest.approx((between - less, -2, 2)), "two are too few"
+
+
+def test_likeness_is_gained_over_behaviours(curves):
+    _, native, other = curves
+    names, common = tuple("vwxyz"), normal(48, seed=9)
+    alone = {name: normal(48, seed=seed) for seed, name in enumerate(names)}
+    directions = {name: {"alone": own, "pulled": own + 2 * common} for name, own in alone.items()}
+    sweep = many(native, other, other, other, names=names, directions=directions)
+    gain = sweep.likeness_gain("pulled", "alone")
+    assert gain.value == pytest.approx(sweep.likeness("pulled") - sweep.likeness("alone"))
+    assert 0.3 < gain.low < gain.value < gain.high < 1.1
 
 
 def test_settings_that_make_no_sense():

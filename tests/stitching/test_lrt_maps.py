@@ -11,7 +11,7 @@ from scipy.optimize import minimize
 from stitch_utils.models.harvest import NormLimits, evaluation_batches, within
 from stitch_utils.stitching import lrt_maps
 from stitch_utils.stitching.fit import fit_exact
-from stitch_utils.stitching.lrt_maps import fit_unsquared, fit_unsquared_adam, map_errors, moments_of
+from stitch_utils.stitching.lrt_maps import MapErrors, fit_unsquared, fit_unsquared_adam, map_errors, moments_of
 from stitch_utils.stitching.relu_map import ReluMap
 from stitch_utils.stitching.stitch import Stitch
 
@@ -212,6 +212,16 @@ def test_errors_are_those_of_every_token(pair, models):
         map_errors(models, (1, 2), batches, {"x": ("b", lambda x, y: x)})
     with pytest.raises(ValueError, match="hold no ordinary token"):
         map_errors(models, (1, 2), [], {"up": ("b", stitch.up)})
+
+
+def test_errors_on_the_same_documents_are_compared_document_by_document():
+    rng = np.random.default_rng(0)
+    hard = rng.uniform(1, 9, size=1001)  # of the text and its resamples: they differ far more than two maps do
+    one, other = (MapErrors(hard * factor, hard / 10 * factor) for factor in (0.9, 1.0))
+    assert one.increase(other) == pytest.approx((-0.1, -0.1, -0.1)) and one.length.high > other.length.low
+    less = other.fuv_less(one)
+    assert less == pytest.approx(tuple(np.array(other.fuv) / 10)) and less.low > 0
+    assert one.length.value == one.lengths[0] and one.fuv.value == one.fuvs[0]
 
 
 def test_tokens_beyond_the_limits_are_left_out_for_maps_that_bend_too(pair, models):

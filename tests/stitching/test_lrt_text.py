@@ -76,7 +76,9 @@ def test_a_third_of_chats_where_the_pair_names_some(stitched, pair, models, monk
 def test_sizes(pair):
     paper = map_config(load_pair("gemma"), "paper")
     assert (paper.tokens, paper.step_tokens, paper.epochs, paper.lr) == (10_000_000, 16_384, 4, 1e-4)
-    assert map_config(load_pair("gemma-it"), "paper", lr=1e-3, seed=4) == dataclasses.replace(paper, lr=1e-3, seed=4)
+    assert map_config(load_pair("gemma-it"), "paper", seed=4) == dataclasses.replace(paper, lr=1e-3, seed=4), "tuned"
+    assert map_config(load_pair("gemma-it"), "paper", lr=1e-2).lr == 1e-2
+    assert map_config(load_pair("gemma-it"), "default").lr == map_config(load_pair("gemma"), "default").lr
     assert map_config(pair, "smoke").tokens < map_config(pair, "default").tokens
     with pytest.raises(ValueError, match="unknown scale 'huge'"):
         map_config(pair, "huge")

@@ -5,7 +5,11 @@ import pytest
 import torch
 from sklearn.decomposition import PCA
 
-from stitch_utils.stitching.svcca import svcca_table
+from stitch_utils.data.pairs import TextRef
+from stitch_utils.data.text import token_batches
+from stitch_utils.stitching.evaluation import measure_fidelity
+from stitch_utils.stitching.stitch import Stitch
+from stitch_utils.stitching.svcca import judge_layer, svcca_table
 
 
 def svcca(x, y, **options):
@@ -67,3 +71,50 @@ def test_errors():
         svcca(x, y, variance=0.0)
     with pytest.raises(ValueError, match="do not vary"):
         svcca(torch.ones(100, 3), y[:100])
+
+
+@pytest.fixture
+def to_layers(random_models):
+    """Three stitches to layers of B, which differ in their noise, and the text to judge them on."""
+    generator, stitches = torch.Generator().manual_seed(0), {}
+    for layer, size in ((1, 3.0), (2, 0.1), (3, 1.0)):
+        shapes = ((32, 48), (48,), (48, 32), (32,))
+        stitches[layer] = Stitch(*(size * torch.randn(shape, generator=generator) for shape in shapes))
+    text = token_batches(
+        TextRef("world", "layers"),
+        random_models[0].tokenizer,
+        context=40,
+        batch_size=5,
+        rows="document",
+        n_documents=12,
+    )
+    return stitches, list(text)
+
+
+def test_a_layer_is_judged_beside_the_best_other_on_documents_that_did_not_choose_it(random_models, to_layers):
+    stitches, batches = to_layers
+    sums = {
+        layer: (found := measure_fidelity(*random_models, 1, layer, {"x": stitch}, batches)).sums["x", "a_to_b"]
+        for layer, stitch in stitches.items()
+    }
+    tokens = found.counts["b"].tokens
+    for layer_b in stitches:
+        worth = judge_layer(random_models, 1, layer_b, stitches, batches)
+        others = [layer for layer in stitches if layer != layer_b]
+        assert worth.best_other == min(others, key=lambda layer: sums[layer][::2].sum())
+        own, best = (sums[layer][1::2] for layer in (layer_b, worth.best_other))
+        assert worth.excess.value == pytest.approx(own.sum() / best.sum() - 1, rel=1e-4)
+        mean = np.mean([sums[layer][1::2].sum() for layer in others])
+        assert worth.over_mean.value == pytest.approx(own.sum() / mean - 1, rel=1e-4)
+        assert worth.excess.low < worth.excess.value < worth.excess.high
+        assert worth.losses[layer_b] == pytest.approx(sums[layer_b].sum() / tokens.sum(), rel=1e-4)
+    assert len({worth.best_other, judge_layer(random_models, 1, worth.best_other, stitches, batches).best_other}) == 2
+
+
+def test_a_layer_is_judged_beside_another_on_enough_documents(random_models, to_layers):
+    stitches, batches = to_layers
+    with pytest.raises(ValueError, match=r"stitches to layers \[2\]: expected layer 2 and another"):
+        judge_layer(random_models, 1, 2, {2: stitches[2]}, batches)
+    few = [batch.each(lambda part: part[:3]) for batch in batches[:1]]
+    with pytest.raises(ValueError, match="3 documents: expected two to choose a layer on and two to judge it by"):
+        judge_layer(random_models, 1, 2, stitches, few)
