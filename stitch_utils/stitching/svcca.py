@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..data.text import PairedBatch, TokenBatch
-from ..models.harvest import NormLimits, Residuals
+from ..models.harvest import Residuals
 from ..models.language_model import LanguageModel
 from ..utils.stats import Estimate, from_resamples, resampled_totals
 from .evaluation import measure_fidelity
@@ -88,7 +88,6 @@ def judge_layer(
     stitches: Mapping[int, Stitch],
     batches: Iterable[PairedBatch | TokenBatch],
     *,
-    limits: NormLimits | None = None,
     seed: int = 0,
 ) -> LayerWorth:
     """Compare A->B at `layer_b` with A->B at the other layers of B, each by its own of the `stitches`.
@@ -98,9 +97,9 @@ def judge_layer(
     """
     if len({layer_b, *stitches}) < 2 or layer_b not in stitches:
         raise ValueError(f"stitches to layers {sorted(stitches)}: expected layer {layer_b} and another")
-    batches, options = list(batches), {"limits": limits, "conditions": ("a_to_b",), "seed": seed}
+    batches = list(batches)
     found = {
-        layer: measure_fidelity(*models, layer_a, layer, {"fitted": stitch}, batches, **options)
+        layer: measure_fidelity(*models, layer_a, layer, {"fitted": stitch}, batches, conditions=("a_to_b",))
         for layer, stitch in stitches.items()
     }
     tokens = found[layer_b].counts["b"].tokens
