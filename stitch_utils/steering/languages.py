@@ -123,6 +123,8 @@ class LanguageSweep(Sweep):
         The interval is a bootstrap over languages and prompts. Resamples in which all frequencies or all gaps are the
         same have no order and are left out. Fewer than five languages say nothing: the interval is [-1, 1].
         """
+        if not some:
+            return Estimate(0.0, -1.0, 1.0)
         places = [self.config.languages.index(language) for language in some]
         counts = np.array([self.frequencies.get(language, 0) for language in some], dtype=float)
         tables = [[self._table(side, c)[places] for c in ("transferred", "native")] for side in TABLES]
@@ -248,7 +250,7 @@ def clipped_gap(transferred: float, native: float) -> float:
 
 def clipped_gaps(transferred: np.ndarray, native: np.ndarray) -> np.ndarray:
     """Compute `clipped_gap` of arrays, element by element."""
-    whole = (transferred > 0).astype(float)
+    whole = np.array(transferred > 0, dtype=float)
     return np.clip(np.divide(transferred, native, out=whole, where=native != 0), 0, 1)
 
 

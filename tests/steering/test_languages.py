@@ -367,6 +367,7 @@ def test_gaps_follow_frequencies_beyond_the_error_of_prompts():
     assert steered(ladder([9] * 8), counts).frequency_correlation(languages) == (0, -1, 1)
     few = near.frequency_correlation(languages[:4])
     assert few[1:] == (-1, 1) and few.value != 0, "four are too few to resample"
+    assert near.frequency_correlation([]) == (0, -1, 1)
 
 
 def test_native_steering_works_where_it_does_so_beyond_doubt_in_both_models():
