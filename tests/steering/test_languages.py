@@ -362,7 +362,7 @@ def test_gaps_follow_frequencies_beyond_the_error_of_prompts():
     near = steered(ladder([14, 15, 14, 16, 15, 16, 17, 16]), counts)
     value, low, high = near.frequency_correlation(languages)
     gaps = [np.mean([near.gaps(side)[language] for side in "ab"]) for language in languages]
-    assert value == pytest.approx(spearmanr(list(counts.values()), gaps).statistic) > 0.7
+    assert value == pytest.approx(spearmanr(list(counts.values()), gaps).statistic) and value > 0.7
     assert low < 0 < high, "a prompt more or less would turn the order"
     assert steered(ladder([9] * 8), counts).frequency_correlation(languages) == (0, -1, 1)
     few = near.frequency_correlation(languages[:4])
