@@ -62,6 +62,8 @@ def test_a_census_counts_as_a_loop_does():
     assert 0 < found.speaking == speaks.sum() < FEATURES and found.lost.value == lost.sum() / speaks.sum()
     assert found.lost.low < found.lost.value < found.lost.high
     assert census(fitted, draws, spoken - 9).lost is None
+    lowest = census(np.full_like(fitted, 0.1), {"high": [np.full_like(fitted, 0.3)] * 2}, spoken)
+    assert lowest.flipped.value == lowest.better.value == 0, "what is lowest and above zero is not flipped"
     with pytest.raises(ValueError, match="no features to compare"):
         census(fitted[:, :0], draws, spoken[:, :0])
 
