@@ -125,9 +125,9 @@ class FeatureStudy:
         found = np.concatenate([twins[name].correlation[some] for name in drawn(twin)])
         return found[np.isfinite(found)]
 
-    def random_band(self, direction: str) -> tuple[float, float]:
-        """Find the middle nine tenths of the correlations across random stitches; NaN where no twin fires."""
-        found = self.correlation(direction, "random")
+    def band(self, direction: str, null: str) -> tuple[float, float]:
+        """Find the middle nine tenths of the correlations across the draws of a null; NaN where no twin fires."""
+        found = self.correlation(direction, null)
         return tuple(np.quantile(found, (0.05, 0.95)).tolist()) if len(found) else (np.nan, np.nan)
 
     def table8(self) -> pd.DataFrame:

@@ -101,7 +101,7 @@ def test_the_numbers_are_those_of_the_classes(run):
             better = fitted.correlation[some] > np.nan_to_num(values).max(0)
             assert run.numbers[f"{start}.better_than.{null}"] == pytest.approx(better.mean())
         random = of_null["random"][np.isfinite(of_null["random"])]
-        assert run.study.random_band(direction) == pytest.approx(np.percentile(random, (5, 95)))
+        assert run.study.band(direction, "random") == pytest.approx(np.percentile(random, (5, 95)))
         best = np.nan_to_num(np.concatenate(list(of_null.values()))).max(0)
         assert run.numbers[f"{start}.better"] == pytest.approx((fitted.correlation[some] > best).mean())
 
@@ -176,9 +176,11 @@ def test_stitches_across_which_nothing_fires(run):
     few = study.beside_nulls["up"]["transferred"].correlation[study.compared("up")]
     positive = (few > 0).mean()
     assert numbers["figure14.mine.up.better_than.random"] == pytest.approx(positive)
-    band = study.random_band("up")
+    band = study.band("up", "random")
     assert np.isnan(band).all()
-    feature_plots.class_densities({"up": {"structural": np.array([0.5, 0.6])}}, random={"up": band}).canvas.draw()
+    feature_plots.class_densities(
+        {"up": {"structural": np.array([0.5, 0.6])}}, bands={"up": {"random": band}}
+    ).canvas.draw()
 
 
 def test_features_of_the_published_sae_stand_beside_their_published_classes(run, monkeypatch):
@@ -204,12 +206,15 @@ def test_features_of_the_published_sae_stand_beside_their_published_classes(run,
 
 def test_the_figures_show_what_they_are_given():
     values = {"structural": np.array([0.52, 0.55, 0.95]), "semantic": np.array([-0.45, 0.15])}
-    figure = feature_plots.class_densities({"up": values}, random={"up": (-0.02, 0.03)})
+    figure = feature_plots.class_densities(
+        {"up": values}, bands={"up": {"random": (-0.02, 0.03), "other": (-0.1, 0.1)}}
+    )
     below = figure.axes[1]
     assert [text.get_text() for text in below.get_legend().get_texts()] == [
         "structural (3)",
         "semantic (2)",
-        "random stitch",
+        "random",
+        "other",
     ]
     shares = [patch for patch in figure.axes[0].patches if patch.get_height() > 0]
     at = {(round(patch.get_x(), 2), round(patch.get_height(), 2)) for patch in shares}
