@@ -193,7 +193,7 @@ class FeatureStudy:
         counted = census(rows_of("transferred"), {null: draws_of(null) for null in NULLS}, spoken)
         for twin, of_twin in ({"transferred": [statistics(whole[:, enough])]} | measured).items():
             found |= _estimates(f"{start}.{twin}", summarise(*of_twin), "mean", "median", "above_half", "below_zero")
-        found |= counted.better.numbers(f"{start}.better") | counted.flipped.numbers(f"{start}.flipped")
+        found |= counted.better.numbers(f"{start}.better_than.both") | counted.flipped.numbers(f"{start}.flipped")
         found |= _estimates(f"{start}.better_than", counted.better_than)
         found |= {
             f"{start}.speaking": counted.speaking,

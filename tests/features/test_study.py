@@ -103,7 +103,7 @@ def test_the_numbers_are_those_of_the_classes(run):
         random = of_null["random"][np.isfinite(of_null["random"])]
         assert run.study.band(direction, "random") == pytest.approx(np.percentile(random, (5, 95)))
         best = np.nan_to_num(np.concatenate(list(of_null.values()))).max(0)
-        assert run.numbers[f"{start}.better"] == pytest.approx((fitted.correlation[some] > best).mean())
+        assert run.numbers[f"{start}.better_than.both"] == pytest.approx((fitted.correlation[some] > best).mean())
 
 
 def test_words_are_recovered_from_all_groups_and_from_those_that_keep_the_structure(random_models, monkeypatch):
