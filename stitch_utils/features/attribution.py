@@ -192,8 +192,8 @@ def attribution_correlations(
     The text is by default the evaluation text of the pair. Models of two tokenizers are compared at the tokens that
     meet and go on in an ordinary token in both models, each by the logit weights of its own next token. A direction is
     `up`, an SAE of A with twins that read B, or `down`, the converse. `centre` takes the mean off the logit weights.
-    ValueError for another direction, an SAE of another width than its model, a twin of another number of features, and
-    no two ordinary tokens in a row.
+    ValueError for another direction, an SAE of another width than its model, a twin of another number of features or
+    between other widths, and no two ordinary tokens in a row.
     """
     _check(stitched, directions)
     readouts = {side: LogitWeights(model) for side, model in zip("ab", stitched.models)}
@@ -283,6 +283,10 @@ def _check(stitched: StitchedPair, directions: Mapping[str, Twins]) -> None:
         check_width(twins.sae, own, f"{direction}: the SAE")
         for name, sae in twins.others.items():
             if isinstance(sae, Stitch):
+                found, wanted = tuple(sae.towards(SIDES[direction][1]).P.shape), (own.d_model, other.d_model)
+                if found != wanted:
+                    leads = "the stitch of twin {!r} leads from {} to {} dimensions: expected {} to {}"
+                    raise ValueError(f"{direction}: {leads.format(name, *found, *wanted)}")
                 continue
             check_width(sae, other, f"{direction}: twin {name!r}")
             if sae.cfg.d_sae != features:

@@ -306,6 +306,11 @@ def test_what_cannot_be_compared(random_models):
     short.cfg.d_sae = 63
     with pytest.raises(ValueError, match="up: twin 'one' has 63 features: expected 64"):
         run(up=Twins(sae_a, {"one": short}))
+    back = Stitch(normal(48, 32, seed=1), normal(32, seed=2), normal(32, 48, seed=3), normal(48, seed=4))
+    with pytest.raises(
+        ValueError, match="up: the stitch of twin 'one' leads from 48 to 32 dimensions: expected 32 to 48"
+    ):
+        run(up=Twins(sae_a, {"one": back}))
     every_second = [batch._replace(mask=batch.mask & (torch.arange(30) % 2 == 0)) for batch in batches]
     with pytest.raises(ValueError, match="no two ordinary tokens in a row"):
         run(every_second, up=Twins(sae_a, {"one": sae_b}))
