@@ -91,7 +91,7 @@ def test_the_numbers_are_those_of_the_classes(run):
         fitted = there["transferred"]
         fires = np.minimum(fitted.firing_rate, fitted.twin_firing_rate) * fitted.n_tokens
         some = alive & (fires > 11.5) & np.isfinite(fitted.correlation)
-        assert 0 < run.numbers[f"{start}.compared"] == some.sum() < alive.sum()
+        assert 0 < run.numbers[f"{start}.compared"] == some.sum() <= alive.sum()
         of_null = {
             null: np.stack([there[name].correlation[some] for name in attribution.drawn(null)])
             for null in ("random", "components")
@@ -155,10 +155,10 @@ def test_every_number_that_a_claim_needs_is_there(run):
     claims = yaml.safe_load((ROOT / "book" / "published.yml").read_text(encoding="utf-8"))["claims"]
     ours = [claim for claim in claims if claim["chapter"] == "feature_transfer"]
     needed = {id.replace("{pair}", "mine") for claim in ours for id in claim["needs"].values()}
-    # three versions and a random model: the number after five, and what needs features of both kinds, may be missing
-    assert {id for id in needed if not id.startswith(("recovery.", "figure4b.mine.up.matched", "table8."))} <= set(
-        run.numbers
-    )
+    # three versions and a random model: the number after five, what needs features of both kinds, and what needs some
+    # that speak for the next token may be missing; and its SAE is not that of Table 8
+    absent = ("recovery.", "figure4b.mine.up.matched", "figure14.mine.up.lost", "table8.")
+    assert {id for id in needed if not id.startswith(absent)} <= set(run.numbers)
     assert all(isinstance(value, int | float) and np.isfinite(value) for value in run.numbers.values())
 
 
