@@ -175,7 +175,7 @@ def test_prose_states_no_result_that_a_cell_did_not_compute(chapter):
 
 def left_out(numbers, parameters):
     """How the ids begin that a run was too small to measure, or had nothing to measure of, by what it wrote instead."""
-    found = []
+    found = ["table8.tiny.agree"]  # of the SAE of another pair
     if parameters["stitching"]["adam_steps"] < PAPERS_STEPS:
         found.append("stitch.tiny.adam.full_loss")
     versions = numbers["table7.tiny.versions"] // numbers["recovery.tiny.groups"]
@@ -267,6 +267,51 @@ def test_section_2_is_decided_by_what_its_chapters_write(papers):
     write_results("tiny", "stitching", stitching)
     said = {v.id: v.verdict for v in verdicts("tiny", book=papers) if v.chapter in ("pairs", "stitching")}
     assert len(said) == 15 and set(said.values()) == {"holds"}
+
+
+FEATURES = {
+    "figure14.tiny.up.better_than.both": (0.8, 0.7, 0.9),
+    "figure14.tiny.up.lost": (0.1, 0.07, 0.14),
+    "figure14.tiny.up.flipped_of_left.more": (0.1, 0.05, 0.2),
+    "figure4b.tiny.up.all.mean.more": (0.1, 0.05, 0.2),
+    "figure4b.tiny.up.all.spread.less": (-0.1, -0.2, -0.05),
+    "figure4b.tiny.up.matched.mean.more": (0.1, 0.05, 0.2),
+    "figure4b.tiny.up.matched.spread.less": (-0.1, -0.2, -0.05),
+    "figure4b.tiny.up.lowest_tenth.more": (1.0, 0.5, 2.0),
+    "figure4b.tiny.up.highest_tenth.more": (1.0, 0.5, 2.0),
+    "figure4b.tiny.up.rate_ratio.more": (1.0, 0.5, 2.0),
+    "table7.tiny.whole": (0.7, 0.6, 0.8),
+    "table8.tiny.agree": (4, 4, 4),
+    "recovery.tiny.up.k_5.auc": (0.8, 0.75, 0.85),
+    "recovery.tiny.up.k_5.gain.more": (0.1, 0.05, 0.15),
+}
+
+
+@pytest.mark.parametrize(
+    ("changed", "by", "id", "verdict"),
+    [
+        ("", (), "attribution-beats-random-stitch", "holds"),
+        ("figure14.tiny.up.better_than.both", (0.55, 0.45, 0.65), "attribution-beats-random-stitch", "inconclusive"),
+        ("figure14.tiny.up.lost", (0.03, 0.02, 0.045), "some-features-do-not-transfer", "does not hold"),
+        ("figure14.tiny.up.flipped_of_left.more", (-0.1, -0.2, -0.05), "some-features-flip", "does not hold"),
+        ("figure4b.tiny.up.all.spread.less", (0.1, 0.05, 0.2), "structural-features-transfer-better", "partly"),
+        ("figure4b.tiny.up.all.mean.more", (-0.1, -0.2, -0.05), "structural-features-transfer-better", "does not hold"),
+        ("figure4b.tiny.up.matched.mean.more", (0.1, -0.1, 0.2), "structure-matters-beyond-density", "inconclusive"),
+        ("figure4b.tiny.up.highest_tenth.more", (-1, -2, -0.5), "semantic-features-are-polarized", "does not hold"),
+        ("figure4b.tiny.up.rate_ratio.more", (-1, -2, -0.5), "structural-features-are-dense", "does not hold"),
+        ("table7.tiny.whole", (0.97, 0.96, 0.98), "augmentations-are-noisy", "does not hold"),
+        ("table8.tiny.agree", (3, 3, 3), "named-features-have-their-classes", "does not hold"),
+        ("recovery.tiny.up.k_5.gain.more", (0.1, -0.1, 0.2), "classes-find-content-words", "inconclusive"),
+    ],
+)
+def test_claims_on_features_are_decided_beside_their_nulls(papers, changed, by, id, verdict):
+    numbers = FEATURES | ({changed: by} if changed else {})
+    ends = ("", ".low", ".high")
+    written = {name + end: at for name, triple in numbers.items() for end, at in zip(ends, triple)}
+    write_results("tiny", "feature_transfer", written)
+    said = {v.id: v.verdict for v in verdicts("tiny", book=papers) if v.chapter == "feature_transfer"}
+    assert said.pop(id) == verdict
+    assert len(said) == 9 and set(said.values()) == {"holds"}
 
 
 def _moved(quantity, value, other_end=None, *, figure="table1"):

@@ -16,6 +16,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from ..data.documents import read_documents
@@ -26,6 +27,7 @@ from ..models.generation import chat, generate_texts
 from ..models.harvest import text_key, weights_digest
 from ..models.language_model import LanguageModel, load_config, load_model
 from ..utils.cache import artifact
+from ..utils.stats import Estimate, from_resamples, resampled_totals
 
 # App. H.1's rules in other words, with an example of our own.
 INSTRUCTION = """\
@@ -82,12 +84,17 @@ class AugmentedGroups(NamedTuple):
     """`world`, or the model that wrote the versions."""
     versions: int
     """The number of versions that were written and judged."""
-    whole: int
-    """Those of them that break no rule."""
+    kept: list[int]
+    """Of each sentence that was judged, how many of its versions break no rule."""
     broken: Mapping[str, int]
     """{rule: versions that break it}; a version may break several."""
     clean: list[bool]
     """Whether none of a group's versions breaks a rule."""
+
+    def whole(self, seed: int = 0) -> Estimate:
+        """Give the share of versions that break no rule, with an interval that resamples sentences."""
+        totals = resampled_totals(np.array(self.kept, dtype=float), seed)
+        return from_resamples(totals / self.versions)
 
 
 def augmented_groups(pair: ModelPair, count: int, k: int = 5, *, seed: int = 0) -> AugmentedGroups:
@@ -104,17 +111,18 @@ def augmented_groups(pair: ModelPair, count: int, k: int = 5, *, seed: int = 0) 
         with blaming(pair, "augmenter"):
             written = _rewritten(pair, pair.augmenter, k, seed, min(AT_ONCE, count))
             source, found = pair.augmenter.model, list(itertools.islice(written, count))
-    groups, clean, judged = [], [], []
+    groups, clean, judged, kept = [], [], [], []
     for original, *versions in found:
         rules = [broken_rules(original, version) for version in versions]
         judged += rules
+        kept.append(rules.count(()))
         if not any("empty" in one for one in rules):
             groups.append([original, *versions])
             clean.append(not any(rules))
     if not groups:
         raise ValueError(f"none of {len(found)} sentences has {k} versions by {source!r} that say anything")
     broken = {rule: sum(rule in one for one in judged) for rule in RULES}
-    return AugmentedGroups(groups, source, len(judged), judged.count(()), broken, clean)
+    return AugmentedGroups(groups, source, len(judged), kept, broken, clean)
 
 
 def world_stream(seed: int) -> str:

@@ -12,7 +12,7 @@ The paper cannot check the classes. The embedded world's grammar marks every wor
 feature whose activation falls on such words should be semantic, any other structural. Where that fails, the feature
 follows a role that any word may fill (the noun of place, say), or fires too often or too seldom for the classes.
 
-Offers `feature_presence`, `classify`, `FeatureClasses`, `unrelated`, `matched_rates`, `density_ratios`,
+Offers `feature_presence`, `classify`, `FeatureClasses`, `unrelated`, `matched_rates`, `density_ratios`, `rate_ratio`,
 `known_words`, `KnownWords`, `recovery`, `Recovery`.
 """
 
@@ -33,8 +33,9 @@ from ..models.harvest import TOKENS_AT_ONCE, as_fits
 from ..models.language_model import LanguageModel
 from ..saes.evaluation import check_width
 from ..utils.progress import progress
-from ..utils.stats import Estimate
-from .attribution import OfFeatures, over_features
+from ..utils.stats import Estimate, from_resamples, resampled_totals
+from .attribution import OfFeatures, Resampled
+from .comparison import above_labels, below_labels, labellings
 
 Presence = Bool[np.ndarray, "groups versions features"]
 CONTEXT = 128  # tokens of a sentence that are read, the beginning-of-text token included (App. H.1)
@@ -117,61 +118,91 @@ def unrelated(presence: Presence, *, seed: int = 0) -> Presence:
 
 
 def matched_rates(
-    correlation: OfFeatures, rate: OfFeatures, classes: FeatureClasses, *, seed: int = 0
+    correlation: Resampled, rate: OfFeatures, classes: FeatureClasses, *, seed: int = 0
 ) -> tuple[dict[str, Estimate], dict[str, int]]:
     """Compare the classes' correlations, of `all` features and `matched` in bins of the logarithm of the firing rate.
 
     Return the differences, structural less semantic, of the mean and the standard deviation (`all.mean`, `all.spread`,
-    `matched.mean`, `matched.spread`), and how many features are compared (`all.structural`, ...). In the matched
-    comparison, which is missing if the rates never meet, only bins with features of both classes count, and a
-    structural feature weighs as much as there are semantic ones for each structural one in its bin. Features that have
-    no correlation (NaN) or never fire are left out. ValueError if a class has no feature left.
+    `matched.mean`, `matched.spread`), each beside what shuffled classes reach (`.more` of the mean, `.less` of the
+    spread), and how many features are compared (`all.structural`, ...). In the matched comparison, which is missing if
+    the rates never meet, only bins with features of both classes count, and a structural feature weighs as much as
+    there are semantic ones for each structural one in its bin; classes are shuffled within bins. Rows are the text and
+    its resamples. Features that have no correlation (NaN) or never fire are left out. ValueError if a class has no
+    feature left.
     """
-    usable = np.isfinite(correlation) & (rate > 0)
-    sides = {name: np.flatnonzero(getattr(classes, name) & usable) for name in ("structural", "semantic")}
-    bins = np.full(len(rate), -1)
-    logs = np.floor(BINS_A_DECADE * np.log10(rate[usable])).astype(int)
-    bins[usable] = logs - logs.min()
-    n_bins = bins.max() + 1
-
-    def matching(structural: np.ndarray, semantic: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Weigh each structural feature, and mark the semantic ones that count."""
-        counts, others = (np.bincount(bins[some], minlength=n_bins) for some in (structural, semantic))
-        return (others / np.maximum(counts, 1))[bins[structural]], counts[bins[semantic]] > 0
-
-    def differences(structural: np.ndarray, semantic: np.ndarray) -> dict[str, float]:
-        """Subtract mean and spread as they are, and where matched."""
-        ours, theirs = correlation[structural], correlation[semantic]
-        weights, met = matching(structural, semantic)
-        found = {"all.mean": ours.mean() - theirs.mean(), "all.spread": ours.std() - theirs.std()}
-        if met.any():
-            mean = np.average(ours, weights=weights)
-            spread = np.average((ours - mean) ** 2, weights=weights) ** 0.5
-            found |= {"matched.mean": mean - theirs[met].mean(), "matched.spread": spread - theirs[met].std()}
-        return found
-
-    counts = {f"all.{name}": len(some) for name, some in sides.items()}
-    weights, met = matching(**sides)
+    usable = np.isfinite(correlation[0]) & (rate > 0)
+    labels = _labels(classes, usable)
+    values = correlation[:, labels.places]
+    logs = np.floor(BINS_A_DECADE * np.log10(rate[labels.places])).astype(int)
+    bins = logs - logs.min()
+    ours, theirs = (np.bincount(bins[some], minlength=bins.max() + 1) for some in (labels.of, ~labels.of))
+    met = (ours > 0) & (theirs > 0)
+    every = labellings(labels.of, seed=seed).astype(float)
+    found = _differences("all", values, every, 1 - every)
+    counts = {"all.structural": int(labels.of.sum()), "all.semantic": int((~labels.of).sum())}
     if met.any():
-        counts |= {"matched.structural": int((weights > 0).sum()), "matched.semantic": int(met.sum())}
-    return over_features(differences, *sides.values(), seed=seed), counts
+        within = labellings(labels.of, within=bins, seed=seed)
+        weights = (theirs * met / np.maximum(ours, 1))[bins, None] * within
+        found |= _differences("matched", values, weights, met[bins, None] * ~within)
+        counts |= {"matched.structural": int(ours[met].sum()), "matched.semantic": int(theirs[met].sum())}
+    return found, counts
 
 
-def density_ratios(correlation: OfFeatures, classes: FeatureClasses, *, seed: int = 0) -> dict[str, Estimate]:
+class _Labels(NamedTuple):
+    places: Int[np.ndarray, " usable"]
+    """The numbers of the features that are usable and have a class."""
+    of: Bool[np.ndarray, " usable"]
+    """Whether each is structural."""
+
+
+def _labels(classes: FeatureClasses, usable: np.ndarray) -> _Labels:
+    places = np.flatnonzero(usable & ~classes.dead)
+    of = classes.structural[places]
+    if not of.any() or of.all():
+        raise ValueError(f"groups of {of.sum()} and {(~of).sum()} features: expected some in each")
+    return _Labels(places, of)
+
+
+def _differences(name: str, values: Resampled, ours: np.ndarray, theirs: np.ndarray) -> dict[str, Estimate]:
+    """Subtract weighted means and spreads; weights are (features, labellings)."""
+    moments = []
+    for weights in (ours, theirs):
+        total = weights.sum(0)
+        mean = values @ weights / total
+        moments.append((mean, np.sqrt(np.maximum(values**2 @ weights / total - mean**2, 0))))
+    mean, spread = (one - other for one, other in zip(*moments))
+    return above_labels(f"{name}.mean", mean) | below_labels(f"{name}.spread", spread)
+
+
+def density_ratios(correlation: Resampled, classes: FeatureClasses, *, seed: int = 0) -> dict[str, Estimate]:
     """Compute Fig. 4b's relative density, semantic over structural, in `lowest_tenth` and `highest_tenth`.
 
-    Half a feature is added to each count, so that an empty end has a ratio. Features that have no correlation (NaN) are
-    left out. ValueError if a class has no feature left.
+    Half a feature is added to each count, so that an empty end has a ratio. `.more` is what a ratio is more than the
+    largest that shuffled classes reach. Rows are the text and its resamples. Features that have no correlation (NaN)
+    are left out. ValueError if a class has no feature left.
     """
-    sides = [correlation[kind & np.isfinite(correlation)] for kind in (classes.semantic, classes.structural)]
+    labels = _labels(classes, np.isfinite(correlation[0]))
+    values, structural = correlation[:, labels.places], labellings(labels.of, seed=seed)
+    low, high = np.quantile(values, (0.1, 0.9), axis=1)
+    found = {}
+    for name, ends in (("lowest_tenth", values <= low[:, None]), ("highest_tenth", values >= high[:, None])):
+        shares = [(ends @ side.astype(float) + 0.5) / (side.sum(0) + 1) for side in (~structural, structural)]
+        found |= above_labels(name, shares[0] / shares[1])
+    return found
 
-    def ratios(*sides: np.ndarray) -> dict[str, float]:
-        low, high = np.quantile(np.concatenate(sides), (0.1, 0.9))
-        lowest = [((side <= low).sum() + 0.5) / (len(side) + 1) for side in sides]
-        highest = [((side >= high).sum() + 0.5) / (len(side) + 1) for side in sides]
-        return {"lowest_tenth": lowest[0] / lowest[1], "highest_tenth": highest[0] / highest[1]}
 
-    return over_features(ratios, *sides, seed=seed)
+def rate_ratio(rate: Resampled, classes: FeatureClasses, usable: np.ndarray, *, seed: int = 0) -> dict[str, Estimate]:
+    """Divide the median firing rate of structural features by that of semantic ones: `rate_ratio`, and its `.more`.
+
+    Rows are the text and its resamples; only `usable` features count. ValueError if a class has no feature left.
+    """
+    labels = _labels(classes, usable)
+    values = rate[:, labels.places]
+    ratios = [
+        np.median(values[:, of], axis=1) / np.median(values[:, ~of], axis=1)
+        for of in labellings(labels.of, seed=seed).T
+    ]
+    return above_labels("rate_ratio", np.stack(ratios, axis=1))
 
 
 class KnownWords(NamedTuple):
@@ -206,8 +237,9 @@ class Recovery(NamedTuple):
 
     k: int
     scores: Mapping[str, Estimate]
-    """The `accuracy`; `balanced`, the mean of those for both kinds; and `auc`, the probability that a content feature
-    is less consistent than another one. Intervals resample features."""
+    """The `accuracy`; `balanced`, the mean of those for both kinds; `auc`, the probability that a content feature is
+    less consistent than another one; and `gain`, the AUC less that of one version. `gain.more` is what the gain is more
+    than the largest if other features, as many, were those of content words. Intervals resample groups of sentences."""
     content: int
     """The number of features more than half of whose activation falls on content words."""
     others: int
@@ -222,20 +254,22 @@ def recovery(
     `min_fires` known tokens. The list is empty if they are all of one kind, as in small runs.
     """
     usable = ~classify(presence[:, :2], share=share, min_groups=min_groups).dead & (known.fires >= min_fires)
-    content = known.share > 0.5
-    kinds = [np.flatnonzero(usable & content), np.flatnonzero(usable & ~content)]
-    if not all(map(len, kinds)):
+    content = known.share[usable] > 0.5
+    counts = int(content.sum()), int((~content).sum())
+    if not all(counts):
         return []
-    found = []
+    labels, found, first = labellings(content, seed=seed), [], None
     for k in range(1, presence.shape[1]):
-        classes = classify(presence[:, : k + 1], share=share, min_groups=min_groups)
-
-        def scores(content: np.ndarray, others: np.ndarray, classes: FeatureClasses = classes) -> dict[str, float]:
-            right = classes.semantic[content], classes.structural[others]
-            ranks = rankdata(-classes.consistency[np.concatenate([content, others])])[: len(content)]
-            above = ranks.sum() - len(content) * (len(content) + 1) / 2
-            balanced, auc = (right[0].mean() + right[1].mean()) / 2, above / (len(content) * len(others))
-            return {"accuracy": np.concatenate(right).mean(), "balanced": balanced, "auc": auc}
-
-        found.append(Recovery(k, over_features(scores, *kinds, seed=seed), *map(len, kinds)))  # the same draws for each
+        versions = presence[:, : k + 1][..., usable]
+        fires, all_fire = (resampled_totals(some.astype(float), seed) for some in (versions.any(1), versions.all(1)))
+        consistency = np.divide(all_fire, fires, out=np.full_like(fires, np.nan), where=fires > 0)
+        consistency = np.where(fires > 0, consistency, consistency[:1])  # a feature may fire in no group of a resample
+        below = rankdata(-consistency, axis=1) @ labels.astype(float) - counts[0] * (counts[0] + 1) / 2
+        auc = below / (counts[0] * counts[1])  # (1 + resamples, labellings)
+        right = (consistency >= share) != content
+        kinds = [right[:, kind].mean(1) for kind in (content, ~content)]
+        first = auc if first is None else first
+        scores = {"accuracy": right.mean(1), "balanced": np.mean(kinds, axis=0), "auc": auc[:, 0]}
+        gain = above_labels("gain", auc - first)
+        found.append(Recovery(k, {name: from_resamples(values) for name, values in scores.items()} | gain, *counts))
     return found

@@ -35,7 +35,8 @@ class LogitWeights:
         self.scale: Tensor = (self.norm(probe) - self.shift) * probe.square().mean().sqrt() / probe  # (d_model,)
 
     @cached_property
-    def _mean_column(self) -> Tensor:
+    def mean_column(self) -> Float[Tensor, " d_model"]:
+        """The mean of the unembedding over the vocabulary."""
         return self.weight.mean(0, dtype=torch.float32)
 
     def fold(self, directions: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
@@ -48,4 +49,4 @@ class LogitWeights:
     def columns(self, tokens: Int[Tensor, " n"], *, centre: bool = False) -> Float[Tensor, "n d_model"]:
         """Look up the unembedding of these tokens; with `centre`, subtract its mean over the vocabulary."""
         columns = self.weight[tokens.to(self.weight.device)].float()
-        return columns - self._mean_column if centre else columns
+        return columns - self.mean_column if centre else columns

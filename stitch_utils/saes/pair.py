@@ -4,7 +4,8 @@ Sections 3 and 3.1, App. D: published TopK SAEs for Pythia and JumpReLU ones for
 a reader's own, TopK SAEs trained on the unnormalised residual stream by the paper's recipe. The sweep (Figs. 1c, 2 and
 8, Table 4) trains, for each width and seed, an SAE of A, carries it across (Eq. 6), and trains it on as one of B,
 beside the other two of `INITIALS`. The widest `random` and `stitch` are also trained with the auxiliary loss, which the
-paper leaves out, and the smallest with Adam's beta1 at 0. Training an SAE of one model never runs the other.
+paper leaves out, and the smallest with Adam's beta1 at 0. Training an SAE of one model never runs the other. Stitches
+that know no pairs carry the widest SAEs of A, too; what these leave unexplained is measured, and they are not trained.
 
 Offers `native_saes`, `sweep_saes`, `SAESweep`, `VARIANTS`, `side_activations`.
 """
@@ -21,11 +22,12 @@ from torch import Tensor
 
 from ..data.text import PairedBatch, TokenBatch
 from ..models.harvest import ModelStream
+from ..stitching.nulls import component_stitches
 from ..stitching.pair import StitchedPair
 from .evaluation import check_width
 from .initialisation import INITIALS, SAETrainingConfig
 from .io import load_sae
-from .training import Curve, load_trained, train_saes
+from .training import Curve, load_trained, train_saes, unexplained_at_start
 from .transfer import transfer_sae
 
 CHECKPOINT_EVERY = 50  # steps: a sweep that is killed loses less than a minute
@@ -104,6 +106,9 @@ class SAESweep(NamedTuple):
     """Runs of A, by width and seed."""
     b: dict[tuple[str, int, int, str], Curve]
     """Runs of B, by `initial` as in `SAETrainingConfig`, width, seed, and variant, one of `VARIANTS`."""
+    components: dict[int, list[float]]
+    """By seed: what the widest SAE of A leaves unexplained of B's stream before training, carried by each of
+    `stitching.nulls.component_stitches`."""
 
 
 def sweep_saes(stitched: StitchedPair, *, widths: Sequence[int], seeds: Sequence[int]) -> SAESweep:
@@ -140,4 +145,10 @@ def sweep_saes(stitched: StitchedPair, *, widths: Sequence[int], seeds: Sequence
         if run.initial != "random":
             small = load_trained(folders["a"], of_a[run.d_sae, run.seed], device=str(stitched.models[1].device))
             initial_saes[run.name] = transfer_sae(small, stitched.stitch) if run.initial == "stitch" else small
-    return SAESweep(a, train("b", of_b, initial_saes=initial_saes))
+    judged, components = activations["b"][1][:JUDGED_TOKENS], {}
+    for seed in seeds:
+        small = initial_saes[config("rotation", max(widths), seed).name]  # A's own
+        carried = (transfer_sae(small, null) for null in component_stitches(stitched.moments, seed=seed))
+        run = config("stitch", max(widths), seed)
+        components[seed] = [unexplained_at_start(run, judged, sae.to(judged.device)) for sae in carried]
+    return SAESweep(a, train("b", of_b, initial_saes=initial_saes), components)

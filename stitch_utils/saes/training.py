@@ -178,6 +178,14 @@ class _Run:
         return Curve._make([steps, steps * self.config.batch_tokens, *measures, *of_latents])
 
 
+def unexplained_at_start(config: SAETrainingConfig, held_out: Float[Tensor, "n d"], given: SAE) -> float:
+    """Measure the share of the variance of `held_out` that a run from `given` leaves before its first step."""
+    run = _Run(config, held_out, given, {})
+    run.evaluate()
+    (_, _, _, explained, _), *_ = run.points
+    return 1 - explained
+
+
 def train_saes(
     stream: Iterable[Tensor],
     configs: Sequence[SAETrainingConfig],

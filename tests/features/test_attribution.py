@@ -1,7 +1,6 @@
-"""Eq. 10 in one pass against numpy on stored activations, for each architecture; its summaries."""
+"""Eq. 10 in one pass against numpy on stored activations, for each architecture, and on resamples of documents."""
 
 import copy
-import functools
 
 import numpy as np
 import pytest
@@ -13,18 +12,18 @@ from stitch_utils.data.text import token_batches
 from stitch_utils.features import attribution
 from stitch_utils.features.attribution import (
     AttributionCorrelation,
+    BlockSums,
     Twins,
-    _Sums,
-    against_random,
     attribution_correlations,
     carried,
-    over_features,
-    summarise,
+    drawn,
 )
 from stitch_utils.models.language_model import load_model
 from stitch_utils.saes.transfer import transfer_sae
+from stitch_utils.stitching.nulls import component_stitches
 from stitch_utils.stitching.pair import StitchedPair
-from stitch_utils.stitching.stitch import random_stitch
+from stitch_utils.stitching.stitch import Stitch, random_stitch
+from stitch_utils.utils.stats import resampled_counts
 
 FAMILIES = {
     "gpt_neox": ("EleutherAI/pythia-70m-deduped", "EleutherAI/pythia-160m-deduped"),
@@ -139,7 +138,7 @@ def test_one_pass_gives_what_numpy_gives_on_stored_activations(models, options):
 
 
 def as_rows(found):
-    return [np.array(list(result[:-1])) for twins in found.values() for result in twins.values()]
+    return [np.array(list(result[:3])) for twins in found.values() for result in twins.values()]
 
 
 @pytest.mark.parametrize("rows", ["document", "packed"])
@@ -186,34 +185,106 @@ def test_a_twin_is_compared_feature_by_feature(random_models):
     np.testing.assert_allclose(found["permuted"].correlation[usual], expected, atol=1e-6, equal_nan=True)
 
 
-def test_a_large_mean_costs_no_digits_and_constants_have_no_correlation():
-    values, twin = 1e7 + normal(600, 3, seed=1), -1e7 + normal(600, 3, seed=2)
+def block_sums(values, twin, blocks):
+    """`BlockSums` of attributions (tokens, features) of both sides, whose tokens belong to `blocks`."""
+    fires, products = (values != 0).astype(float), values * twin
+    own, other = ([fires, values, values**2, values - 1], [(twin != 0).astype(float), twin, twin**2, products])
+    tables = (np.stack([np.stack(side)[:, blocks == one].sum(1) for one in np.unique(blocks)]) for side in (own, other))
+    return BlockSums(np.bincount(blocks).astype(float), *tables)
+
+
+def test_a_large_mean_costs_few_digits_and_constants_have_no_correlation():
+    values, twin = 1e3 + normal(600, 3, seed=1).numpy(), -1e3 + normal(600, 3, seed=2).numpy()
     values[:, 1], twin[:, 2] = 0.1, 1e-30
-    fires = torch.zeros(3)
-    parts = [slice(100), slice(100, 101), slice(101, 437), slice(437, None)]
-    first, *others = (_Sums.of((values[part], fires), (twin[part], fires)) for part in parts)
-    found = functools.reduce(_Sums.merged, others, first).result().correlation
+    found = AttributionCorrelation.of(block_sums(values, twin, np.arange(600) % 7)).correlation
     expected = np.corrcoef(values[:, 0], twin[:, 0])[0, 1]
-    assert found[0] == pytest.approx(expected, abs=1e-8) and abs(expected) > 1e-3
+    assert found[0] == pytest.approx(expected, abs=1e-6) and abs(expected) > 1e-3
     assert np.isnan(found[1:]).all()
+
+
+def test_resamples_are_of_blocks_and_the_same_for_all(monkeypatch):
+    monkeypatch.setattr(attribution, "FEATURES_AT_ONCE", 3)
+    generator, blocks = np.random.default_rng(0), np.repeat(np.arange(6), [3, 9, 20, 4, 11, 8])
+    values = generator.normal(size=(len(blocks), 8)) * (generator.random((len(blocks), 8)) < 0.6)
+    twin = values + generator.normal(size=values.shape)
+    values[:, 5] = np.where(blocks == 2, values[:, 5], 0)  # one that fires in a block that a resample may lack
+    sums = block_sums(values, twin, blocks)
+    correlations, rates = sums.correlations(seed=4)
+    spoken, counts = sums.spoken(seed=4), resampled_counts(6, 4)
+    assert correlations.shape == rates.shape == spoken.shape == (1 + len(counts), 8)
+    of_text = [np.corrcoef(values[:, i], twin[:, i])[0, 1] for i in range(8)]
+    np.testing.assert_allclose(correlations[0], of_text)
+    lacking = int(np.flatnonzero(counts[:, 2] == 0)[0])
+    for draw in (0, 1, lacking):
+        tokens = np.repeat(np.arange(len(blocks)), counts[draw][blocks])
+        np.testing.assert_allclose(rates[1 + draw], (values[tokens] != 0).mean(0))
+        np.testing.assert_allclose(spoken[1 + draw], (values[tokens] - 1).mean(0))
+        for feature in range(8):
+            if feature == 5 and draw == lacking:
+                assert correlations[1 + draw, feature] == correlations[0, feature]
+            else:
+                expected = np.corrcoef(values[tokens, feature], twin[tokens, feature])[0, 1]
+                assert correlations[1 + draw, feature] == pytest.approx(expected)
+
+
+def test_documents_are_dealt_out_to_blocks(random_models, monkeypatch):
+    monkeypatch.setattr(attribution, "BLOCKS", 5)
+    monkeypatch.setattr(attribution, "ENTRIES_AT_ONCE", 7 * LATENTS)
+    batches, directions = list(batches_of(random_models)), saes_of(random_models)
+    sums = attribution_correlations(stitched(random_models), directions, batches)["up"]["one"].sums
+    goes_on = [batch.mask[:, :-1] & batch.mask[:, 1:] for batch in batches]
+    owners = torch.cat([batch.documents[:, :-1][some] for batch, some in zip(batches, goes_on)])
+    blocks = (owners % 5).numpy()
+    assert sums.tokens.tolist() == np.bincount(blocks).tolist() and len(set(owners.tolist())) == 12
+    own, values = naive(random_models[0], 1, directions["up"].sae, batches)
+    _, twin = naive(random_models[1], 2, directions["up"].others["one"], batches)
+    _, centred = naive(random_models[0], 1, directions["up"].sae, batches, centre=True)
+    columns = {0: (own > 0), 1: values, 2: values**2, 3: centred}
+    for place, expected in columns.items():
+        found = np.stack([expected[blocks == block].sum(0) for block in range(5)])
+        np.testing.assert_allclose(sums.own[:, place], found, rtol=1e-4, atol=1e-4)
+    products = np.stack([(values * twin)[blocks == block].sum(0) for block in range(5)])
+    np.testing.assert_allclose(sums.twin[:, 3], products, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("options", [{}, {"centre": True}], ids=["plain", "centred"])
+def test_a_stitch_stands_for_the_sae_that_it_carries(models, options):
+    d_a, d_b = (model.d_model for model in models)
+    parts = normal(d_a, d_b, seed=1), normal(d_b, seed=2), normal(d_b, d_a, seed=3), normal(d_a, seed=4)
+    stitch = Stitch(*(part.float() / 4 for part in parts))
+    saes = [sae_of(models, side) for side in (0, 1)]
+    directions = {
+        way: Twins(sae, {"built": transfer_sae(sae, stitch, to=to), "stitch": stitch})
+        for way, sae, to in zip(("up", "down"), saes, "ba")
+    }
+    for twins in attribution_correlations(stitched(models), directions, batches_of(models), **options).values():
+        built, named = twins["built"], twins["stitch"]
+        np.testing.assert_allclose(named.twin_firing_rate, built.twin_firing_rate, atol=2 / built.n_tokens)
+        alive = built.alive(5)
+        assert alive.sum() > LATENTS / 4
+        np.testing.assert_allclose(named.correlation[alive], built.correlation[alive], atol=1e-3)
 
 
 def test_features_that_fire_in_both_models_are_alive():
     rate, twin = np.array([0.1, 0.01, 0.1, 0.1]), np.array([0.1, 0.1, 0.01, 0.1])
-    result = AttributionCorrelation(np.array([0.5, 0.5, 0.5, np.nan]), rate, twin, 300)
+    result = AttributionCorrelation(np.array([0.5, 0.5, 0.5, np.nan]), rate, twin, 300, None)
     assert result.alive(10).tolist() == [True, False, False, False]
     assert result.alive(3).tolist() == [True, True, True, False]
 
 
-def test_an_sae_is_carried_across_the_stitch_and_a_random_one(pair, random_models):
+def test_an_sae_is_carried_across_the_stitch_and_draws_of_both_nulls(pair, random_models):
     opened = StitchedPair(pair, random_models, LAYERS, "smoke", alpha=0.5)
     means = opened.moments.mean_x, opened.moments.mean_y
+    components = list(component_stitches(opened.moments, seed=3))
     for side, to in enumerate("ba"):
         sae = make_sae("topk", random_models[side].d_model, dtype="float32")
         twins = carried(opened, sae, to=to, seed=3)
-        assert twins.sae is sae
-        for name, maps in (("transferred", opened.stitch), ("random", random_stitch(opened.stitch, 3, means=means))):
-            assert torch.equal(twins.others[name].W_enc, transfer_sae(sae, maps, to=to).W_enc)
+        assert twins.sae is sae and len(twins.others) == 1 + 2 * 19
+        assert torch.equal(twins.others["transferred"].W_enc, transfer_sae(sae, opened.stitch, to=to).W_enc)
+        for draw, (random, matched) in enumerate(zip(drawn("random"), drawn("components"), strict=True)):
+            expected = random_stitch(opened.stitch, 3 + draw, means=means)
+            assert torch.equal(twins.others[random].P_up, expected.P_up)
+            assert torch.equal(twins.others[matched].P_down, components[draw].P_down)
 
 
 def test_what_cannot_be_compared(random_models):
@@ -235,48 +306,11 @@ def test_what_cannot_be_compared(random_models):
     short.cfg.d_sae = 63
     with pytest.raises(ValueError, match="up: twin 'one' has 63 features: expected 64"):
         run(up=Twins(sae_a, {"one": short}))
+    back = Stitch(normal(48, 32, seed=1), normal(32, seed=2), normal(32, 48, seed=3), normal(48, seed=4))
+    with pytest.raises(
+        ValueError, match="up: the stitch of twin 'one' leads from 48 to 32 dimensions: expected 32 to 48"
+    ):
+        run(up=Twins(sae_a, {"one": back}))
     every_second = [batch._replace(mask=batch.mask & (torch.arange(30) % 2 == 0)) for batch in batches]
     with pytest.raises(ValueError, match="no two ordinary tokens in a row"):
         run(every_second, up=Twins(sae_a, {"one": sae_b}))
-
-
-def test_summaries_count_features():
-    values = np.array([0.9, 0.8, 0.7, 0.2, 0.1, -0.4, np.nan, -0.1, 0.6, 0.4])
-    found = summarise(values, seed=1)
-    known = values[np.isfinite(values)]
-    expected = (known.mean(), np.median(known), known.std(), 4 / 9, 2 / 9)
-    assert list(found) == ["mean", "median", "spread", "above_half", "below_zero"]
-    assert [part.value for part in found.values()] == pytest.approx(expected)
-    draws = np.random.default_rng(1)
-    resampled = np.array([draws.choice(known, 9).mean() for _ in range(1000)])
-    assert found["mean"][1:] == pytest.approx(tuple(np.quantile(resampled, (0.025, 0.975))))
-    assert found == summarise(values, seed=1) != summarise(values, seed=2)
-    with pytest.raises(ValueError, match="groups of 0 features: expected some"):
-        summarise(np.full(2, np.nan))
-
-
-def test_shares_beyond_the_random_correlations():
-    random = np.r_[np.linspace(-1, 1, 101) / 10, np.nan]  # percentiles 5 and 95 are -0.09 and 0.09
-    values = np.r_[np.full(70, 0.5), np.full(10, 0.07), np.full(20, -0.5), np.nan]
-    found = against_random(values, random)
-    better, negative = found["better"], found["negative"]
-    assert (better.value, negative.value) == pytest.approx((0.7, 0.2))
-    assert better.low < 0.7 < better.high and better.low > 0.5
-    with pytest.raises(ValueError, match="groups of 100 and 0 features: expected some in each"):
-        against_random(values, np.full(3, np.nan))
-
-
-def test_groups_are_drawn_anew_one_after_the_other():
-    groups = np.arange(30.0), np.arange(12.0) ** 2
-
-    def statistics(first, second):
-        some = {"some": 1.0} if first.max() > 28 else {}
-        return {"mean": first.mean() - second.mean(), "spread": second.std()} | some
-
-    found = over_features(statistics, *groups, seed=4)
-    generator = np.random.default_rng(4)
-    draws = [statistics(*(generator.choice(group, len(group)) for group in groups)) for _ in range(1000)]
-    for name in ("mean", "spread"):
-        bounds = np.quantile([draw[name] for draw in draws], (0.025, 0.975))
-        assert found[name] == pytest.approx((statistics(*groups)[name], *bounds))
-    assert not all("some" in draw for draw in draws) and found["some"] == (1, 1, 1)

@@ -98,7 +98,8 @@ def test_features_of_single_tokens_are_told_apart(model, groups):
     assert 4 < enough[:-2].sum() < len(content)
     for result in results:
         assert (result.content, result.others) == (enough[:-2].sum(), 2)
-        assert result.scores == dict.fromkeys(("accuracy", "balanced", "auc"), (1, 1, 1))
+        scores = {name: result.scores[name] for name in ("accuracy", "balanced", "auc")}
+        assert scores == dict.fromkeys(scores, (1, 1, 1)) and result.scores["gain"] == (0, 0, 0)
 
 
 def test_scores_are_scikit_learns(monkeypatch):
@@ -124,6 +125,25 @@ def test_scores_are_scikit_learns(monkeypatch):
         assert result.scores["balanced"].value == pytest.approx(balanced)
         assert result.scores["auc"].value == pytest.approx(roc_auc_score(truth, -classes.consistency[used]))
         assert (result.content, result.others) == (truth.sum(), (~truth).sum())
-        for estimate in result.scores.values():
-            assert estimate.low < estimate.value < estimate.high
+        for name in ("accuracy", "balanced", "auc"):
+            low, high = result.scores[name][1:]
+            assert low < high and high - low < 0.5
+        gain = result.scores["auc"].value - found[0].scores["auc"].value
+        assert result.scores["gain"].value == pytest.approx(gain)
     assert recovery(presence, KnownWords(np.zeros(LATENTS), fires), **OPTIONS) == [], "all features are of one kind"
+
+
+@pytest.mark.parametrize("helps", [True, False])
+def test_a_gain_from_more_versions_is_told_from_chance(helps):
+    """Features of content words fire in a version less often than others do, or just as often."""
+    generator, content = np.random.default_rng(1), np.arange(200) < 120
+    chance = np.where(content & helps, 0.85, 0.95)
+    whole = generator.random((40, 1, 200)) < 0.5
+    presence = whole & (generator.random((40, 6, 200)) < chance)
+    presence[:, :1] = whole
+    known = KnownWords(content.astype(float), np.full(200, 20))
+    found = recovery(presence, known, **OPTIONS)
+    assert (found[-1].scores["gain.more"].low > 0) == helps and (found[-1].scores["auc"].low > 0.7) == helps
+    longer = recovery(np.concatenate([presence] * 4), known, **OPTIONS)
+    widths = [np.diff(one[0].scores["auc"][1:])[0] for one in (found, longer)]
+    assert 1.5 < widths[0] / widths[1] < 2.7, "intervals resample the groups, of which there are four times as many"

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 from hub import child
 
@@ -20,6 +21,7 @@ from stitch_utils.features.rewriting import (
     world_stream,
 )
 from stitch_utils.models.generation import Response
+from stitch_utils.utils.stats import resampled_counts
 
 ORIGINAL = "When the rain had stopped, two farmers carried the ladder back to the barn."
 VERSIONS = {
@@ -73,7 +75,10 @@ def test_the_world_has_versions_of_its_own():
     assert found.groups == augmented_sentences(world_stream(0), 40, 3) and found.source == "world"
     assert found.groups == [[one.text for one in group] for group in marked_groups(world_stream(0), 40, 3)]
     rules = [broken_rules(group[0], version) for group in found.groups for version in group[1:]]
-    assert (found.versions, found.whole) == (120, rules.count(())) and 0 < found.whole < 120
+    kept = [rules[i : i + 3].count(()) for i in range(0, 120, 3)]
+    assert (found.versions, found.kept) == (120, kept) and 0 < sum(kept) < 120
+    draws = resampled_counts(40, 2) @ np.array(kept) / 120
+    assert found.whole(2) == pytest.approx((sum(kept) / 120, *np.quantile(draws, (0.025, 0.975))))
     assert found.broken["function words"] == sum("function words" in one for one in rules) > 0
     assert found.broken["empty"] == 0
 
@@ -141,7 +146,7 @@ def test_a_model_writes_versions_of_each_sentence(pair, writer):
     found = augmented_groups(pair, 7, 2)
     originals = [sentence for sentence, _ in zip(sentences(pair, 0), range(7))]
     assert [group[0] for group in found.groups] == originals and found.source == pair.augmenter.model
-    assert {len(group) for group in found.groups} == {3} and (found.versions, found.whole) == (14, 0)
+    assert {len(group) for group in found.groups} == {3} and (found.versions, found.kept) == (14, [0] * 7)
     assert all(version.startswith(group[0]) for group in found.groups for version in group[1:])
     assert [count for count, _ in writer.asked] == [6, 6, 6] and len({seed for _, seed in writer.asked}) == 3
 
@@ -192,6 +197,7 @@ def test_sentences_without_enough_versions_are_left_out(pair, monkeypatch):
     monkeypatch.setattr(augmented_text, "generate_texts", write)
     found = augmented_groups(pair, 6, 2)
     assert len(found.groups) == 4 and found.broken["empty"] == 2 and found.broken["content words"] == 10
+    assert found.versions == 12 and found.kept == [0] * 6
     assert not any(found.clean)
 
 

@@ -15,6 +15,7 @@ from stitch_utils.features.structure import (
     density_ratios,
     feature_presence,
     matched_rates,
+    rate_ratio,
     unrelated,
 )
 
@@ -120,7 +121,12 @@ def planted(*, gain, count=2000, seed=0):
     log_rate = generator.normal(np.where(structural, -2.0, -2.7), 0.5)
     correlation = 0.8 + 0.2 * log_rate + gain * structural + generator.normal(0, 0.05, count)
     classes = FeatureClasses(structural, ~structural, np.zeros(count))
-    return correlation, 10**log_rate, classes
+    return resampled(correlation), 10**log_rate, classes
+
+
+def resampled(values, noise=0.02):
+    """Values of the text, and of resamples that scatter around them."""
+    return np.vstack([values, values + np.random.default_rng(9).normal(0, noise, (100, len(values)))])
 
 
 @pytest.mark.parametrize("gain", [0.0, 0.1])
@@ -129,9 +135,20 @@ def test_a_difference_that_comes_from_the_rates_goes_where_they_are_matched(gain
     correlation, rate, classes = planted(gain=gain)
     found, _ = matched_rates(correlation, rate, classes)
     assert found["all.mean"].value == pytest.approx(0.14 + gain, abs=0.03)
-    assert found["matched.mean"].low < gain < found["matched.mean"].high
-    assert found["matched.mean"].high - found["matched.mean"].low < 0.04
-    assert found["all.mean"].low > gain and found == matched_rates(correlation, rate, classes)[0]
+    assert found["matched.mean"].value == pytest.approx(gain, abs=0.015)
+    assert (found["matched.mean.more"].low > 0) == (gain > 0)
+    assert found["all.mean.more"].low > 0.08 and found["all.mean.more"].value < found["all.mean"].value
+    assert found == matched_rates(correlation, rate, classes)[0] != matched_rates(correlation, rate, classes, seed=1)[0]
+
+
+def test_classes_of_one_mean_differ_in_spread():
+    generator, structural = np.random.default_rng(0), np.arange(1000) < 400
+    values = resampled(generator.normal(0.4, np.where(structural, 0.05, 0.2)))
+    classes, rate = FeatureClasses(structural, ~structural, np.zeros(1000)), generator.uniform(0.01, 0.1, 1000)
+    found, _ = matched_rates(values, rate, classes)
+    for which in ("all", "matched"):
+        assert found[f"{which}.spread"].value == pytest.approx(-0.15, abs=0.02)
+        assert found[f"{which}.spread.less"].high < -0.1 and found[f"{which}.mean.more"].low < 0
 
 
 def test_matched_features_are_weighted_bin_by_bin(monkeypatch):
@@ -140,15 +157,19 @@ def test_matched_features_are_weighted_bin_by_bin(monkeypatch):
     rate = np.array([1.5e-1, 1.6e-1, 1.5e-2, 1.5e-4, 1.5e-1, 1.5e-2, 1.6e-2, 1.5e-3, 1.5e-3, 0.0])
     structural = np.array([True] * 4 + [False] * 4 + [True, False])
     classes = FeatureClasses(structural, ~structural, np.zeros(10))
-    found, counts = matched_rates(correlation, rate, classes)
+    found, counts = matched_rates(resampled(correlation), rate, classes)
     assert counts == {"all.structural": 4, "all.semantic": 4, "matched.structural": 3, "matched.semantic": 3}
     ours, theirs = np.array([0.1, 0.3, 0.8, 0.8, 0.8, 0.8]), np.array([0.2, 0.4, 0.6])  # half of 0.2's one, twice 0.4's
     assert found["matched.mean"].value == pytest.approx(ours.mean() - theirs.mean())
     assert found["matched.spread"].value == pytest.approx(ours.std() - theirs.std())
     assert found["all.mean"].value == pytest.approx(correlation[:4].mean() - correlation[4:8].mean())
     assert found["all.spread"].value == pytest.approx(correlation[:4].std() - correlation[4:8].std())
+    # of three labellings of the middle bin and three of the upper one, none can differ more than the highest alone
+    highest = np.array([0.3, 0.3, 0.8, 0.8, 0.8, 0.8]).mean() - np.array([0.1, 0.4, 0.6]).mean()
+    more = found["matched.mean.more"].value
+    assert found["matched.mean"].value - highest - 0.1 < more <= 0
     correlation[2] = np.nan
-    _, without = matched_rates(correlation, rate, classes)
+    _, without = matched_rates(resampled(correlation), rate, classes)
     assert without == {"all.structural": 3, "all.semantic": 4, "matched.structural": 2, "matched.semantic": 1}
 
 
@@ -156,10 +177,11 @@ def test_rates_that_never_meet():
     correlation, rate = np.linspace(-1, 1, 20), np.repeat([0.5, 0.005], 10)
     structural = np.arange(20) < 10
     classes = FeatureClasses(structural, ~structural, np.zeros(20))
-    differences, counts = matched_rates(correlation, rate, classes)
-    assert differences.keys() == {"all.mean", "all.spread"} and counts.keys() == {"all.structural", "all.semantic"}
+    differences, counts = matched_rates(resampled(correlation), rate, classes)
+    assert differences.keys() == {"all.mean", "all.mean.more", "all.spread", "all.spread.less"}
+    assert counts.keys() == {"all.structural", "all.semantic"}
     with pytest.raises(ValueError, match="groups of 10 and 0 features"):
-        matched_rates(np.where(structural, correlation, np.nan), rate, classes)
+        matched_rates(resampled(np.where(structural, correlation, np.nan)), rate, classes)
 
 
 def test_relative_density_at_both_ends():
@@ -168,11 +190,26 @@ def test_relative_density_at_both_ends():
     structural = np.arange(1001) < 500
     classes = FeatureClasses(structural, ~structural, np.zeros(1001))
     ordered = np.argsort(correlation[:1000])
-    found = density_ratios(correlation, classes)
+    found = density_ratios(resampled(correlation), classes)
     for name, tenth in {"lowest_tenth": ordered[:100], "highest_tenth": ordered[-100:]}.items():
         end = found[name]
         ours, theirs = (structural[tenth].sum() + 0.5) / 501, ((~structural)[tenth].sum() + 0.5) / 501
-        assert end.value == pytest.approx(theirs / ours) and end.low <= end.value <= end.high
+        assert end.value == pytest.approx(theirs / ours)
     assert found["lowest_tenth"].value < 1 < found["highest_tenth"].low
-    with pytest.raises(ValueError, match="groups of 501 and 0 features"):
-        density_ratios(np.where(structural, np.nan, 0), classes)
+    assert found["lowest_tenth.more"].value < 0 < found["highest_tenth.more"].low
+    with pytest.raises(ValueError, match="groups of 0 and 501 features"):
+        density_ratios(resampled(np.where(structural, np.nan, 0)), classes)
+
+
+@pytest.mark.parametrize("factor", [1, 3])
+def test_the_ratio_of_median_rates_is_told_from_chance(factor):
+    generator, structural = np.random.default_rng(1), np.arange(600) < 150
+    rate = generator.uniform(0.01, 0.03, 600) * np.where(structural, factor, 1)
+    classes = FeatureClasses(structural, ~structural, np.zeros(600))
+    usable = np.arange(600) % 5 > 0
+    found = rate_ratio(resampled(rate, 0.0001), classes, usable)
+    medians = [np.median(rate[usable & kind]) for kind in (structural, ~structural)]
+    assert found["rate_ratio"].value == pytest.approx(medians[0] / medians[1]) == pytest.approx(factor, rel=0.15)
+    assert (found["rate_ratio.more"].low > 0) == (factor > 1)
+    with pytest.raises(ValueError, match="groups of 0 and 360 features"):
+        rate_ratio(resampled(rate, 0.0001), classes, usable & ~structural)

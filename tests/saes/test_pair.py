@@ -18,10 +18,11 @@ from stitch_utils.models.harvest import ModelStream
 from stitch_utils.models.language_model import LanguageModel
 from stitch_utils.saes import pair as pair_saes
 from stitch_utils.saes import training as sae_training
-from stitch_utils.saes.initialisation import SAETrainingConfig
+from stitch_utils.saes.initialisation import SAETrainingConfig, starting_sae
 from stitch_utils.saes.pair import native_saes, side_activations, sweep_saes
 from stitch_utils.saes.training import load_trained, train_saes
 from stitch_utils.saes.transfer import transfer_sae
+from stitch_utils.stitching.nulls import component_stitches
 from stitch_utils.stitching.pair import StitchedPair
 
 
@@ -231,6 +232,24 @@ def test_the_stitched_start_is_the_sae_of_a_carried_across(swept):
         (name,) = [name for name in of_b["initial_saes"] if name.startswith(f"rotation-16-k1-seed{seed}")]
         assert torch.equal(of_b["initial_saes"][name].W_dec, small.W_dec)
     assert not np.array_equal(sweep.a[16, 0].mse, sweep.a[16, 1].mse), "each seed has an SAE of A of its own"
+
+
+def test_component_stitches_carry_the_widest_sae_of_a_as_the_stitch_does(swept, small_pair):
+    """What their starts leave unexplained is what a run from the same SAE finds before its first step."""
+    sweep, _, given = swept
+    stitched = StitchedPair.open(small_pair(), "smoke")
+    options = {"lr": 0.01, "dead_after": 1, "batch_tokens": 400, "mean_bias": True}
+    assert list(sweep.components) == [0, 1] and all(len(set(found)) == 19 for found in sweep.components.values())
+    _, held_out = side_activations(stitched, "b")["b"]
+    for seed, found in sweep.components.items():
+        small = load_trained(given[0]["folder"], SAETrainingConfig(24, 1, 4, seed=seed, **options))
+        for draw in (0, 18):
+            null = list(component_stitches(stitched.moments, seed=seed))[draw]
+            start = starting_sae(SAETrainingConfig(24, 1, 4, "stitch"), held_out.shape[1], transfer_sae(small, null))
+            left = (start.decode(start.encode(held_out)) - held_out).square().sum() / (
+                held_out - held_out.mean(0)
+            ).square().sum()
+            assert found[draw] == pytest.approx(left.item(), rel=1e-3)
 
 
 def test_the_auxiliary_loss_is_tried_on_the_same_start(swept):

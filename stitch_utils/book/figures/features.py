@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from .style import BLUE, GREY, ORANGE, PURPLE, figure_of, intervals, legend, panel_row, round_ticks
 
-OF_TWIN = {"transferred": BLUE, "before": BLUE, "after": PURPLE, "random": GREY}
+OF_TWIN = {"transferred": BLUE, "before": BLUE, "after": PURPLE, "random": GREY, "components": ORANGE}
 OF_KIND = {"structural": PURPLE, "semantic": ORANGE}
 TICKS = (-1, -0.5, 0, 0.5, 1)
 COARSE = np.linspace(-1, 1, 21)
@@ -31,11 +31,14 @@ def correlation_histograms(panels: Mapping[str, Mapping[str, np.ndarray]], *, la
     return legend(row[0], "below")
 
 
-def class_densities(panels: Mapping[str, Mapping[str, np.ndarray]], *, random: Mapping[str, tuple]) -> Figure:
+def class_densities(
+    panels: Mapping[str, Mapping[str, np.ndarray]], *, bands: Mapping[str, Mapping[str, tuple[float, float]]]
+) -> Figure:
     """Draw Fig. 4b: densities of the correlations of both classes, {title: {class: correlations}}.
 
     Above them: the share that each class would have in a bin if both had as many features, with the number of features
-    in the bin. `random`: {title: (low, high)}, between which most correlations lie across a random stitch.
+    in the bin. `bands`: {title: {null: (low, high)}}, between which most correlations lie across a null; the first null
+    is the darkest.
     """
     shape = {"figsize": (4 * len(panels), 4.2), "height_ratios": (1, 2), "layout": "constrained"}
     figure, grid = plt.subplots(2, len(panels), sharex=True, sharey="row", squeeze=False, **shape)
@@ -54,7 +57,8 @@ def class_densities(panels: Mapping[str, Mapping[str, np.ndarray]], *, random: M
         for place in np.flatnonzero(counts):
             middle = (COARSE[place] + COARSE[place + 1]) / 2
             above.text(middle, 1.03, str(counts[place]), ha="center", va="bottom", rotation=90, fontsize=6)
-        below.axvspan(*random[title], color=GREY, alpha=0.5, lw=0, label="random stitch")
+        for number, (null, band) in enumerate(bands[title].items()):
+            below.axvspan(*band, color=GREY, alpha=0.5 / (1 + number), lw=0, label=null)
         above.set(ylim=(0, 1))
         above.set_title(title, pad=22)  # above the numbers
         below.set(xlabel="attribution correlation", xlim=(-1, 1), xticks=TICKS)

@@ -129,7 +129,7 @@ def chapters_explorer():
         )
         contexts[side] = top_contexts(model, getattr(pair, side).layer, sae, batches, n=2)
     rates, correlations = 10 ** generator.uniform(-3, 0, LATENTS), generator.uniform(-1, 1, LATENTS)
-    found = AttributionCorrelation(correlations, rates, rates, 1000)
+    found = AttributionCorrelation(correlations, rates, rates, 1000, None)
     names = {
         "living": {"up": {"structural": np.arange(20), "semantic": np.arange(20, LATENTS)}},
         "across": {"up": found},
