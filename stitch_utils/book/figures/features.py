@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from .style import BLUE, GREY, ORANGE, PURPLE, figure_of, intervals, legend, panel_row, round_ticks
 
-OF_TWIN = {"transferred": BLUE, "before": BLUE, "after": PURPLE, "random": GREY}
+OF_TWIN = {"transferred": BLUE, "before": BLUE, "after": PURPLE, "random": GREY, "components": "#7a6a55"}
 OF_KIND = {"structural": PURPLE, "semantic": ORANGE}
 TICKS = (-1, -0.5, 0, 0.5, 1)
 COARSE = np.linspace(-1, 1, 21)
