@@ -121,6 +121,15 @@ def test_derived_lrt_numbers_follow_from_the_paper(papers):
     assert papers.numbers["lrt.gemma.decoder_residual.chance"] == pytest.approx(chance, abs=0.05)
 
 
+@pytest.mark.parametrize(("key", "width"), [("before", 768), ("after", 1024)])
+def test_derived_chance_of_a_null_space_follows_from_the_widths(papers, key, width):
+    """GPT-2's LayerNorm leaves one dimension less; 2% of the rest, rounded up, are the null space."""
+    inside = math.ceil(0.02 * (width - 1))
+    expected = inside / (width - 1), *stats.beta.ppf((0.025, 0.975), inside / 2, (width - 1 - inside) / 2)
+    for end, share in zip(("", ".low", ".high"), expected):
+        assert papers.numbers[f"figure5b.gpt2.{key}.chance{end}"] == pytest.approx(share**0.5, abs=6e-5)
+
+
 def test_every_table_and_figure_of_the_main_paper_is_listed(papers):
     ids = {figure.id for figure in papers.figures}
     wanted = {f"table{i}" for i in range(1, 9)} | {f"figure{i}" for i in range(1, 17)}

@@ -35,6 +35,7 @@ from .predicates import FUNCTIONS, compiled, meets
 from .results import read_results
 
 VERDICTS = ("holds", "partly", "inconclusive", "does not hold", "not testable", "not run")
+_BOUND = r"[<>]\d+(?:\.\d+)?%?"
 _SECTION = r"(?:\d|[A-Z])(?:\.\d)?\b"
 
 
@@ -128,6 +129,8 @@ class Published(NamedTuple):
     numbers: Mapping[str, float]
     claims: tuple[Claim, ...]
     figures: tuple[Figure, ...]
+    bounds: Mapping[str, str] = {}
+    """What the papers print as a bound alone, such as "<1%", by id. Tables show it, and claims cannot use it."""
 
     @property
     def pairs(self) -> tuple[str, ...]:
@@ -181,18 +184,21 @@ def published() -> Published:
 @functools.lru_cache(maxsize=4)
 def _parsed(path: Path, text: str) -> Published:
     document = _parts(path, text, "numbers", "figures", "claims")
-    values = {}
+    values, bounds = {}, {}
     for id, value in document["numbers"].items():
+        if isinstance(value, str) and re.fullmatch(_BOUND, value) and id.count(".") >= 2:
+            bounds[id] = value
+            continue
         triple = isinstance(value, list) and len(value) == 3
         for suffix, number in zip(("", ".low", ".high"), value if triple else [value], strict=False):
             if type(number) not in (int, float) or id.count(".") < 2:
-                form = "<table>.<pair>.<quantity>: a number or [number, low, high]"
+                form = "<table>.<pair>.<quantity>: a number, [number, low, high] or a bound such as <1%"
                 raise ValueError(f"{path}: '{id}: {value}': expected {form}")
             if id + suffix in values:
                 raise ValueError(f"{path}: number '{id}{suffix}' is given twice")
             values[id + suffix] = number
     claims = _entries(Claim, document["claims"], path)
-    return Published(values, claims, _entries(Figure, document["figures"], path))
+    return Published(values, claims, _entries(Figure, document["figures"], path), bounds)
 
 
 def unclaimed(*, book: Published | None = None) -> Unclaimed:

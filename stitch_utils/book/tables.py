@@ -36,18 +36,20 @@ from .claims import (
 from .results import pairs_with_results, read_results
 
 
-def beside(pair: str, prefix: str, *, labels: Mapping[str, str]) -> pd.DataFrame:
+def beside(pair: str, prefix: str, *, labels: Mapping[str, str], others: bool = True) -> pd.DataFrame:
     """Set a table or figure of ours (`prefix` is "table1", say) beside the published one, as short strings.
 
     The rows are those of `labels`, {quantity: label}; a quantity is what stands after the pair in the ids. The columns
-    are our values as `value [low, high]`, under the name of the pair, and those of each pair that the papers report. A
-    string is empty where there is no number.
+    are our values as `value [low, high]`, under the name of the pair, and those of each pair that the papers report, or
+    without `others` of this pair alone, where another pair's are no measure of it. A string is empty where there is no
+    number, and a bound such as "<1%" where the papers print no more.
     """
-    papers, prefix = published(), prefix.rstrip(".")
+    book, prefix = published(), prefix.rstrip(".")
+    papers = {**book.numbers, **book.bounds}
     columns: dict[str, tuple[Mapping, str]] = {pair: (read_results(pair, stand_ins=True).numbers, f"{prefix}.{pair}.")}
-    for name in papers.pairs:
-        if any(id.startswith(f"{prefix}.{name}.") for id in papers.numbers):
-            columns[f"{name}, published"] = (papers.numbers, f"{prefix}.{name}.")
+    for name in book.pairs if others else (pair,):
+        if any(id.startswith(f"{prefix}.{name}.") for id in papers):
+            columns[f"{name}, published"] = (papers, f"{prefix}.{name}.")
     cells = {name: [with_interval(ids, start + row) for row in labels] for name, (ids, start) in columns.items()}
     return pd.DataFrame(cells, index=list(labels.values()), dtype=object)
 

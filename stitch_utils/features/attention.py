@@ -34,7 +34,7 @@ from ..models.harvest import TOKENS_AT_ONCE, as_fits
 from ..models.heads import Head, heads_of
 from ..models.language_model import LanguageModel
 from ..utils.progress import progress
-from ..utils.stats import DocumentSums, Estimate, from_draws, resampled_counts
+from ..utils.stats import Beyond, Estimate, from_resamples, resampled_totals
 from .entropy import ActivationSummary, decoder_rows
 
 Text = Sequence[TokenBatch]
@@ -68,12 +68,41 @@ class PathEffect(NamedTuple):
 
         A feature that fires nowhere changes nothing; a single document leaves all open, from -1 to 1.
         """
-        values = np.stack([self.ablated - self.attended, np.ones(len(self.documents))], axis=1)
-        sums = DocumentSums.of(torch.from_numpy(self.documents), torch.from_numpy(values))
-        if len(sums) < 2:
-            return Estimate(self.mean_change, *((-1.0, 1.0) if len(sums) else (0.0, 0.0)))
-        totals = resampled_counts(len(sums), seed) @ sums.table()
-        return from_draws(self.mean_change, totals[:, 0] / totals[:, 1])
+        if (n := len(np.unique(self.documents))) < 2:
+            return Estimate(self.mean_change, *((-1.0, 1.0) if n else (0.0, 0.0)))
+        return from_resamples(_resampled_changes([self], seed)[:, 0])
+
+    def beyond(self, others: Sequence["PathEffect"], *, seed: int = 0) -> Estimate:
+        """Say by how much more this path sends a head to the first token than the best of `others` does.
+
+        All are measured on one text, whose documents are resampled together; each resample has its own best. A text
+        of which a single document counts leaves all open, from -2 to 2.
+        """
+        totals = -_resampled_changes([self, *others], seed)
+        found = Beyond.of(totals[:, 0], totals[:, 1:]).more
+        n = len(np.unique(np.concatenate([effect.documents for effect in (self, *others)])))
+        return Estimate(found.value, -2.0, 2.0) if n == 1 else found
+
+    def reversed(self) -> "PathEffect":
+        """Exchange attention with the path and without it, so that what draws a head away sends it there."""
+        return self._replace(attended=self.ablated, ablated=self.attended)
+
+
+def _resampled_changes(effects: Sequence[PathEffect], seed: int) -> Float[np.ndarray, "draws effects"]:
+    """Average each effect's change over its tokens, as they are and in resamples of all effects' documents.
+
+    Where a resample holds no token on which a feature fires, it changes nothing.
+    """
+    documents = np.unique(np.concatenate([effect.documents for effect in effects]))
+    table = np.zeros((len(documents), len(effects), 2))
+    for number, effect in enumerate(effects):
+        place = np.searchsorted(documents, effect.documents)
+        np.add.at(table[:, number, 0], place, effect.ablated.astype(float) - effect.attended)
+        np.add.at(table[:, number, 1], place, 1)
+    changes, tokens = (
+        np.moveaxis(resampled_totals(table, seed), -1, 0) if len(documents) else np.zeros((2, 2, len(effects)))
+    )
+    return changes / np.maximum(tokens, 1)
 
 
 def path_ablation(

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int
 from sae_lens import SAE
-from scipy.stats import beta
+from scipy.stats import beta, hypergeom
 from torch import Tensor
 
 from ..data.text import TokenBatch
@@ -31,7 +31,7 @@ from ..models.language_model import Edit, LanguageModel
 from ..models.unembedding import LogitWeights
 from ..stitching.evaluation import splice
 from ..utils.progress import progress
-from ..utils.stats import DocumentSums, Estimate, resampled_counts
+from ..utils.stats import DocumentSums, Estimate, resampled_totals
 
 Directions = Float[Tensor, "n d_model"]
 BOTTOM = 0.02  # the share of the singular values that make the null space (section 5.2)
@@ -165,8 +165,9 @@ class EntropyFeatures(NamedTuple):
     """Features whose ranks both reach the quantile and whose share is above chance, the lower rank's highest first."""
     closest: int
     """The first of the candidates, or the feature that comes closest if there is none."""
-    by_chance: float
-    """How many features would reach both quantiles if size and share had nothing to do with each other."""
+    by_chance: Estimate
+    """How many candidates there would be if sizes were dealt out anew among the features that fire, so that size and
+    share had nothing to do with each other: the mean, and the middle 95% of all ways to deal (hypergeometric)."""
 
 
 def entropy_features(sae: SAE, summary: ActivationSummary, space: NullSpace, *, quantile: float) -> EntropyFeatures:
@@ -177,9 +178,17 @@ def entropy_features(sae: SAE, summary: ActivationSummary, space: NullSpace, *, 
     share_rank, size_rank = _ranks(share, alive), _ranks(size, alive)
     lower = torch.minimum(share_rank, size_rank)
     order = lower.argsort(descending=True, stable=True)
-    fits = (lower >= quantile) & (share > space.chance.high)
-    candidates, by_chance = tuple(order[fits[order]].tolist()), int(alive.sum()) * (1 - quantile) ** 2
+    large, inside = alive & (size_rank >= quantile), alive & (share_rank >= quantile) & (share > space.chance.high)
+    candidates = tuple(order[(large & inside)[order]].tolist())
+    by_chance = _overlap(int(alive.sum()), int(large.sum()), int(inside.sum()))
     return EntropyFeatures(alive, size, share, size_rank, share_rank, candidates, int(order[0]), by_chance)
+
+
+def _overlap(n: int, some: int, others: int) -> Estimate:
+    """Count what two sets of such sizes, drawn at random among n things, share: the mean and the middle 95%."""
+    if not some or not others:
+        return Estimate(0.0, 0.0, 0.0)
+    return Estimate(some * others / n, *map(float, hypergeom.ppf((0.025, 0.975), n, some, others)))
 
 
 def _ranks(values: Tensor, among: Tensor) -> Tensor:
@@ -214,21 +223,20 @@ class EntropyEffects(NamedTuple):
         return (self.per_rank[..., 1:] < self.per_rank[..., :1]).float().mean(-1)
 
     @property
-    def acting(self) -> Bool[Tensor, "*features"]:
-        """Whether the feature of a test exceeds at least 95% of them, and changes the entropy at all."""
-        return (self.exceeded >= 0.95) & (self.mean("entropy size")[..., 0] > 0)
+    def over_random(self) -> Float[Tensor, "*features"]:
+        """`per_rank` of the feature of a test, divided by what 95% of its random directions do not exceed."""
+        return self.per_rank[..., 0] / self.per_rank[..., 1:].quantile(0.95, dim=-1).clamp_min(1e-6)
 
     def resampled(self, seed: int) -> "EntropyEffects":
-        """Draw documents anew; means get a first dimension of draws.
+        """Draw documents anew; means get a first dimension, of the documents as they are and of their resamples.
 
         ValueError for a single document, which says nothing of others.
         """
         n = self.tokens.shape[-1]
         if n < 2:
             raise ValueError(f"an interval over documents needs two at least: got {n}")
-        weights = torch.from_numpy(resampled_counts(n, seed)).to(self.sums)
-        sums = torch.einsum("rd,...dk->r...k", weights, self.sums)
-        tokens = torch.einsum("rd,...d->r...", weights, self.tokens)
+        tables = self.sums.movedim(-2, 0), self.tokens.movedim(-1, 0)  # (documents, ...)
+        sums, tokens = (torch.from_numpy(resampled_totals(table.numpy(), seed)) for table in tables)
         return EntropyEffects(sums[..., None, :], tokens[..., None])
 
 

@@ -8,22 +8,22 @@ Offers `FunctionalConfig`, `functional_config`, `functional_texts`, `FunctionalT
 `FunctionalTwins`, `study_entropy`, `EntropyStudy`, `study_deactivation`, `DeactivationStudy`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 from sae_lens import SAE
-from torch import Tensor
 
 from ..data.pairs import ModelPair, check_whole_numbers
 from ..data.text import TokenBatch
 from ..models.harvest import evaluation_batches, training_batches
 from ..models.language_model import LanguageModel
 from ..saes.transfer import transfer_sae
+from ..stitching.nulls import DRAWS, component_stitches
 from ..stitching.pair import StitchedPair
 from ..stitching.stitch import random_stitch
-from ..utils.stats import Estimate, from_draws, over_seeds
+from ..utils.stats import Beyond, Estimate, from_resamples, over_seeds
 from . import entropy
 from .attention import ENDS, DeactivationSearch, PathEffect, deactivation_search, head_roles
 
@@ -33,7 +33,10 @@ MEASURES = {
     "rank_change": lambda test: test.mean("rank size")[..., 0],
     "per_rank": lambda test: test.per_rank[..., 0],
     "per_rank_of_random_directions": lambda test: test.per_rank[..., 1:].mean(-1),
+    "over_random_directions": lambda test: test.over_random,
 }
+OWN = ("entropy_change", "rank_change", "per_rank")  # of these, those that need no random directions
+NULLS = ("random", "components")  # groups of twins that know no pairing
 
 
 @dataclass(frozen=True)
@@ -62,11 +65,13 @@ class FunctionalConfig:
     """Change of the attention to the first token from which on a feature counts as one that switches a head off."""
     random_stitches: int = 5
     """Random stitches that carry A's SAE to B as a yardstick; an interval needs two."""
+    component_stitches: int = DRAWS
+    """Stitches that know both streams' principal components and no pairing, another yardstick (`stitching.nulls`)."""
     seed: int = 0
-    """Seed of the random stitches and directions, and of the bootstrap."""
+    """Seed of the stitches and directions that are drawn, and of the bootstrap."""
 
     def __post_init__(self):
-        check_whole_numbers(self, random_stitches=2, entropy_documents=2, seed=0)
+        check_whole_numbers(self, random_stitches=2, component_stitches=2, entropy_documents=2, seed=0)
         if not (0 < self.quantile < 1 and 0 < self.bottom < 1):
             raise ValueError(f"quantile and bottom lie between 0 and 1: got {self.quantile} and {self.bottom}")
 
@@ -106,7 +111,10 @@ def functional_texts(stitched: StitchedPair, config: FunctionalConfig) -> dict[s
 
 @dataclass(frozen=True)
 class FunctionalTwins:
-    """A's SAE, `before`; on B the transferred one, `after`, and those through random stitches, `random 0` and on."""
+    """A's SAE, `before`; on B the transferred one, `after`, and those through stitches that know no pairing.
+
+    The latter are `random 0` and on, through Gaussian maps, and `components 0` and on, by principal components.
+    """
 
     config: FunctionalConfig
     saes: Mapping[str, SAE]
@@ -125,8 +133,9 @@ class FunctionalTwins:
 
     @property
     def groups(self) -> dict[str, list[str]]:
-        """`before`, `after` and `random`, with the SAEs of each."""
-        return {"before": ["before"], "after": ["after"], "random": [key for key in self.saes if key.startswith("r")]}
+        """`before`, `after`, `random` and `components`, with the SAEs of each."""
+        nulls = {group: [key for key in self.saes if key.startswith(f"{group} ")] for group in NULLS}
+        return {"before": ["before"], "after": ["after"], **nulls}
 
 
 def functional_twins(stitched: StitchedPair, original: SAE, config: FunctionalConfig) -> FunctionalTwins:
@@ -135,6 +144,8 @@ def functional_twins(stitched: StitchedPair, original: SAE, config: FunctionalCo
     twins = {"after": transfer_sae(original, stitch)}
     for number in range(config.random_stitches):
         twins[f"random {number}"] = transfer_sae(original, random_stitch(stitch, config.seed + number, means=means))
+    drawn = component_stitches(stitched.moments, config.component_stitches, seed=config.seed)
+    twins |= {f"components {number}": transfer_sae(original, null) for number, null in enumerate(drawn)}
     texts, sides, activity, spaces = functional_texts(stitched, config), {}, {}, {}
     for side, saes in (("a", {"before": original}), ("b", twins)):
         model, layer = stitched.side(side)
@@ -168,9 +179,8 @@ class EntropyStudy:
             f"{start}.count": len(found["before"]),
             f"{start}.followed": len(followed) if found["before"] else 0,
             f"{start}.kept": len({*found["before"]} & {*found["after"]}),
-            f"{start}.by_chance": self.found["before"].by_chance,
             f"{start}.after.count": len(found["after"]),
-            f"{start}.random.count": _mean([len(found[key]) for key in self.twins.groups["random"]]),
+            **self.found["before"].by_chance.numbers(f"{start}.by_chance"),
         }
         for group, keys in self.twins.groups.items():
             some, begin = [self.found[key] for key in keys], f"{start}.{group}"
@@ -178,55 +188,78 @@ class EntropyStudy:
                 f"{begin}.null_rank": _mean([one.share_rank[followed].min() for one in some]),
                 f"{begin}.norm_rank": _mean([one.size_rank[followed].min() for one in some]),
                 f"{begin}.null_share": _mean([one.share[followed].sqrt().mean() for one in some]),
-                f"{begin}.chance": self.twins.spaces[keys[0]].chance.value ** 0.5,
+                f"{begin}.lowest_rank": _mean([self._lowest_rank(key) for key in keys]),
+                **_root(self.twins.spaces[keys[0]].chance).numbers(f"{begin}.chance"),
             }
-            for quantity, measure in MEASURES.items():
-                numbers |= self._of_group(group, measure).numbers(f"{begin}.{quantity}")
-            acting = self._of_group(group, lambda test: test.acting.sum(-1, keepdim=True))
-            numbers |= (acting if found["before"] else Estimate(0.0, 0.0, 0.0)).numbers(f"{begin}.acting")
+            for quantity in OWN if group == "components" else MEASURES:
+                numbers |= from_resamples(self._resampled(group, quantity).mean(1)).numbers(f"{begin}.{quantity}")
+        after = self._resampled("after", "per_rank")[:, 0]
+        for null in NULLS:
+            keys = self.twins.groups[null]
+            numbers[f"{start}.{null}.count"] = _mean([len(found[key]) for key in keys])
+            best = max(self._lowest_rank(key) for key in keys)
+            numbers[f"{start}.after.lowest_rank.beyond_{null}"] = self._lowest_rank("after") - best
+            beyond = Beyond.of(after, self._resampled(null, "per_rank"))
+            numbers |= beyond.more.numbers(f"{start}.after.per_rank.beyond_{null}")
         return numbers
 
-    def _of_group(self, group: str, measure: Callable[[entropy.EntropyEffects], Tensor]) -> Estimate:
-        """Average a measure over its last dimension and a group's SAEs, with an interval that resamples documents."""
-        tests = [self.tests[key] for key in self.twins.groups[group]]
-        draws = [measure(test.resampled(self.twins.config.seed)).float().mean(1).numpy() for test in tests]
-        return from_draws(_mean([measure(test).float().mean() for test in tests]), np.mean(draws, axis=0))
+    def _lowest_rank(self, key: str) -> float:
+        """Take the lowest rank, by share or by size, of all features that are followed."""
+        one = self.found[key]
+        return float(min(one.share_rank[self.followed].min(), one.size_rank[self.followed].min()))
+
+    def _resampled(self, group: str, quantity: str) -> np.ndarray:
+        """Average one of `MEASURES` over features, for a group's SAEs: (1 + resamples of documents, SAEs)."""
+        tests = (self.tests[key].resampled(self.twins.config.seed) for key in self.twins.groups[group])
+        return np.stack([MEASURES[quantity](test).float().mean(1).numpy() for test in tests], axis=1)
 
     def of_feature(self, feature: int, group: str) -> dict[str, float]:
         """Average over a group's SAEs what is known of a feature that is followed.
 
         Its share of the norm and its rank by size; what adding it changes: the entropy, with its sign and without, the
-        rank, and their ratio; the median ratio of random directions, and the share of them that it exceeds.
+        rank, and their ratio; the median ratio of random directions, and the share of them that it exceeds, where such
+        directions were tried.
         """
         place, keys = self.followed.index(feature), self.twins.groups[group]
         found, tests = [self.found[key] for key in keys], [self.tests[key] for key in keys]
-        return {
+        known = {
             "share": _mean([one.share[feature].sqrt() for one in found]),
             "size rank": _mean([one.size_rank[feature] for one in found]),
             "entropy": _mean([test.mean("entropy")[place, 0] for test in tests]),
             "its size": _mean([test.mean("entropy size")[place, 0] for test in tests]),
             "rank": _mean([test.mean("rank size")[place, 0] for test in tests]),
             "ratio": _mean([test.per_rank[place, 0] for test in tests]),
-            "random": _mean([test.per_rank[place, 1:].median() for test in tests]),
-            "above": _mean([test.exceeded[place] for test in tests]),
         }
+        if group != "components":
+            known["random"] = _mean([test.per_rank[place, 1:].median() for test in tests])
+            known["above"] = _mean([test.exceeded[place] for test in tests])
+        return known
 
 
 def study_entropy(twins: FunctionalTwins) -> EntropyStudy:
-    """Find the entropy features of every SAE, and add what those of A that are followed write to the stream."""
+    """Find the entropy features of every SAE, and add what those of A that are followed write to the stream.
+
+    Random directions stand beside them, but for twins by principal components, which are many.
+    """
     config, found, tests = twins.config, {}, {}
     for key, sae in twins.saes.items():
         found[key] = entropy.entropy_features(sae, twins.activity[key], twins.spaces[key], quantile=config.quantile)
     followed = list(found["before"].candidates[:SHOWN] or (found["before"].closest,))
     for key, sae in twins.saes.items():
         directions = twins.activity[key].mean[followed, None] * entropy.decoder_rows(sae).cpu()[followed]
-        options = {"n_random": config.random_directions, "seed": config.seed}
+        n_random = 0 if key in twins.groups["components"] else config.random_directions
+        options = {"n_random": n_random, "seed": config.seed}
         tests[key] = entropy.entropy_tests(*twins.sides[key], directions, twins.texts_of(key).few, **options)
     return EntropyStudy(twins, found, followed, tests)
 
 
 def _mean(values: Sequence) -> float:
     return float(np.mean(values))
+
+
+def _root(share: Estimate) -> Estimate:
+    """Turn a share of the squared norm into one of the norm."""
+    return Estimate(*(value**0.5 for value in share))
 
 
 @dataclass(frozen=True)
@@ -262,20 +295,28 @@ class DeactivationStudy:
                 f"{start}.{key}.tokens": len(effect.attended),
                 f"{start}.{key}.null_share": share**0.5,
                 f"{start}.{key}.null_share_squared": share,
-                f"{start}.{key}.chance": self.twins.spaces[key].chance.value ** 0.5,
+                **_root(self.twins.spaces[key].chance).numbers(f"{start}.{key}.chance"),
             }
-        strangers = self.twins.groups["random"]
-        closing, opening = ([self.changes[key, end].value for key in strangers] for end in ENDS)
-        numbers |= over_seeds(closing).numbers(f"{start}.random.change")
-        numbers |= {
-            f"{start}.random.null_share": _mean([self.share(key) ** 0.5 for key in strangers]),
-            f"{start}.random.lowest_change": min(closing),
-            f"{start}.found": int(self.exists),
-            f"{other}.random.highest_change": max(opening),
-        }
+        numbers[f"{start}.found"] = int(self.exists)
         numbers |= self.changes["after", "opening"].numbers(f"{other}.change")
         numbers |= self.changes["before", "opening"].numbers(f"{other}.before.change")
-        return numbers | over_seeds(opening).numbers(f"{other}.random.change")
+        for null in NULLS:
+            keys = self.twins.groups[null]
+            closing, opening = ([self.changes[key, end].value for key in keys] for end in ENDS)
+            shares = [self.share(key) ** 0.5 for key in keys]
+            numbers |= over_seeds(closing).numbers(f"{start}.{null}.change")
+            numbers |= over_seeds(opening).numbers(f"{other}.{null}.change")
+            numbers[f"{start}.{null}.null_share"] = _mean(shares)
+            numbers[f"{start}.after.null_share.beyond_{null}"] = self.share("after") ** 0.5 - max(shares)
+            numbers |= self._beyond("closing", keys).numbers(f"{start}.after.change.beyond_{null}")
+            numbers |= self._beyond("opening", keys).numbers(f"{other}.change.beyond_{null}")
+        return numbers
+
+    def _beyond(self, end: str, keys: Sequence[str]) -> Estimate:
+        """Say how much further the twin moves its head than the best of these SAEs does, on the same documents."""
+        effects = [self.roles[key][end] for key in ("after", *keys)]
+        own, *others = effects if end == "closing" else [effect.reversed() for effect in effects]
+        return own.beyond(others, seed=self.twins.config.seed)
 
 
 def study_deactivation(twins: FunctionalTwins) -> DeactivationStudy:

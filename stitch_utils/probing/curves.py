@@ -2,12 +2,14 @@ r"""The experiment on probes: how often they are right, once an SAE, or a probe 
 
 Section 4 and App. E (Figs. 3a, 9, 10). An SAE of A that is carried to B by Eq. 6 computes f(down(y)). So features and
 probe found on A can be used on B as they are ("transferred"), or the probe alone be fitted anew there ("retrained").
-Beside them are probes of an SAE of B ("native"), of random features of that SAE, dense ones, and what the presence of a
-single token tells.
+Beside them are probes of an SAE of B ("native"), of random features of that SAE, dense ones, what the presence of a
+single token tells, and nulls: features and probes of A that are carried by a stitch that knows no pairing
+("components", as they are and retrained).
 
 Offers `probe_curves` and `ProbeCurves`, and `SPARSE` and `DENSE`, the names of curves.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -16,13 +18,21 @@ from sae_lens import SAE
 
 from ..saes.transfer import transfer_sae
 from ..stitching.pair import StitchedPair
+from ..stitching.stitch import Stitch
 from ..utils.progress import progress
-from ..utils.stats import Estimate, from_draws, resampled_counts
+from ..utils.stats import Estimate, from_resamples, resampled_counts
 from .probes import CONTEXT, Encoder, LinearProbe, choose_features, fit_probe, mean_activations, transfer_probe
 from .tasks import ProbingTask
 
-SPARSE = ("original", "native", "transferred", "retrained", "random")
-DENSE = ("dense.original", "dense.native", "dense.transferred")
+SPARSE = ("original", "native", "transferred", "retrained", "random", "components", "components_retrained")
+DENSE = ("dense.original", "dense.native", "dense.transferred", "dense.components")
+# {curve: those from which it is subtracted, on the same texts}
+COMPARED = {
+    "transferred": ("random", "components"),
+    "retrained": ("native", "random", "components_retrained"),
+    "native": ("one_token",),
+    "dense.transferred": ("dense.native", "dense.components"),
+}
 N_RANDOM = 3  # draws of random features
 Curve = tuple[str, int | None]  # a curve's name and k, None where there is no k
 
@@ -58,13 +68,11 @@ class ProbeCurves(NamedTuple):
 
     def accuracy(self, curve: str, k: int | None = None, *, datasets: Sequence[str] = ()) -> Estimate:
         """Average over data sets (all, or those named) at one k, or over all ks; 95% over texts and random draws."""
-        draws = self._drawn(curve, k, datasets)
-        return from_draws(draws[0], draws[1:])
+        return from_resamples(self._drawn(curve, k, datasets))
 
     def difference(self, first: str, second: str, k: int | None = None, *, datasets: Sequence[str] = ()) -> Estimate:
         """Subtract the accuracy of the second curve from that of the first, on the same resamples."""
-        draws = self._drawn(first, k, datasets) - self._drawn(second, k, datasets)
-        return from_draws(draws[0], draws[1:])
+        return from_resamples(self._drawn(first, k, datasets) - self._drawn(second, k, datasets))
 
     def panel(self, datasets: Sequence[str] = ()) -> tuple[dict[str, dict[int, Estimate]], dict[str, Estimate]]:
         """Return what a figure shows: the sparse curves of B over k, and the dense probes of B."""
@@ -74,12 +82,11 @@ class ProbeCurves(NamedTuple):
     def numbers(self, pair: str) -> dict[str, float]:
         """Return the entries of a results file: Fig. 3a, the panels of Fig. 9, and what is lost without retraining.
 
-        `reused_over_random` is what carried probes are ahead of random features at one k, on the same resamples. A
-        `gap` is B's own SAE minus a curve, over all ks; `other` are the sets that are neither code nor language.
-        `sets.there` is the share of the data sets that have something to transfer. The other `sets` are shares of
-        those, if there are any (elsewhere any retrained probe would come near B's own). They count the sets where the
-        whole 95% interval puts reused probes above random ones, where retrained ones come within .03 of B's own, and
-        where the whole interval puts B's own above a single token.
+        `<curve>.less_<other>` are the differences of `COMPARED`, on the same resamples, at one k and over all. A `gap`
+        is B's own SAE minus a curve, over all ks; `other` are the sets that are neither code nor language, `less_other`
+        is the gap of one of these two less theirs, and `gained` what retraining adds. `sets.there` is the share of the
+        data sets that have something to transfer. The other `sets` are shares of those, if there are any. They count
+        the sets where the whole 95% interval puts reused probes above random ones, and B's own above a single token.
         """
         numbers: dict[str, float] = {}
         panels = {f"figure3a.{pair}": self.datasets} | {f"figure9.{pair}.{name}": (name,) for name in self.datasets}
@@ -89,30 +96,38 @@ class ProbeCurves(NamedTuple):
             named |= {curve: (curve, None) for curve in (*DENSE, "one_token")}
             for name, at in named.items():
                 numbers |= self.accuracy(*at, datasets=datasets).numbers(f"{start}.{name}")
-        for k in self.ks:
-            ahead = self.difference("transferred", "random", k)
-            numbers |= ahead.numbers(f"figure3a.{pair}.k_{k}.reused_over_random")
+        for first, others in COMPARED.items():
+            ats = {f"mean.{first}": None} | {f"k_{k}.{first}": k for k in self.ks} if first in SPARSE else {first: None}
+            for (name, k), second in itertools.product(ats.items(), others):
+                less = self.difference(first, second, k)
+                numbers |= less.numbers(f"figure3a.{pair}.{name}.less_{second.removeprefix('dense.')}")
         groups: dict[str, list[str]] = {}
         for name in self.datasets:
             groups.setdefault(name if name in ("code", "language") else "other", []).append(name)
         for group, datasets in groups.items():
-            for curve in ("transferred", "retrained"):
-                gap = self.difference("native", curve, datasets=datasets)
-                numbers |= gap.numbers(f"figure9.{pair}.gap.{group}.{curve}")
+            start = f"figure9.{pair}.gap.{group}"
+            gaps = {curve: self._gap(curve, datasets) for curve in ("transferred", "retrained")}
+            gaps["gained"] = gaps["transferred"] - gaps["retrained"]
+            if group != "other" and "other" in groups:
+                gaps["transferred.less_other"] = gaps["transferred"] - self._gap("transferred", groups["other"])
+            for name, draws in gaps.items():
+                numbers |= from_resamples(draws).numbers(f"{start}.{name}")
         start, there = f"figure9.{pair}.sets", self.there
         numbers[f"{start}.there"] = len(there) / len(self.datasets)
-        for name, first, second, shows in (
-            ("reused_beat_random", "transferred", "random", lambda gap: gap.low > 0),
-            ("retrained_recover", "native", "retrained", lambda gap: gap.value <= 0.03),
-            ("native_beats_token", "native", "one_token", lambda gap: gap.low > 0),
+        for name, first, second in (
+            ("reused_beat_random", "transferred", "random"),
+            ("native_beats_token", "native", "one_token"),
         ):
             if there:
-                found = [shows(self.difference(first, second, datasets=[dataset])) for dataset in there]
+                found = [self.difference(first, second, datasets=[dataset]).low > 0 for dataset in there]
                 numbers[f"{start}.{name}"] = sum(found) / len(found)
         return numbers
 
+    def _gap(self, curve: str, datasets: Sequence[str]) -> np.ndarray:
+        return self._drawn("native", None, datasets) - self._drawn(curve, None, datasets)
+
     def _drawn(self, curve: str, k: int | None, datasets: Sequence[str]) -> np.ndarray:
-        ks = [k] if k is not None or curve not in SPARSE else self.ks
+        ks = [None] if curve not in SPARSE else self.ks if k is None else [k]
         return np.mean([self.draws[curve, k][name] for k in ks for name in datasets or self.datasets], axis=0)
 
 
@@ -122,19 +137,22 @@ def probe_curves(
     tasks: Sequence[ProbingTask],
     *,
     ks: Sequence[int],
+    null: Stitch,
     absolute: bool = False,
     seed: int = 0,
 ) -> ProbeCurves:
     """Compute Figs. 3a and 9: probes of A's features on A and, by the stitch, on B; of B's own; dense ones.
 
+    `null` is another stitch, which knows no pairing; features and probes of A are carried by it, too.
     Texts are cut at `CONTEXT` tokens, or at the pair's own context if that is shorter. Random features are drawn
     `N_RANDOM` times among those of B's SAE that fire on a training text. Each model reads each text of a data set once.
     """
     if not tasks or not ks:
         raise ValueError(f"expected tasks and ks: got {len(tasks)} and {len(ks)}")
     of_a = {"original": _encoder(saes[0]), "dense.original": lambda y: y}
-    transferred = transfer_sae(saes[0], stitched.stitch)
-    of_b = {"native": _encoder(saes[1]), "transferred": _encoder(transferred), "dense.native": lambda y: y}
+    stitches = {"transferred": stitched.stitch, "components": null}
+    of_b = {name: _encoder(transfer_sae(saes[0], stitch)) for name, stitch in stitches.items()}
+    of_b |= {"native": _encoder(saes[1]), "dense.native": lambda y: y}
     context, batch_size = min(stitched.pair.context, CONTEXT), 2 * stitched.sizes.batch_size
     groups: dict[str, list[ProbingTask]] = {}
     for task in tasks:
@@ -153,7 +171,7 @@ def probe_curves(
         for task in group:
             train, test = ([places[text] for text in part] for part in (task.train_texts, task.test_texts))
             tested.append(test)
-            said = _answers(task, means, train, test, stitched.stitch, ks=ks, absolute=absolute, seed=seed)
+            said = _answers(task, means, train, test, stitches, ks=ks, absolute=absolute, seed=seed)
             said["one_token", None] = _one_token(task, [tokens[place] for place in train + test])
             for curve, answers in said.items():
                 correct.setdefault(curve, []).append(answers == np.array(task.test_labels))
@@ -168,7 +186,7 @@ def _encoder(sae: SAE) -> Encoder:
     return lambda y: sae.encode(y.to(sae.W_enc))
 
 
-def _answers(task, means, train, test, stitch, *, ks, absolute, seed) -> dict[Curve, np.ndarray]:
+def _answers(task, means, train, test, stitches, *, ks, absolute, seed) -> dict[Curve, np.ndarray]:
     """Fit every curve's probe on the rows `train` of `means`, and return what it says of `test`: (runs, texts)."""
     labels, native, wide = np.array(task.train_labels), means["native"], max(ks)
     of_a, of_b = (choose_features(means[of][train], labels, wide, absolute=absolute) for of in ("original", "native"))
@@ -181,16 +199,18 @@ def _answers(task, means, train, test, stitch, *, ks, absolute, seed) -> dict[Cu
 
     said = {}
     for k in ks:
-        on_b = means["transferred"][:, of_a[:k]]
         probe, on_a = fitted(means["original"][:, of_a[:k]])
         said["original", k] = [(probe, on_a)]
-        said["transferred", k] = [(probe, on_b)]
-        said["retrained", k] = [fitted(on_b)]
+        for name, retrained in (("transferred", "retrained"), ("components", "components_retrained")):
+            on_b = means[name][:, of_a[:k]]
+            said[name, k] = [(probe, on_b)]
+            said[retrained, k] = [fitted(on_b)]
         said["native", k] = [fitted(native[:, of_b[:k]])]
         said["random", k] = [fitted(native[:, chosen[:k]]) for chosen in drawn]
     probe, on_a = fitted(means["dense.original"])
     said["dense.original", None] = [(probe, on_a)]
-    said["dense.transferred", None] = [(transfer_probe(probe, stitch), means["dense.native"])]
+    for name, stitch in stitches.items():
+        said[f"dense.{name}", None] = [(transfer_probe(probe, stitch), means["dense.native"])]
     said["dense.native", None] = [fitted(means["dense.native"])]
     return {curve: np.stack([probe.predict(on[test]) for probe, on in runs]) for curve, runs in said.items()}
 

@@ -12,9 +12,10 @@ documents it gives no null at all: whatever the tokens of a document share stays
 learned from it serves their differences, too, only shrunk. Such a fit says how much of the map documents alone give.
 
 Offers `component_stitch`; `component_stitches`, several draws of its signs, and their number `DRAWS`; `strongest` of
-several draws; `shuffled_moments`, for a fit with tokens shuffled within documents.
+several draws, and `null_of` a stitched pair; `shuffled_moments`, for a fit with tokens shuffled within documents.
 """
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
@@ -26,6 +27,7 @@ from ..models.harvest import NormLimits, usual
 from ..models.language_model import LanguageModel
 from .evaluation import measure_fidelity
 from .moments import PairMoments, owned_residuals
+from .pair import StitchedPair
 from .stitch import Stitch
 
 DRAWS = 19  # what is the largest of these and one more by chance is so once in twenty times
@@ -90,6 +92,13 @@ def strongest(
         return named[min(named, key=lambda name: found.cross_entropy(name, condition).value)]
 
     return Stitch.of(best("a_to_b").up, best("b_to_a").down)
+
+
+def null_of(stitched: StitchedPair, *, draws: int = DRAWS, seed: int = 0) -> Stitch:
+    """Take the strongest of several component stitches of a pair, by its first batch of held-out text."""
+    first = itertools.islice(stitched.evaluation_batches(), 1)
+    drawn = list(component_stitches(stitched.moments, draws, seed=seed))
+    return strongest(drawn, stitched.models, stitched.layers, first, limits=stitched.limits)
 
 
 def _components(covariance: Tensor, r: int) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import jupytext
 import pytest
 
-from stitch_utils.book.claims import VERDICTS
+from stitch_utils.book.claims import VERDICTS, published, verdicts
 from stitch_utils.book.results import write_results
 from stitch_utils.book.tables import (
     beside,
@@ -51,6 +51,19 @@ def test_beside_puts_ours_first_in_the_rows_of_the_labels(project):
     assert list(beside("tiny", "table1", labels=labels)["tiny"]) == list(frame["tiny"])
     assert list(beside("big", "table1", labels=labels).columns) == ["big", "big, published"]
     assert list(beside("tiny", "table99", labels={"a": "A"})["tiny"]) == [""]
+    assert list(beside("tiny", "table1", labels=labels, others=False).columns) == ["tiny"]
+    assert list(beside("big", "table1", labels=labels, others=False).columns) == ["big", "big, published"]
+
+
+def test_what_a_paper_prints_as_a_bound_is_shown_as_one(project):
+    path = project / "book" / "published.yml"
+    path.write_text(path.read_text("utf-8").replace("  table1.big.a: 3.0", '  table1.big.a: "<1%"'), "utf-8")
+    assert list(beside("tiny", "table1", labels={"a": "A", "b": "B"})["big, published"]) == ["<1%", "2 [1.9, 2.1]"]
+    assert "table1.big.a" not in published().numbers and published().bounds == {"table1.big.a": "<1%"}
+    assert next(found for found in verdicts("big") if found.id == "order").published_verdict == ""
+    path.write_text(path.read_text("utf-8").replace("<1%", "about 1%"), "utf-8")
+    with pytest.raises(ValueError, match=r"'table1.big.a: about 1%': expected .* or a bound such as <1%"):
+        published()
 
 
 def test_every_share_stands_over_what_it_costs(project):

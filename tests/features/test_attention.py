@@ -142,6 +142,30 @@ def test_the_interval_is_over_documents():
     assert nothing.change() == (0, 0, 0)
 
 
+def test_how_far_an_effect_goes_beyond_others_is_measured_on_the_same_documents():
+    """What all features do together in a document is nothing between them; each resample has its own best."""
+    rng = np.random.default_rng(0)
+    shared, documents = rng.normal(size=400), np.arange(400)
+
+    def effect(change, of=documents):
+        return PathEffect(Path(0, 1, 1), np.full(len(of), 0.5), 0.5 + change, of)
+
+    own, others = effect(shared - 0.3), [effect(shared - 0.1), effect(shared + 0.4)]
+    assert own.beyond(others, seed=1) == pytest.approx((0.2, 0.2, 0.2), abs=1e-6)
+    assert own.change(seed=1).high - own.change(seed=1).low > 0.1
+    noisy = [effect(shared - 0.1 + 0.2 * rng.normal(size=400)) for _ in range(3)]
+    value, low, high = own.beyond(noisy, seed=1)
+    assert value == pytest.approx(min(one.mean_change for one in noisy) - own.mean_change) and low < value < high
+    assert own.beyond([*noisy, effect(np.zeros(0), documents[:0])], seed=1) == pytest.approx((value, low, high))
+    away = own.reversed()
+    assert away.mean_change == pytest.approx(-own.mean_change)
+    assert away.beyond([one.reversed() for one in others], seed=1).value == pytest.approx(-0.7, abs=1e-6)
+    single = effect(np.array([-0.2]), documents[:1])
+    assert single.beyond([effect(np.array([0.1]), documents[:1])]) == pytest.approx((0.3, -2, 2))
+    nothing = effect(np.zeros(0), documents[:0])
+    assert nothing.beyond([nothing]) == (0, 0, 0)
+
+
 def test_scores_are_those_of_every_feature_and_head_by_itself(random_models):
     model = random_models[0]
     sample, rows = texts(model.tokenizer, 3)[0], torch.randn(5, model.d_model)

@@ -12,6 +12,7 @@ from stitch_utils.data.pairs import TextRef, load_pair
 from stitch_utils.data.text import token_batches
 from stitch_utils.features.entropy import (
     ActivationSummary,
+    _overlap,
     decoder_rows,
     entropy_features,
     null_space,
@@ -171,7 +172,10 @@ def test_a_large_feature_in_the_null_space_is_found_and_others_are_not(centred):
     found = features_of(sae, space, largest)
     assert found.candidates == (5,) and found.closest == 5
     assert found.share[5] == pytest.approx(1, abs=1e-4) and not found.alive[9]
-    assert found.by_chance == pytest.approx(63 * 0.0025)
+    alive = [index for index in range(64) if index != 9]
+    large = [index for index in alive if found.size_rank[index] >= 0.95]
+    inside = [i for i in alive if found.share_rank[i] >= 0.95 and found.share[i] > space.chance.high]
+    assert found.by_chance.value == pytest.approx(len(large) * len(inside) / 63) and len(large) == 4
     size = largest * sae.W_dec.detach().norm(dim=1)
     torch.testing.assert_close(found.size, size)
     for values, ranks in ((found.share, found.share_rank), (size, found.size_rank)):
@@ -181,7 +185,15 @@ def test_a_large_feature_in_the_null_space_is_found_and_others_are_not(centred):
                 assert ranks[index] == pytest.approx(sum(v.item() < values[index].item() for v in others) / 62)
     assert features_of(sae, space, largest, quantile=0.999).candidates == ()
     silent = features_of(sae, space, torch.zeros(64))
-    assert silent.candidates == () and not silent.alive.any() and silent.size_rank.max() == 0 == silent.by_chance
+    assert silent.candidates == () and not silent.alive.any() and silent.size_rank.max() == 0
+    assert silent.by_chance == (0, 0, 0)
+
+
+def test_chance_deals_sizes_out_anew():
+    rng, marked = np.random.default_rng(0), np.arange(200) < 30
+    drawn = [int((rng.permutation(200) < 40)[marked].sum()) for _ in range(4000)]
+    expected = np.mean(drawn), *np.quantile(drawn, (0.025, 0.975))
+    assert _overlap(200, 40, 30) == pytest.approx(expected, abs=0.1)
 
 
 def test_a_share_that_chance_gives_makes_no_candidate():

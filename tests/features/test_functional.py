@@ -21,13 +21,24 @@ from stitch_utils.features.functional import (
 )
 from stitch_utils.saes.transfer import transfer_sae
 from stitch_utils.stitching.fit import fit_exact
+from stitch_utils.stitching.nulls import component_stitches
 from stitch_utils.stitching.pair import StitchedPair
 from stitch_utils.stitching.stitch import random_stitch
 from stitch_utils.utils.stats import over_seeds
 
 LAYERS = (1, 2)
 CONFIG = FunctionalConfig(
-    20, 12, 2, candidates=12, max_tokens=40, min_tokens=3, quantile=0.5, random_directions=4, random_stitches=2, seed=3
+    20,
+    12,
+    2,
+    candidates=12,
+    max_tokens=40,
+    min_tokens=3,
+    quantile=0.5,
+    random_directions=4,
+    random_stitches=2,
+    component_stitches=2,
+    seed=3,
 )
 ROOT = File(__file__).parents[2]
 
@@ -46,8 +57,11 @@ def twins(pair, models):
 def test_the_saes_are_the_original_and_its_twins(twins, models):
     found, moments = twins
     stitch, original = fit_exact(moments), found.saes["before"]
-    assert list(found.saes) == ["before", "after", "random 0", "random 1"]
-    assert found.groups == {"before": ["before"], "after": ["after"], "random": ["random 0", "random 1"]}
+    nulls = {group: [f"{group} {number}" for number in range(2)] for group in ("random", "components")}
+    assert list(found.saes) == ["before", "after", *nulls["random"], *nulls["components"]]
+    assert found.groups == {"before": ["before"], "after": ["after"], **nulls}
+    for key, null in zip(nulls["components"], component_stitches(moments, 2, seed=3)):
+        assert found.saes[key].W_dec.equal(transfer_sae(original, null).W_dec)
     assert found.saes["after"].W_dec.equal(transfer_sae(original, stitch).W_dec)
     other = random_stitch(stitch, 3 + 1, means=(moments.mean_x, moments.mean_y))
     assert found.saes["random 1"].W_dec.equal(transfer_sae(original, other).W_dec)
@@ -68,6 +82,15 @@ def test_numbers_of_entropy_features(twins):
     assert (
         numbers["figure5a.mine.count"] == len(study.found["before"].candidates) == numbers["figure5a.mine.followed"] > 0
     )
+    for null in ("random", "components"):
+
+        def lowest(key):
+            ranks = study.found[key].share_rank[some], study.found[key].size_rank[some]
+            return min(rank.min().item() for rank in ranks)
+
+        more = lowest("after") - max(lowest(f"{null} {number}") for number in range(2))
+        assert numbers[f"figure5a.mine.after.lowest_rank.beyond_{null}"] == pytest.approx(more)
+    assert numbers["figure5a.mine.after.lowest_rank"] == lowest("after")
     kept = set(study.found["before"].candidates) & set(study.found["after"].candidates)
     assert numbers["figure5a.mine.kept"] == len(kept)
     rows = found.activity["after"].mean[some, None] * found.saes["after"].W_dec[some]
@@ -84,6 +107,7 @@ def test_numbers_of_entropy_features(twins):
     assert ratios[0] != pytest.approx(ratios[1], rel=1e-3), "nothing would be tested"
     for feature in some:
         own, random = study.of_feature(feature, "before"), study.of_feature(feature, "random")
+        assert set(own) - set(study.of_feature(feature, "components")) == {"random", "above"}
         assert own["share"] == pytest.approx(shares["before"][feature].item() ** 0.5)
         assert random["share"] == pytest.approx(
             np.mean([shares[key][feature].item() ** 0.5 for key in ("random 0", "random 1")])
@@ -110,25 +134,35 @@ def test_intervals_of_entropy_effects_are_over_documents(twins):
     study = study_entropy(twins[0])
     assert {test.tokens.shape[-1] for test in study.tests.values()} == {2}
     numbers = study.numbers("mine")
+    ratios = {}
     for group, keys in study.twins.groups.items():
-        ends = {"entropy_change": [], "rank_change": [], "per_rank": [], "acting": []}
+        ends = {"entropy_change": [], "rank_change": [], "per_rank": []}
+        if group != "components":
+            ends["over_random_directions"] = []
         for drawn in ([0], [1], [0, 1]):
             table = {quantity: [] for quantity in ends}
             for key in keys:
                 sums, tokens = study.tests[key]
                 _, entropy, rank = (sums[:, 0, drawn].sum(1) / tokens[:, 0, drawn].sum(1, keepdim=True)).T
-                beside = sums[:, 1:, drawn, 1].sum(-1) / sums[:, 1:, drawn, 2].sum(-1)
+                ratios.setdefault(tuple(drawn), {})[key] = (entropy / rank).mean().item()
                 table["entropy_change"].append(entropy.mean())
                 table["rank_change"].append(rank.mean())
                 table["per_rank"].append((entropy / rank).mean())
-                table["acting"].append(((beside < (entropy / rank)[:, None]).double().mean(1) >= 0.95).sum())
+                if group != "components":
+                    beside = sums[:, 1:, drawn, 1].sum(-1) / sums[:, 1:, drawn, 2].sum(-1)
+                    table["over_random_directions"].append(((entropy / rank) / beside.quantile(0.95, dim=1)).mean())
             for quantity, values in table.items():
                 ends[quantity].append(np.mean([value.item() for value in values]))
         for quantity, values in ends.items():
             id = f"figure5a.mine.{group}.{quantity}"
             expected = values[2], min(values), max(values)
             assert [numbers[id], numbers[f"{id}.low"], numbers[f"{id}.high"]] == pytest.approx(expected, rel=1e-4), id
-            assert min(values) < max(values) or quantity == "acting"
+            assert min(values) < max(values)
+    for null in ("random", "components"):
+        more = [of["after"] - max(of[key] for key in study.twins.groups[null]) for of in ratios.values()]
+        id = f"figure5a.mine.after.per_rank.beyond_{null}"
+        expected = more[2], min(more), max(more)
+        assert [numbers[id], numbers[f"{id}.low"], numbers[f"{id}.high"]] == pytest.approx(expected, rel=1e-4), id
 
 
 def test_where_nothing_is_an_entropy_feature_the_closest_is_followed(twins):
@@ -137,7 +171,6 @@ def test_where_nothing_is_an_entropy_feature_the_closest_is_followed(twins):
     numbers = study.numbers("mine")
     assert study.found["before"].candidates == () and study.followed == [study.found["before"].closest]
     assert numbers["figure5a.mine.count"] == numbers["figure5a.mine.followed"] == 0
-    assert numbers["figure5a.mine.before.acting"] == 0
 
 
 def test_numbers_of_deactivation(twins):
@@ -164,11 +197,17 @@ def test_numbers_of_deactivation(twins):
         )
     assert numbers["figure5b.mine.after.change"] == study.changes["after", "closing"].value
     assert numbers["figure16.mine.change"] == study.changes["after", "opening"].value
-    strangers = [study.changes[key, "closing"].value for key in ("random 0", "random 1")]
-    assert numbers["figure5b.mine.random.change"] == over_seeds(strangers).value
-    assert numbers["figure5b.mine.random.lowest_change"] == min(strangers)
-    strangers = [study.changes[key, "opening"].value for key in ("random 0", "random 1")]
-    assert numbers["figure16.mine.random.highest_change"] == max(strangers) > min(strangers)
+    for null in ("random", "components"):
+        keys, start = (f"{null} 0", f"{null} 1"), f"figure5b.mine.after.change.beyond_{null}"
+        closing, opening = ([study.changes[key, end].value for key in keys] for end in ("closing", "opening"))
+        assert numbers[f"figure5b.mine.{null}.change"] == over_seeds(closing).value
+        further = min(closing) - study.changes["after", "closing"].value
+        assert numbers[start] == pytest.approx(further) and numbers[f"{start}.low"] < further < numbers[f"{start}.high"]
+        further = study.changes["after", "opening"].value - max(opening)
+        assert numbers[f"figure16.mine.change.beyond_{null}"] == pytest.approx(further) and min(opening) < max(opening)
+        shares = [study.share(key) ** 0.5 for key in keys]
+        beyond = study.share("after") ** 0.5 - max(shares)
+        assert numbers[f"figure5b.mine.after.null_share.beyond_{null}"] == pytest.approx(beyond)
     assert numbers["figure5b.mine.before.null_share_squared"] == study.share("before")
 
 
@@ -199,5 +238,7 @@ def test_settings_that_make_no_sense():
     assert functional_config(load_pair("tiny"), "smoke", seed=4, smallest=0.1).smallest == 0.1
     with pytest.raises(ValueError, match="entropy_documents must be 2 or more: got 1"):
         functional_config(load_pair("tiny"), "smoke", entropy_documents=1)
+    with pytest.raises(ValueError, match="component_stitches must be 2 or more: got 1"):
+        functional_config(load_pair("tiny"), "smoke", component_stitches=1)
     with pytest.raises(ValueError, match="random_stitches must be 2 or more: got 1"):
         functional_config(load_pair("tiny"), "smoke", random_stitches=1)

@@ -13,10 +13,12 @@ from stitch_utils.stitching.nulls import (
     DRAWS,
     component_stitch,
     component_stitches,
+    null_of,
     shuffled_moments,
     shuffled_within,
     strongest,
 )
+from stitch_utils.stitching.pair import StitchedPair
 
 
 def moments_of(x, y):
@@ -158,6 +160,14 @@ def test_the_strongest_of_several_draws_has_the_best_map_each_way():
     for condition in ("a_to_b", "b_to_a"):
         each = [losses.cross_entropy(str(i), condition).value for i in range(6)]
         assert losses.cross_entropy("best", condition).value == min(each) < max(each)
+
+
+def test_the_null_of_a_pair_is_the_strongest_on_its_first_batch(pair, models):
+    stitched = StitchedPair(pair, models, (1, 2), "smoke")
+    null, draws = null_of(stitched, draws=3, seed=5), list(component_stitches(stitched.moments, 3, seed=5))
+    first = next(stitched.evaluation_batches())
+    best = strongest(draws, models, (1, 2), [first])
+    assert torch.equal(null.P_up, best.P_up) and torch.equal(null.P_down, best.P_down)
 
 
 @pytest.mark.parametrize(("d_a", "d_b"), [(4, 6), (6, 4), (5, 5)])

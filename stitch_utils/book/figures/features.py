@@ -12,9 +12,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from .style import BLUE, GREY, ORANGE, PURPLE, figure_of, intervals, legend, panel_row, round_ticks
+from .style import BLUE, BROWN, GREY, ORANGE, PURPLE, figure_of, intervals, legend, panel_row, round_ticks
 
-OF_TWIN = {"transferred": BLUE, "before": BLUE, "after": PURPLE, "random": GREY, "components": ORANGE}
+OF_TWIN = {"transferred": BLUE, "before": BLUE, "after": PURPLE, "random": GREY, "components": BROWN}
 OF_KIND = {"structural": PURPLE, "semantic": ORANGE}
 TICKS = (-1, -0.5, 0, 0.5, 1)
 COARSE = np.linspace(-1, 1, 21)

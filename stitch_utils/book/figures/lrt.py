@@ -28,7 +28,7 @@ from .style import (
 )
 
 OF_CONDITION = {"native": PURPLE, "main": BLUE, "unbiased": BLUE, "bias": ORANGE, "transferred": ORANGE}
-OF_CONDITION |= {"components": "#222222", "random": GREY}
+OF_CONDITION |= {"components": BROWN, "random": GREY}
 
 
 def map_errors(lengths: Mapping[str, Mapping[str, tuple]], means: Mapping[str, float]) -> Figure:

@@ -29,13 +29,17 @@ from .style import (
 )
 
 OF_PROBE = {"native": OF_MODEL["b"], "transferred": OF_MODEL["a"], "retrained": ORANGE, "random": GREY}
+OF_PROBE |= {"components": BROWN, "components_retrained": "#cfb9a4"}
 PROBE_LABELS = {
     "native": "SAE of B",
     "transferred": "transferred",
     "retrained": "transferred, probe retrained",
     "random": "random features of B's SAE",
+    "components": "transferred without pairing",
+    "components_retrained": "without pairing, probe retrained",
     "dense.native": "dense, B",
     "dense.transferred": "dense of A, transferred",
+    "dense.components": "dense of A, without pairing",
 }
 
 
@@ -62,7 +66,7 @@ def _probe_lines(axes: Axes, sparse: Mapping[str, Mapping[int, tuple]], dense: M
     for curve, values in sparse.items():
         style = {"ms": 4, "capsize": 2, "color": OF_PROBE[curve], "label": PROBE_LABELS[curve]}
         intervals(axes, map(str, values), values.values(), fmt="o-", **style)
-    for curve, style in (("dense.native", "--"), ("dense.transferred", ":")):
+    for curve, style in (("dense.native", "--"), ("dense.transferred", ":"), ("dense.components", "-.")):
         (middle, low, high), color = dense[curve], OF_PROBE[curve.removeprefix("dense.")]
         axes.axhspan(low, high, color=color, alpha=0.15, lw=0)
         axes.axhline(middle, color=color, lw=1.2, ls=style, label=PROBE_LABELS[curve])

@@ -1,9 +1,10 @@
 """The look that all figures share, and how estimates and panels are drawn (no section of its own).
 
-Colours follow the paper's Table 1: blue for model A, purple for model B.
+Colours follow the paper's Table 1: blue for model A, purple for model B. Nulls are grey (random) and brown (matched
+components).
 
-Offers the colours `BLUE`, `PURPLE`, `GREY`, `ORANGE`, `OF_MODEL` and `OF_START`, and `set_style`, `panel`, `panel_row`,
-`panel_grid`, `figure_of`, `legend`, `intervals`, `interval_rows`, `round_ticks`.
+Offers the colours `BLUE`, `PURPLE`, `GREY`, `ORANGE`, `BROWN`, `OF_MODEL` and `OF_START`, and `set_style`, `panel`,
+`panel_row`, `panel_grid`, `figure_of`, `legend`, `intervals`, `interval_rows`, `round_ticks`.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -17,7 +18,7 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-BLUE, PURPLE, GREY, ORANGE = "#2f6db3", "#7b3f9d", "#9a9a9a", "#d1731f"
+BLUE, PURPLE, GREY, ORANGE, BROWN = "#2f6db3", "#7b3f9d", "#9a9a9a", "#d1731f", "#7a6a55"
 OF_MODEL = {"a": BLUE, "b": PURPLE}
 OF_START = {"scratch": GREY, "stitch": ORANGE, "rotation": "#3f8f5f"}
 
