@@ -65,7 +65,7 @@ def test_a_census_counts_as_a_loop_does():
     lowest = census(np.full_like(fitted, 0.1), {"high": [np.full_like(fitted, 0.3)] * 2}, spoken)
     assert lowest.flipped.value == lowest.better.value == 0, "what is lowest and above zero is not flipped"
     with pytest.raises(ValueError, match="no features to compare"):
-        census(fitted[:, :0], draws, spoken[:, :0])
+        census(fitted[:, :0], {name: [rows[:, :0] for rows in some] for name, some in draws.items()}, spoken[:, :0])
 
 
 def test_flips_are_told_from_what_chance_flips():

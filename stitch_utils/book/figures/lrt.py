@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from .style import (
     BLUE,
+    BROWN,
     GREY,
     OF_MODEL,
     ORANGE,

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from .style import (
+    BROWN,
     GREY,
     OF_MODEL,
     OF_START,
