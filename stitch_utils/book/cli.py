@@ -6,8 +6,8 @@
     stitch-book record --pair my-pair.yml                     keeps its pages and results in book/recorded
     stitch-book claims --json
 
-The commands for models of one's own are in `commands.py`: check, fit, transfer-sae, transfer-vector, transfer-probe
-and push.
+The commands for models of one's own are in `commands.py`: check, fit, sweep, transfer-sae, transfer-vector,
+transfer-probe and push. `torchrun --nproc_per_node N -m stitch_utils` runs fit and sweep in N processes.
 Chapters are plain papermill notebooks; a page that papermill itself made carries no key and is made anew.
 
 Exit codes: 0; 1 when a chapter or the rendering fails; 2 when the request makes no sense; 130 when interrupted.
@@ -32,6 +32,7 @@ from click import unstyle
 from filelock import FileLock, Timeout
 
 from ..data.pairs import ModelPair
+from ..utils import ranks
 from ..utils.files import DAMAGED, project_root, remove_damaged, remove_leftovers, tree_digest, writable_folder
 from ..utils.progress import progress
 from .chapters import (
@@ -48,6 +49,8 @@ from .claims import VERDICTS, named, said_of_turns, verdicts
 from .runs import HOME_PAIR, RUNS, WorkError, execute_all, find_pair, is_fresh, jobs_at_once, key_of, plan
 
 HTML = Path("_build", "html", "index.html")
+KEPT = "nothing half-made is kept, so run the same again"
+SPREAD = ("fit", "sweep")  # commands that several processes work on together
 
 
 def run_chapters(root: Path, *, pair: str, jobs: int | None, **choices: Any) -> None:
@@ -229,6 +232,10 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("--ridge", type=_ridge, metavar="NUMBER|auto", help="ridge of the fit (default: as the pair says)")
     fit.add_argument("--out", help="file to write (default: artifacts/<pair>/stitch.safetensors)")
 
+    sweep = add("sweep", parents=[pair, scale], help="train the SAEs that the chapter sae_training compares")
+    sweep.add_argument("--alpha", type=float, default=1.0, help="weight of the inversion terms (default 1)")
+    sweep.add_argument("--seeds", type=int, default=3, metavar="N", help="runs of each kind (default 3)")
+
     sae = add("transfer-sae", parents=[pair, across, to, scale], help="carry an SAE to the other model")
     read = "a folder (SAELens, sparsify), sae_lens:RELEASE/ID or sparsify:OWNER/NAME/HOOKPOINT"
     sae.add_argument("sae", metavar="SAE", help=read)
@@ -257,6 +264,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _asked(argv: list[str] | None) -> dict[str, Any]:
+    """Read the command line: the options by their names, and the `command`."""
+    options = vars(_parser().parse_args(argv))
+    if (processes := ranks.started()) > 1 and (command := options["command"]) not in SPREAD:
+        expected = f"expected {' or '.join(SPREAD)} under torchrun, which started {processes} processes"
+        raise RequestError(f"{command} runs in one process: {expected}")
+    return options
+
+
 def _ridge(text: str) -> float | str:
     """Read a number, or leave `auto` and what is wrong as it is: the fit checks it."""
     try:
@@ -269,18 +285,23 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv` (default: the process's own) and return the exit code."""
     warnings.formatwarning = lambda message, *_, **__: f"stitch-book: {one_line(message)}\n"
     try:
-        options = vars(_parser().parse_args(argv))
-        command = options.pop("command")
-        act = {"run": run_chapters, "record": record_run, "build": build, "claims": print_claims}.get(command)
-        if act is None:
-            from . import commands  # takes seconds
+        with ranks.joined():
+            options = ranks.from_first(lambda: _asked(argv))
+            command = options.pop("command")
+            act = {"run": run_chapters, "record": record_run, "build": build, "claims": print_claims}.get(command)
+            if act is None:
+                from . import commands  # takes seconds
 
-            act = getattr(commands, command.replace("-", "_"))
-        act(project_root().resolve(), **options)
-        sys.stdout.flush()
+                act = getattr(commands, command.replace("-", "_"))
+            act(project_root().resolve(), **options)
+            sys.stdout.flush()
     except (RequestError, WorkError) as error:
         print(f"stitch-book: {error}", file=sys.stderr)
         return 2 if isinstance(error, RequestError) else 1
+    except ranks.Elsewhere as error:  # the process where it arose has said it; of one that was lost the first does
+        if isinstance(error, ranks.Lost) and not ranks.number():
+            print(f"stitch-book: {error}; {KEPT}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("stitch-book: interrupted", file=sys.stderr)
         return 130
