@@ -231,6 +231,21 @@ def test_models_of_a_pair_stay_in_memory_until_they_are_forgotten(pair, random_f
     assert load_model(pair.a.model) is not load_model(pair.a.model)
 
 
+@pytest.mark.parametrize("placed", ["auto", {"": "cpu"}], ids=["auto", "by modules"])
+def test_a_model_that_transformers_places(small_pair, random_folders, random_models, placed):
+    """On one device, as here, it computes what it would without; where there are GPUs, `auto` takes them."""
+    pair = load_pair(small_pair(b={"model": str(random_folders / "b"), "layer": 2, "device_map": placed}))
+    (_, model), expected = load_models(pair), random_models[1]
+    assert load_models(pair)[1] is model and model.hf_model.hf_device_map
+    assert not hasattr(load_models(pair)[0].hf_model, "hf_device_map")
+    found, streams = (one.residuals(TOKENS, range(4)) for one in (model, expected))
+    for layer, stream in found.items():
+        torch.testing.assert_close(stream.cpu(), streams[layer].cpu())
+    torch.testing.assert_close(model.cross_entropy(TOKENS).cpu(), expected.cross_entropy(TOKENS).cpu())
+    with pytest.raises(ValueError, match=r"has a device_map: expected no device, and one process"):
+        load_models(pair, "cpu")
+
+
 THREADED = """
 import torch
 from stitch_utils.data.pairs import load_pair
