@@ -19,7 +19,7 @@ def torchrun(root, *command, processes=2):
     launcher += ["--log-dir", str(logs), "--redirects", "3"]
     environment = {**os.environ, "STITCH_ROOT": str(root), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*launcher, *command], cwd=PACKAGE.parent, env=environment, capture_output=True, text=True, timeout=120
+        [*launcher, *command], cwd=PACKAGE.parent, env=environment, capture_output=True, text=True, timeout=300
     )
     last = max(logs.glob("*"), key=lambda folder: folder.stat().st_mtime_ns)
     out, err = (

@@ -315,7 +315,9 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv` (default: the process's own) and return the exit code."""
     warnings.formatwarning = lambda message, *_, **__: f"stitch-book: {one_line(message)}\n"
     try:
-        with ranks.joined():
+        with contextlib.ExitStack() as group:
+            with refusing(ValueError):
+                group.enter_context(ranks.joined())
             options = ranks.from_first(lambda: _asked(argv))
             command = options.pop("command")
             act = {"run": run_chapters, "record": record_run, "build": build, "claims": print_claims}.get(command)

@@ -74,7 +74,7 @@ def _executor(cluster: str, logs: Path, resources: Mapping[str, Any]) -> Any:
         import submitit
     except ImportError:
         raise RequestError("--cluster needs submitit: pip install 'stitch-utils[cluster]'") from None
-    with refusing(RuntimeError, ValueError, NameError, TypeError):
+    with refusing(RuntimeError, ValueError, NameError, TypeError, AssertionError):  # as submitit says it
         executor = submitit.AutoExecutor(writable_folder(logs), cluster=cluster)
         executor.update_parameters(**DEFAULTS | dict(resources))
     return executor

@@ -64,6 +64,7 @@ def fit(root: Path, *, pair: str, scale: str, alpha: float, ridge: float | str |
         models = find_pair(root, pair).described
         path = _target(out) if out else stitch_file(models.name)
         check_ridge(models.ridge if ridge is None else ridge)
+        models.scale(scale)
         preflight(models)
         if not out:
             writable_folder(path.parent)  # before the hour that a fit may take
