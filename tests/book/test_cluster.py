@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from toy_book import call, call_here, chapter, outcomes
 
-
 MISHAP = """
 import os, signal, time
 from pathlib import Path
