@@ -43,7 +43,7 @@ def test_chapters_of_two_pairs_are_jobs_side_by_side(two_pairs):
     summary, *failures = err.splitlines()
     assert summary == "stitch-book: 2 of 4 jobs failed"
     failed, lost = sorted(failures)
-    assert failed.startswith("numbers (mine, default) failed in cell 1: ")
+    assert failed.startswith("numbers (mine, default) failed in cell 3: ")
     assert lost.startswith("words (mine, default) failed: its job ended before the page was there: see ")
     logs = [Path(line.rsplit(": see ", 1)[1]) for line in (failed, lost)]
     assert "ZeroDivisionError" in logs[0].read_text() and logs[1].is_file()
