@@ -106,7 +106,7 @@ def run_chapters(
             tidied = tidied or bool(stale)
             bar.update(len(group) - len(stale))
             if cluster and stale:
-                bar.write(f"{len(stale)} jobs, whose logs are in {logs.as_posix()}")
+                bar.write(f"jobs: {len(stale)}, with logs in {logs.as_posix()}")
                 at_work = execute_as_jobs(stale, keys, cluster=cluster, logs=logs, resources=asked, at_once=jobs)
             else:
                 at_work = execute_all(stale, keys, jobs or 1)

@@ -38,7 +38,7 @@ def test_chapters_of_two_pairs_are_jobs_side_by_side(two_pairs):
     root, file = two_pairs
     command = ("run", "--pair", "tiny", "--pair", str(file), "--cluster", "local", "--jobs", "4")
     code, (said, *lines), err = call(root, *command)
-    assert said.startswith("4 jobs, whose logs are in artifacts/jobs/") and code == 1
+    assert said.startswith("jobs: 4, with logs in artifacts/jobs/") and code == 1
     assert sorted(outcomes(lines)) == ["numbers (tiny, default)", "words (tiny, default)"]
     summary, *failures = err.splitlines()
     assert summary == "stitch-book: 2 of 4 jobs failed"
@@ -54,7 +54,7 @@ def test_chapters_of_two_pairs_are_jobs_side_by_side(two_pairs):
     (root / "mishap").unlink()
     code, lines, err = call(root, *command)
     assert (code, err) == (0, "")
-    told = outcomes(line for line in lines if "whose logs" not in line)
+    told = outcomes(line for line in lines if "with logs" not in line)
     assert [label for label, is_done in told.items() if not is_done] == [
         "numbers (tiny, default)",
         "words (tiny, default)",
