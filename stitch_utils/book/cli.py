@@ -2,12 +2,13 @@
 
     stitch-book run                                           every chapter for the embedded pair, then the summaries
     stitch-book run --pair my-pair.yml --chapter stitching -p alpha 0.1
+    stitch-book run --pair pythia --pair gpt2 --cluster slurm --resource gpus_per_node 1
     stitch-book build                                         renders the pages into _build/html
     stitch-book record --pair my-pair.yml                     keeps its pages and results in book/recorded
     stitch-book claims --json
 
-The commands for models of one's own are in `commands.py`: check, fit, transfer-sae, transfer-vector, transfer-probe
-and push.
+The commands for models of one's own are in `commands.py`: check, fit, sweep, transfer-sae, transfer-vector,
+transfer-probe and push. `torchrun --nproc_per_node N -m stitch_utils` runs fit and sweep in N processes.
 Chapters are plain papermill notebooks; a page that papermill itself made carries no key and is made anew.
 
 Exit codes: 0; 1 when a chapter or the rendering fails; 2 when the request makes no sense; 130 when interrupted.
@@ -23,6 +24,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,7 @@ from click import unstyle
 from filelock import FileLock, Timeout
 
 from ..data.pairs import ModelPair
+from ..utils import ranks
 from ..utils.files import DAMAGED, project_root, remove_damaged, remove_leftovers, tree_digest, writable_folder
 from ..utils.progress import progress
 from .chapters import (
@@ -40,24 +43,45 @@ from .chapters import (
     SUMMARIES,
     RequestError,
     one_line,
+    parse_value,
     recorded_pages,
     refusing,
     toc_files,
 )
 from .claims import VERDICTS, named, said_of_turns, verdicts
+from .cluster import CLUSTERS, execute_as_jobs
 from .runs import HOME_PAIR, RUNS, WorkError, execute_all, find_pair, is_fresh, jobs_at_once, key_of, plan
 
 HTML = Path("_build", "html", "index.html")
+KEPT = "nothing half-made is kept, so run the same again"
+SPREAD = ("fit", "sweep")  # commands that several processes work on together
 
 
-def run_chapters(root: Path, *, pair: str, jobs: int | None, **choices: Any) -> None:
+def run_chapters(
+    root: Path,
+    *,
+    pairs: list[str] | None,
+    jobs: int | None,
+    cluster: str | None,
+    resources: list[tuple[str, str]],
+    **choices: Any,
+) -> None:
     """Execute the runs of a request (`plan`) that are not fresh, a line for each, while no other command does so here.
 
-    `jobs` chapters run side by side, by default as many as the processors take; the summaries begin after all others.
+    `jobs` chapters run side by side, by default as many as the processors take, or SLURM; the summaries begin after all
+    others. On a `cluster`, each chapter of each pair is a job (`cluster.py`).
     """
     if jobs is not None and jobs < 1:
         raise RequestError(f"--jobs {jobs}: expected a whole number of at least 1")
-    runs, models = plan(root, pair=pair, **choices), find_pair(root, pair).described
+    pairs = pairs or [HOME_PAIR]
+    models = {one.name: one for one in (find_pair(root, pair).described for pair in pairs)}
+    if len(models) < len(pairs):
+        raise RequestError(f"--pair {' '.join(pairs)}: expected pairs of different names")
+    runs = list({run.page: run for pair in pairs for run in plan(root, pair=pair, **choices)}.values())
+    if cluster != "slurm":
+        jobs = jobs or min(jobs_at_once(one.threads) for one in models.values())
+    asked = {name: parse_value(name, value, None) for name, value in resources}
+    logs = Path("artifacts", "jobs", time.strftime(f"%Y%m%d-%H%M%S-{os.getpid()}"))
     with _lock(root), contextlib.chdir(root), warnings.catch_warnings(), progress(runs, "chapters") as bar:
         warnings.simplefilter("ignore")
         logging.getLogger("papermill").setLevel(logging.CRITICAL)
@@ -68,20 +92,25 @@ def run_chapters(root: Path, *, pair: str, jobs: int | None, **choices: Any) -> 
         tidied = False
         for is_last in (False, True):
             group = [run for run in runs if (run.chapter in SUMMARIES) == is_last]
-            keys = {run.chapter: key_of(root, run) for run in group}
-            stale = [run for run in group if run.force or not is_fresh(root, run, keys[run.chapter])]
-            left_out = _left_out(models) if stale and stale[0].pair != HOME_PAIR else {}
+            keys = {run.page: key_of(root, run) for run in group}
+            stale = [run for run in group if run.force or not is_fresh(root, run, keys[run.page])]
+            left_out = {name: _left_out(models[name]) for name in {run.pair for run in stale} - {HOME_PAIR}}
             for run in group:
                 if run not in stale:
                     bar.write(f"{run.label}: unchanged")
-                elif why := left_out.get(run.chapter):
+                elif why := left_out.get(run.pair, {}).get(run.chapter):
                     bar.write(f"{run.label}: left out, since {why}")
                     stale.remove(run)
             for artifact in remove_damaged(root) if stale and not tidied else ():  # what is executed reads artifacts
                 bar.write(f"stitch-book: {artifact.relative_to(root)} {DAMAGED}", file=sys.stderr)
             tidied = tidied or bool(stale)
             bar.update(len(group) - len(stale))
-            for run, seconds in execute_all(stale, keys, jobs or jobs_at_once(models.threads)):
+            if cluster and stale:
+                bar.write(f"jobs: {len(stale)}, with logs in {logs.as_posix()}")
+                at_work = execute_as_jobs(stale, keys, cluster=cluster, logs=logs, resources=asked, at_once=jobs)
+            else:
+                at_work = execute_all(stale, keys, jobs or 1)
+            for run, seconds in at_work:
                 bar.write(f"{run.label}: {seconds:.0f} s")
                 bar.update()
 
@@ -209,12 +238,16 @@ def _parser() -> argparse.ArgumentParser:
     across.add_argument("--stitch", help="a file, or OWNER/NAME[@REVISION] on the Hub (default: what `fit` saved)")
     to.add_argument("--to", "--towards", choices=("a", "b"), default="b", help="the model that it is for (default: b)")
 
-    run = add("run", parents=[home], help="execute chapters whose page is missing or out of date")
+    run = add("run", help="execute chapters whose page is missing or out of date")
+    run.add_argument("--pair", action="append", dest="pairs", help=f"{known} (default {HOME_PAIR}); repeatable")
     run.add_argument("--chapter", help="this chapter only (default: all, in reading order)")
     run.add_argument("--scale", help="smoke, default or paper (default: the chapter's own)")
     given = {"nargs": 2, "action": "append", "default": [], "metavar": ("NAME", "VALUE")}
     run.add_argument("-p", dest="given", help="set a parameter of the chapters; repeatable", **given)
     run.add_argument("--jobs", type=int, metavar="N", help="chapters side by side (default: what fits)")
+    run.add_argument("--cluster", choices=CLUSTERS, help="execute each chapter of each pair as a job, by submitit")
+    for_jobs = "what each job gets, in submitit's words, such as slurm_partition or gpus_per_node; repeatable"
+    run.add_argument("--resource", dest="resources", help=for_jobs, **given)
     run.add_argument("--force", action="store_true", help="execute even where nothing has changed")
 
     check = add("check", help="load a model and say whether it can be stitched")
@@ -228,6 +261,10 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("--alpha", type=float, default=1.0, help="weight of the inversion terms (default 1)")
     fit.add_argument("--ridge", type=_ridge, metavar="NUMBER|auto", help="ridge of the fit (default: as the pair says)")
     fit.add_argument("--out", help="file to write (default: artifacts/<pair>/stitch.safetensors)")
+
+    sweep = add("sweep", parents=[pair, scale], help="train the SAEs that the chapter sae_training compares")
+    sweep.add_argument("--alpha", type=float, default=1.0, help="weight of the inversion terms (default 1)")
+    sweep.add_argument("--seeds", type=int, default=3, metavar="N", help="runs of each kind (default 3)")
 
     sae = add("transfer-sae", parents=[pair, across, to, scale], help="carry an SAE to the other model")
     read = "a folder (SAELens, sparsify), sae_lens:RELEASE/ID or sparsify:OWNER/NAME/HOOKPOINT"
@@ -257,6 +294,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _asked(argv: list[str] | None) -> dict[str, Any]:
+    """Read the command line: the options by their names, and the `command`."""
+    options = vars(_parser().parse_args(argv))
+    if (processes := ranks.started()) > 1 and (command := options["command"]) not in SPREAD:
+        expected = f"expected {' or '.join(SPREAD)} under torchrun, which started {processes} processes"
+        raise RequestError(f"{command} runs in one process: {expected}")
+    return options
+
+
 def _ridge(text: str) -> float | str:
     """Read a number, or leave `auto` and what is wrong as it is: the fit checks it."""
     try:
@@ -269,18 +315,25 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv` (default: the process's own) and return the exit code."""
     warnings.formatwarning = lambda message, *_, **__: f"stitch-book: {one_line(message)}\n"
     try:
-        options = vars(_parser().parse_args(argv))
-        command = options.pop("command")
-        act = {"run": run_chapters, "record": record_run, "build": build, "claims": print_claims}.get(command)
-        if act is None:
-            from . import commands  # takes seconds
+        with contextlib.ExitStack() as group:
+            with refusing(ValueError):
+                group.enter_context(ranks.joined())
+            options = ranks.from_first(lambda: _asked(argv))
+            command = options.pop("command")
+            act = {"run": run_chapters, "record": record_run, "build": build, "claims": print_claims}.get(command)
+            if act is None:
+                from . import commands  # takes seconds
 
-            act = getattr(commands, command.replace("-", "_"))
-        act(project_root().resolve(), **options)
-        sys.stdout.flush()
+                act = getattr(commands, command.replace("-", "_"))
+            act(project_root().resolve(), **options)
+            sys.stdout.flush()
     except (RequestError, WorkError) as error:
         print(f"stitch-book: {error}", file=sys.stderr)
         return 2 if isinstance(error, RequestError) else 1
+    except ranks.Elsewhere as error:  # the process where it arose has said it; of one that was lost the first does
+        if isinstance(error, ranks.Lost) and not ranks.number():
+            print(f"stitch-book: {error}; {KEPT}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("stitch-book: interrupted", file=sys.stderr)
         return 130

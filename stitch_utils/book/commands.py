@@ -3,7 +3,7 @@
 The rooms below fit, carry, judge and publish; here is what a user types and reads. A result is written before it is
 judged, so that whatever stops the measuring loses nothing. This module takes seconds to import.
 
-Offers `check`, `fit`, `transfer_sae`, `transfer_vector`, `transfer_probe` and `push`.
+Offers `check`, `fit`, `sweep`, `transfer_sae`, `transfer_vector`, `transfer_probe` and `push`.
 """
 
 import warnings
@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..data.pairs import ModelRef, check_ridge
+from ..data.pairs import ModelPair, ModelRef, check_ridge
 from ..data.tokenizer import begin_and_end
 from ..models.language_model import count_parameters, load_model, load_models, set_threads
 from ..probing.probes import judge_probe, read_probe, save_probe
 from ..probing.probes import transfer_probe as carry_probe
 from ..saes.evaluation import judge_sae
 from ..saes.io import load_sae, reads_elsewhere, save_sae
+from ..saes.pair import sweep_saes
 from ..saes.transfer import transfer_sae as carry_sae
 from ..steering.effects import judge_vectors
 from ..steering.vectors import transfer_vector as carry_vector
@@ -28,6 +29,7 @@ from ..stitching.evaluation import CONDITIONS, survival
 from ..stitching.pair import SHOWN_LOSSES, DoubtfulFit, FittedPair, StitchedPair, fit_pair, preflight, stitch_file
 from ..stitching.publish import load_stitch, push_stitch, write_repository
 from ..stitching.streams import BEYOND, WEIGHTY
+from ..utils import ranks
 from ..utils.arrays import read_vectors, save_arrays
 from ..utils.files import writable_folder, write_whole
 from .chapters import RequestError, one_line, refusing
@@ -57,15 +59,23 @@ def check(root: Path, *, model: str, revision: str | None, dtype: str, trust_rem
 
 def fit(root: Path, *, pair: str, scale: str, alpha: float, ridge: float | str | None, out: str | None) -> None:
     """Fit the stitch of a pair, print its losses and save it, by default in `artifacts/<pair>/`."""
-    models = find_pair(root, pair).described
-    path = _target(out) if out else stitch_file(models.name)
-    with refusing(ValueError), warnings.catch_warnings():
-        warnings.simplefilter("ignore", DoubtfulFit)  # it is printed below
+
+    def checked() -> tuple[ModelPair, Path]:
+        models = find_pair(root, pair).described
+        path = _target(out) if out else stitch_file(models.name)
         check_ridge(models.ridge if ridge is None else ridge)
+        models.scale(scale)
         preflight(models)
         if not out:
             writable_folder(path.parent)  # before the hour that a fit may take
+        return models, path
+
+    with refusing(ValueError), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DoubtfulFit)  # it is printed below
+        models, path = ranks.from_first(checked)
         fitted = fit_pair(models, scale=scale, alpha=alpha, ridge=ridge)
+    if ranks.number():
+        return  # the first process writes and prints
     write_whole(path, fitted.stitch.save, sealed=False)
     print(f"A: {models.a.model}, before layer {fitted.layers[0]}")
     print(f"B: {models.b.model}, before layer {fitted.layers[1]}{'' if models.b.layer is not None else ', by SVCCA'}")
@@ -85,6 +95,27 @@ def fit(root: Path, *, pair: str, scale: str, alpha: float, ridge: float | str |
         print(f"Beware: {doubt}.")
     left_out = f", without {fitted.left_out:,} outliers" if models.outliers else ""
     print(f"fitted on {fitted.tokens:,} tokens{left_out}; the stitch is in {path.as_posix()}")
+
+
+def sweep(root: Path, *, pair: str, scale: str, alpha: float, seeds: int) -> None:
+    """Train the SAEs that the chapter sae_training compares, at its own widths and seeds, and keep them for it."""
+
+    def checked() -> ModelPair:
+        models = find_pair(root, pair).described
+        models.scale(scale)
+        if seeds < 1:
+            raise RequestError(f"--seeds {seeds}: expected a whole number of at least 1")
+        preflight(models)
+        return models
+
+    with refusing(ValueError):
+        models = ranks.from_first(checked)
+        stitched = StitchedPair.open(models, scale, alpha=alpha)
+        found = sweep_saes(stitched, widths=stitched.sizes.sweep_widths, seeds=range(seeds))
+    for side, curves in {"A": found.a, "B": found.b}.items():
+        explained = sorted(curve.explained_variance[-1] for curve in curves.values())
+        print(f"{len(curves)} SAEs of {side} explain {explained[0]:.1%} to {explained[-1]:.1%} of the variance")
+    print(f"they are in {(root / 'artifacts' / models.name).as_posix()}, where the chapter sae_training reads them")
 
 
 def _print_streams(fitted: FittedPair, *, left_out: bool) -> None:

@@ -202,17 +202,17 @@ def jobs_at_once(threads: int) -> int:
     return max(1, processors // threads) if threads else 1
 
 
-def execute_all(runs: Sequence[Run], keys: Mapping[str, str], jobs: int) -> Iterator[tuple[Run, float]]:
+def execute_all(runs: Sequence[Run], keys: Mapping[Path, str], jobs: int) -> Iterator[tuple[Run, float]]:
     """Execute chapters, `jobs` at once, begun in order, in the current folder; give each with the seconds it took.
 
     After a failure no other chapter begins, and those at work end; an interrupt ends them too.
     """
     if jobs == 1 or len(runs) < 2:
-        yield from ((run, execute(run, keys[run.chapter])) for run in runs)
+        yield from ((run, execute(run, keys[run.page])) for run in runs)
         return
     _Kernel.unwanted = False
     with ThreadPoolExecutor(jobs) as pool:
-        begun = {pool.submit(execute, run, keys[run.chapter]): run for run in runs}
+        begun = {pool.submit(execute, run, keys[run.page]): run for run in runs}
         try:
             for done in as_completed(begun):
                 yield begun[done], done.result()

@@ -77,6 +77,9 @@ class ModelRef:
     """Sizes from the model's Hugging Face configuration; they give its cost before it is downloaded."""
     trust_remote_code: bool = False
     """Whether code that the model's repository brings may run; without it such a model is refused."""
+    device_map: str | Mapping[str, str | int] | None = None
+    """Which GPU holds which part of a model that is too large for one, as transformers takes it: `auto`, or the devices
+    by the names of modules."""
 
     @property
     def source(self) -> dict[str, Any]:
@@ -224,11 +227,6 @@ def _sizes() -> dict[str, dict[str, dict[str, Any]]]:
     return yaml.safe_load((Path(__file__).parent / "sizes.yml").read_text(encoding="utf-8"))
 
 
-def _with_tuples(sizes: dict[str, Any]) -> dict[str, Any]:
-    """Copy sizes as a configuration takes them, which cannot change: with tuples for YAML's lists."""
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in sizes.items()}
-
-
 @dataclass(frozen=True, kw_only=True)
 class ModelPair:
     """Two language models, A and B, and the text that both read."""
@@ -292,7 +290,8 @@ class ModelPair:
         """
         self.scale(scale)
         sizes = _sizes()
-        return _with_tuples(sizes.get(scale, {}).get(experiment, sizes["default"][experiment]))
+        found = sizes.get(scale, {}).get(experiment, sizes["default"][experiment])
+        return {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
 
 
 @contextlib.contextmanager

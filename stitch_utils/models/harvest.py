@@ -148,11 +148,12 @@ def without_outliers(
 
 def _chosen(model: LanguageModel, tokens: Tensor, chosen: Tensor, layers: Sequence[int]) -> Residuals:
     """Read the residual streams of some tokens of a batch; ValueError names the first layer that is not finite."""
-    keep = chosen.to(model.device)
-    found = {layer: residual[keep] for layer, residual in model.residuals(tokens, layers).items()}
+    streams = model.residuals(tokens, layers)
+    found = {layer: stream[chosen.to(stream.device)] for layer, stream in streams.items()}
     if not all(map(is_finite, found.values())):
         streams = model.residuals(tokens, range(max(layers) + 1))
-        first = next(layer for layer, stream in sorted(streams.items()) if not is_finite(stream[keep]))
+        chosen = {layer: stream[chosen.to(stream.device)] for layer, stream in sorted(streams.items())}
+        first = next(layer for layer, stream in chosen.items() if not is_finite(stream))
         what = f"the residual stream before layer {first}"
         raise ValueError(overflow(what, model.ref, streams[first].dtype))
     return found

@@ -9,7 +9,8 @@ Offers `LanguageModel` and `Edit`; `load_model`, `load_tokenizer` and `load_conf
 
 import contextlib
 import copy
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from transformers.utils import logging as transformers_logging
 from ..data.hub import HubError, fetched, resolve
 from ..data.pairs import DTYPES, ModelPair, blaming, check_known
 from ..data.tokenizer import as_trained, begin_and_end, check_ids, check_tokenizer, check_vocabulary, explaining
+from ..utils import ranks
 from .agreement import Agreement, compare, in_one_line, own_answers
 from .checks import (
     check_causal,
@@ -179,7 +181,7 @@ class LanguageModel:
         """Compute the loss in nats of each token from the second on; the options are those of `logits`."""
         logits = self.logits(tokens, **options).float()
         # Whole rows, since a slice would be copied: the last logits predict no token, and what they give is dropped.
-        following = tokens.to(self.device).roll(-1, dims=1)
+        following = tokens.to(logits.device).roll(-1, dims=1)
         losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), following.flatten(), reduction="none")
         return losses.view(tokens.shape)[:, :-1]
 
@@ -293,21 +295,28 @@ def load_model(
     dtype: str = "float32",
     revision: str | None = None,
     trust_remote_code: bool = False,
+    device_map: str | Mapping[str, str | int] | None = None,
 ) -> LanguageModel:
     """Load a Hub id, a local folder, a GGUF file, or `embedded:NAME`; by default on the GPU if there is one.
 
-    Code that a repository brings runs only with `trust_remote_code`. ValueError for an unknown dtype, for weights that
-    are not those of the configuration, and for a model that TransformerBridge computes otherwise than transformers;
-    HubError (a ValueError) for what the Hub does not give.
+    Code that a repository brings runs only with `trust_remote_code`. A `device_map`, `auto` or devices by the names of
+    modules, spreads a model over devices, and a stream is then read on the device that it is on. ValueError for an
+    unknown dtype, for weights that are not those of the configuration, and for a model that TransformerBridge computes
+    otherwise than transformers; HubError (a ValueError) for what the Hub does not give.
     """
     check_known("dtype", dtype, DTYPES)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device_map is None:
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    elif device or ranks.count() > 1:
+        raise ValueError(f"{ref!r} has a device_map: expected no device, and one process")
     config = _from_anywhere(AutoConfig, ref, revision, trust_remote_code)
     check_causal(ref, config)
     tokenizer = load_tokenizer(ref, revision=revision, trust_remote_code=trust_remote_code)
     # The bridge's hooks see the patterns of eager attention; weights of other shapes are refused with their names.
     options = {"dtype": getattr(torch, dtype), "attn_implementation": "eager", "use_safetensors": True}
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    if device_map is not None:
+        options["device_map"] = device_map
     if (folder := Path(resolve(ref))).exists():  # is read in no time
         transformers_logging.disable_progress_bar()
         check_json(ref, folder.glob("generation_config.json"))
@@ -320,7 +329,7 @@ def load_model(
     if not trust_remote_code:
         check_code(ref, hf_model)
     check_vocabulary(tokenizer, len(hf_model.get_input_embeddings().weight), ref)
-    hf_model, kind = hf_model.to(device).eval(), config.model_type
+    hf_model, kind = (hf_model if device is None else hf_model.to(device)).eval(), config.model_type
     answers = own_answers(ref, hf_model, tokenizer)  # before the bridge puts its modules into the model
     # The bridge changes its tokenizer, which reads no text here: one without a begin-of-text token gets the end token
     # for it, and one that does not write it is loaded anew, which a GGUF file does not allow.
@@ -356,14 +365,20 @@ def check_pair(pair: ModelPair) -> None:
                 raise ValueError(f"{ref.model!r} reads {longest} tokens at most: choose a context below {pair.context}")
 
 
-_load_once = lru_cache(maxsize=4)(load_model)
+@lru_cache(maxsize=4)
+def _load_once(ref: str, device: str | None, device_map: str, **options) -> LanguageModel:
+    """Load a model; `device_map` is in JSON, which a cache can compare."""
+    return load_model(ref, device, device_map=json.loads(device_map), **options)
 
 
 def load_models(pair: ModelPair, device: str | None = None) -> tuple[LanguageModel, LanguageModel]:
     """Load models A and B of a pair, after `check_pair`. The four used last stay in memory until `forget_models`."""
     check_pair(pair)
     with blaming(pair, "models"):
-        a, b = (_load_once(ref.model, device, dtype=pair.dtype, **ref.source) for ref in (pair.a, pair.b))
+        a, b = (
+            _load_once(ref.model, device, json.dumps(ref.device_map), dtype=pair.dtype, **ref.source)
+            for ref in (pair.a, pair.b)
+        )
     return a, b
 
 

@@ -12,6 +12,7 @@ none.
 Offers `train_saes`, `load_trained`, `Curve`, `training_flops`.
 """
 
+import functools
 import hashlib
 import json
 import shutil
@@ -34,6 +35,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, embedding_bag
 
 from ..models.harvest import ModelStream, in_steps
+from ..utils import ranks
 from ..utils.files import is_intact, remove_if_damaged, remove_sealed, writable_folder, write_whole
 from ..utils.progress import progress
 from .initialisation import SAETrainingConfig, starting_sae
@@ -213,6 +215,10 @@ def train_saes(
     back. What is damaged or of other arguments starts anew. The stream and `counted` are not compared: the folder's
     name is to say what they are. Of two processes with one folder the second waits.
 
+    The processes of a group (`utils.ranks`) share the runs, each on all batches, and so each reads the whole `stream`;
+    all have to call, each gets all curves, and all must see one `folder`. A checkpoint serves as many processes as
+    wrote it.
+
     ValueError for configs of one name or of different batches, an SAE that does not fit, or a stream that is too short.
     """
     folder, names = Path(folder), [config.name for config in configs]
@@ -224,16 +230,15 @@ def train_saes(
         raise ValueError(f"initial_saes has {', '.join(unknown)}: expected names of runs")
     checkpoint = writable_folder(folder) / "sweep.safetensors"
     digest = _digest(configs, held_out, initial_saes, folder.name, evaluate_every, metadata)
-    n_steps, held_out = max(config.n_steps for config in configs), held_out.float()
+    n_steps, held_out = _n_steps(configs), held_out.float()
+    if ranks.count() > 1:
+        given = {"held_out": held_out, "counted": counted, "initial_saes": initial_saes, "metadata": metadata}
+        given |= {"evaluate_every": evaluate_every, "checkpoint_every": checkpoint_every}
+        return _train_in_parts(stream, configs, folder, digest, **given)
     with FileLock(folder / ".lock"):
-        done, states = _read_state(checkpoint, digest)
-        if done == n_steps:
-            # a list, so that all of them are looked at
-            if not any([remove_if_damaged(folder / "saes" / name) for name in names]):
-                arrays = {name: {field: part.numpy() for field, part in states[name].items()} for name in names}
-                return {name: Curve(**fields) for name, fields in arrays.items()}
-            remove_sealed(checkpoint)
-            done, states = 0, {}
+        done, states, curves = _read_sweep(checkpoint, digest, configs)
+        if curves is not None:
+            return curves
         runs = {config.name: _Run(config, held_out, initial_saes.get(config.name), metadata) for config in configs}
         for name, state in states.items():
             runs[name].load(state)
@@ -259,6 +264,74 @@ def train_saes(
         curves = {name: run.curve() for name, run in runs.items()}
         _write_state(checkpoint, digest, n_steps, {name: curve._asdict() for name, curve in curves.items()})
         return curves
+
+
+def _train_in_parts(
+    stream: Iterable[Tensor],
+    configs: Sequence[SAETrainingConfig],
+    folder: Path,
+    digest: str,
+    *,
+    initial_saes: Mapping[str, SAE],
+    **options: Any,
+) -> dict[str, Curve]:
+    """Train each process's share of the runs as a sweep of its own, and have the first put all in `folder`."""
+    checkpoint = folder / "sweep.safetensors"
+
+    def read() -> dict[str, Curve] | None:
+        with FileLock(folder / ".lock"):
+            return _read_sweep(checkpoint, digest, configs)[2]
+
+    def train() -> dict[str, Curve]:
+        own = list(ranks.share(configs))
+        starts = {config.name: initial_saes[config.name] for config in own if config.name in initial_saes}
+        with ranks.alone():
+            return train_saes(stream, own, folder=part, initial_saes=starts, **options) if own else {}
+
+    def put_together() -> None:
+        with FileLock(folder / ".lock"):
+            for number, trained in enumerate(parts):
+                for name in trained:
+                    copy = functools.partial(shutil.copytree, _part_of(folder, number, len(parts)) / "saes" / name)
+                    write_whole(folder / "saes" / name, copy)
+            _write_state(
+                checkpoint, digest, _n_steps(configs), {name: curve._asdict() for name, curve in found.items()}
+            )
+            for number in range(len(parts)):
+                shutil.rmtree(_part_of(folder, number, len(parts)), ignore_errors=True)
+
+    if (curves := ranks.from_first(read)) is not None:
+        return curves
+    part = _part_of(folder, ranks.number(), ranks.count())
+    parts = ranks.together(train)
+    found = {name: curve for trained in parts for name, curve in trained.items()}
+    found = {config.name: found[config.name] for config in configs}
+    ranks.from_first(put_together)
+    return found
+
+
+def _part_of(folder: Path, number: int, count: int) -> Path:
+    return folder / f"part-{number}-of-{count}"
+
+
+def _n_steps(configs: Sequence[SAETrainingConfig]) -> int:
+    return max(config.n_steps for config in configs)
+
+
+def _read_sweep(
+    path: Path, digest: str, configs: Sequence[SAETrainingConfig]
+) -> tuple[int, dict[str, dict[str, Tensor]], dict[str, Curve] | None]:
+    """Read the steps done and the tensors of each run, as `_read_state` does, and the curves of a finished sweep."""
+    done, states = _read_state(path, digest)
+    if done < _n_steps(configs):
+        return done, states, None
+    names = [config.name for config in configs]
+    # a list, so that all of them are looked at
+    if any([remove_if_damaged(path.parent / "saes" / name) for name in names]):
+        remove_sealed(path)
+        return 0, {}, None
+    arrays = {name: {field: part.numpy() for field, part in states[name].items()} for name in names}
+    return done, states, {name: Curve(**fields) for name, fields in arrays.items()}
 
 
 def _read_state(path: Path, digest: str) -> tuple[int, dict[str, dict[str, Tensor]]]:

@@ -25,6 +25,7 @@ from torch import Tensor
 from ..data.text import PairedBatch, TokenBatch
 from ..models.harvest import ROWS_AT_ONCE, NormLimits, Residuals, paired_residuals, usual
 from ..models.language_model import LanguageModel
+from ..utils import ranks
 from ..utils.progress import progress
 
 
@@ -70,7 +71,7 @@ class PairMoments:
             weighted = both if part is None else both * part[:, None]
             self._merge(count, mean, weighted.T @ both)
 
-    def _merge(self, count: float, mean: Tensor, scatter: Tensor) -> None:
+    def _merge(self, count: float, mean: Tensor, scatter: Tensor | float) -> None:
         self.mean, self.scatter = self.mean.to(mean.device), self.scatter.to(mean.device)
         total = self.count + count
         shift = mean - self.mean
@@ -87,6 +88,24 @@ class PairMoments:
         for part in (self, other):
             if part.count:
                 result._merge(part.count, part.mean, part.scatter)
+        return result
+
+    def over_ranks(self) -> "PairMoments":
+        """Add up the moments of all processes of a group, by one all-reduce; each process gets the sum."""
+        if ranks.count() == 1:
+            return self
+        # Each process has a row of its own, zeros to the others, so that the sum keeps the means apart.
+        rows = torch.zeros(ranks.count(), 2 + len(self.mean), dtype=torch.float64, device=self.mean.device)
+        rows[ranks.number(), :2] = torch.tensor([self.count, self.left_out])
+        rows[ranks.number(), 2:] = self.mean
+        found = ranks.summed(torch.cat([rows.flatten(), self.scatter.flatten()]))
+        rows, scatter = found[: rows.numel()].view_as(rows), found[rows.numel() :].view_as(self.scatter)
+        result = PairMoments(self.d_a, self.d_b)
+        for (count, left_out), mean in zip(rows[:, :2].tolist(), rows[:, 2:]):
+            result.left_out += int(left_out)
+            if count:
+                result._merge(int(count) if count.is_integer() else count, mean, 0.0)
+        result.scatter = result.scatter + scatter
         return result
 
     @property
@@ -145,7 +164,10 @@ def harvest_moments(
     *,
     limits: NormLimits | None = None,
 ) -> dict[tuple[int, int], PairMoments]:
-    """Gather the moments of each pair (layer of A, layer of B) in one pass, without tokens beyond `limits`."""
+    """Gather the moments of each pair (layer of A, layer of B) in one pass, without tokens beyond `limits`.
+
+    The processes of a group share the work, as in `harvest_folds`.
+    """
     return harvest_folds(model_a, model_b, batches, layers, folds=1, limits=limits)[0]
 
 
@@ -162,22 +184,31 @@ def harvest_folds(
 
     No document is in two folds, however its tokens lie in rows and batches. With fewer documents than folds, the last
     folds hold no tokens.
+
+    The processes of a group (`utils.ranks`) share the work, and each gets all moments, so all have to call. Each reads
+    and cuts the whole text, which keeps rows and batches as they are in one process, and runs the models on every
+    `count()`-th batch: the models' share of the time is divided, and the text's is not.
     """
     found = [{pair: PairMoments(model_a.d_model, model_b.d_model) for pair in layers} for _ in range(folds)]
     layers_a, layers_b = (sorted(set(side)) for side in zip(*layers))
-    for documents, xs, ys in progress(owned_residuals(model_a, model_b, batches, layers_a, layers_b), "harvest"):
-        for number, moments in enumerate(found):
-            for (layer_a, layer_b), accumulator in moments.items():
-                x, y = xs[layer_a], ys[layer_b].to(xs[layer_a].device)
-                if folds > 1:
-                    chosen = (documents % folds == number).to(x.device)
-                    x, y = x[chosen], y[chosen]
-                if limits is not None:
-                    met = len(x)
-                    x, y = usual(x, y, limits)
-                    accumulator.left_out += met - len(x)
-                accumulator.update(x, y)
-    return found
+
+    def read() -> None:
+        streams = owned_residuals(model_a, model_b, ranks.share(batches), layers_a, layers_b)
+        for documents, xs, ys in progress(streams, "harvest"):
+            for number, moments in enumerate(found):
+                for (layer_a, layer_b), accumulator in moments.items():
+                    x, y = xs[layer_a], ys[layer_b].to(xs[layer_a].device)
+                    if folds > 1:
+                        chosen = (documents % folds == number).to(x.device)
+                        x, y = x[chosen], y[chosen]
+                    if limits is not None:
+                        met = len(x)
+                        x, y = usual(x, y, limits)
+                        accumulator.left_out += met - len(x)
+                    accumulator.update(x, y)
+
+    ranks.together(read)
+    return [{pair: moments.over_ranks() for pair, moments in fold.items()} for fold in found]
 
 
 def owned_residuals(

@@ -32,6 +32,7 @@ from ..models.harvest import (
     training_batches,
 )
 from ..models.language_model import LanguageModel, check_pair, load_models, load_tokenizer, set_threads
+from ..utils import ranks
 from ..utils.cache import artifact, kept
 from ..utils.files import project_root
 from .evaluation import CONDITIONS, Fidelity, measure_fidelity
@@ -104,9 +105,7 @@ class StitchedPair:
         models, layer_a, layer_b = load_models(pair, device), pair.a.layer, pair.b.layer
         assert layer_a is not None  # a ModelPair without one cannot be made
         if layer_b is None:
-            batches = training_batches(pair, sizes, tuple(m.tokenizer for m in models), sizes.svcca_tokens)
-            xs, ys = sample_residuals(*models, batches, layers_a=[layer_a])
-            layer_b = int(svcca_table(xs, ys, variance=variance)[0].argmax())
+            layer_b = ranks.from_first(lambda: _most_alike(pair, sizes, models, layer_a, variance))
         return cls(pair, models, (layer_a, layer_b), scale, alpha, ridge)
 
     @property
@@ -169,7 +168,8 @@ class StitchedPair:
         if self.pair.outliers is None:
             return None
         batches = self.training_batches(self.sizes.svcca_tokens)
-        return norm_limits(self.models, self.layers, batches, beyond=self.pair.outliers.beyond)
+        beyond = self.pair.outliers.beyond
+        return ranks.from_first(lambda: norm_limits(self.models, self.layers, batches, beyond=beyond))
 
     def limit(self, side: str) -> float:
         """Return the norm beyond which tokens of model `a` or `b` are left out; infinite if none are."""
@@ -234,7 +234,7 @@ class StitchedPair:
         made_of = {"alpha": self.alpha, "ridge": self.ridge_used, "folds": self._n_folds}
         path = self.artifact("stitch", made_of, sources=(fit_exact, harvest_moments), suffix=".safetensors")
         fit = functools.partial(fit_exact, self.moments, alpha=self.alpha, ridge=self.ridge_used)
-        return kept(path, fit, Stitch.save, Stitch.load)
+        return kept(path, lambda: ranks.from_first(fit), Stitch.save, Stitch.load)
 
     @functools.cached_property
     def repeats(self) -> str:
@@ -264,6 +264,13 @@ class StitchedPair:
         """Name the file of what is made from this pair's activations and `ingredients` (see `utils.cache.artifact`)."""
         made_of = of_activations(self.pair, self.layers, scale=self.scale) | dict(ingredients)
         return artifact(self.name, kind, made_of, sources=sources, suffix=suffix)
+
+
+def _most_alike(pair: ModelPair, sizes: Scale, models: tuple[LanguageModel, LanguageModel], layer_a, variance) -> int:
+    """Find the layer of B that is most like A's, by SVCCA on a sample of the training text (App. A.1)."""
+    batches = training_batches(pair, sizes, tuple(model.tokenizer for model in models), sizes.svcca_tokens)
+    xs, ys = sample_residuals(*models, batches, layers_a=[layer_a])
+    return int(svcca_table(xs, ys, variance=variance)[0].argmax())
 
 
 class FittedPair(NamedTuple):
@@ -317,8 +324,19 @@ def preflight(pair: ModelPair) -> None:
 def fit_pair(
     pair: str | Path | ModelPair, *, scale: str = "default", alpha: float = 1.0, ridge: float | str | None = None
 ) -> FittedPair:
-    """Fit the exact stitch of a pair (Eq. 3) at one of its scales; ValueError for a mistake in the pair's file."""
+    """Fit the exact stitch of a pair (Eq. 3) at one of its scales; ValueError for a mistake in the pair's file.
+
+    The processes of a group (`utils.ranks`) gather the moments together; the first alone solves and measures, and each
+    gets what it found, so all have to call.
+    """
     opened = StitchedPair.open(pair, scale, alpha=alpha, ridge=ridge)
+    _ = opened.moments, opened.held_out_moments
+    return ranks.from_first(lambda: _measured(opened))
+
+
+def _measured(opened: StitchedPair) -> FittedPair:
+    """Solve for the stitch and measure it on the evaluation text."""
+    alpha = opened.alpha
     pair, layers, moments, held_out = opened.pair, opened.layers, opened.moments, opened.held_out_moments
     means, batches = (moments.mean_x, moments.mean_y), list(opened.evaluation_batches())
     streams = describe_streams(opened.models, layers, batches, opened.stitch, means=means)

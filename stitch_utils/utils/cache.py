@@ -22,6 +22,7 @@ from typing import TypeVar
 
 from filelock import FileLock
 
+from . import ranks
 from .files import (
     NotWritten,
     is_intact,
@@ -125,7 +126,20 @@ def kept(
 
     Where two processes want it at once, one makes it and the other waits and loads it. Where its folder cannot be
     written, it is made without being saved, with a warning.
+
+    In a group of processes (`ranks`), `make` is called in each, unless the first can load it for all; the first saves
+    it, once all have made it.
     """
+    if ranks.count() > 1:
+        found = ranks.from_first(lambda: [load(path)] if not anew and is_intact(path) else [])
+        made = found[0] if found else make()
+
+        def keep() -> None:
+            kept(path, lambda: made, save, load, anew=anew)
+
+        if not found:
+            ranks.from_first(keep)
+        return made
     if not anew and is_intact(path):
         return load(path)
     try:

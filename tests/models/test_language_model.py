@@ -12,6 +12,8 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoConfig, AutoModelForCausalLM, GPTNeoXForCausalLM
 
 from stitch_utils.data.hub import resolve
+from stitch_utils.data.pairs import load_pair
+from stitch_utils.models import language_model
 from stitch_utils.models.language_model import (
     LanguageModel,
     count_parameters,
@@ -229,6 +231,28 @@ def test_models_of_a_pair_stay_in_memory_until_they_are_forgotten(pair, random_f
     forget_models()
     assert load_models(pair)[0] is not first[0]
     assert load_model(pair.a.model) is not load_model(pair.a.model)
+
+
+@pytest.mark.parametrize("placed", ["auto", {"": "cpu"}], ids=["auto", "by modules"])
+def test_a_model_that_transformers_places(small_pair, random_folders, random_models, placed, monkeypatch):
+    """On one device, as here, it computes what it would without; where there are GPUs, `auto` takes them."""
+    pair = load_pair(small_pair(b={"model": str(random_folders / "b"), "layer": 2, "device_map": placed}))
+    forget_models()
+    given, load = [], language_model._from_anywhere
+
+    def spied(kind, *ref, **options):
+        given.append(options.get("device_map"))
+        return load(kind, *ref, **options)
+
+    monkeypatch.setattr(language_model, "_from_anywhere", spied)
+    (_, model), expected = load_models(pair), random_models[1]
+    assert load_models(pair)[1] is model and [one for one in given if one] == [placed]
+    found, streams = (one.residuals(TOKENS, range(4)) for one in (model, expected))
+    for layer, stream in found.items():
+        torch.testing.assert_close(stream.cpu(), streams[layer].cpu())
+    torch.testing.assert_close(model.cross_entropy(TOKENS).cpu(), expected.cross_entropy(TOKENS).cpu())
+    with pytest.raises(ValueError, match=r"has a device_map: expected no device, and one process"):
+        load_models(pair, "cpu")
 
 
 THREADED = """
