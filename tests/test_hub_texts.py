@@ -3,14 +3,18 @@
 import errno
 import json
 
+import pyarrow as pa
 import pytest
 from filelock import FileLock
-from hub import child
+from hub import Hub, child
+from hub.corpora import write_datasets, write_parquet
+from hub.repository import COMMITS
 
 from stitch_utils.data import documents, hub
 from stitch_utils.data.hub import HubError, dataset_rows, reaching, remembered
-from stitch_utils.data.pairs import TextRef
+from stitch_utils.data.pairs import TextRef, known_pairs, load_pair
 from stitch_utils.data.text import read_documents
+from stitch_utils.data.text_files import file_rows
 from stitch_utils.utils import files
 from stitch_utils.utils.files import NotWritten
 
@@ -150,7 +154,7 @@ def test_what_was_remembered_is_read_where_nothing_can_be_written(tmp_path, monk
 READS = """
 import itertools, json, warnings
 from stitch_utils.data.documents import read_documents
-from stitch_utils.data.pairs import TextRef
+from stitch_utils.data.pairs import TextRef, known_pairs, load_pair
 
 with warnings.catch_warnings(record=True) as said:
     warnings.simplefilter("always")
@@ -165,6 +169,36 @@ def test_a_data_set_is_streamed_where_no_cache_can_be_written(hub):
     assert found["texts"][0] == found["texts"][1] and len(found["texts"][0]) == 3
     (said,) = found["said"]
     assert said.endswith("make it writable, or let HF_HOME name a folder that is")
+
+
+WHOLE = """
+import json, sys
+from stitch_utils.data.documents import read_documents
+from stitch_utils.data.pairs import TextRef
+
+print(json.dumps({"texts": list(read_documents(TextRef("hub", sys.argv[1], revision=sys.argv[2])))}))
+"""
+
+
+def test_the_pile_streams_from_compressed_lines_of_json(tmp_path):
+    name = "monology/pile-uncopyrighted"
+    write_datasets(tmp_path, [name])
+    with Hub(tmp_path) as server:
+        found = child(server.environment(tmp_path / "home"), "-c", WHOLE, name, "main")["texts"]
+    rows = [row["text"] for row in file_rows(str(tmp_path / "datasets" / name / "train" / "*.jsonl.zst"))]
+    assert len(rows) == 400 and found == [text for text in rows if text.strip()]
+
+
+def test_openwebtext_is_read_at_its_commit(tmp_path):
+    pairs = (load_pair(name) for name in known_pairs())
+    (asked,) = {
+        (text.name, text.revision) for pair in pairs for text in (pair.train, pair.evaluation) if text.source == "hub"
+    }
+    write_parquet(tmp_path / "datasets" / asked[0], {"plain_text": {"train": pa.table({"text": ["one", "two"]})}})
+    with Hub(tmp_path) as server:
+        found = child(server.environment(tmp_path / "home"), "-c", WHOLE, *asked)["texts"]
+    assert found == ["one", "two"]
+    assert any(COMMITS[f"datasets/{asked[0]}"] in path and status == 200 for _, path, status in server.requests)
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.EPERM])

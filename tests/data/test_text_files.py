@@ -79,6 +79,12 @@ def test_all_kinds_hold_the_same(put, monkeypatch, name, packing, block):
     assert texts(put(name + packing, packed)) == TEXTS
 
 
+def test_a_file_of_several_compressed_parts_is_read_to_its_end(tmp_path):
+    path = tmp_path / "a.jsonl.zst"
+    path.write_bytes(b"".join(zstd(b'{"text": "%d"}\n' % number) for number in range(3)))
+    assert list(file_texts(str(path), "text")) == ["0", "1", "2"]
+
+
 @pytest.mark.parametrize("packing", ["", ".gz", ".zst"])
 def test_a_parquet_file_gives_one_column(tmp_path, packing):
     path = tmp_path / "a.parquet"

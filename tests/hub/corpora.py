@@ -1,12 +1,16 @@
 """Data sets under the names and in the schemas that the chapters ask the Hub for, with texts of the embedded world.
 
-Stands in for OpenWebText, the sets of SAEBench and EuroParl, and has rows like IFEval's. Another data set is one more
-entry of `DATASETS`: a function that writes one repository, most simply through `write_parquet`.
+Stands in for OpenWebText, the Pile, chats, the sets of SAEBench and EuroParl, and has rows like IFEval's. Each has the
+folders, file names and compression of the real repository, in fewer files; that of `write_amazon` is not verified.
+Another data set is one more entry of `DATASETS`: a function that writes one repository, most simply through
+`write_parquet`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +18,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
+import zstandard
 
 from stitch_utils.data.embedded.frames import TOPICS
 from stitch_utils.data.embedded.grammar import LANGUAGES, load_lexicon, realise
@@ -32,19 +37,23 @@ def write_parquet(
     features: Mapping[str, Sequence[dict]] | None = None,
     shards: int = 2,
     row_group_size: int = 500,
+    hashed: bool = False,
 ) -> None:
     """A repository of parquet files, `<config>/<split>-0000N-of-0000M.parquet`, with the card that describes them.
 
-    `tables` by configuration and split. `features` by configuration are the card's, where the columns are not of plain
-    types.
+    `tables` by configuration and split; the files of the configuration `default` lie in `data/`. `features` by
+    configuration are the card's, where the columns are not of plain types. With `hashed`, a name ends with a hash, as
+    older clients wrote it.
     """
     infos, configs = [], []
     for config, splits in tables.items():
-        sizes, downloaded = [], 0
+        sizes, downloaded, place = [], 0, "data" if config == "default" else config
         for split, table in splits.items():
             step = -(-table.num_rows // shards)
             for shard in range(shards):
-                path = folder / config / f"{split}-{shard:05d}-of-{shards:05d}.parquet"
+                name = f"{split}-{shard:05d}-of-{shards:05d}"
+                name += f"-{hashlib.sha256(name.encode()).hexdigest()[:16]}" * hashed
+                path = folder / place / f"{name}.parquet"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 part = table.slice(shard * step, step)
                 pq.write_table(part, path, row_group_size=row_group_size, compression="zstd")
@@ -61,7 +70,7 @@ def write_parquet(
                 "dataset_size": sum(size["num_bytes"] for size in sizes),
             }
         )
-        files = [{"split": split, "path": f"{config}/{split}-*"} for split in splits]
+        files = [{"split": split, "path": f"{place}/{split}-*"} for split in splits]
         configs.append({"config_name": config, "data_files": files})
     write_card(folder, {"dataset_info": infos if len(infos) > 1 else infos[0], "configs": configs})
 
@@ -131,7 +140,7 @@ def write_bios(folder: Path) -> None:
     for split, count in (("train", 616), ("dev", 20), ("test", 616)):
         columns = {"profession": [row % 28 for row in range(count)], "gender": [row // 28 % 2 for row in range(count)]}
         tables[split] = pa.table({"hard_text": short_texts(f"bios, {split}", count, format="facts"), **columns})
-    write_parquet(folder, {"default": tables}, shards=1)
+    write_parquet(folder, {"default": tables}, shards=1, hashed=True)
 
 
 # One unit of code a language beside Python, whose functions the world has.
@@ -243,12 +252,14 @@ def ifeval_rows(count: int) -> list[dict]:
 
 
 def write_pile(folder: Path) -> None:
-    """Columns `text` and `meta`."""
-    texts = web_texts("pile", 400)
-    table = pa.table({"text": pa.array(texts, pa.string()), "meta": [{"pile_set_name": "Pile-CC"}] * len(texts)})
-    meta = {"name": "meta", "struct": [{"name": "pile_set_name", "dtype": "string"}]}
-    features = [{"name": "text", "dtype": "string"}, meta]
-    write_parquet(folder, {"default": {"train": table}}, features={"default": features})
+    """Columns `text` and `meta`, in lines of JSON that zstd compresses; a card that tells nothing of the files."""
+    counts = {"train/00": 200, "train/01": 200, "val": 20, "test": 20}
+    for name, count in counts.items():
+        path = folder / f"{name}.jsonl.zst"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows = [{"text": text, "meta": {"pile_set_name": "Pile-CC"}} for text in web_texts(f"pile, {name}", count)]
+        path.write_bytes(zstandard.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
+    write_card(folder, {"license": "other"})
 
 
 def write_chats(folder: Path) -> None:
@@ -259,7 +270,8 @@ def write_chats(folder: Path) -> None:
         rows.append({"conversation_id": str(index), "conversation": turns + turns[: index % 10 == 7]})
     turn = [{"name": "content", "dtype": "string"}, {"name": "role", "dtype": "string"}]
     features = [{"name": "conversation_id", "dtype": "string"}, {"name": "conversation", "list": turn}]
-    write_parquet(folder, {"default": {"train": pa.Table.from_pylist(rows)}}, features={"default": features})
+    table = pa.Table.from_pylist(rows)
+    write_parquet(folder, {"default": {"train": table}}, features={"default": features}, hashed=True)
 
 
 DATASETS = {

@@ -305,7 +305,7 @@ def test_professions_are_balanced_by_gender(tasks, stored):
             ("train", task.train_texts, task.train_labels),
             ("test", task.test_texts, task.test_labels),
         ):
-            rows = rows_of(stored, "LabHC/bias_in_bios", f"default/{split}-*")
+            rows = rows_of(stored, "LabHC/bias_in_bios", f"data/{split}-*")
             known = {row["hard_text"]: (row["profession"], row["gender"]) for row in reversed(rows)}
             chosen = [known[text] for text, label in zip(texts, labels) if label]
             assert {profession for profession, _ in chosen} == {profession}
@@ -315,7 +315,7 @@ def test_professions_are_balanced_by_gender(tasks, stored):
 
 
 def test_categories_are_balanced_by_rating_and_ratings_are_a_set(tasks, stored):
-    rows = rows_of(stored, "canrager/amazon_reviews_mcauley_1and5", "default/*")
+    rows = rows_of(stored, "canrager/amazon_reviews_mcauley_1and5", "data/*")
     known = {row["text"]: (row["category"], row["rating"]) for row in reversed(rows)}
     chosen = [known[text] for text in positives(tasks, "amazon_category.5")]
     assert {category for category, _ in chosen} == {5}
@@ -337,7 +337,7 @@ def test_code_is_read_after_its_head_and_named_by_its_ending(tasks, stored):
 
 
 def test_news_and_speeches(tasks, stored):
-    known = {row["text"]: row["label"] for row in rows_of(stored, NEWS, "default/*")}
+    known = {row["text"]: row["label"] for row in rows_of(stored, NEWS, "data/*")}
     assert {known[text] for text in positives(tasks, "ag_news.sports")} == {1}
     for language, config in (("en", "en-fr"), ("de", "de-en"), ("nl", "nl-pt")):
         rows = rows_of(stored, "Helsinki-NLP/europarl", f"{config}/*")

@@ -18,8 +18,9 @@ from IPython.display import HTML
 from toy_saes import LATENTS, make_sae
 
 from stitch_utils.book.chapters import read_chapter
+from stitch_utils.book.figures import explorer as explorers
 from stitch_utils.book.figures import features as feature_plots
-from stitch_utils.book.figures.explorer import explorer
+from stitch_utils.book.figures.explorer import MOST, explorer
 from stitch_utils.data.pairs import TextRef, load_pair
 from stitch_utils.data.text import token_batches
 from stitch_utils.features.attribution import AttributionCorrelation
@@ -53,8 +54,26 @@ def test_the_data_are_in_the_page():
     structural, semantic = data_of(page)["groups"]
     colour = feature_plots.OF_KIND["structural"]
     assert (structural["kind"], structural["colour"], structural["features"]) == ("structural", colour, [0])
-    assert structural["contexts"] == [{"A": [[["the", 0], [" <b>dog</b>", 1.0], [" & </script>", 0.25]]], "B": []}]
+    assert structural["contexts"] == [{"A": [["the", [" <b>dog</b>", 1.0], [" & </script>", 0.25]]], "B": []}]
     assert (semantic["rates"], semantic["correlations"]) == ([0.001], [-0.5])
+    assert semantic["contexts"] == [{"A": [[["chat", 1.0]]], "B": [[["cat", 1.0], " sat"]]}]
+
+
+def test_of_many_features_an_even_sample_is_shown():
+    classes = {"structural": np.arange(10, 1010), "semantic": np.arange(1010, 10010), "mixed": np.array([10010])}
+    colours = dict.fromkeys(classes, "grey")
+    rates, contexts = np.full(10011, 0.5), {"A": {feature: [DOG] for feature in range(10011)}}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(explorers, "OF_KIND", colours)
+        data = data_of(explorer(classes, rates, rates, contexts).data)
+    shown = [group["features"] for group in data["groups"]]
+    assert sum(map(len, shown)) <= MOST + len(classes) and data["total"] == 10001
+    assert list(map(len, shown)) == [200, 1800, 1]
+    assert shown[0] == list(range(10, 1010, 5)) and shown[1] == list(range(1010, 10010, 5)) and shown[2] == [10010]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(explorers, "OF_KIND", colours)
+        page = explorer(classes, rates, rates, contexts, most=10001).data
+    assert [len(group["features"]) for group in data_of(page)["groups"]] == [1000, 9000, 1]
 
 
 # Reads what the page shows while it points at two features and clicks as a mouse does. Of each class the feature that
@@ -102,6 +121,15 @@ const watch = async () => {
   await wait(600);
   await point(0);
   seen.free = await point(1);
+  const search = root.querySelector(".feature-search"), found = root.querySelector(".feature-found");
+  const seek = async asked => { search.value = asked; search.dispatchEvent(new Event("input")); await wait(100);
+    return {found: [...found.querySelectorAll("button")].map(button => button.textContent), shown: panel.textContent,
+            count: root.querySelector(".feature-count").textContent}; };
+  seen.search = {};
+  for (const asked of ["1", "CAT", "at s", "nothing of it", ""]) seen.search[asked] = await seek(asked);
+  await seek("dog");
+  found.querySelector("button")?.click();
+  seen.clicked = panel.textContent;
   fetch("@REPORT@", {method: "POST", mode: "no-cors", body: JSON.stringify(seen)});
 };
 watch();
@@ -202,7 +230,11 @@ def test_the_explorer_draws_and_answers_the_mouse(name, book):
         for group, i in zip(groups, seen["chosen"])
     ]
     texts = [
-        ["".join(token for token, _ in text) for some in group["contexts"][i].values() for text in some]
+        [
+            "".join(piece if isinstance(piece, str) else piece[0] for piece in text)
+            for some in group["contexts"][i].values()
+            for text in some
+        ]
         for group, i in zip(groups, seen["chosen"])
     ]
     assert "Point at a feature" in seen["before"]
@@ -214,6 +246,11 @@ def test_the_explorer_draws_and_answers_the_mouse(name, book):
         assert "attribution correlation 0.75, fires at 13% of tokens" in seen["first"] and seen["marks"] == 2
         assert "the <b>dog</b> & </script>" in seen["first"] and "never active here" in seen["first"]
         assert "chat" in seen["second"] and "cat sat" in seen["second"]
+        found = {asked: told["found"] for asked, told in seen["search"].items()}
+        assert found == {"1": ["1"], "CAT": ["1"], "at s": ["1"], "nothing of it": [], "": []}
+        assert "Feature 1, semantic" in seen["search"]["CAT"]["shown"]
+        assert [seen["search"][asked]["count"] for asked in ("", "1")] == ["2 features", "1 found in 2 features"]
+        assert seen["clicked"].startswith("Feature 0, structural")
 
 
 @needs_chromium
