@@ -260,7 +260,7 @@ def _section_2_numbers(pair):
     stitching |= {
         f"{id}{end}": value + way * 0.0001
         for id, value in list(stitching.items())
-        if id.startswith(("table1.", "figure7."))
+        if id.startswith(("table1.", "figure7.")) or id.endswith((".excess", ".over_mean"))
         for end, way in ((".low", -1), (".high", 1))
     }
     stitching |= {f"stitch.{pair}.exact.loss": 0.6, f"stitch.{pair}.adam.loss": 0.605, f"stitch.{pair}.speedup": 20.0}

@@ -251,7 +251,7 @@ def clipped_gap(transferred: float, native: float) -> float:
 def clipped_gaps(transferred: np.ndarray, native: np.ndarray) -> np.ndarray:
     """Compute `clipped_gap` of arrays, element by element."""
     whole = np.array(transferred > 0, dtype=float)
-    return np.clip(np.divide(transferred, native, out=whole, where=native != 0), 0, 1)
+    return np.asarray(np.clip(np.divide(transferred, native, out=whole, where=native != 0), 0, 1))
 
 
 def language_frequencies(documents: Iterable[str]) -> dict[str, int]:
