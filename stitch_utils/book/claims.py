@@ -91,7 +91,8 @@ class Figure:
     """One table or figure of a paper: what it shows, the paper's section, and the chapter that recomputes it.
 
     The ids of its numbers begin with `prefix`, which may contain `{pair}` and is empty for a drawing. `heading` is that
-    of the chapter's section; empty for the page as a whole.
+    of the chapter's section; empty for the page as a whole. `of` names the pairs that the paper shows it for, where
+    another table or figure shows the others; empty if it stands for any pair.
     """
 
     id: str
@@ -100,6 +101,7 @@ class Figure:
     chapter: str
     prefix: str
     heading: str = ""
+    of: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

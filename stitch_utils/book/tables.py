@@ -189,6 +189,8 @@ def status_table(pair: str = "tiny") -> HTML:
         for name, (ids, runs) in found.items():
             if not figure.prefix:
                 cells.append("schematic")
+            elif figure.of and name not in figure.of:
+                cells.append(f"of {' and '.join(figure.of)} alone")
             elif any(id.startswith(figure.prefix.replace("{pair}", name)) for id in ids):
                 link = _link(page_of(name, figure.chapter, figure.heading), figure.chapter, figure.heading)
                 cells.append(link + _mark(runs.get(figure.chapter, {})))

@@ -185,6 +185,11 @@ def test_tables_and_figures_are_done_once_their_numbers_exist(project):
     (project / "book" / "runs" / "tiny").mkdir(parents=True)
     (project / "book" / "runs" / "tiny" / "first.ipynb").touch()
     assert status()[0][3] == '<a href="../tiny/first.html">first</a>'
+    source = project / "book" / "published.yml"
+    source.write_text(
+        source.read_text().replace("chapter: first, prefix: table1.}", "chapter: first, prefix: table1., of: [big]}")
+    )
+    assert [cells[3] for cells in status()] == ["of big alone", "second", "schematic"]
 
 
 @pytest.mark.parametrize("page", ["claims", "index"])
