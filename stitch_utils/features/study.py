@@ -14,6 +14,7 @@ import functools
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -257,7 +258,7 @@ def study_features(stitched: StitchedPair, saes: tuple[SAE, SAE], config: Featur
             known = structure.known_words(model, layer, sae, list(itertools.chain(*marked)))
             judge = functools.partial(structure.recovery, known=known, min_fires=config.min_fires, seed=seed, **options)
             recovered[direction], clean[direction] = judge(found), judge(found[groups.clean])
-        twin = twins[direction].others["transferred"]
+        twin = cast(SAE, twins[direction].others["transferred"])
         contexts[direction] = {source: contexts_of(source, sae), target: contexts_of(target, twin)}
     named = named_features(stitched.pair, saes[0])
     return FeatureStudy(

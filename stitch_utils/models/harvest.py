@@ -152,8 +152,7 @@ def _chosen(model: LanguageModel, tokens: Tensor, chosen: Tensor, layers: Sequen
     found = {layer: stream[chosen.to(stream.device)] for layer, stream in streams.items()}
     if not all(map(is_finite, found.values())):
         streams = model.residuals(tokens, range(max(layers) + 1))
-        chosen = {layer: stream[chosen.to(stream.device)] for layer, stream in sorted(streams.items())}
-        first = next(layer for layer, stream in chosen.items() if not is_finite(stream))
+        first = min(at for at, stream in streams.items() if not is_finite(stream[chosen.to(stream.device)]))
         what = f"the residual stream before layer {first}"
         raise ValueError(overflow(what, model.ref, streams[first].dtype))
     return found

@@ -9,7 +9,6 @@ single token tells, and nulls: features and probes of A that are carried by a st
 Offers `probe_curves` and `ProbeCurves`, and `SPARSE` and `DENSE`, the names of curves.
 """
 
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -98,9 +97,10 @@ class ProbeCurves(NamedTuple):
                 numbers |= self.accuracy(*at, datasets=datasets).numbers(f"{start}.{name}")
         for first, others in COMPARED.items():
             ats = {f"mean.{first}": None} | {f"k_{k}.{first}": k for k in self.ks} if first in SPARSE else {first: None}
-            for (name, k), second in itertools.product(ats.items(), others):
-                less = self.difference(first, second, k)
-                numbers |= less.numbers(f"figure3a.{pair}.{name}.less_{second.removeprefix('dense.')}")
+            for second in others:
+                for name, k in ats.items():
+                    less = self.difference(first, second, k)
+                    numbers |= less.numbers(f"figure3a.{pair}.{name}.less_{second.removeprefix('dense.')}")
         groups: dict[str, list[str]] = {}
         for name in self.datasets:
             groups.setdefault(name if name in ("code", "language") else "other", []).append(name)

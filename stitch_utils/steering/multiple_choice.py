@@ -132,7 +132,7 @@ class ChoiceSweep:
             return np.abs(correlations(*(weights @ answers.T for answers in self._both(name, condition)), axis=1))
 
         counts = {name: self._both(name, condition)[0].shape[1] for name in self.behaviours}
-        value = np.mean([sizes(name, np.full((1, n), 1 / n)) for name, n in counts.items()])
+        value = float(np.mean([sizes(name, np.full((1, n), 1 / n)) for name, n in counts.items()]))
         return from_draws(value, np.mean([sizes(name, self._drawn(n)) for name, n in counts.items()], axis=0))
 
     def mean_correlation(self, condition: str) -> Estimate:
