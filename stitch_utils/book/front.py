@@ -21,7 +21,7 @@ from .tables import link, title_of
 
 
 class Finding(NamedTuple):
-    """One finding: the id of its claim, and a sentence with a place for each of `numbers`, ids with `{pair}` in them."""
+    """One finding: the id of its claim, and a sentence with a place for each of `numbers`, ids with `{pair}`."""
 
     claim: str
     says: str
