@@ -31,27 +31,27 @@ class Finding(NamedTuple):
 FINDINGS = (
     Finding(
         "stitch-near-ground-truth",
-        "going on from the other model's stream changes the cross-entropy by {} in A → B and by {} in B → A",
+        "Going on from the other model's stream changes the cross-entropy by {} in A → B and by {} in B → A",
         ("table1.{pair}.a_to_b.increase", "table1.{pair}.b_to_a.increase"),
     ),
     Finding(
         "sae-transfer-between-random-and-trained",
-        "A's SAE leaves {} of the variance of B's stream unexplained, carried there and not trained, and {} of A's",
+        "A's SAE, carried to B and not trained, leaves {} of B's variance unexplained; of A's it leaves {}",
         ("table2.{pair}.fuv.transferred", "table2.{pair}.fuv.original"),
     ),
     Finding(
         "dense-probes-transfer",
-        "a probe of A, carried to B, is right about a share of {} of the texts, and B's own probe about {}",
+        "A probe of A, carried to B, is right about a share of {} of the texts, and B's own probe about {}",
         ("figure3a.{pair}.dense.transferred", "figure3a.{pair}.dense.native"),
     ),
     Finding(
         "steering-transfers",
-        "carried steering vectors raise the share of responses in the target language by {} in A and by {} in B",
+        "Carried steering vectors raise the share of responses in the target language by {} in A and by {} in B",
         ("steering.{pair}.a.gain", "steering.{pair}.b.gain"),
     ),
     Finding(
         "lrt-decoders-share-basis",
-        "regressing the decoder of A's SAE on that of B's leaves a norm of {}, and unrelated decoders would leave {}",
+        "Regressing the decoder of A's SAE on that of B's leaves a norm of {}, and unrelated decoders would leave {}",
         ("lrt.{pair}.decoder_residual", "lrt.{pair}.decoder_residual.chance"),
     ),
 )
@@ -113,21 +113,24 @@ def _item(finding: Finding, claim: Claim, of: Mapping[str, Verdict]) -> str:
     """Write one finding: a sentence on the first pair that has its numbers, and beneath what the others say."""
     known = {name: values for name in of if (values := _values(finding, read_results(name).numbers, name))}
     first = next(iter(known), "")
-    where = {name: html.escape(title_of(name) or name) for name in of}
-    links = {name: link(page_of(name, claim.chapter, claim.heading), claim.chapter) for name in of}
+    where = {name: title_of(name) or name for name in of}
+    links = {name: link(page_of(name, claim.chapter, claim.heading), where[name]) for name in of}
     lines = []
     if first:
         says = html.escape(finding.says).format(*(f"<b>{value}</b>" for value in known[first]))
-        lines.append(f"On {where[first]}, {says} ({links[first]}).")
+        lines.append(f"{says} ({links[first]}).")
     for name in of:
         if name not in known:
-            lines.append(f"Not run on {where[name]}: <code>{html.escape(command_for(name, claim.chapter))}</code>.")
+            command = html.escape(command_for(name, claim.chapter))
+            lines.append(f"{html.escape(where[name])}, not run: <code>{command}</code>.")
         elif name != first:
-            lines.append(f"On {where[name]}: {' and '.join(known[name])} ({links[name]}).")
+            lines.append(f"{links[name]}: {' and '.join(known[name])}.")
     papers, numbers = published().pairs, published().numbers
     theirs = [f"{name} {' and '.join(values)}" for name in papers if (values := _values(finding, numbers, name))]
     lines.append(f"Published: {'; '.join(theirs)}." if theirs else "The papers print no such number.")
-    decided = [f"{where[name]}: <b>{of[name].verdict}</b>" for name in known if of[name].verdict != "not run"]
+    decided = [
+        f"{html.escape(where[name])}: <b>{of[name].verdict}</b>" for name in known if of[name].verdict != "not run"
+    ]
     verdict = "; ".join(decided) or "no run has all the numbers that decide it"
     lines.append(f"The claim: {html.escape(claim.text)} {verdict}.")
     sentence, *rest = lines

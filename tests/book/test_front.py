@@ -80,7 +80,7 @@ def test_the_strongest_null_is_shown_and_the_bigram_model_of_the_small_model(pap
 
 def test_a_recorded_pair_leads_and_what_was_not_run_says_so(papers):
     assert plain(headline("tiny")) == "Not run: .venv/bin/stitch-book run --pair tiny --chapter stitching."
-    assert plain(findings("tiny")).count("Not run on Embedded pair: .venv/bin/stitch-book run") == len(FINDINGS)
+    assert plain(findings("tiny")).count("Embedded pair, not run: .venv/bin/stitch-book run") == len(FINDINGS)
     write_results("tiny", "stitching", losses("tiny"))
     write_results("mine", "stitching", losses("mine", **{"a_to_b.increase": 0.3}))
     (papers / "book" / "recorded" / "mine").mkdir(parents=True)
@@ -88,19 +88,19 @@ def test_a_recorded_pair_leads_and_what_was_not_run_says_so(papers):
     (papers / "book" / "recorded" / "mine" / "stitching.ipynb").write_text('"## What it does to prediction"')
     assert bars(headline("tiny"))["A → B", "stitched"][1] == "1.50 nats, +30.0% [+40.0%, +60.0%]"
     first, second, *_ = re.findall("<li>(.*?)</li>", findings("tiny").data)
-    assert first.startswith("On mine, going on") and "<b>+30.0% [+40.0%, +60.0%]</b> in A → B" in first
-    assert "<small>On Embedded pair: +50.0% [+40.0%, +60.0%] and +10.0%" in first
-    assert 'href="../../recorded/mine/stitching.html#what-it-does-to-prediction"' in first
+    assert first.startswith("Going on") and "<b>+30.0% [+40.0%, +60.0%]</b> in A → B" in first
+    assert "<small>Embedded pair: +50.0% [+40.0%, +60.0%] and +10.0%" in first
+    assert '(<a href="../../recorded/mine/stitching.html#what-it-does-to-prediction">mine</a>).<small>' in first
     assert "mine: <b>inconclusive</b>; Embedded pair: <b>inconclusive</b>" in first  # within 40% at one end
     assert "Published: pythia +27.0% and +17.0%; gpt2 +11.0% and +9.1%; gemma +39.0% and +8.3%." in first
-    assert second.startswith("Not run on mine: <code>.venv/bin/stitch-book run") and "gpt2 0.39 and 0.11" in second
+    assert second.startswith("mine, not run: <code>.venv/bin/stitch-book run") and "gpt2 0.39 and 0.11" in second
     assert "The claim: The transferred SAE" in second and "no run has all the numbers that decide it" in second
 
 
 def test_half_of_a_findings_numbers_are_not_shown(papers):
     write_results("tiny", "sae_transfer", {"table2.tiny.fuv.transferred": 0.3})
     item = re.findall("<li>(.*?)</li>", findings("tiny").data)[1]
-    assert "Not run on Embedded pair" in item and "0.3" not in item.partition("Published")[0]
+    assert "Embedded pair, not run" in item and "0.3" not in item.partition("Published")[0]
 
 
 def test_findings_name_claims_and_their_numbers_on_the_reference_results(papers):
@@ -108,7 +108,7 @@ def test_findings_name_claims_and_their_numbers_on_the_reference_results(papers)
     known = {claim.id for claim in published().claims}
     assert {one.claim for one in FINDINGS} <= known and len(FINDINGS) == 5
     items = re.findall("<li>(.*?)</li>", findings("tiny").data)
-    assert all(item.startswith("On Embedded pair, ") and "{" not in item for item in items)
+    assert all("(Embedded pair).<small>" in item and "{" not in item for item in items)
     assert any("Embedded pair: <b>does not hold</b>" in item for item in items)
     sentences = [re.sub("<[^>]*>", "", item.partition("<small>")[0]) for item in items]
     assert all(len(sentence.split()) <= 40 for sentence in sentences)
