@@ -92,8 +92,8 @@ def headline(pair: str = "tiny") -> HTML:
         f"<b>Going on from the other model's stream changes the cross-entropy by {up[0]} in B and by {down[0]} in A. "
         f"The strongest null changes it by {up[1]} and {down[1]}.</b>",
         f"{html.escape(title_of(name) or name)}, {numbers[f'table1.{name}.documents']} held-out documents ({where}).",
-        "Bars: next-token cross-entropy over the host's own. Brackets and thin lines: 95% intervals over documents.",
-        "Dashed: the papers' pairs. A null is a stream that no pairing of tokens went into.",
+        "Bars: next-token cross-entropy over the host's own. Brackets and small frames: 95% intervals over documents.",
+        "Dashed: the papers' pairs. A null knows no pairing of tokens.",
         *(f"The run has no bigram model of {side}." for side in without),
     ]
     return relative_bars(panels, caption=" ".join(caption))
