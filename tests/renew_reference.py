@@ -1,12 +1,17 @@
 """Runs every chapter at scale smoke and keeps the notebooks, without images, and their numbers in tests/reference/.
 
-`make reference` calls it after a change that is meant to move numbers; look at the diff before committing it.
+`make reference` calls it after a change that is meant to move numbers; look at the diff before committing it. With the
+names of chapters, it renews these alone, and the rest stays as it is kept:
+
+    python tests/renew_reference.py [CHAPTER ...]
 """
 
 import os
 import re
 import shutil
+import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import nbformat
@@ -49,22 +54,32 @@ def without_images(page: nbformat.NotebookNode) -> nbformat.NotebookNode:
     return page
 
 
-def renew() -> None:
+def renew(chapters: Sequence[str] = ()) -> None:
+    """Run `chapters`, or all without any, and keep them; a chapter that sums up others reads what is kept of them."""
+    from stitch_utils.book.chapters import SUMMARIES
     from stitch_utils.book.cli import main
 
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder)
+        pages = target / "book" / "runs" / "tiny"
         copy_sources(target)
+        if chapters:
+            shutil.copytree(REFERENCE, pages, ignore=shutil.ignore_patterns("results", "*.py", "__pycache__"))
+            shutil.copytree(REFERENCE / "results", target / "results")
         os.environ["STITCH_ROOT"] = folder
-        if main(["run", "--scale", "smoke"]):
+        # In a run of all chapters, those that sum up others have the scale of their cell of parameters.
+        asked = [["--chapter", name] + ["--scale", "smoke"] * (name not in SUMMARIES) for name in chapters]
+        if any(main(["run", *each]) for each in asked or [["--scale", "smoke"]]):
             raise SystemExit(1)
         for old in REFERENCE.glob("*.ipynb"):
-            old.unlink()
-        for path in sorted((target / "book" / "runs" / "tiny").glob("[!.]*.ipynb")):
-            nbformat.write(without_images(nbformat.read(path, 4)), REFERENCE / path.name)
+            if not chapters or old.stem in chapters:
+                old.unlink()
+        for path in sorted(pages.glob("[!.]*.ipynb")):
+            if not chapters or path.stem in chapters:
+                nbformat.write(without_images(nbformat.read(path, 4)), REFERENCE / path.name)
         shutil.rmtree(REFERENCE / "results", ignore_errors=True)
         shutil.copytree(target / "results", REFERENCE / "results", ignore=shutil.ignore_patterns(".*"))
 
 
 if __name__ == "__main__":
-    renew()
+    renew(sys.argv[1:])

@@ -4,7 +4,8 @@ Numbers come from `results.py`, the papers' and the verdicts from `claims.py`. E
 for first, then every other pair with results. What comes from the record of a run is marked as recorded.
 
 Offers `beside`, a DataFrame, and in HTML `on_real_models`, `shares_and_costs`, `claims_table`, `verdict_counts`,
-`unclaimed_table`, `unclaimed_counts`, `status_table`, `runs_table`, `stand_in_notice`.
+`unclaimed_table`, `unclaimed_counts`, `status_table`, `runs_table`, `stand_in_notice`. And, for
+other pages, `link` and `title_of`.
 """
 
 import contextlib
@@ -67,7 +68,7 @@ def on_real_models(prefix: str, *, chapter: str, labels: Mapping[str, str]) -> H
     if not found:
         return HTML("<p>No run on real models is recorded here; <code>make real</code> makes one.</p>")
     links = [
-        _link(page_of(name, chapter), _title(name) or name) + _mark(of.runs.get(chapter, {}))
+        link(page_of(name, chapter), title_of(name) or name) + _mark(of.runs.get(chapter, {}))
         for name, of in found.items()
     ]
     rows = [
@@ -110,7 +111,7 @@ def claims_table(pair: str = "tiny", *, detail: bool = True, chapter: str = "") 
         if chapter not in ("", claim.chapter) or not (detail or was_run):
             continue
         here = f"#{make_id(claim.heading)}" if chapter and claim.heading else ""
-        links = {name: _link(v.page, v.chapter, claim.heading, here * (name == pair)) for name, v in of.items()}
+        links = {name: link(v.page, v.chapter, claim.heading, here * (name == pair)) for name, v in of.items()}
         rows += _in_detail(claim, of, run, links) if detail else [_at_a_glance(claim, of, run, links)]
     header = ["Pair", "Verdict", "Ours, with 95% intervals", "Published"] if detail else ["Claim", *run, "Published"]
     return _table(header, rows)
@@ -161,8 +162,8 @@ def runs_table(home: str = "tiny") -> HTML:
         executed.setdefault(page.parent.name, {})[page.stem] = " (recorded)"
     rows = []
     for name in dict.fromkeys((home, *known_pairs(), *executed)):
-        title = _title(name) or f"a pair file of your own: {pair_file(name) or 'unknown'}"
-        links = (_link(page_of(name, chapter), chapter) + mark for chapter, mark in executed.get(name, {}).items())
+        title = title_of(name) or f"a pair file of your own: {pair_file(name) or 'unknown'}"
+        links = (link(page_of(name, chapter), chapter) + mark for chapter, mark in executed.get(name, {}).items())
         pages = ", ".join(links)
         if pages and any(read_results(name, stand_ins=True)) and not any(read_results(name)):
             pages += " (random weights: no results)"
@@ -192,8 +193,8 @@ def status_table(pair: str = "tiny") -> HTML:
             elif figure.of and name not in figure.of:
                 cells.append(f"of {' and '.join(figure.of)} alone")
             elif any(id.startswith(figure.prefix.replace("{pair}", name)) for id in ids):
-                link = _link(page_of(name, figure.chapter, figure.heading), figure.chapter, figure.heading)
-                cells.append(link + _mark(runs.get(figure.chapter, {})))
+                where = link(page_of(name, figure.chapter, figure.heading), figure.chapter, figure.heading)
+                cells.append(where + _mark(runs.get(figure.chapter, {})))
             else:
                 cells.append(f"not run: {_code(command_for(name, figure.chapter))}")
         rows.append([figure.id, html.escape(figure.title), figure.section, *cells])
@@ -255,7 +256,7 @@ def _said_and_where(verdict: Verdict, link: str) -> str:
     return "<br>".join(filter(None, [*lines, command if verdict.verdict == "not run" else link]))
 
 
-def _title(pair: str) -> str:
+def title_of(pair: str) -> str:
     """Return the title of a pair of the package, or of a pair file that is in the checkout; else ""."""
     if pair in known_pairs():
         return load_pair(pair).title
@@ -282,7 +283,7 @@ def _code(text: str) -> str:
     return f'<code style="overflow-wrap: anywhere">{html.escape(text)}</code>'
 
 
-def _link(page: str, chapter: str, heading: str = "", here: str = "") -> str:
+def link(page: str, chapter: str, heading: str = "", here: str = "") -> str:
     """Link a chapter and its section: to the page, seen from another one, or to `here`, on this one."""
     name = html.escape(f"{chapter}: {heading}" if heading else chapter)
     target = here or (page and posixpath.relpath(page, "book/runs/any"))
