@@ -44,10 +44,11 @@ def claim_row(
     theirs = {name: verdict for name, verdict in of.items() if verdict.published}
     shown = [name for name in run if of[name].verdict != "not run" or name == home]
     ours = "".join(badge(of[name].verdict, name) for name in shown)
-    said = "".join(badge(v.published_verdict or "incomplete", name, published=True) for name, v in theirs.items())
-    badges = (ours or badge("not run")) + (f"<small>published:</small>{said}" if said else "")
+    said = " ".join(badge(v.published_verdict or "incomplete", name, published=True) for name, v in theirs.items())
     where = re.split("[;(]", claim.source)[0].strip(" ,")
-    parts = {"says": html.escape(claim.text), "source": html.escape(where), "verdicts": badges}
+    published = said and f' <span class="claim-published"><small>published:</small> {said}</span>'
+    parts = {"says": html.escape(claim.text) + published, "source": html.escape(where)}
+    parts["verdicts"] = ours or badge("not run")
     summary = " ".join(f'<span class="claim-{name}">{part}</span>' for name, part in parts.items())
     pairs = [_ours(name, of[name], links[name]) for name in run]
     pairs += [_published(name, verdict) for name, verdict in theirs.items()]
@@ -106,9 +107,10 @@ def _ours(pair: str, verdict: Verdict, link: str) -> str:
     # Without times, two builds of the book can be compared digit by digit.
     hidden = verdict.timed and verdict.ours
     numbers = ["times, in <code>results</code>"] if hidden else map(html.escape, named(verdict.ours))
-    where = code(verdict.command) if verdict.command else "" if verdict.verdict == "not run" else link
+    command = code(verdict.command) if verdict.command else ""
+    where = "" if verdict.verdict == "not run" else link
     turns = map(html.escape, said_of_turns(verdict))
-    return _lines(f"<b>{html.escape(pair)}</b>: {verdict.verdict}", mark, *turns, *missing, *numbers, where)
+    return _lines(f"<b>{html.escape(pair)}</b>: {verdict.verdict}", mark, *turns, *missing, command, *numbers, where)
 
 
 def _published(pair: str, verdict: Verdict) -> str:

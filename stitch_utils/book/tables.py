@@ -89,7 +89,7 @@ def claims_table(pair: str = "tiny", *, detail: bool = True, chapter: str = "") 
 
     Unfolded, a row shows the predicates, the numbers and the section that computed them. Above the rows stands which
     pairs were not run, with the command. `chapter` keeps the claims of one chapter, whose page for `pair` shows the
-    table; without it, there are filters. Without `detail`, claims that were run on no pair are left out.
+    table; without it, there are filters. Without `detail`, there are none, and claims that no run decides are left out.
     """
     book, run = published(), _pairs(pair)
     found = {name: verdicts(name, book=book) for name in dict.fromkeys((*run, *book.pairs))}
@@ -106,7 +106,7 @@ def claims_table(pair: str = "tiny", *, detail: bool = True, chapter: str = "") 
         rows.append(claim_row(claim, of, links, [name for name in run if claim.chapter in done[name]], home=pair))
     lacking = {name: [one for one in chapters if one not in done[name]] for name in found}
     theirs = [f"{name}, published" for name, of in found.items() if any(of[i].published for i in places)]
-    form = "" if chapter else filters(chapters, [*(name for name in run if done[name]), *theirs])
+    form = "" if chapter or not detail else filters(chapters, [*(name for name in run if done[name]), *theirs])
     shown = "\n".join(rows)
     return HTML(f'{not_run(lacking, chapters)}\n{form}<ul class="claims">\n{shown}\n</ul>')
 
@@ -144,7 +144,8 @@ def unclaimed_table() -> HTML:
         shown = table(["Where", "What it says, in our words", "Covered by, or why it is no claim"], rows)
         inside = f"<p>{found}</p>" if (found := _claimed(claims, section)) else ""
         inside += str(shown.data) if said else ""
-        sections.append(fold(f"<b>{section}</b> {html.escape(title)} ({len(said)})", inside))
+        name = f"<b>{section}</b> {html.escape(title)}".strip()
+        sections.append(fold(f"{name} ({len(said)})", inside))
     return HTML('<div class="sections">\n' + "\n".join(sections) + "\n</div>")
 
 
