@@ -16,8 +16,9 @@ from ..utils.files import project_root
 from .chapters import command_for, page_of, recorded_pages
 from .claims import Claim, Verdict, published, verdicts, with_interval
 from .figures.front import Bar, relative_bars
+from .markup import link
 from .results import pairs_with_results, read_results
-from .tables import link, title_of
+from .tables import title_of
 
 
 class Finding(NamedTuple):

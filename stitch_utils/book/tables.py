@@ -4,13 +4,12 @@ Numbers come from `results.py`, the papers' and the verdicts from `claims.py`. E
 for first, then every other pair with results. What comes from the record of a run is marked as recorded.
 
 Offers `beside`, a DataFrame, and in HTML `on_real_models`, `shares_and_costs`, `claims_table`, `verdict_counts`,
-`unclaimed_table`, `unclaimed_counts`, `status_table`, `runs_table`, `stand_in_notice`. And, for
-other pages, `link` and `title_of`.
+`unclaimed_table`, `unclaimed_counts`, `status_table`, `runs_table`, `stand_in_notice`; `folded`, which folds one of
+these away; and `title_of`, the title of a pair.
 """
 
 import contextlib
 import html
-import posixpath
 import re
 from collections.abc import Mapping
 
@@ -21,19 +20,9 @@ from IPython.display import HTML
 from ..data.pairs import known_pairs, load_pair
 from ..utils.files import project_root
 from .chapters import SUMMARIES, command_for, page_of, pair_file, recorded_pages
-from .claims import (
-    VERDICTS,
-    Claim,
-    Published,
-    Statement,
-    Verdict,
-    named,
-    published,
-    said_of_turns,
-    unclaimed,
-    verdicts,
-    with_interval,
-)
+from .claim_rows import claim_row, filters, not_run, was_run
+from .claims import VERDICTS, Published, Statement, published, unclaimed, verdicts, with_interval
+from .markup import badge, code, fold, link, table
 from .results import pairs_with_results, read_results
 
 
@@ -75,7 +64,7 @@ def on_real_models(prefix: str, *, chapter: str, labels: Mapping[str, str]) -> H
         [html.escape(label), *(with_interval(of.numbers, start[name] + row) for name, of in found.items())]
         for row, label in labels.items()
     ]
-    return _table(["", *links], rows)
+    return table(["", *links], rows)
 
 
 def shares_and_costs(pair: str, figure: str, rows: Mapping[str, str], conditions: Mapping[str, str]) -> HTML:
@@ -92,29 +81,34 @@ def shares_and_costs(pair: str, figure: str, rows: Mapping[str, str], conditions
         return with_interval(numbers, id) + ("" if rise is None else f"<br><small>{rise:+.2f} nats</small>")
 
     cells = [[f"<b>{html.escape(title)}</b>", *(cell(row, c) for c in conditions)] for row, title in rows.items()]
-    return _table(["", *map(html.escape, conditions.values())], cells)
+    return table(["", *map(html.escape, conditions.values())], cells)
 
 
 def claims_table(pair: str = "tiny", *, detail: bool = True, chapter: str = "") -> HTML:
-    """Show all claims with the numbers and the verdict of each pair, and of the pairs that the papers report.
+    """Show each claim in a row that unfolds, with the verdict of each pair, and of the pairs that the papers report.
 
-    A verdict has a link to the section that computed it, or the command that would. With `detail`, each pair has a line
-    under the claim, its source and its predicates; else each claim that was run on some pair has a line, and its
-    numbers are folded away. `chapter` keeps the claims of one chapter, whose page for `pair` shows the table.
+    Unfolded, a row shows the predicates, the numbers and the section that computed them. Above the rows stands which
+    pairs were not run, with the command. `chapter` keeps the claims of one chapter, whose page for `pair` shows the
+    table; without it, there are filters. Without `detail`, there are none, and claims that no run decides are left out.
     """
     book, run = published(), _pairs(pair)
     found = {name: verdicts(name, book=book) for name in dict.fromkeys((*run, *book.pairs))}
+    places = [i for i, claim in enumerate(book.claims) if chapter in ("", claim.chapter)]
+    if not detail:
+        places = [i for i in places if any(found[name][i].verdict != "not run" for name in run)]
+    chapters = list(dict.fromkeys(book.claims[i].chapter for i in places))
+    done = {name: {of[i].chapter for i in places if was_run(of[i])} for name, of in found.items()}
     rows = []
-    for i, claim in enumerate(book.claims):
-        of = {name: of_pair[i] for name, of_pair in found.items()}
-        was_run = any(of[name].verdict != "not run" for name in run)
-        if chapter not in ("", claim.chapter) or not (detail or was_run):
-            continue
+    for i in places:
+        claim, of = book.claims[i], {name: of_pair[i] for name, of_pair in found.items()}
         here = f"#{make_id(claim.heading)}" if chapter and claim.heading else ""
         links = {name: link(v.page, v.chapter, claim.heading, here * (name == pair)) for name, v in of.items()}
-        rows += _in_detail(claim, of, run, links) if detail else [_at_a_glance(claim, of, run, links)]
-    header = ["Pair", "Verdict", "Ours, with 95% intervals", "Published"] if detail else ["Claim", *run, "Published"]
-    return _table(header, rows)
+        rows.append(claim_row(claim, of, links, [name for name in run if claim.chapter in done[name]], home=pair))
+    lacking = {name: [one for one in chapters if one not in done[name]] for name in found}
+    theirs = [f"{name}, published" for name, of in found.items() if any(of[i].published for i in places)]
+    form = "" if chapter or not detail else filters(chapters, [*(name for name in run if done[name]), *theirs])
+    shown = "\n".join(rows)
+    return HTML(f'{not_run(lacking, chapters)}\n{form}<ul class="claims">\n{shown}\n</ul>')
 
 
 def verdict_counts(pair: str = "tiny") -> HTML:
@@ -124,7 +118,7 @@ def verdict_counts(pair: str = "tiny") -> HTML:
         words = [verdict.verdict for verdict in verdicts(name)]
         scales = {f"{run['scale']}{_mark(run)}" for run in read_results(name).runs.values() if "scale" in run}
         rows.append([name, ", ".join(sorted(scales)), *(str(words.count(word)) for word in VERDICTS)])
-    return _table(["Pair", "Scale of the runs", *VERDICTS], rows)
+    return table(["Pair", "Scale of the runs", *map(badge, VERDICTS)], rows)
 
 
 def unclaimed_counts() -> HTML:
@@ -133,22 +127,31 @@ def unclaimed_counts() -> HTML:
     whys = [one.why for one in book.statements]
     rows = [["covered", "Claims or published numbers cover it.", str(whys.count(""))]]
     rows += [[kind, html.escape(meaning), str(whys.count(kind))] for kind, meaning in book.kinds.items()]
-    return _table(["", "What that means", "Statements"], rows)
+    return table(["", "What that means", "Statements"], rows)
 
 
 def unclaimed_table() -> HTML:
-    """List by section what the main paper says beside the claims: what covers it, or why there is no claim.
+    """List what the main paper says beside the claims: what covers it, or why there is no claim. Sections are folded.
 
     Each section begins with the claims that name it as their source, and with its tables and figures of which numbers
     are published.
     """
     claims, book = published(), unclaimed()
-    rows = []
+    sections = []
     for section, title in book.sections.items():
-        about = f"<br><small>{said}</small>" if (said := _claimed(claims, section)) else ""
-        rows.append([f"<b>{html.escape(f'{section} {title}'.strip())}</b>{about}"])
-        rows += [[one.where, html.escape(one.says), _covered(one)] for one in book.statements if one.section == section]
-    return _table(["Where", "What it says, in our words", "Covered by, or why it is no claim"], rows)
+        said = [one for one in book.statements if one.section == section]
+        rows = [[one.where, html.escape(one.says), _covered(one)] for one in said]
+        shown = table(["Where", "What it says, in our words", "Covered by, or why it is no claim"], rows)
+        inside = f"<p>{found}</p>" if (found := _claimed(claims, section)) else ""
+        inside += str(shown.data) if said else ""
+        name = f"<b>{section}</b> {html.escape(title)}".strip()
+        sections.append(fold(f"{name} ({len(said)})", inside))
+    return HTML('<div class="sections">\n' + "\n".join(sections) + "\n</div>")
+
+
+def folded(shown: HTML, summary: str) -> HTML:
+    """Fold a table away under its `summary`."""
+    return HTML(fold(html.escape(summary), str(shown.data)))
 
 
 def runs_table(home: str = "tiny") -> HTML:
@@ -167,8 +170,8 @@ def runs_table(home: str = "tiny") -> HTML:
         pages = ", ".join(links)
         if pages and any(read_results(name, stand_ins=True)) and not any(read_results(name)):
             pages += " (random weights: no results)"
-        rows.append([name, html.escape(title), pages or f"not run: {_code(command_for(name))}"])
-    return _table(["Pair", "Models", "Chapters run"], rows)
+        rows.append([name, html.escape(title), pages or f"not run: {code(command_for(name))}"])
+    return table(["Pair", "Models", "Chapters run"], rows)
 
 
 def stand_in_notice(is_stand_in: bool) -> HTML | None:
@@ -193,12 +196,12 @@ def status_table(pair: str = "tiny") -> HTML:
             elif figure.of and name not in figure.of:
                 cells.append(f"of {' and '.join(figure.of)} alone")
             elif any(id.startswith(figure.prefix.replace("{pair}", name)) for id in ids):
-                where = link(page_of(name, figure.chapter, figure.heading), figure.chapter, figure.heading)
-                cells.append(where + _mark(runs.get(figure.chapter, {})))
+                section = link(page_of(name, figure.chapter, figure.heading), figure.chapter, figure.heading)
+                cells.append(section + _mark(runs.get(figure.chapter, {})))
             else:
-                cells.append(f"not run: {_code(command_for(name, figure.chapter))}")
+                cells.append(f"not run: {code(command_for(name, figure.chapter))}")
         rows.append([figure.id, html.escape(figure.title), figure.section, *cells])
-    return _table(["", "Shows", "Section", *found], rows)
+    return table(["", "Shows", "Section", *found], rows)
 
 
 def _pairs(first: str) -> list[str]:
@@ -207,53 +210,20 @@ def _pairs(first: str) -> list[str]:
 
 def _claimed(book: Published, section: str) -> str:
     """Name the claims that a section makes, and its tables and figures that published numbers come from."""
-    claims = [_code(claim.id) for claim in book.claims if section in claim.sections]
+    claims = [code(claim.id) for claim in book.claims if section in claim.sections]
     starts = {
         figure.id: tuple(figure.prefix.replace("{pair}", pair) for pair in book.pairs)
         for figure in book.figures
         if figure.prefix and section == f"Section {figure.section}"
     }
-    numbers = [_code(id) for id, start in starts.items() if any(number.startswith(start) for number in book.numbers)]
+    numbers = [code(id) for id, start in starts.items() if any(number.startswith(start) for number in book.numbers)]
     parts = {"claims": claims, "numbers": numbers}
     return "<br>".join(f"{name}: {', '.join(ids)}" for name, ids in parts.items() if ids)
 
 
 def _covered(one: Statement) -> str:
     because = re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(one.because))
-    return f"<b>{one.why}</b>: {because}" if one.why else ", ".join(map(_code, one.instead))
-
-
-def _in_detail(claim: Claim, of: Mapping[str, Verdict], run: list[str], links: Mapping[str, str]) -> list[list[str]]:
-    """Make a row of the claim, and a row for each pair that was run or that the papers report."""
-    about = f"<br>{_code(claim.id)}, {html.escape(claim.source)}<br>holds if {_code(claim.holds)}"
-    for word, predicate in (("partly", claim.partly), ("testable", claim.testable)):
-        about += f"<br>{word} if {_code(predicate)}" if predicate else ""
-    rows = [[f"<b>{html.escape(claim.text)}</b><small>{about}</small>"]]
-    for name, verdict in of.items():
-        if name in run or verdict.published:
-            theirs = "<br>".join([f"<b>{verdict.published_verdict or 'incomplete'}</b>", *named(verdict.published)])
-            said = _said_and_where(verdict, links[name])
-            rows.append([name, said, _ours(verdict), theirs if verdict.published else ""])
-    return rows
-
-
-def _at_a_glance(claim: Claim, of: Mapping[str, Verdict], run: list[str], links: Mapping[str, str]) -> list[str]:
-    """Make one row: the claim, a cell for each pair that was run, and one for all that the papers report."""
-    cells = [_said_and_where(of[name], links[name]) + _folded(_ours(of[name])) for name in run]
-    theirs = {name: verdict for name, verdict in of.items() if verdict.published}
-    said = "<br>".join(f"{name}: <b>{v.published_verdict or 'incomplete'}</b>" for name, v in theirs.items())
-    numbers = "<br>".join("<br>".join([f"{name}:", *named(v.published)]) for name, v in theirs.items())
-    return [html.escape(claim.text), *cells, said + _folded(numbers)]
-
-
-def _said_and_where(verdict: Verdict, link: str) -> str:
-    """Show the verdict, where in the intervals the answer turns, and what computed it or would."""
-    mark = f"<small>recorded {verdict.recorded}</small>" if verdict.recorded and verdict.verdict != "not run" else ""
-    turns = (f"<small>{html.escape(line)}</small>" for line in said_of_turns(verdict))
-    lines = [f"<b>{verdict.verdict}</b>", mark, *turns]
-    lines += [f"the run at scale {verdict.scale} gave no {_code(id)}" for id in verdict.missing]
-    command = _code(verdict.command) if verdict.command else ""
-    return "<br>".join(filter(None, [*lines, command if verdict.verdict == "not run" else link]))
+    return f"<b>{one.why}</b>: {because}" if one.why else ", ".join(map(code, one.instead))
 
 
 def title_of(pair: str) -> str:
@@ -268,34 +238,3 @@ def title_of(pair: str) -> str:
 
 def _mark(run: Mapping[str, object]) -> str:
     return " (recorded)" if run.get("recorded") else ""
-
-
-def _ours(verdict: Verdict) -> str:
-    # Without times, two builds of the book can be compared digit by digit.
-    return "times, in <code>results</code>" if verdict.timed and verdict.ours else "<br>".join(named(verdict.ours))
-
-
-def _folded(numbers: str) -> str:
-    return f"<details><summary>numbers</summary><small>{numbers}</small></details>" if numbers else ""
-
-
-def _code(text: str) -> str:
-    return f'<code style="overflow-wrap: anywhere">{html.escape(text)}</code>'
-
-
-def link(page: str, chapter: str, heading: str = "", here: str = "") -> str:
-    """Link a chapter and its section: to the page, seen from another one, or to `here`, on this one."""
-    name = html.escape(f"{chapter}: {heading}" if heading else chapter)
-    target = here or (page and posixpath.relpath(page, "book/runs/any"))
-    return f'<a href="{html.escape(target)}">{name}</a>' if target else name
-
-
-def _table(header: list[str], rows: list[list[str]]) -> HTML:
-    """Draw a table. Cells are HTML; a row of one cell is as wide as the table."""
-    # The book's theme aligns tables of cell outputs to the right, which suits numbers but not sentences.
-    style = 'style="text-align: left; vertical-align: top"'
-    head = "".join(f"<th {style}>{cell}</th>" for cell in header)
-    wide = f'colspan="{len(header)}" {style}'
-    cells = [[f"<td {wide if len(row) == 1 < len(header) else style}>{cell}</td>" for cell in row] for row in rows]
-    body = "\n".join(f"<tr>{''.join(row)}</tr>" for row in cells)
-    return HTML(f'<table class="dataframe"><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table>')

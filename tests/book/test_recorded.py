@@ -344,7 +344,7 @@ def test_tables_and_the_list_of_claims_mark_what_is_recorded(mine):
     assert not any("recorded" in table().data for table in marks)
     recorded_alone(root)
     table = tables.claims_table().data
-    assert f"<b>holds</b><br><small>recorded {DAY}</small><br>" in table and table.count("recorded ") == 1
+    assert f"<b>mine</b>: holds<br><small>recorded {DAY}</small><br>" in table and table.count("recorded ") == 1
     assert '<a href="../../recorded/mine/numbers.html">numbers</a>' in table
     assert f"<small>recorded {DAY}</small>" in tables.claims_table(detail=False).data
     counts = tables.verdict_counts().data

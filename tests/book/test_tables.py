@@ -1,5 +1,6 @@
 """Tables: ours beside the published numbers, and the claims with their verdicts."""
 
+import html
 import re
 import shutil
 from pathlib import Path
@@ -25,9 +26,30 @@ ANOTHER_CLAIM = """
 """
 
 
+def _rows(table):
+    """The rows of the claims."""
+    return re.findall(r'<li class="claim" .*?</li>', table.data)
+
+
+def _part(row, name):
+    """What a part of a claim's row shows before it is unfolded, as HTML."""
+    return re.search(rf'<span class="claim-{name}">(.*?)</span>(?= <span class="claim-|</summary>)', row)[1]
+
+
 def _claims(table):
-    """The claims of a detailed table, each in a row as wide as the table."""
-    return re.findall(r'<tr><td colspan="4"[^>]*><b>(.*?)</b>', table.data)
+    """The claims of a table, in its order."""
+    return [_plain(_part(row, "says")).partition(" published:")[0] for row in _rows(table)]
+
+
+def _badges(row):
+    """The badges of a row: {pair, as filters know it: (the verdict that filters know, what is read)}."""
+    found = re.findall(r'<span class="verdict" data-verdict="(.*?)"(?: data-pair="(.*?)")?>(.*?)</b></span>', row)
+    return {pair: (verdict, _plain(shown)) for verdict, pair, shown in found}
+
+
+def _unfolded(row):
+    """What a row shows when it is unfolded, as text: what is said of the claim, then of each pair."""
+    return [_plain(part) for part in re.findall("<p>(.*?)</p>", row)]
 
 
 def _cells(row):
@@ -82,7 +104,7 @@ def test_every_share_stands_over_what_it_costs(project):
     assert rows == [["German", "0.5 [0.4, 0.61]|+0.70 nats", ""], ["&lt;fr&gt;", "1", ""]]
 
 
-def test_claims_table_has_ours_published_interval_and_verdict_of_each_pair(project):
+def test_a_claims_row_has_ours_published_interval_and_verdict_of_each_pair(project):
     path = project / "book" / "published.yml"
     path.write_text(path.read_text().replace("    holds: a < b\n", "    holds: a < b\n    heading: The b\n"))
     write_results("tiny", "first", {"table1.tiny.a": 1.0, "table1.tiny.b": 2.0, "table1.tiny.b.low": 0.95})
@@ -91,46 +113,101 @@ def test_claims_table_has_ours_published_interval_and_verdict_of_each_pair(proje
     for pair in ("tiny", "other"):
         (project / "book" / "runs" / pair).mkdir(parents=True)
         (project / "book" / "runs" / pair / "first.ipynb").touch()
-    full = claims_table("tiny").data
-    about, tiny, other, big = (_cells(row) for row in full.splitlines()[1:5])
-    assert _plain(about[0]) == "A is &lt; B|order, Table 1|holds if a &lt; b|partly if a &lt; 1.1 * b"
-    assert tiny[0] == "tiny" and _plain(tiny[1]).startswith("partly|holds by the estimates|partly if b were 0.95|")
-    assert tiny[1].endswith('<br><a href="../tiny/first.html#the-b">first: The b</a>')
-    assert tiny[2:] == ["a = 1<br>b = 2 [0.95, ]", ""]
-    assert other[0] == "other" and other[1].startswith("<b>does not hold</b>")
-    assert 'href="../other/first.html#the-b"' in other[1]
-    assert _plain(big[1]) == "not run|.venv/bin/stitch-book run --pair big.yml --chapter first"
-    assert big[2:] == ["", "<b>does not hold</b><br>a = 3<br>b = 2 [1.9, 2.1]"]
-    assert full == claims_table("tiny").data
+    full = claims_table("tiny")
+    order = _rows(full)[0]
+    assert _part(order, "source") == "Table 1"
+    assert _badges(order) == {
+        "big, published": ("does not hold", "big ✗ does not hold"),
+        "tiny": ("partly", "tiny ◐ partly"),
+        "other": ("does not hold", "other ✗ does not hold"),
+    }
+    about, tiny, other, big = _unfolded(order)
+    assert about == ("Table 1; order|Holds if a is below b: a &lt; b|Partly if a is below 1.1 times b: a &lt; 1.1 * b")
+    assert tiny == ("tiny: partly|holds by the estimates|partly if b were 0.95|a = 1|b = 2 [0.95, ]|first: The b")
+    assert other == "other: does not hold|a = 2|b = 1|first: The b"
+    assert big == "big, published: does not hold|a = 3|b = 2 [1.9, 2.1]"
+    assert '<br><a href="../tiny/first.html#the-b">first: The b</a></p>' in order
+    assert 'href="../other/first.html#the-b"' in order and full.data == claims_table("tiny").data
     here = claims_table("tiny", chapter="first").data
     assert '<a href="#the-b">' in here and '<a href="../other/first.html#the-b">' in here
 
 
-def test_claims_at_a_glance_have_a_row_each(project):
+def test_every_claim_has_one_row_in_order_and_every_badge_its_word(project):
+    shutil.copy(REPOSITORY / "book" / "published.yml", project / "book" / "published.yml")
+    shutil.copytree(REPOSITORY / "tests" / "reference" / "results", project / "results")
+    claims, rows = published().claims, _rows(claims_table())
+    assert _claims(claims_table()) == [html.escape(claim.text) for claim in claims]
+    assert claims_table().data.count("<details>") == len(claims)
+    assert [re.findall('data-chapter="(.*?)"', row) for row in rows] == [[claim.chapter] for claim in claims]
+    sources = [re.findall('data-source="(.*?)"', row) for row in rows]
+    for claim, source in zip(claims, sources, strict=True):
+        starts = {"main paper": ("Section", "Abstract"), "sister paper": ("LRT",), "this package": ("this package",)}
+        assert len(source) == 1 and claim.source.startswith(starts[source[0]])
+    for row, own in zip(rows, verdicts("tiny"), strict=True):
+        assert _badges(row)["tiny"][0] == own.verdict
+        for pair, (verdict, shown) in _badges(row).items():
+            assert verdict in (*VERDICTS, "incomplete")
+            assert shown.startswith(f"{pair.removesuffix(', published')} ") and shown.endswith(f" {verdict}")
+
+
+def test_names_in_a_row_are_escaped(project):
+    path = project / "book" / "published.yml"
+    text = path.read_text().replace("source: Table 1", "source: \"A <i> & 'b'\"").replace("A is < B", "<script>A & B")
+    path.write_text(text.replace("chapter: first\n", 'chapter: "fi\\"rst"\n'))
+    shown = claims_table().data
+    assert "<i>" not in shown and "<script>A" not in shown and 'fi"rst' not in shown
+    row = _rows(claims_table())[0]
+    assert _part(row, "source") == "A &lt;i&gt; &amp; &#x27;b&#x27;"
+    assert 'data-chapter="fi&quot;rst"' in row and _claims(claims_table())[0] == "&lt;script&gt;A &amp; B"
+
+
+def test_pairs_that_were_not_run_share_one_line_with_the_command(project):
+    def line(**choice):
+        return [
+            _plain(found) for found in re.findall('<p class="claims-not-run">(.*?)</p>', claims_table(**choice).data)
+        ]
+
+    with (project / "book" / "published.yml").open("a", encoding="utf-8") as file:
+        file.write(ANOTHER_CLAIM)
+    said = "Not run here: tiny, big.yml (all chapters). To run one: .venv/bin/stitch-book run --pair PAIR --chapter "
+    assert line() == [f"{said}CHAPTER"]
+    assert _badges(_rows(claims_table())[2]) == {"": ("not run", "○ not run")}
     write_results("tiny", "first", {"table1.tiny.a": 1.0, "table1.tiny.b": 1.5})
-    write_results("other", "second", {"map.other.loss": 1.0})
-    short = claims_table("tiny", detail=False).data
-    assert re.findall(r"<th [^>]*>(.*?)</th>", short) == ["Claim", "tiny", "other", "Published"]
-    order, _ = (_cells(row) for row in short.splitlines()[1:3])
-    assert order[0] == "A is &lt; B" and order[1].startswith("<b>holds</b>") and "a = 1<br>b = 1.5" in order[1]
-    assert _plain(order[2]) == "not run|.venv/bin/stitch-book run --pair other.yml --chapter first"
-    assert order[3].startswith("big: <b>does not hold</b>") and "b = 2 [1.9, 2.1]" in order[3]
+    assert line() == [f"{said}CHAPTER".replace("tiny, big.yml (all chapters)", "tiny (second); big.yml (all chapters)")]
+    assert line(chapter="first") == [f"{said}first".replace("tiny, big.yml (all chapters)", "big.yml")]
+    for pair in ("tiny", "big"):
+        write_results(pair, "second", {f"map.{pair}.loss": 1.0})
+    write_results("big", "first", {"table1.big.a": 1.0, "table1.big.b": 1.5})
+    assert line() == []
+
+
+def test_filters_offer_what_there_is_and_only_on_the_page_of_all_claims(project):
+    write_results("tiny", "first", {"table1.tiny.a": 1.0, "table1.tiny.b": 1.5})
+    form = re.search(r'<form class="claims-filter" hidden>.*?</form>', claims_table().data, re.DOTALL)[0]
+    names = re.findall(r'<label>(\w+) <select name="(\w+)">', form)
+    assert names == [("Verdict", "verdict"), ("Chapter", "chapter"), ("Pair", "pair"), ("Source", "source")]
+    options = [re.findall("<option>(.*?)</option>", part) for part in form.split("</select>")]
+    assert options[0] == [*VERDICTS, "incomplete"] and options[1] == ["first"]
+    assert options[2] == ["tiny", "big, published"] and options[3] == ["main paper", "sister paper", "this package"]
+    assert "@" not in form and not any(
+        "<form" in claims_table(**less).data for less in ({"chapter": "first"}, {"detail": False})
+    )
 
 
 def test_times_decide_but_are_not_shown(project):
     path = project / "book" / "published.yml"
     path.write_text(path.read_text().replace("    holds: a < b\n", "    holds: a < b\n    timed: true\n"))
     write_results("tiny", "first", {"table1.tiny.a": 1.234, "table1.tiny.b": 2.345})
-    timed, plain = (_cells(claims_table("tiny").data.splitlines()[row]) for row in (2, 5))
-    assert timed[1].startswith("<b>holds</b>") and _plain(timed[2]) == "times, in results"
-    assert _plain(plain[2]) == "a = 1.234|b = 2.345"
-    assert "1.234" not in _cells(claims_table("tiny", detail=False).data.splitlines()[1])[1]
+    timed, plain = _rows(claims_table("tiny"))
+    assert _badges(timed)["tiny"][0] == "holds" and _unfolded(timed)[1] == "tiny: holds|times, in results|first"
+    assert _unfolded(plain)[1] == "tiny: does not hold|a = 1.234|b = 2.345|first" and "1.234" not in timed
 
 
 def test_a_run_without_a_number_says_which_it_lacks(project):
     write_results("tiny", "first", {"table1.tiny.a": 1.0}, parameters={"scale": "default"})
-    row = _cells(claims_table("tiny").data.splitlines()[2])
-    assert _plain(row[1]) == "not run|the run at scale default gave no table1.tiny.b"
+    row = _rows(claims_table("tiny"))[0]
+    assert _badges(row)["tiny"][0] == "not run"
+    assert _unfolded(row)[1] == "tiny: not run|the run at scale default gave no table1.tiny.b|a = 1"
 
 
 def test_claims_table_keeps_the_claims_of_one_chapter(project):
@@ -144,8 +221,7 @@ def test_claims_table_keeps_the_claims_of_one_chapter(project):
 
 def test_claims_at_a_glance_are_those_that_some_pair_has_run(project):
     def claims(**choice):
-        rows = claims_table(detail=False, **choice).data.splitlines()[1:-1]
-        return [_cells(row)[0] for row in rows if row]
+        return _claims(claims_table(detail=False, **choice))
 
     with (project / "book" / "published.yml").open("a", encoding="utf-8") as file:
         file.write(ANOTHER_CLAIM)
@@ -154,7 +230,6 @@ def test_claims_at_a_glance_are_those_that_some_pair_has_run(project):
     assert claims() == []  # half of what a claim needs
     write_results("other", "second", {"map.other.loss": 2.0})
     assert claims() == ["C is low"]
-    assert "<b>not run</b>" in claims_table(detail=False).data
     write_results("tiny", "first", {"table1.tiny.a": 1.0, "table1.tiny.b": 2.0})
     assert claims() == ["A is &lt; B", "B is twice A", "C is low"]
     assert claims(chapter="first") == ["A is &lt; B", "B is twice A"]

@@ -147,13 +147,18 @@ def _plain(row):
 def test_the_page_shows_sections_with_their_claims_and_statements(small):
     path = small.with_name("published.yml")
     path.write_text(path.read_text().replace("source: Table 1", "source: Section 2", 1))
-    assert [_plain(row) for row in unclaimed_table().data.splitlines()[1:-1]] == [
-        "Abstract|",
-        "Abstract|Maps are cheap.|order, table1.big.a|",
-        "Section 1 Maps &amp; more|",
-        "Section 1, Fig. 3|A &lt; B by far.|reading: a is &lt; b.|",
-        "Section 2 Results / claims: order / numbers: t1|",
+    shown = re.findall("<details><summary>(.*?)</summary>(.*?)</details>", unclaimed_table().data, re.DOTALL)
+    assert [_plain(title) for title, _ in shown] == [
+        "Abstract (1)",
+        "Section 1 Maps &amp; more (1)",
+        "Section 2 Results (0)",
     ]
+    assert [[_plain(row) for row in inside.splitlines()[1:-1]] for _, inside in shown] == [
+        ["Abstract|Maps are cheap.|order, table1.big.a|"],
+        ["Section 1, Fig. 3|A &lt; B by far.|reading: a is &lt; b.|"],
+        [],
+    ]
+    assert _plain(shown[2][1]) == "claims: order / numbers: t1"
     assert "<code>a</code> is &lt; <code>b</code>." in unclaimed_table().data
 
 
