@@ -84,18 +84,16 @@ def shares_and_costs(pair: str, figure: str, rows: Mapping[str, str], conditions
     return table(["", *map(html.escape, conditions.values())], cells)
 
 
-def claims_table(pair: str = "tiny", *, detail: bool = True, chapter: str = "") -> HTML:
+def claims_table(pair: str = "tiny", *, chapter: str = "") -> HTML:
     """Show each claim in a row that unfolds, with the verdict of each pair, and of the pairs that the papers report.
 
     Unfolded, a row shows the predicates, the numbers and the section that computed them. Above the rows stands which
     pairs were not run, with the command. `chapter` keeps the claims of one chapter, whose page for `pair` shows the
-    table; without it, there are filters. Without `detail`, there are none, and claims that no run decides are left out.
+    table; without it, there are filters.
     """
     book, run = published(), _pairs(pair)
     found = {name: verdicts(name, book=book) for name in dict.fromkeys((*run, *book.pairs))}
     places = [i for i, claim in enumerate(book.claims) if chapter in ("", claim.chapter)]
-    if not detail:
-        places = [i for i in places if any(found[name][i].verdict != "not run" for name in run)]
     chapters = list(dict.fromkeys(book.claims[i].chapter for i in places))
     done = {name: {of[i].chapter for i in places if was_run(of[i])} for name, of in found.items()}
     rows = []
@@ -106,7 +104,7 @@ def claims_table(pair: str = "tiny", *, detail: bool = True, chapter: str = "") 
         rows.append(claim_row(claim, of, links, [name for name in run if claim.chapter in done[name]], home=pair))
     lacking = {name: [one for one in chapters if one not in done[name]] for name in found}
     theirs = [f"{name}, published" for name, of in found.items() if any(of[i].published for i in places)]
-    form = "" if chapter or not detail else filters(chapters, [*(name for name in run if done[name]), *theirs])
+    form = "" if chapter else filters(chapters, [*(name for name in run if done[name]), *theirs])
     shown = "\n".join(rows)
     return HTML(f'{not_run(lacking, chapters)}\n{form}<ul class="claims">\n{shown}\n</ul>')
 

@@ -340,13 +340,12 @@ def test_recorded_numbers_count_until_the_chapter_is_run_here(mine):
 
 def test_tables_and_the_list_of_claims_mark_what_is_recorded(mine):
     root = mine(scale="smoke")
-    marks = (tables.claims_table, tables.verdict_counts, tables.runs_table, lambda: tables.claims_table(detail=False))
+    marks = (tables.claims_table, tables.verdict_counts, tables.runs_table)
     assert not any("recorded" in table().data for table in marks)
     recorded_alone(root)
     table = tables.claims_table().data
     assert f"<b>mine</b>: holds<br><small>recorded {DAY}</small><br>" in table and table.count("recorded ") == 1
     assert '<a href="../../recorded/mine/numbers.html">numbers</a>' in table
-    assert f"<small>recorded {DAY}</small>" in tables.claims_table(detail=False).data
     counts = tables.verdict_counts().data
     assert ">smoke (recorded)</td>" in counts and counts.count("recorded") == 1
     links = [f'<a href="../../recorded/mine/{name}.html">{name}</a> (recorded)' for name in ("numbers", "words")]

@@ -189,9 +189,7 @@ def test_filters_offer_what_there_is_and_only_on_the_page_of_all_claims(project)
     options = [re.findall("<option>(.*?)</option>", part) for part in form.split("</select>")]
     assert options[0] == [*VERDICTS, "incomplete"] and options[1] == ["first"]
     assert options[2] == ["tiny", "big, published"] and options[3] == ["main paper", "sister paper", "this package"]
-    assert "@" not in form and not any(
-        "<form" in claims_table(**less).data for less in ({"chapter": "first"}, {"detail": False})
-    )
+    assert "@" not in form and "<form" not in claims_table(chapter="first").data
 
 
 def test_times_decide_but_are_not_shown(project):
@@ -217,22 +215,6 @@ def test_claims_table_keeps_the_claims_of_one_chapter(project):
     assert _claims(claims_table(chapter="first")) == ["A is &lt; B", "B is twice A"]
     assert _claims(claims_table("tiny", chapter="second")) == ["C is low"]
     assert _claims(claims_table(chapter="third")) == []
-
-
-def test_claims_at_a_glance_are_those_that_some_pair_has_run(project):
-    def claims(**choice):
-        return _claims(claims_table(detail=False, **choice))
-
-    with (project / "book" / "published.yml").open("a", encoding="utf-8") as file:
-        file.write(ANOTHER_CLAIM)
-    assert claims() == []  # what was published only has not been run
-    write_results("tiny", "first", {"table1.tiny.a": 1.0})
-    assert claims() == []  # half of what a claim needs
-    write_results("other", "second", {"map.other.loss": 2.0})
-    assert claims() == ["C is low"]
-    write_results("tiny", "first", {"table1.tiny.a": 1.0, "table1.tiny.b": 2.0})
-    assert claims() == ["A is &lt; B", "B is twice A", "C is low"]
-    assert claims(chapter="first") == ["A is &lt; B", "B is twice A"]
 
 
 def test_verdicts_are_counted(project):
