@@ -180,7 +180,7 @@ REFUSED = {
     "revision": (("revision: main    #", "revision: step9    #"), {}, "model a: .* has no revision 'step9'"),
     "dataset": (("Skylion007/openwebtext", "nobody/nothing"), {}, "text: dataset 'nobody/nothing' does not exist on"),
     "column": (
-        ("revision: main, take", "revision: main, column: body, take"),
+        (", take: 180_000}", ", column: body, take: 180_000}"),
         {},
         "text: dataset 'Skylion007/openwebtext' has no text column 'body': its columns are text",
     ),
