@@ -49,8 +49,9 @@ class _Targets(HTMLParser):
 
 
 def _pages(root: Path) -> list[Path]:
-    """Without the theme's templates."""
-    return [page for page in sorted(root.rglob("*.html")) if "_static" not in page.relative_to(root).parts]
+    """Without the theme's templates, and without what a look that was cut off has left (`browser.opened`)."""
+    pages = (page for page in sorted(root.rglob("*.html")) if "_static" not in page.relative_to(root).parts)
+    return [page for page in pages if not page.name.startswith(("watched-", "frame-"))]
 
 
 def broken_links(root: Path) -> list[str]:
