@@ -54,9 +54,11 @@ def sentence_piece(size=120):
     tokenizer.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
     bytes_of = [f"<0x{byte:02X}>" for byte in range(256)]
     trainer = trainers.BpeTrainer(
-        vocab_size=size + 258, special_tokens=["<end>", "<unk>", *bytes_of], show_progress=False, limit_alphabet=60
+        vocab_size=size + 258, special_tokens=["<end>", "<unk>", *bytes_of], show_progress=False
     )
-    tokenizer.train_from_iterator(CORPUS * 3, trainer)
+    # `limit_alphabet` breaks ties between rare characters by chance; so the text itself lacks those that are unknown.
+    known = sorted(set("".join(CORPUS)))[:60]
+    tokenizer.train_from_iterator(["".join(filter(known.__contains__, text)) for text in CORPUS] * 3, trainer)
     said = json.loads(tokenizer.to_str())
     said["added_tokens"] = said["added_tokens"][:2]
     return wrapped(Tokenizer.from_str(json.dumps(said)))

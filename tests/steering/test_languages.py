@@ -265,7 +265,7 @@ def test_the_sizes_of_a_scale(scale):
         config = language_config(load_pair(name), scale, strength=1.5, seed=3)
         assert (config.strength, config.seed) == (1.5, 3)
         if scale != "smoke":
-            assert config.languages == languages(load_pair(name)) and config.prompts >= 100
+            assert config.languages == languages(load_pair(name)) and config.prompts >= 60
         if scale == "default":
             assert config.choosing_languages == config.languages, "one strength is chosen for all of them"
             assert config.choosing_languages[0] == config.languages[0]
