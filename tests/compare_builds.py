@@ -24,6 +24,7 @@ from renew_reference import copy_sources
 
 ROOT = Path(__file__).parent.parent
 TIMES = ("seconds", "speedup")
+GLUED = "application/papermill.record/"  # what a page shows at another place than that of the cell
 
 
 def make(folder: Path, scale: str, threads: int | None) -> None:
@@ -41,7 +42,7 @@ def printed(page: Path) -> list[str]:
     lines = []
     for cell in json.loads(page.read_text(encoding="utf-8"))["cells"]:
         for output in cell.get("outputs", ()):
-            data = output.get("data", {})
+            data = {kind.removeprefix(GLUED): said for kind, said in output.get("data", {}).items()}
             kinds = ("text/html", "text/markdown", "text/plain")
             told = next(filter(None, map(data.get, kinds)), output.get("text", ""))
             if output.get("name") == "stderr" or any(kind.startswith("image/") for kind in data):

@@ -10,8 +10,8 @@ Pages and results of a pair come from a run in this checkout or, chapter by chap
 
 Offers `chapter_names`, `toc_files`, `read_chapter`, `for_pair`, `parse_value`, `page_of`, `command_for`, `pair_file`,
 `is_replaced` and `recorded_pages`, which tell the record of a chapter from a run; `one_line`, `RequestError` for a
-request that makes no sense, and `refusing`, which makes others into it; and the constants `SUMMARIES`, `CHAT_CHAPTERS`,
-`HEAD_CHAPTERS`, `EMBEDDED_ONLY` and `RECORDED`.
+request that makes no sense, and `refusing`, which makes others into it; and the constants `HOME_PAIR`, `SUMMARIES`,
+`CHAT_CHAPTERS`, `HEAD_CHAPTERS`, `EMBEDDED_ONLY` and `RECORDED`.
 """
 
 import ast
@@ -32,9 +32,9 @@ from docutils.nodes import make_id
 from ..data.pairs import known_pairs
 from ..utils.files import project_root
 
+HOME_PAIR = "tiny"  # the embedded pair, whose pages every book has
 # They read the results of all pairs, so they come last, in this order.
 SUMMARIES = ("claims", "reproducibility", "index")
-SHOW_RECORDS = ("stitching", *SUMMARIES)  # their pages for the embedded pair show what is recorded of others
 CHAT_CHAPTERS = ("instruction_following",)  # left out for models that have no chat template
 HEAD_CHAPTERS = ("functional_features",)  # left out for models whose attention heads are not worked out by hand
 EMBEDDED_ONLY = "embedded-pair"  # tag of cells that are about the embedded pair and nothing else

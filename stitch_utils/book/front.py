@@ -1,61 +1,22 @@
-"""What the front page shows: the headline of a stitch, and five findings (Table 1; sections 2 to 4; LRT, Fig. 2).
+"""The figure of the front page: what it costs to go on from the other model's stream (Table 1).
 
-The numbers of a recorded pair of real models come first, then those of the embedded pair, then the papers'. Nothing is
-decided here: a finding names its claim of `published.yml`, and shows the verdict. What was not run says so.
+The numbers of a recorded pair of real models come first, else those of the embedded pair, beside the papers'.
 
-Offers, in HTML, `headline` and `findings`; and the constant `FINDINGS`, of `Finding`.
+Offers `headline`, in HTML.
 """
 
 import html
 from collections.abc import Mapping
-from typing import NamedTuple
 
 from IPython.display import HTML
 
-from ..utils.files import project_root
-from .chapters import command_for, page_of, recorded_pages
-from .claims import Claim, Verdict, published, verdicts, with_interval
+from .chapters import command_for, page_of
+from .claims import published, with_interval
 from .figures.front import Bar, relative_bars
+from .findings import pairs_recorded
 from .markup import link
-from .results import pairs_with_results, read_results
+from .results import read_results
 from .tables import title_of
-
-
-class Finding(NamedTuple):
-    """One finding: the id of its claim, and a sentence with a place for each of `numbers`, ids with `{pair}`."""
-
-    claim: str
-    says: str
-    numbers: tuple[str, ...]
-
-
-FINDINGS = (
-    Finding(
-        "stitch-near-ground-truth",
-        "Going on from the other model's stream changes the cross-entropy by {} in A → B and by {} in B → A",
-        ("table1.{pair}.a_to_b.increase", "table1.{pair}.b_to_a.increase"),
-    ),
-    Finding(
-        "sae-transfer-between-random-and-trained",
-        "A's SAE, carried to B and not trained, leaves {} of B's variance unexplained; of A's it leaves {}",
-        ("table2.{pair}.fuv.transferred", "table2.{pair}.fuv.original"),
-    ),
-    Finding(
-        "dense-probes-transfer",
-        "A probe of A, carried to B, is right about a share of {} of the texts, and B's own probe about {}",
-        ("figure3a.{pair}.dense.transferred", "figure3a.{pair}.dense.native"),
-    ),
-    Finding(
-        "steering-transfers",
-        "Carried steering vectors raise the share of responses in the target language by {} in A and by {} in B",
-        ("steering.{pair}.a.gain", "steering.{pair}.b.gain"),
-    ),
-    Finding(
-        "lrt-decoders-share-basis",
-        "Regressing the decoder of A's SAE on that of B's leaves a norm of {}, and unrelated decoders would leave {}",
-        ("lrt.{pair}.decoder_residual", "lrt.{pair}.decoder_residual.chance"),
-    ),
-)
 
 # What a stitch has to beat: its name and its id after the pair.
 NULLS = {
@@ -100,59 +61,9 @@ def headline(pair: str = "tiny") -> HTML:
     return relative_bars(panels, caption=" ".join(caption))
 
 
-def findings(pair: str = "tiny") -> HTML:
-    """List `FINDINGS`: each with the numbers of the recorded pairs, of `pair` and of the papers, and the verdicts."""
-    book = published()
-    claims = {claim.id: claim for claim in book.claims}
-    names = [*_recorded(), pair]
-    judged = {name: {one.id: one for one in verdicts(name, book=book)} for name in names}
-    items = [_item(one, claims[one.claim], {name: judged[name][one.claim] for name in names}) for one in FINDINGS]
-    return HTML(f'<ol class="findings">{"".join(items)}</ol>')
-
-
-def _item(finding: Finding, claim: Claim, of: Mapping[str, Verdict]) -> str:
-    """Write one finding: a sentence on the first pair that has its numbers, and beneath what the others say."""
-    known = {name: values for name in of if (values := _values(finding, read_results(name).numbers, name))}
-    first = next(iter(known), "")
-    where = {name: title_of(name) or name for name in of}
-    links = {name: link(page_of(name, claim.chapter, claim.heading), where[name]) for name in of}
-    lines = []
-    if first:
-        says = html.escape(finding.says).format(*(f"<b>{value}</b>" for value in known[first]))
-        lines.append(f"{says} ({links[first]}).")
-    for name in of:
-        if name not in known:
-            command = html.escape(command_for(name, claim.chapter))
-            lines.append(f"{html.escape(where[name])}, not run: <code>{command}</code>.")
-        elif name != first:
-            lines.append(f"{links[name]}: {' and '.join(known[name])}.")
-    papers, numbers = published().pairs, published().numbers
-    theirs = [f"{name} {' and '.join(values)}" for name in papers if (values := _values(finding, numbers, name))]
-    lines.append(f"Published: {'; '.join(theirs)}." if theirs else "The papers print no such number.")
-    decided = [
-        f"{html.escape(where[name])}: <b>{of[name].verdict}</b>" for name in known if of[name].verdict != "not run"
-    ]
-    verdict = "; ".join(decided) or "no run has all the numbers that decide it"
-    lines.append(f"The claim: {html.escape(claim.text)} {verdict}.")
-    sentence, *rest = lines
-    return f"<li>{sentence}{''.join(f'<small>{line}</small>' for line in rest)}</li>"
-
-
-def _values(finding: Finding, numbers: Mapping[str, object], pair: str) -> list[str]:
-    """Write the finding's numbers with their intervals, or none if one of them is missing."""
-    values = [with_interval(numbers, id.replace("{pair}", pair)) for id in finding.numbers]
-    return values if all(values) else []
-
-
-def _recorded() -> list[str]:
-    """Name the pairs that are recorded and whose numbers count."""
-    recorded = {page.parent.name for page in recorded_pages(project_root())}
-    return [name for name in pairs_with_results() if name in recorded]
-
-
 def _ran(id: str, pair: str) -> list[str]:
     """Name those of the recorded pairs and `pair` that have the number."""
-    return [name for name in (*_recorded(), pair) if id.replace("{pair}", name) in read_results(name).numbers]
+    return [name for name in (*pairs_recorded(), pair) if id.replace("{pair}", name) in read_results(name).numbers]
 
 
 def _stitched(numbers: Mapping, pair: str, condition: str, host: str) -> Bar:

@@ -165,8 +165,8 @@ def _slim(page: dict[str, Any], chapters: set[str], about: Mapping[str, Any]) ->
                 drawings = [kind for kind in ("image/png", "image/svg+xml") if kind in data]
                 for kind in sorted(drawings, key=lambda kind: len("".join(data[kind])))[1:]:
                     del data[kind]
-            if "text/html" in data:
-                data["text/html"] = _with_links("".join(data["text/html"]), note["pair"], chapters)
+            for kind in (kind for kind in data if kind.endswith("text/html")):  # glued or not
+                data[kind] = _with_links("".join(data[kind]), note["pair"], chapters)
     titles = [cell for cell in page["cells"] if cell["cell_type"] == "markdown" and "".join(cell["source"]).strip()]
     if titles:
         title, _, rest = "".join(titles[0]["source"]).partition("\n")

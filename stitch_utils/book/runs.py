@@ -33,7 +33,7 @@ from ..data.text_files import text_files_key
 from ..utils.cache import PACKAGE
 from ..utils.files import digest, tree_digest, write_whole
 from .chapters import (
-    SHOW_RECORDS,
+    HOME_PAIR,
     SUMMARIES,
     RequestError,
     chapter_names,
@@ -44,7 +44,6 @@ from .chapters import (
     refusing,
 )
 
-HOME_PAIR = "tiny"
 RUNS = Path("book", "runs")
 EXPLAINED = ("HubError", "HubBusy", "NotWritten")  # errors of the surroundings, which no line of a traceback helps with
 
@@ -140,7 +139,7 @@ def plan(
     shared = {
         "package": tree_digest(PACKAGE, "**/*"),
         "requirements": digest(root / "requirements.lock"),
-        "published": tree_digest(root, "book/published.yml", "book/departures.yml"),
+        "published": tree_digest(root, "book/published.yml", "book/findings.yml", "book/departures.yml"),
     }
     runs = []
     for name in names:
@@ -172,7 +171,7 @@ def key_of(root: Path, run: Run) -> str:
         ingredients["unclaimed"] = tree_digest(root, "book/unclaimed.yml")
         pages = [page for page in (root / RUNS).glob("*/[!.]*.ipynb") if page.stem not in SUMMARIES]
         ingredients["pages"] = sorted(page.relative_to(root).as_posix() for page in pages)  # summaries link them
-    if run.chapter in SHOW_RECORDS and run.pair == HOME_PAIR:
+    if run.pair == HOME_PAIR:  # its pages open with what is recorded of others
         ingredients["recorded"] = tree_digest(root, "book/recorded/**/*")
     return hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()
 
@@ -241,7 +240,7 @@ def execute(run: Run, key: str) -> float:
         seconds = round(time.monotonic() - started, 1)
         for cell in page.cells:
             if "injected-parameters" in cell.metadata.get("tags", ()):
-                cell.metadata.tags.append("hide-input")  # as the chapter's own parameters are
+                cell.metadata.tags.append("remove-input")  # as the chapter's own parameters are
         page.metadata.papermill.update(input_path=f"book/{run.chapter}.md", output_path=run.page.as_posix())
         note = {"key": key, "results": digest(run.results), "pair": run.pair, "chapter": run.chapter}
         note |= {"scale": run.parameters.get("scale"), "parameters": run.parameters, "seconds": seconds}

@@ -185,6 +185,10 @@ class LanguageSweep(Sweep):
             if some:
                 found[f"figure3c.{pair}.near_zero{suffix}"] = sum(gap <= 0.25 for gap in some) / len(some)
                 found[f"figure3c.{pair}.near_one{suffix}"] = sum(gap >= 0.75 for gap in some) / len(some)
+        found[f"figure3c.{pair}.high"] = sum(gap >= 0.75 for gap in gaps.values())
+        found[f"figure3c.{pair}.high_where_native_fails"] = found[f"figure3c.{pair}.high"] - sum(
+            g >= 0.75 for g in works
+        )
         able = self.able()
         found[f"figure11.{pair}.able"] = len(able)
         for suffix, of in (("", self.config.languages), ("_where_native_works", able)):

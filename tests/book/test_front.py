@@ -1,4 +1,4 @@
-"""The front page: its figure and its findings, with all numbers, with some, and with none."""
+"""The front page: its figure, with all numbers, with some, and with none; its schematic."""
 
 import re
 import shutil
@@ -7,8 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from stitch_utils.book.claims import published
-from stitch_utils.book.front import FINDINGS, findings, headline
+from stitch_utils.book.front import headline
 from stitch_utils.book.results import write_results
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -80,39 +79,12 @@ def test_the_strongest_null_is_shown_and_the_bigram_model_of_the_small_model(pap
 
 def test_a_recorded_pair_leads_and_what_was_not_run_says_so(papers):
     assert plain(headline("tiny")) == "Not run: .venv/bin/stitch-book run --pair tiny --chapter stitching."
-    assert plain(findings("tiny")).count("Embedded pair, not run: .venv/bin/stitch-book run") == len(FINDINGS)
     write_results("tiny", "stitching", losses("tiny"))
     write_results("mine", "stitching", losses("mine", **{"a_to_b.increase": 0.3}))
     (papers / "book" / "recorded" / "mine").mkdir(parents=True)
     (papers / "results" / "mine").rename(papers / "book" / "recorded" / "mine" / "results")
     (papers / "book" / "recorded" / "mine" / "stitching.ipynb").write_text('"## What it does to prediction"')
     assert bars(headline("tiny"))["A → B", "stitched"][1] == "1.50 nats, +30.0% [+40.0%, +60.0%]"
-    first, second, *_ = re.findall("<li>(.*?)</li>", findings("tiny").data)
-    assert first.startswith("Going on") and "<b>+30.0% [+40.0%, +60.0%]</b> in A → B" in first
-    assert "<small>Embedded pair: +50.0% [+40.0%, +60.0%] and +10.0%" in first
-    assert '(<a href="../../recorded/mine/stitching.html#what-it-does-to-prediction">mine</a>).<small>' in first
-    assert "mine: <b>inconclusive</b>; Embedded pair: <b>inconclusive</b>" in first  # within 40% at one end
-    assert "Published: pythia +27.0% and +17.0%; gpt2 +11.0% and +9.1%; gemma +39.0% and +8.3%." in first
-    assert second.startswith("mine, not run: <code>.venv/bin/stitch-book run") and "gpt2 0.39 and 0.11" in second
-    assert "The claim: The transferred SAE" in second and "no run has all the numbers that decide it" in second
-
-
-def test_half_of_a_findings_numbers_are_not_shown(papers):
-    write_results("tiny", "sae_transfer", {"table2.tiny.fuv.transferred": 0.3})
-    item = re.findall("<li>(.*?)</li>", findings("tiny").data)[1]
-    assert "Embedded pair, not run" in item and "0.3" not in item.partition("Published")[0]
-
-
-def test_findings_name_claims_and_their_numbers_on_the_reference_results(papers):
-    shutil.copytree(ROOT / "tests" / "reference" / "results", papers / "results")
-    known = {claim.id for claim in published().claims}
-    assert {one.claim for one in FINDINGS} <= known and len(FINDINGS) == 5
-    items = re.findall("<li>(.*?)</li>", findings("tiny").data)
-    assert all("(Embedded pair).<small>" in item and "{" not in item for item in items)
-    assert any("Embedded pair: <b>does not hold</b>" in item for item in items)
-    sentences = [re.sub("<[^>]*>", "", item.partition("<small>")[0]) for item in items]
-    assert all(len(sentence.split()) <= 40 for sentence in sentences)
-    assert ("B → A", "bigram model") in bars(headline("tiny"))
 
 
 def test_the_schematic_says_what_it_shows_and_has_no_loose_ends():

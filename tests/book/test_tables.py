@@ -251,13 +251,13 @@ def test_tables_and_figures_are_done_once_their_numbers_exist(project):
 
 @pytest.mark.parametrize("page", ["claims", "index"])
 def test_the_summaries_run_on_the_reference_results(project, page):
-    for name in ("published.yml", "unclaimed.yml"):
+    for name in ("published.yml", "unclaimed.yml", "findings.yml"):
         shutil.copy(REPOSITORY / "book" / name, project / "book" / name)
     shutil.copytree(REPOSITORY / "tests" / "reference" / "results", project / "results")
     notebook = jupytext.read(REPOSITORY / "book" / f"{page}.md")
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert "parameters" in cells[0].metadata["tags"]
-    assert all("hide-input" in cell.metadata["tags"] for cell in cells)
+    assert all("remove-input" in cell.metadata["tags"] for cell in cells)
     space, shown = {}, ""
     for cell in cells:
         exec(cell.source, space)
@@ -290,7 +290,7 @@ def test_every_pair_with_its_pages_or_the_command_that_makes_them(project):
         (project / "book" / "runs" / pair / "first.ipynb").touch()
         write_results(pair, "first", {f"table1.{pair}.a": 1.0}, parameters={"stand_in": stand_in})
     (project / "book" / "runs" / "gpt2").mkdir()
-    (project / "book" / "runs" / "gpt2" / "carry.ipynb").touch()  # which writes no results
+    (project / "book" / "runs" / "gpt2" / "carry.ipynb").touch()  # with which no results came
     table = runs_table().data
     assert '<a href="../gpt2/carry.html">carry</a></td>' in table
     assert '<a href="../mine/first.html">first</a></td>' in table
