@@ -21,7 +21,7 @@ def paragraphs(markdown: str) -> list[str]:
     fences: list[tuple[str, bool]] = []  # the open ones, and whether they hold prose
     for line in re.sub(r"\$\$.*?\$\$", " ", markdown, flags=re.S).splitlines():
         stripped = line.strip()
-        if fences and re.fullmatch(re.escape(fences[-1][0][0]) + "{%d,}" % len(fences[-1][0]), stripped):
+        if fences and set(stripped) == set(fences[-1][0]) and len(stripped) >= len(fences[-1][0]):
             fences.pop()
             lines.append("")
         elif fences and not fences[-1][1]:
