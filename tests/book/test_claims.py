@@ -266,8 +266,8 @@ def test_what_an_interval_could_turn_is_said_in_its_digits(project):
     write_results("tiny", "first", {f"t.tiny.{name}": value for name, value in numbers.items()})
     book = Published({}, (_claim("a < b"),), ())
     verdict = verdicts("tiny", book=book)[0]
-    assert said_of_turns(verdict) == ["holds by the estimates", "does not hold if a were 1.1 or b were 0.98"]
-    assert named(verdict.ours) == ["a = 1 [0.91, 1.1]", "b = 1.05 [0.98, 1.2]", "c = 3"]
+    assert said_of_turns(verdict) == ["holds by the estimates", "does not hold if a were 1.10 or b were 0.98"]
+    assert named(verdict.ours) == ["a = 1.00 [0.91, 1.10]", "b = 1.05 [0.98, 1.20]", "c = 3"]
 
 
 def test_a_verdict_leads_to_its_section_or_to_the_command(project):
@@ -293,7 +293,7 @@ def test_the_command_says_what_the_page_says(project, capsys):
     assert main(["claims"]) == 0
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
     assert lines[:2] == ["order  partly         first: Table 1", "A is < B"]
-    said = ["ours: a = 1, b = 2 [0.9, 3]", "holds by the estimates", "partly if b were 0.9"]
+    said = ["ours: a = 1, b = 2.0 [0.9, 3.0]", "holds by the estimates", "partly if b were 0.9"]
     assert lines[2:6] == [*said, "_build/html/book/runs/tiny/first.html"]
     assert main(["claims", "--pair", "gpt2"]) == 0
     assert capsys.readouterr().out.splitlines()[2] == "    .venv/bin/stitch-book run --pair gpt2 --chapter first"

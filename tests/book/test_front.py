@@ -56,7 +56,7 @@ def test_the_headline_sets_both_directions_beside_nulls_bigrams_and_papers(paper
     write_results("tiny", "stitching", losses("tiny"))
     figure = headline("tiny")
     found = bars(figure)
-    assert found["A → B", "stitched"] == (30.0, "1.50 nats, +50.0% [+40.0%, +60.0%]")
+    assert found["A → B", "stitched"] == (30.0, "1.50 nats, +50% [+40%, +60%]")
     assert found["A → B", "the mean of the stream"] == (100.0, "5.00 nats, +400.0%")
     assert found["A → B", "bigram model"] == (60.0, "3.00 nats, +200.0%")
     assert found["B → A", "A itself"] == (20.0, "2.00 nats")
@@ -86,10 +86,10 @@ def test_a_recorded_pair_leads_and_what_was_not_run_says_so(papers):
     (papers / "book" / "recorded" / "mine").mkdir(parents=True)
     (papers / "results" / "mine").rename(papers / "book" / "recorded" / "mine" / "results")
     (papers / "book" / "recorded" / "mine" / "stitching.ipynb").write_text('"## What it does to prediction"')
-    assert bars(headline("tiny"))["A → B", "stitched"][1] == "1.50 nats, +30.0% [+40.0%, +60.0%]"
+    assert bars(headline("tiny"))["A → B", "stitched"][1] == "1.50 nats, +30% [+40%, +60%]"
     first, second, *_ = re.findall("<li>(.*?)</li>", findings("tiny").data)
-    assert first.startswith("Going on") and "<b>+30.0% [+40.0%, +60.0%]</b> in A → B" in first
-    assert "<small>Embedded pair: +50.0% [+40.0%, +60.0%] and +10.0%" in first
+    assert first.startswith("Going on") and "<b>+30% [+40%, +60%]</b> in A → B" in first
+    assert "<small>Embedded pair: +50% [+40%, +60%] and +10%" in first
     assert '(<a href="../../recorded/mine/stitching.html#what-it-does-to-prediction">mine</a>).<small>' in first
     assert "mine: <b>inconclusive</b>; Embedded pair: <b>inconclusive</b>" in first  # within 40% at one end
     assert "Published: pythia +27.0% and +17.0%; gpt2 +11.0% and +9.1%; gemma +39.0% and +8.3%." in first
