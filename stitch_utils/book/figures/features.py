@@ -7,6 +7,7 @@ Offers `correlation_histograms`, `class_densities`, `rates_and_correlations`, `r
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -30,6 +31,7 @@ from .style import (
 
 OF_TWIN = {"transferred": STITCHED, "before": MODEL_A, "after": STITCHED, "random": NULL, "components": COMPONENTS}
 OF_KIND = {"structural": STRUCTURAL, "semantic": SEMANTIC}
+CLOUD: Any = {"alpha": 0.5, "mew": 0, "rasterized": True}  # thousands of points would make a page heavy
 TICKS = (-1, -0.5, 0, 0.5, 1)
 COARSE = np.linspace(-1, 1, 21)
 
@@ -87,7 +89,7 @@ def rates_and_correlations(panels: Mapping[str, Mapping[str, tuple[np.ndarray, n
     row = panel_row(panels, (4, 3.4), "attribution correlation", sharey=True)
     for axes, values in zip(row, panels.values()):
         for kind, (rates, correlations) in values.items():
-            axes.plot(rates, correlations, "o", ms=3.5, alpha=0.55, mew=0, color=OF_KIND[kind], label=kind)
+            axes.plot(rates, correlations, "o", ms=3.5, color=OF_KIND[kind], label=kind, **CLOUD)
         axes.set(xscale="log", xlabel="share of tokens at which a feature fires", ylim=(-1.02, 1.02))
     return legend(row[0], "below")
 
@@ -119,7 +121,7 @@ def null_shares(features: Mapping[str, tuple], *, titles: Mapping[str, str]) -> 
     for axes, (twin, (sizes, shares, marked, chance)) in zip(row, features.items()):
         chosen = np.asarray(marked, dtype=bool)
         axes.axhspan(*chance, color=NULL, alpha=0.25, lw=0)
-        axes.plot(sizes[~chosen], shares[~chosen], "o", ms=3, alpha=0.5, mew=0, color=OF_TWIN[twin])
+        axes.plot(sizes[~chosen], shares[~chosen], "o", ms=3, color=OF_TWIN[twin], **CLOUD)
         axes.plot(sizes[chosen], shares[chosen], "o", ms=6, mfc="none", mec=GUIDE, mew=2, zorder=3)
         axes.set(xlabel="largest norm written", ylim=(0, 1.02))
         if len(sizes):
@@ -137,7 +139,7 @@ def first_token_attention(panels: Mapping[str, Sequence[tuple]], *, titles: Mapp
     for axes, (twin, pairs) in zip(row, panels.items()):
         axes.plot([0, 1], [0, 1], color=GUIDE, lw=1, ls="--", zorder=1)
         for attended, ablated in pairs:
-            axes.plot(attended, ablated, "o", ms=3, alpha=0.5, mew=0, color=OF_TWIN[twin])
+            axes.plot(attended, ablated, "o", ms=3, color=OF_TWIN[twin], **CLOUD)
             if len(attended):
                 axes.plot(attended.mean(), ablated.mean(), "D", ms=6, mfc=OF_TWIN[twin], mec=GROUND, zorder=3)
         axes.set(xlabel="with the feature", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")

@@ -14,10 +14,12 @@ from typing import Any, cast
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
+from IPython import get_ipython
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib_inline.config import InlineBackend
 
 MODEL_A = "#4a90d9"  # of A, or finished by A
 MODEL_B = "#7b3f9d"  # of B, or finished by B
@@ -40,10 +42,15 @@ OF_START = {"scratch": MODEL_B, "stitch": STITCHED, "rotation": NULL}
 
 
 def set_style() -> None:
-    """Give every figure one look; call it once at the head of a chapter."""
+    """Give every figure one look, and draw it as SVG on a page; call it once at the head of a chapter."""
     # Text stays text in the page's SVG, so that it can be searched and read aloud.
     settings = {"figure.dpi": 110, "svg.fonttype": "none", "axes.spines.top": False, "axes.spines.right": False}
+    settings["svg.hashsalt"] = "stitch"  # two runs draw one file
     sns.set_theme(style="whitegrid", font_scale=0.9, rc=settings)
+    if (shell := get_ipython()) is not None:
+        inline = InlineBackend.instance(parent=shell)
+        inline.print_figure_kwargs = {**inline.print_figure_kwargs, "metadata": {"Date": None}}
+        inline.figure_formats = {"svg"}
 
 
 def panel(size: tuple, **settings: Any) -> Axes:

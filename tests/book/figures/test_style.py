@@ -7,6 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.core.pylabtools import print_figure
+from matplotlib import rc_context
 from matplotlib.colors import is_color_like, to_rgb
 
 from stitch_utils.book.figures import style
@@ -108,3 +111,19 @@ def test_the_front_page_has_the_colours_of_the_figures():
     found = dict(re.findall(r"--([\w-]+): (#\w+);", day))
     assert {"model-a", "model-b", "stitched", "null", "yardstick", "published"} == set(found)
     assert found == {name: PALETTE[name.replace("-", "_").upper()] for name in found}
+
+
+def test_figures_of_a_page_are_drawings_that_two_runs_draw_alike(monkeypatch):
+    shell = InteractiveShell()
+    monkeypatch.setattr(style, "get_ipython", lambda: shell)
+    monkeypatch.setattr(style.InlineBackend, "_instance", None)
+    with rc_context():
+        style.set_style()
+        inline = style.InlineBackend.instance()
+        drawn = []
+        for _ in range(2):
+            axes = panel((2, 2), title="told")
+            axes.plot([0, 1])
+            drawn.append(print_figure(axes.figure, fmt=next(iter(inline.figure_formats)), **inline.print_figure_kwargs))
+    assert inline.figure_formats == {"svg"} and ">told</text>" in drawn[0] and drawn[0] == drawn[1]
+    style.InlineBackend.clear_instance()
