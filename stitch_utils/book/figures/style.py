@@ -32,7 +32,7 @@ YARDSTICK = "#004f38"  # what needs no transfer: counts of tokens, instructions 
 PUBLISHED = "#222222"  # what the papers print or prescribe
 STRUCTURAL = "#0b4f6c"  # of structural features
 SEMANTIC = "#d9ad00"  # of semantic features
-GUIDE = "#5a5a5a"  # no data: lines to read by, and their names
+GUIDE = "#616161"  # no data: lines to read by, and their names
 GROUND = "#ffffff"  # of the figures
 BETWEEN: Any = sns.blend_palette([STITCHED, STITCHED_OTHERWISE], as_cmap=True)  # several of what is carried
 SCALE = "viridis"  # of a map of numbers
