@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from browser import needs_chromium, opened
 from docutils import nodes
 from docutils.utils import new_document
 
@@ -119,3 +120,41 @@ def test_a_symbol_has_one_row():
     rows = re.findall(r"^\| (.*?) \|", PAGE.read_text(encoding="utf-8"), re.M)[1:]
     symbols = [symbol for row in rows for symbol in row.split(", ")]
     assert len(symbols) > 30 and len(set(symbols)) == len(symbols)
+
+
+# Reaches a term by the keyboard and by Escape, and writes down what is seen.
+REACH = """<script>
+addEventListener("load", () => {
+  const shown = document.querySelector(".definition"), link = document.querySelector(".defined > a"), seen = [];
+  const look = () => {
+    const box = shown.getBoundingClientRect();
+    const within = box.left >= 0 && box.right <= innerWidth && box.bottom <= innerHeight;
+    seen.push(box.width ? [shown.textContent, within] : null);
+  };
+  look();
+  link.focus();
+  look();
+  document.dispatchEvent(new KeyboardEvent("keydown", {key: "Escape"}));
+  look();
+  link.blur();
+  link.focus();
+  look();
+  fetch("@REPORT@", {method: "POST", mode: "no-cors", body: JSON.stringify(seen)});
+});
+</script>"""
+
+
+@needs_chromium
+@pytest.mark.parametrize("width", [390, 1400])
+def test_a_definition_is_seen_at_the_keyboards_focus_and_leaves_at_escape(definitions, tmp_path, width):
+    writer = SimpleNamespace(body=["<p>At the end of a line of text, to the right, a long way: "])
+    node = definitions.defined("", "SAE", definition="Reads and writes. " * 9, place="x", page="symbols.html")
+    definitions._visit(writer, node)
+    writer.body.append("SAE")
+    definitions._depart(writer, node)
+    style = (ROOT / "book" / "_static" / "book.css").read_text(encoding="utf-8")
+    page = tmp_path / "page.html"
+    head = f"<head><style>{style}</style><script>{definitions.SCRIPT}</script></head>"
+    page.write_text(f"<html>{head}<body>{''.join(writer.body)}</p></body></html>", encoding="utf-8")
+    shown = ["Reads and writes. " * 9, True]
+    assert opened(page, REACH, width=width) == [None, shown, None, shown]
