@@ -68,8 +68,12 @@ def toc_files(root: Path) -> list[str]:
 
 
 def chapter_names(root: Path) -> list[str]:
-    """List the chapters of `_toc.yml` that have a source, in its order but with the summaries last."""
-    found = dict.fromkeys(PurePosixPath(file).name for file in toc_files(root))
+    """List the chapters of `_toc.yml` that have a source, in its order but with the summaries last.
+
+    A file in `book` itself is a page of plain text, and not the run of a chapter.
+    """
+    files = (PurePosixPath(file) for file in toc_files(root))
+    found = dict.fromkeys(file.name for file in files if file.parent != PurePosixPath("book"))
     names = [name for name in found if (root / "book" / f"{name}.md").is_file()]
     return [name for name in names if name not in SUMMARIES] + [name for name in SUMMARIES if name in names]
 

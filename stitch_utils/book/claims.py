@@ -17,11 +17,10 @@ claims and numbers that cover it, or why there is no claim.
 
 Offers `published`, which reads the first file into a `Published` of `Claim`s and `Figure`s; `unclaimed`, which reads
 the second into an `Unclaimed` of `Statement`s; `verdicts`, which compares claims with our results as `Verdict`s; and,
-to print these, `VERDICTS`, `with_interval`, `named` and `said_of_turns`.
+to print these, `VERDICTS`, `named` and `said_of_turns`.
 """
 
 import functools
-import math
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,6 +30,7 @@ from typing import Any, NamedTuple
 from ..utils.files import project_root
 from ..utils.yaml_files import mapping, parse_yaml
 from .chapters import command_for, page_of, pair_file
+from .digits import parts, with_interval
 from .predicates import FUNCTIONS, compiled, meets
 from .results import read_results
 
@@ -262,12 +262,6 @@ def verdicts(pair: str, *, book: Published | None = None, file: str = "") -> lis
     return rows
 
 
-def with_interval(values: Mapping[str, object], name: str) -> str:
-    """Write `value [low, high]`, from a number and its `.low` and `.high`, in digits that are worth printing."""
-    middle, low, high = (_printed(values, name, suffix) for suffix in ("", ".low", ".high"))
-    return f"{middle} [{low}, {high}]".strip() if low or high else middle
-
-
 def named(values: Mapping[str, float]) -> list[str]:
     """Write `name = value [low, high]` for each name of a verdict's numbers."""
     return [f"{name} = {with_interval(values, name)}" for name in dict.fromkeys(id.split(".")[0] for id in values)]
@@ -281,22 +275,9 @@ def said_of_turns(verdict: Verdict) -> list[str]:
     ends: dict[str, list[str]] = {}
     for end, other in verdict.turns.items():
         name, _, side = end.rpartition(".")
-        ends.setdefault(other, []).append(f"{name} were {_printed(verdict.ours, name, '.' + side)}")
+        ends.setdefault(other, []).append(f"{name} were {parts(verdict.ours, name)['.' + side]}")
     first = [f"{verdict.estimates} by the estimates"] * (verdict.estimates != verdict.verdict)
     return first + [f"{other} if {' or '.join(found)}" for other, found in ends.items()]
-
-
-def _printed(values: Mapping[str, object], name: str, suffix: str) -> str:
-    """Write a number in two digits of its interval's width if it has one, else in four; an increase in percent."""
-    number, low, high = (values.get(name + end) for end in (suffix, ".low", ".high"))
-    if not isinstance(number, int | float):
-        return "" if number is None else str(number)
-    if name.endswith("increase"):
-        return f"{round(number, 3) + 0.0:+.1%}"  # + 0.0, since -0.0 would print its sign
-    digits = 15
-    if isinstance(low, int | float) and isinstance(high, int | float) and 0 < high - low < math.inf:
-        digits = 1 - math.floor(math.log10(high - low))
-    return f"{round(number, digits) + 0.0:.4g}"
 
 
 def _parts(path: Path, text: str, *names: str) -> dict[str, Any]:

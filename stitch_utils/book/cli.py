@@ -171,7 +171,7 @@ def build(root: Path) -> None:
     Of a chapter that was run here and is recorded too, the run's page is shown (`book/_ext/recorded.py`).
     """
     sources = ["book/runs/**/*.ipynb", "book/recorded/**/*.ipynb", "book/references.bib", "book/_static/**/*"]
-    sources += ["_config.yml", "_toc.yml"]
+    sources += ["book/symbols.md", "book/_ext/*.py", "_config.yml", "_toc.yml"]
     stamp = root / "_build" / ".stamp"
     with _lock(root):  # nobody renders what another is writing
         files = [Path(file) for file in toc_files(root) if Path(file).parent == RUNS / HOME_PAIR]

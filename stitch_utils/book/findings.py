@@ -24,7 +24,8 @@ from IPython.display import HTML
 from ..utils.files import project_root
 from ..utils.yaml_files import build, check_entries, mapping, parse_yaml
 from .chapters import HOME_PAIR, command_for, one_line, page_of, recorded_pages
-from .claims import Claim, Published, Verdict, published, verdicts, with_interval
+from .claims import Claim, Published, Verdict, published, verdicts
+from .digits import with_interval
 from .markup import badge, code, link
 from .results import pairs_with_results, read_results
 from .tables import title_of

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from IPython.display import HTML
 
 from .chapters import command_for, page_of
-from .claims import published, with_interval
+from .claims import published
+from .digits import with_interval
 from .figures.front import Bar, relative_bars
 from .findings import pairs_recorded
 from .markup import link
@@ -44,7 +45,7 @@ def headline(pair: str = "tiny") -> HTML:
         if (bigram := _bigram(numbers, name, condition, host)) is None:
             without.append(host.upper())
         else:
-            bars.append(_beside("bigram model", bigram, own[host]))
+            bars.append(_beside("bigram model", bigram, own[host], "yardstick"))
         bars.append(_beside(null, loss, own[host]))
         panels[f"{_arrow(condition)}: {host.upper()} goes on from the other's stream"] = bars
         costs.append((with_interval(numbers, f"table1.{name}.{condition}.increase"), f"{loss / own[host] - 1:+.1%}"))
@@ -92,8 +93,8 @@ def _bigram(numbers: Mapping, pair: str, condition: str, host: str) -> float | N
     return None if relative is None else numbers[f"table1.{pair}.{condition}"] / (1 + relative)
 
 
-def _beside(name: str, loss: float, own: float) -> Bar:
-    return Bar(name, loss / own, f"{loss:.2f} nats, {loss / own - 1:+.1%}")
+def _beside(name: str, loss: float, own: float, kind: str = "null") -> Bar:
+    return Bar(name, loss / own, f"{loss:.2f} nats, {loss / own - 1:+.1%}", kind)
 
 
 def _of_papers(condition: str, host: str) -> list[Bar]:

@@ -21,7 +21,8 @@ from ..data.pairs import known_pairs, load_pair
 from ..utils.files import project_root
 from .chapters import SUMMARIES, command_for, page_of, pair_file, recorded_pages
 from .claim_rows import claim_row, filters, not_run, was_run
-from .claims import VERDICTS, Published, Statement, published, unclaimed, verdicts, with_interval
+from .claims import VERDICTS, Published, Statement, published, unclaimed, verdicts
+from .digits import with_interval
 from .markup import badge, code, fold, link, table
 from .results import pairs_with_results, read_results
 

@@ -37,6 +37,10 @@ def test_chapters_come_in_reading_order_with_the_summaries_last(bare_book):
     assert chapter_names(bare_book) == ["words", "numbers"]
     (bare_book / "book" / "index.md").touch()
     assert chapter_names(bare_book) == ["words", "numbers", "index"]
+    toc["parts"].append({"caption": "Two", "chapters": [{"file": "book/symbols"}]})
+    (bare_book / "_toc.yml").write_text(yaml.safe_dump(toc))
+    (bare_book / "book" / "symbols.md").touch()
+    assert chapter_names(bare_book) == ["words", "numbers", "index"]  # a page without code is no chapter
 
 
 @pytest.mark.parametrize(

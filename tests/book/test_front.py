@@ -55,7 +55,7 @@ def test_the_headline_sets_both_directions_beside_nulls_bigrams_and_papers(paper
     write_results("tiny", "stitching", losses("tiny"))
     figure = headline("tiny")
     found = bars(figure)
-    assert found["A → B", "stitched"] == (30.0, "1.50 nats, +50.0% [+40.0%, +60.0%]")
+    assert found["A → B", "stitched"] == (30.0, "1.50 nats, +50% [+40%, +60%]")
     assert found["A → B", "the mean of the stream"] == (100.0, "5.00 nats, +400.0%")
     assert found["A → B", "bigram model"] == (60.0, "3.00 nats, +200.0%")
     assert found["B → A", "A itself"] == (20.0, "2.00 nats")
@@ -84,7 +84,7 @@ def test_a_recorded_pair_leads_and_what_was_not_run_says_so(papers):
     (papers / "book" / "recorded" / "mine").mkdir(parents=True)
     (papers / "results" / "mine").rename(papers / "book" / "recorded" / "mine" / "results")
     (papers / "book" / "recorded" / "mine" / "stitching.ipynb").write_text('"## What it does to prediction"')
-    assert bars(headline("tiny"))["A → B", "stitched"][1] == "1.50 nats, +30.0% [+40.0%, +60.0%]"
+    assert bars(headline("tiny"))["A → B", "stitched"][1] == "1.50 nats, +30% [+40%, +60%]"
 
 
 def test_the_schematic_says_what_it_shows_and_has_no_loose_ends():

@@ -68,8 +68,8 @@ def test_beside_puts_ours_first_in_the_rows_of_the_labels(project):
     frame = beside("tiny", "table1.", labels=labels)
     assert list(frame.columns) == ["tiny", "big, published"]
     assert list(frame.index) == ["A", "B", "gain", "more"]
-    assert list(frame["tiny"]) == ["", "2 [1.5, 2.5]", "", "1"]
-    assert list(frame["big, published"]) == ["3", "2 [1.9, 2.1]", "[0.3, ]", ""]
+    assert list(frame["tiny"]) == ["", "2.00 [1.50, 2.51]", "", "1"]
+    assert list(frame["big, published"]) == ["3", "2.0 [1.9, 2.1]", "[0.3, ]", ""]
     assert list(beside("tiny", "table1", labels=labels)["tiny"]) == list(frame["tiny"])
     assert list(beside("big", "table1", labels=labels).columns) == ["big", "big, published"]
     assert list(beside("tiny", "table99", labels={"a": "A"})["tiny"]) == [""]
@@ -80,7 +80,7 @@ def test_beside_puts_ours_first_in_the_rows_of_the_labels(project):
 def test_what_a_paper_prints_as_a_bound_is_shown_as_one(project):
     path = project / "book" / "published.yml"
     path.write_text(path.read_text("utf-8").replace("  table1.big.a: 3.0", '  table1.big.a: "<1%"'), "utf-8")
-    assert list(beside("tiny", "table1", labels={"a": "A", "b": "B"})["big, published"]) == ["<1%", "2 [1.9, 2.1]"]
+    assert list(beside("tiny", "table1", labels={"a": "A", "b": "B"})["big, published"]) == ["<1%", "2.0 [1.9, 2.1]"]
     assert "table1.big.a" not in published().numbers and published().bounds == {"table1.big.a": "<1%"}
     assert next(found for found in verdicts("big") if found.id == "order").published_verdict == ""
     path.write_text(path.read_text("utf-8").replace("<1%", "about 1%"), "utf-8")
@@ -101,7 +101,7 @@ def test_every_share_stands_over_what_it_costs(project):
     table = shares_and_costs("tiny", "table5", {"de": "German", "fr": "<fr>"}, {"native": "own", "random": "random"})
     assert re.findall(r"<th [^>]*>(.*?)</th>", table.data) == ["", "own", "random"]
     rows = [[_plain(cell) for cell in _cells(row)] for row in table.data.split("<tr>")[2:]]
-    assert rows == [["German", "0.5 [0.4, 0.61]|+0.70 nats", ""], ["&lt;fr&gt;", "1", ""]]
+    assert rows == [["German", "0.50 [0.40, 0.61]|+0.70 nats", ""], ["&lt;fr&gt;", "1", ""]]
 
 
 def test_a_claims_row_has_ours_published_interval_and_verdict_of_each_pair(project):
@@ -125,7 +125,7 @@ def test_a_claims_row_has_ours_published_interval_and_verdict_of_each_pair(proje
     assert about == ("Table 1; order|Holds if a is below b: a &lt; b|Partly if a is below 1.1 times b: a &lt; 1.1 * b")
     assert tiny == ("tiny: partly|holds by the estimates|partly if b were 0.95|a = 1|b = 2 [0.95, ]|first: The b")
     assert other == "other: does not hold|a = 2|b = 1|first: The b"
-    assert big == "big, published: does not hold|a = 3|b = 2 [1.9, 2.1]"
+    assert big == "big, published: does not hold|a = 3|b = 2.0 [1.9, 2.1]"
     assert '<br><a href="../tiny/first.html#the-b">first: The b</a></p>' in order
     assert 'href="../other/first.html#the-b"' in order and full.data == claims_table("tiny").data
     here = claims_table("tiny", chapter="first").data

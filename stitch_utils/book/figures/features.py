@@ -7,15 +7,31 @@ Offers `correlation_histograms`, `class_densities`, `rates_and_correlations`, `r
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from .style import BLUE, BROWN, GREY, ORANGE, PURPLE, figure_of, intervals, legend, panel_row, round_ticks
+from .style import (
+    COMPONENTS,
+    GROUND,
+    GUIDE,
+    MODEL_A,
+    NULL,
+    SEMANTIC,
+    STITCHED,
+    STRUCTURAL,
+    figure_of,
+    intervals,
+    legend,
+    panel_row,
+    round_ticks,
+)
 
-OF_TWIN = {"transferred": BLUE, "before": BLUE, "after": PURPLE, "random": GREY, "components": BROWN}
-OF_KIND = {"structural": PURPLE, "semantic": ORANGE}
+OF_TWIN = {"transferred": STITCHED, "before": MODEL_A, "after": STITCHED, "random": NULL, "components": COMPONENTS}
+OF_KIND = {"structural": STRUCTURAL, "semantic": SEMANTIC}
+CLOUD: Any = {"alpha": 0.5, "mew": 0, "rasterized": True}  # thousands of points would make a page heavy
 TICKS = (-1, -0.5, 0, 0.5, 1)
 COARSE = np.linspace(-1, 1, 21)
 
@@ -27,7 +43,7 @@ def correlation_histograms(panels: Mapping[str, Mapping[str, np.ndarray]], *, la
         for twin, some in values.items():
             axes.hist(some, bins=40, range=(-1, 1), density=True, alpha=0.6, color=OF_TWIN[twin], label=labels[twin])
         axes.set(xlabel="attribution correlation", xlim=(-1, 1), xticks=TICKS)
-        axes.axvline(0, color="#222222", lw=0.8)
+        axes.axvline(0, color=GUIDE, lw=0.8)
     return legend(row[0], "below")
 
 
@@ -52,13 +68,13 @@ def class_densities(
             bottom = bottom + density / total
             below.stairs(density, COARSE, color=color, fill=True, alpha=0.4)
             below.stairs(density, COARSE, color=color, lw=1.4, label=f"{kind} ({len(values[kind])})")
-        above.axhline(0.5, color="white", lw=1)
+        above.axhline(0.5, color=GROUND, lw=1)
         counts, _ = np.histogram(np.concatenate(list(values.values())), bins=COARSE)
         for place in np.flatnonzero(counts):
             middle = (COARSE[place] + COARSE[place + 1]) / 2
             above.text(middle, 1.03, str(counts[place]), ha="center", va="bottom", rotation=90, fontsize=6)
         for number, (null, band) in enumerate(bands[title].items()):
-            below.axvspan(*band, color=GREY, alpha=0.5 / (1 + number), lw=0, label=null)
+            below.axvspan(*band, color=NULL, alpha=0.5 / (1 + number), lw=0, label=null)
         above.set(ylim=(0, 1))
         above.set_title(title, pad=22)  # above the numbers
         below.set(xlabel="attribution correlation", xlim=(-1, 1), xticks=TICKS)
@@ -73,20 +89,23 @@ def rates_and_correlations(panels: Mapping[str, Mapping[str, tuple[np.ndarray, n
     row = panel_row(panels, (4, 3.4), "attribution correlation", sharey=True)
     for axes, values in zip(row, panels.values()):
         for kind, (rates, correlations) in values.items():
-            axes.plot(rates, correlations, "o", ms=3.5, alpha=0.55, mew=0, color=OF_KIND[kind], label=kind)
+            axes.plot(rates, correlations, "o", ms=3.5, color=OF_KIND[kind], label=kind, **CLOUD)
         axes.set(xscale="log", xlabel="share of tokens at which a feature fires", ylim=(-1.02, 1.02))
     return legend(row[0], "below")
 
 
 def recovery_by_versions(panels: Mapping[str, Mapping[str, Sequence[tuple]]]) -> Figure:
-    """Draw {title: {measure: [estimate for 1, 2, ... versions]}}; the third and fourth measure are dashed."""
+    """Draw {title: {measure: [estimate for 1, 2, ... versions]}}.
+
+    The third and fourth measure are dashed, the second and fourth hollow.
+    """
     row = panel_row(panels, (4, 3.2), "agreement with the grammar", sharey=True)
     for axes, measures in zip(row, panels.values()):
         for number, (measure, estimates) in enumerate(measures.items()):
-            line, color = ("o-", "s--")[number // 2], (PURPLE, BLUE)[number % 2]
+            line, inside = ("o-", "s--")[number // 2], (GUIDE, GROUND)[number % 2]
             places = np.arange(1, len(estimates) + 1) + 0.1 * (number // 2)  # beside each other, to be told apart
-            intervals(axes, places, estimates, fmt=line, ms=4, capsize=2, color=color, label=measure)
-        axes.axhline(0.5, color=GREY, lw=1, ls="--")
+            intervals(axes, places, estimates, fmt=line, ms=4, capsize=2, color=GUIDE, mfc=inside, label=measure)
+        axes.axhline(0.5, color=NULL, lw=1, ls="--")
         axes.set(xlabel="versions of a sentence, k", xticks=range(1, len(next(iter(measures.values()))) + 1))
     return legend(row[0], "below")
 
@@ -101,9 +120,9 @@ def null_shares(features: Mapping[str, tuple], *, titles: Mapping[str, str]) -> 
     row = panel_row([titles[twin] for twin in features], (3.3, 3.3), ylabel, sharey=True)
     for axes, (twin, (sizes, shares, marked, chance)) in zip(row, features.items()):
         chosen = np.asarray(marked, dtype=bool)
-        axes.axhspan(*chance, color=GREY, alpha=0.25, lw=0)
-        axes.plot(sizes[~chosen], shares[~chosen], "o", ms=3, alpha=0.5, mew=0, color=OF_TWIN[twin])
-        axes.plot(sizes[chosen], shares[chosen], "o", ms=6, mfc="none", mec=ORANGE, mew=2, zorder=3)
+        axes.axhspan(*chance, color=NULL, alpha=0.25, lw=0)
+        axes.plot(sizes[~chosen], shares[~chosen], "o", ms=3, color=OF_TWIN[twin], **CLOUD)
+        axes.plot(sizes[chosen], shares[chosen], "o", ms=6, mfc="none", mec=GUIDE, mew=2, zorder=3)
         axes.set(xlabel="largest norm written", ylim=(0, 1.02))
         if len(sizes):
             axes.set_xscale("log")
@@ -118,10 +137,10 @@ def first_token_attention(panels: Mapping[str, Sequence[tuple]], *, titles: Mapp
     """
     row = panel_row([titles[twin] for twin in panels], (3.2, 3.3), "path ablated", sharey=True)
     for axes, (twin, pairs) in zip(row, panels.items()):
-        axes.plot([0, 1], [0, 1], color=GREY, lw=1, ls="--", zorder=1)
+        axes.plot([0, 1], [0, 1], color=GUIDE, lw=1, ls="--", zorder=1)
         for attended, ablated in pairs:
-            axes.plot(attended, ablated, "o", ms=3, alpha=0.5, mew=0, color=OF_TWIN[twin])
+            axes.plot(attended, ablated, "o", ms=3, color=OF_TWIN[twin], **CLOUD)
             if len(attended):
-                axes.plot(attended.mean(), ablated.mean(), "D", ms=6, mfc=OF_TWIN[twin], mec="white", zorder=3)
+                axes.plot(attended.mean(), ablated.mean(), "D", ms=6, mfc=OF_TWIN[twin], mec=GROUND, zorder=3)
         axes.set(xlabel="with the feature", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
     return figure_of(row[0])

@@ -13,12 +13,14 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from .style import (
-    BLUE,
-    BROWN,
-    GREY,
+    COMPONENTS,
+    GUIDE,
+    MODEL_A,
+    MODEL_B,
+    NULL,
     OF_MODEL,
-    ORANGE,
-    PURPLE,
+    STITCHED,
+    STITCHED_OTHERWISE,
     figure_of,
     interval_rows,
     intervals,
@@ -28,8 +30,8 @@ from .style import (
     panel_row,
 )
 
-OF_CONDITION = {"native": PURPLE, "main": BLUE, "unbiased": BLUE, "bias": ORANGE, "transferred": ORANGE}
-OF_CONDITION |= {"components": BROWN, "random": GREY}
+OF_CONDITION = {"native": MODEL_B, "main": STITCHED, "unbiased": STITCHED, "bias": STITCHED_OTHERWISE}
+OF_CONDITION |= {"transferred": STITCHED, "components": COMPONENTS, "random": NULL}
 
 
 def map_errors(lengths: Mapping[str, Mapping[str, tuple]], means: Mapping[str, float]) -> Figure:
@@ -37,7 +39,7 @@ def map_errors(lengths: Mapping[str, Mapping[str, tuple]], means: Mapping[str, f
     figure, panels = plt.subplots(1, len(lengths), figsize=(9, 2.6), sharey=True, layout="constrained")
     for axes, (side, values) in zip(panels, lengths.items()):
         interval_rows(axes, values, [OF_MODEL[side]] * len(values), ms=5)
-        axes.axvline(means[side], color=GREY, lw=1, ls="--")
+        axes.axvline(means[side], color=GUIDE, lw=1, ls="--")
         axes.set(xlabel=f"mean length of the error, towards {side.upper()}")
     return figure
 
@@ -48,7 +50,7 @@ def answers(doses: Sequence, responses: Mapping[str, Mapping], *, titles: Mappin
     for axes, curves in zip(grid, responses.values()):
         for condition, values in curves.items():
             axes.plot(doses, values, "o-", ms=3, lw=1.5, color=OF_CONDITION[condition], label=titles[condition])
-        axes.axvline(0, color=GREY, lw=0.6)
+        axes.axvline(0, color=GUIDE, lw=0.6)
     return legend(grid[0], "below", ncols=len(titles))
 
 
@@ -56,8 +58,8 @@ def recipes(columns: Mapping[str, Mapping[str, tuple]]) -> Figure:
     """Draw what each recipe does, {quantity: {recipe: estimate}}; dotted: what the first one does."""
     figure, panels = plt.subplots(1, len(columns), figsize=(10, 3), sharey=True, layout="constrained")
     for axes, (title, values) in zip(panels, columns.items()):
-        interval_rows(axes, values, [PURPLE] * len(values), ms=5)
-        axes.axvline(next(iter(values.values()))[0], color=GREY, lw=1, ls=":")
+        interval_rows(axes, values, [STITCHED] * len(values), ms=5)
+        axes.axvline(next(iter(values.values()))[0], color=GUIDE, lw=1, ls=":")
         axes.set(xlabel=title)
     return figure
 
@@ -89,9 +91,9 @@ def decoder_residuals(norms: Mapping[str, tuple[float, float, tuple]]) -> Figure
     """
     axes = panel((7, 1.6 + 0.5 * len(norms)), xlabel="Frobenius norm of what is left")
     (left, chance, shuffled), rows = zip(*norms.values()), np.arange(len(norms))
-    interval_rows(axes, dict(zip(norms, shuffled)), [GREY] * len(norms), fmt="s", ms=5)
-    line = axes.vlines(chance, rows - 0.3, rows + 0.3, color="#222222", lw=1.5, capstyle="round")
-    (dots,) = axes.plot(left, rows, "o", ms=7, color=ORANGE)
+    interval_rows(axes, dict(zip(norms, shuffled)), [NULL] * len(norms), fmt="s", ms=5)
+    line = axes.vlines(chance, rows - 0.3, rows + 0.3, color=NULL, lw=1.5, capstyle="round")
+    (dots,) = axes.plot(left, rows, "o", ms=7, color=MODEL_A)
     axes.set_xlim(0.9 * min(*left, *chance), 1.03 * max(*left, *chance))
     entries = {"chance, closed form": line, "residual norm": dots, "rows shuffled": axes.containers[0]}
     return legend(axes, "beside", handles=entries.values(), labels=entries)

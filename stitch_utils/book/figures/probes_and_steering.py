@@ -15,11 +15,17 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from .style import (
-    BROWN,
-    GREY,
+    BETWEEN,
+    COMPONENTS,
+    COMPONENTS_RETRAINED,
+    GROUND,
+    GUIDE,
+    NULL,
     OF_MODEL,
-    OF_START,
-    ORANGE,
+    PUBLISHED,
+    STITCHED,
+    STITCHED_OTHERWISE,
+    YARDSTICK,
     figure_of,
     intervals,
     legend,
@@ -29,8 +35,10 @@ from .style import (
     round_ticks,
 )
 
-OF_PROBE = {"native": OF_MODEL["b"], "transferred": OF_MODEL["a"], "retrained": ORANGE, "random": GREY}
-OF_PROBE |= {"components": BROWN, "components_retrained": "#cfb9a4"}
+OF_PROBE = {"native": OF_MODEL["b"], "transferred": STITCHED, "retrained": STITCHED_OTHERWISE, "random": NULL}
+OF_PROBE |= {"components": COMPONENTS, "components_retrained": COMPONENTS_RETRAINED}
+# A stitch that has read plain text alone, and two that have read chats, the second more of them.
+OF_STITCH = (BETWEEN(0.0), BETWEEN(0.5), BETWEEN(1.0))
 PROBE_LABELS = {
     "native": "SAE of B",
     "transferred": "transferred",
@@ -71,7 +79,7 @@ def _probe_lines(axes: Axes, sparse: Mapping[str, Mapping[int, tuple]], dense: M
         (middle, low, high), color = dense[curve], OF_PROBE[curve.removeprefix("dense.")]
         axes.axhspan(low, high, color=color, alpha=0.15, lw=0)
         axes.axhline(middle, color=color, lw=1.2, ls=style, label=PROBE_LABELS[curve])
-    axes.axhline(0.5, color=GREY, lw=0.8)
+    axes.axhline(0.5, color=GUIDE, lw=0.8)
 
 
 def dose_response(strengths: Sequence, doses: Mapping[tuple, Sequence], *, chosen: Mapping[str, float]) -> Figure:
@@ -94,8 +102,8 @@ def steering_shares(shares: Mapping[str, Mapping[str, tuple]], at_mean: Mapping[
     figure, panels = plt.subplots(1, len(shares), figsize=(9, 3), sharey=True, layout="constrained")
     for axes, (side, values) in zip(panels, shares.items()):
         axes.barh(list(values), [value for value, *_ in values.values()], color=OF_MODEL[side], alpha=0.75)
-        intervals(axes, values, values.values(), sideways=True, fmt="none", ecolor="k")
-        circle = {"ms": 7, "zorder": 3, "mfc": "white", "mec": ORANGE, "mew": 2, "ecolor": ORANGE}
+        intervals(axes, values, values.values(), sideways=True, fmt="none", ecolor=GUIDE)
+        circle = {"ms": 7, "zorder": 3, "mfc": GROUND, "mec": PUBLISHED, "mew": 2, "ecolor": PUBLISHED}
         intervals(axes, at_mean[side], at_mean[side].values(), sideways=True, **circle)
         axes.set(xlabel=f"share in the target language, {side.upper()} steered", xlim=(0, 1))
         axes.grid(axis="y", visible=False)
@@ -118,12 +126,12 @@ def gaps_by_frequency(counts: Mapping[str, int], gaps: Mapping[str, Mapping[str,
     before = 0.0
     for language, count in sorted(counts.items(), key=lambda item: item[1]):
         place, values = max(count, 0.5), [of[language] for of in gaps.values()]
-        axes.plot([place] * len(values), values, color=GREY, lw=1, zorder=1)
+        axes.plot([place] * len(values), values, color=GUIDE, lw=1, zorder=1)
         for side, value in zip(gaps, values):
             axes.plot(place, value, "o", ms=5, color=OF_MODEL[side])
         left = place < 1.05 * before  # two names side by side, not one upon the other
         beside = {"xytext": (-5 if left else 5, 0), "textcoords": "offset points", "ha": "right" if left else "left"}
-        axes.annotate(language, (place, sum(values) / len(values)), va="center", color=GREY, **beside)
+        axes.annotate(language, (place, sum(values) / len(values)), va="center", color=GUIDE, **beside)
         before = 0.0 if left else place
     axes.margins(x=0.08)
     axes.set(xscale="log", ylim=(-0.05, 1.05))
@@ -149,8 +157,8 @@ def _of_conditions(axes, shares, titles, colours) -> None:
 def instruction_shares(shares: Mapping[str, Mapping[str, tuple]], *, side: str, titles: Mapping[str, str]) -> Figure:
     """Draw Figs. 12 and 13: share of the responses of model `side` that follow, {kind: {condition: estimate}}."""
     axes = panel((8, 3.9), ylabel="responses that follow")
-    colours = {"none": GREY, "instructed": "#222222", "native": OF_MODEL[side], "transferred": ORANGE}
-    _of_conditions(axes, shares, titles, colours | {"random": "#cfb9a4"})
+    colours = {"none": GUIDE, "instructed": YARDSTICK, "native": OF_MODEL[side], "transferred": STITCHED}
+    _of_conditions(axes, shares, titles, colours | {"random": NULL})
     return legend(axes, "below")
 
 
@@ -162,11 +170,11 @@ def template_unexplained(unexplained: Mapping[tuple, float], *, groups: Mapping,
     panels = panel_row(("A → B", "B → A"), (4, 3.6), "", sharex=True, sharey=True)
     shown = [group for group in groups if any(group == found for _, found, _ in unexplained)]
     for axes, to in zip(panels, "ba"):
-        for index, (stitch, color) in enumerate(zip(stitches, (GREY, OF_START["rotation"], ORANGE))):
+        for index, (stitch, color) in enumerate(zip(stitches, OF_STITCH)):
             values = [unexplained[stitch, group, to] for group in shown]
             places = np.arange(len(shown)) + (index - 1) * 0.26
             axes.barh(places, values, 0.24, color=color, label=stitches[stitch])
-        axes.axvline(1, color="#222222", lw=1, ls="--")
+        axes.axvline(1, color=GUIDE, lw=1, ls="--")
         axes.set(xlabel="unexplained variance")
         axes.grid(axis="y", visible=False)
     panels[0].set_yticks(range(len(shown)), [groups[group] for group in shown])
@@ -178,7 +186,7 @@ def template_shares(shares: Mapping[str, Mapping[str, Mapping[str, tuple]]], *, 
     """Draw shares of responses that follow, {side: {kind: {condition: estimate}}}; conditions are several stitches."""
     steered = [f"{side.upper()} steered" for side in shares]
     panels = panel_row(steered, (4, 3.6), "responses that follow", sharey=True)
-    colours = {"transferred": GREY, "template": OF_START["rotation"], "often": ORANGE}
+    colours = dict(zip(("transferred", "template", "often"), OF_STITCH))
     for axes, rows in zip(panels, shares.values()):
         _of_conditions(axes, rows, titles, colours)
         plt.setp(axes.get_xticklabels(), rotation=40, ha="right", rotation_mode="anchor")

@@ -9,11 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
-import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from .style import GREY, OF_MODEL, OF_START, figure_of, interval_rows, intervals, legend, panel
+from .style import BETWEEN, GUIDE, OF_MODEL, OF_START, figure_of, interval_rows, intervals, legend, panel
 
 
 def sae_metrics(metrics: Mapping[str, tuple[tuple, tuple]], *, on_a: Sequence[str]) -> Figure:
@@ -24,7 +23,7 @@ def sae_metrics(metrics: Mapping[str, tuple[tuple, tuple]], *, on_a: Sequence[st
     for axes, title, column in zip(panels, titles, zip(*metrics.values())):
         interval_rows(axes, dict(zip(metrics, column)), colors)
         axes.set(xlabel=title, xlim=(0, None))
-    panels[0].axvline(1, color=GREY, lw=1, ls="--")
+    panels[0].axvline(1, color=GUIDE, lw=1, ls="--")
     return figure
 
 
@@ -45,10 +44,10 @@ def sae_curves(runs: Mapping[str, Sequence], *, extra: Mapping[str, float]) -> F
 def flops_saved(savings: Mapping[int, Mapping[float, tuple]]) -> Figure:
     """Draw Fig. 2a, the FLOPs saved: {width: {explained variance: estimate}}."""
     axes = panel((6.5, 3.4), xlabel="explained variance to reach", ylabel="FLOPs saved")
-    for color, (width, values) in zip(sns.color_palette("flare", len(savings)), savings.items()):
+    for color, (width, values) in zip(BETWEEN(np.linspace(0, 1, len(savings))), savings.items()):
         if values:
             intervals(axes, values, values.values(), fmt="o-", ms=4, color=color, label=f"{width} latents")
-    axes.axhline(0, color=GREY, lw=1, ls="--")
+    axes.axhline(0, color=GUIDE, lw=1, ls="--")
     axes.yaxis.set_major_formatter("{x:.0%}")
     return legend(axes, "beside") if any(savings.values()) else figure_of(axes)
 

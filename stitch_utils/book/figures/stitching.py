@@ -17,7 +17,23 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import NullFormatter
 
 from ...stitching.evaluation import CONDITIONS
-from .style import BLUE, GREY, OF_MODEL, ORANGE, PURPLE, figure_of, interval_rows, intervals, legend, panel, round_ticks
+from .style import (
+    GUIDE,
+    MODEL_A,
+    MODEL_B,
+    NULL,
+    OF_MODEL,
+    SCALE,
+    STITCHED,
+    STITCHED_OTHERWISE,
+    YARDSTICK,
+    figure_of,
+    interval_rows,
+    intervals,
+    legend,
+    panel,
+    round_ticks,
+)
 
 PATHS = {condition: condition.upper().replace("_TO_", " → ") for condition in CONDITIONS}
 LOSS, ALPHA = "next-token cross-entropy (nats)", "α, weight of the inversion terms"
@@ -37,10 +53,10 @@ def training_curves(models: Mapping[str, Mapping]) -> Figure:
 def language_shares(languages: Sequence[str], shares: Sequence[float], detected: Sequence[tuple]) -> Figure:
     """Draw each language's share of the world's text (left) and of the model's own text in it that is recognised."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(8.5, 3.4), sharey=True, layout="constrained")
-    left.barh(languages, np.array(shares) * 100, color=GREY)
+    left.barh(languages, np.array(shares) * 100, color=GUIDE)
     left.set(xlabel="share of the documents (%)")
-    intervals(right, languages, np.array(detected) * 100, sideways=True, color=PURPLE)
-    right.axvline(90, color=ORANGE, lw=1, ls="--")
+    intervals(right, languages, np.array(detected) * 100, sideways=True, color=MODEL_B)
+    right.axvline(90, color=GUIDE, lw=1, ls="--")
     right.set(xlabel="continuations of B in the right language (%)", xlim=(None, 101))
     left.invert_yaxis()
     for axes in (left, right):
@@ -59,9 +75,9 @@ def svcca_heatmap(
     if grid == tuple(list(range(n)) for n in scores.shape):
         labels = {}  # seaborn numbers them, and leaves out labels that would lie on each other
     bar = {"label": "mean SVCCA correlation"}
-    sns.heatmap(scores, ax=axes, cmap="viridis", annot=small, fmt=".2f", cbar_kws=bar, **labels)
+    sns.heatmap(scores, ax=axes, cmap=SCALE, annot=small, fmt=".2f", cbar_kws=bar, **labels)
     row, column = (layers.index(layer) for layers, layer in zip(grid, chosen))
-    axes.add_patch(Rectangle((column, row), 1, 1, fill=False, edgecolor=ORANGE, lw=2.5))
+    axes.add_patch(Rectangle((column, row), 1, 1, fill=False, edgecolor=STITCHED, lw=2.5))
     axes.set(xlabel=f"layer of B ({name_b})", ylabel=f"layer of A ({name_a})")
     axes.tick_params(axis="y", rotation=0)
     return figure_of(axes)
@@ -72,13 +88,13 @@ def svcca_lines(scores: np.ndarray, *, chosen: tuple[int, int], grid: tuple[list
     axes = panel((6, 3.4), xlabel="layer of B", ylabel="mean SVCCA correlation")
     layers = np.array(grid[1])
     for layer, row in zip(grid[0], scores):
-        color, alpha, lw, zorder = (BLUE, 1, 2, 3) if layer == chosen[0] else (GREY, 0.5, 1, 2)
+        color, alpha, lw, zorder = (MODEL_A, 1, 2, 3) if layer == chosen[0] else (GUIDE, 0.5, 1, 2)
         axes.plot(layers, row, "o-", ms=4, color=color, alpha=alpha, lw=lw, zorder=zorder)
         if layer == chosen[0] or len(scores) <= 8:  # more labels than that lie on each other
             beside = {"xytext": (6, 0), "textcoords": "offset points", "va": "center"}
             axes.annotate(f"A.{layer}", (layers[-1], row[-1]), color=color, **beside)
     row, column = (layers.index(layer) for layers, layer in zip(grid, chosen))
-    axes.plot(chosen[1], scores[row, column], "o", ms=11, mfc="none", mec=ORANGE, mew=2, zorder=4)
+    axes.plot(chosen[1], scores[row, column], "o", ms=11, mfc="none", mec=STITCHED, mew=2, zorder=4)
     axes.set(xticks=layers[:: 1 + len(layers) // 20])
     return figure_of(axes)
 
@@ -89,9 +105,9 @@ def fit_trace(
     """Draw Eq. 3 on held-out text while Adam runs, over tokens and over time, beside the exact fit."""
     _, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True, layout="constrained")
     for axes, values, at in ((left, tokens, exact_tokens), (right, seconds, exact_seconds)):
-        axes.plot(values, losses, "o-", ms=3, color=GREY, label="Adam, the paper's recipe")
-        axes.axhline(exact_loss, color=ORANGE, lw=1, ls="--")
-        axes.plot(at, exact_loss, "D", color=ORANGE, label="exact, from moments")
+        axes.plot(values, losses, "o-", ms=3, color=STITCHED_OTHERWISE, label="Adam, the paper's recipe")
+        axes.axhline(exact_loss, color=STITCHED, lw=1, ls="--")
+        axes.plot(at, exact_loss, "D", color=STITCHED, label="exact, from moments")
         axes.set(xscale="log", yscale="log")
         round_ticks(axes.yaxis)
         axes.xaxis.set_minor_formatter(NullFormatter())
@@ -118,12 +134,12 @@ def cross_entropies(
         axes.axvspan(low, high, color=OF_MODEL[model], alpha=0.12, lw=0)
     above = {"xycoords": ("data", "axes fraction"), "xytext": (3, 2), "textcoords": "offset points", "ha": "center"}
     for name, value in yardsticks.items():
-        axes.axvline(value, color=GREY, lw=1, ls="--")
-        axes.annotate(name, (value, 1), color=GREY, **above)
+        axes.axvline(value, color=YARDSTICK, lw=1, ls="--")
+        axes.annotate(name, (value, 1), color=YARDSTICK, **above)
     rows = {PATHS[condition]: estimate for condition, estimate in stitched.items()}
     colors = [OF_MODEL[CONDITIONS[condition]] for condition in stitched]
     rows |= {f"{PATHS[condition]}, {null}": found[condition] for null, found in nulls.items() for condition in found}
-    colors += [GREY] * (len(rows) - len(colors))
+    colors += [NULL] * (len(rows) - len(colors))
     interval_rows(axes, rows, colors)
     return legend(axes, "beside")
 
@@ -163,11 +179,11 @@ def map_losses(
     figure, panels = plt.subplots(1, len(losses), figsize=size, sharey=True, layout="constrained")
     above = {"xycoords": ("data", "axes fraction"), "xytext": (0, 2), "textcoords": "offset points", "ha": "center"}
     for axes, (model, values) in zip(panels, losses.items()):
-        interval_rows(axes, values, [GREY if title in nulls else OF_MODEL[model] for title in values], ms=5)
+        interval_rows(axes, values, [NULL if title in nulls else OF_MODEL[model] for title in values], ms=5)
         axes.axvline(own[model], color=OF_MODEL[model], lw=1.2)
-        axes.axvline(next(iter(values.values()))[0], color=ORANGE, lw=1, ls=":")
+        axes.axvline(next(iter(values.values()))[0], color=STITCHED, lw=1, ls=":")
         for name, value in yardsticks[model].items():
-            axes.axvline(value, color=GREY, lw=1, ls="--")
-            axes.annotate(name, (value, 1), color=GREY, fontsize="small", **above)
+            axes.axvline(value, color=YARDSTICK, lw=1, ls="--")
+            axes.annotate(name, (value, 1), color=YARDSTICK, fontsize="small", **above)
         axes.set(xlabel=f"{LOSS}, {'B → A' if model == 'a' else 'A → B'}")
     return figure

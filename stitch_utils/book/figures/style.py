@@ -1,10 +1,11 @@
 """The look that all figures share, and how estimates and panels are drawn (no section of its own).
 
-Colours follow the paper's Table 1: blue for model A, purple for model B. Nulls are grey (random) and brown (matched
-components).
+A colour has one meaning in the whole book, and a figure takes it from here by its meaning. They follow the paper's
+Table 1, blue for model A and purple for model B, and the colour-blind can tell each from every other. What the papers
+print is hollow or dashed as well. `book/_static/book.css` has the same colours for the front page.
 
-Offers the colours `BLUE`, `PURPLE`, `GREY`, `ORANGE`, `BROWN`, `OF_MODEL` and `OF_START`, and `set_style`, `panel`,
-`panel_row`, `panel_grid`, `figure_of`, `legend`, `intervals`, `interval_rows`, `round_ticks`.
+Offers the colours, `OF_MODEL` and `OF_START`, which choose among them, the maps `BETWEEN` and `SCALE`, and `set_style`,
+`panel`, `panel_row`, `panel_grid`, `figure_of`, `legend`, `intervals`, `interval_rows`, `round_ticks`.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -13,21 +14,43 @@ from typing import Any, cast
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
+from IPython import get_ipython
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib_inline.config import InlineBackend
 
-BLUE, PURPLE, GREY, ORANGE, BROWN = "#2f6db3", "#7b3f9d", "#9a9a9a", "#d1731f", "#7a6a55"
-OF_MODEL = {"a": BLUE, "b": PURPLE}
-OF_START = {"scratch": GREY, "stitch": ORANGE, "rotation": "#3f8f5f"}
+MODEL_A = "#4a90d9"  # of A, or finished by A
+MODEL_B = "#7b3f9d"  # of B, or finished by B
+STITCHED = "#d1731f"  # carried across by the stitch, or chosen for it
+STITCHED_OTHERWISE = "#8a2a0a"  # carried in another way: retrained, with the bias, by a stitch of other text
+NULL = "#8e8e8e"  # knows nothing: random, shuffled
+COMPONENTS = "#7d6d58"  # the null that knows principal components and no pairing
+COMPONENTS_RETRAINED = "#cfb98f"  # the same, retrained
+YARDSTICK = "#004f38"  # what needs no transfer: counts of tokens, instructions in the prompt
+PUBLISHED = "#222222"  # what the papers print or prescribe
+STRUCTURAL = "#0b4f6c"  # of structural features
+SEMANTIC = "#d9ad00"  # of semantic features
+GUIDE = "#616161"  # no data: lines to read by, and their names
+GROUND = "#ffffff"  # of the figures
+BETWEEN: Any = sns.blend_palette([STITCHED, STITCHED_OTHERWISE], as_cmap=True)  # several of what is carried
+SCALE = "viridis"  # of a map of numbers
+OF_MODEL = {"a": MODEL_A, "b": MODEL_B}
+# From scratch is B's own way; a rotation of A's SAE knows nothing of B.
+OF_START = {"scratch": MODEL_B, "stitch": STITCHED, "rotation": NULL}
 
 
 def set_style() -> None:
-    """Give every figure one look; call it once at the head of a chapter."""
+    """Give every figure one look, and draw it as SVG on a page; call it once at the head of a chapter."""
     # Text stays text in the page's SVG, so that it can be searched and read aloud.
     settings = {"figure.dpi": 110, "svg.fonttype": "none", "axes.spines.top": False, "axes.spines.right": False}
+    settings["svg.hashsalt"] = "stitch"  # two runs draw one file
     sns.set_theme(style="whitegrid", font_scale=0.9, rc=settings)
+    if (shell := get_ipython()) is not None:
+        inline = InlineBackend.instance(parent=shell)
+        inline.print_figure_kwargs = {**inline.print_figure_kwargs, "metadata": {"Date": None}}
+        inline.figure_formats = {"svg"}
 
 
 def panel(size: tuple, **settings: Any) -> Axes:
