@@ -3,6 +3,7 @@
     stitch-book run                                           every chapter for the embedded pair, then the summaries
     stitch-book run --pair my-pair.yml --chapter stitching -p alpha 0.1
     stitch-book run --pair pythia --pair gpt2 --cluster slurm --resource gpus_per_node 1
+    stitch-book plan --pair gemma --scale paper --gpu 24GB    what the chapters will take, before anything is loaded
     stitch-book build                                         renders the pages into _build/html
     stitch-book record --pair my-pair.yml                     keeps its pages and results in book/recorded
     stitch-book claims --json
@@ -287,6 +288,8 @@ def _parser() -> argparse.ArgumentParser:
     push.add_argument("--private", action="store_true", help="if the repository is made")
     push.add_argument("--folder", help="write it there instead of publishing it")
 
+    plans = add("plan", parents=[home, scale], help="say what the chapters will take, before anything is loaded")
+    plans.add_argument("--gpu", metavar="SIZE|NAME", help="such as 24GB or a100 (default: this machine's processors)")
     add("record", parents=[pair], help="keep the pages and results of a finished run in book/recorded")
     add("build", help="render the pages into _build/html")
     claims = add("claims", parents=[home], help="print the verdict on each claim")
@@ -321,7 +324,9 @@ def main(argv: list[str] | None = None) -> int:
             options = ranks.from_first(lambda: _asked(argv))
             command = options.pop("command")
             act = {"run": run_chapters, "record": record_run, "build": build, "claims": print_claims}.get(command)
-            if act is None:
+            if command == "plan":
+                from .forecast import plan_runs as act  # loads PyTorch
+            elif act is None:
                 from . import commands  # takes seconds
 
                 act = getattr(commands, command.replace("-", "_"))
