@@ -112,7 +112,7 @@ def _probing(sizes: Sizes, given: Mapping[str, Any]) -> Workload:
 def _classes(pair: ModelPair) -> list[int]:
     """Count the classes of each data set of the probes."""
     if refs := [name for name in pair.datasets if name.startswith("probing_")]:
-        return [count for name in refs for count in PUBLISHED_SETS[name]]
+        return [count for name in refs for count in PUBLISHED_SETS.get(name, ())]
     sets = tasks.DOCUMENTATION if pair.train.source == "documentation" else tasks.WORLD
     return [len(classes) for classes, _ in sets.values()]
 
