@@ -50,8 +50,13 @@ class Workload:
 
     def __add__(self, other: "Workload") -> "Workload":
         """Do one after the other: what is held is let go, and what is written stays."""
-        most = max(self.device, other.device), max(self.host, other.host)
+        most = _most(self.device, other.device), _most(self.host, other.host)
         return Workload(self.tokens + other.tokens, self.flops + other.flops, *most, self.disk + other.disk)
+
+
+def _most(x: float, y: float) -> float:
+    """Return the larger number, or NaN if one is not known."""
+    return x + y if math.isnan(x + y) else max(x, y)
 
 
 class Sizes(NamedTuple):

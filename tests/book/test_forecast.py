@@ -62,6 +62,7 @@ def test_a_family_whose_costs_are_not_known_leaves_cells_open():
     for chapter in set(CHAPTERS) - {"instruction_following"}:
         found = forecast(sizes, chapter, _given(chapter), memory=1e9)
         assert found.tokens > 0 and math.isnan(found.flops) and math.isnan(found.device), chapter
+        assert math.isnan(found.host) == (chapter not in ("pairs", "steering"))
 
 
 def test_a_pair_that_cannot_fit_is_refused_with_what_would(monkeypatch, capsys):
