@@ -10,15 +10,18 @@ Offers `CHAPTERS`, of `Chapter`, and `SHARED`, what several chapters take from `
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import torch
+
 from ..data.embedded.grammar import LANGUAGES
 from ..data.pairs import ModelPair
 from ..features.study import feature_study_config
 from ..models.costs import stitch_adam_flops
 from ..models.generation import FIRST_STAGE
+from ..models.harvest import ActivationStream
 from ..probing import tasks
 from ..saes.comparison import LARGEST_EXACT
 from ..saes.initialisation import INITIALS
-from ..saes.pair import COUNTED_TOKENS, EVALUATIONS, JUDGED_TOKENS
+from ..saes.pair import CHECKPOINT_EVERY, COUNTED_TOKENS, EVALUATIONS, JUDGED_TOKENS
 from ..steering.instructions import instruction_config
 from ..steering.languages import RUNS, language_config
 from ..stitching import comparison, lrt_maps
@@ -26,7 +29,7 @@ from ..stitching.nulls import DRAWS
 from .portrait import GIVEN_TOKENS, NEW_TOKENS, SAMPLES
 from .workloads import Sizes, Workload
 
-ADAM_TOKENS = 5120  # of a step of the paper's fitter, derived from Table 3
+ADAM_TOKENS = ActivationStream.step_tokens  # of a step of the paper's fitter
 PUBLISHED_SETS = {  # classes of the data sets that a pair's file names
     "probing_bios": [*map(len, tasks.BIOS.values())],
     "probing_amazon": [*map(len, (tasks.CATEGORIES | tasks.RATINGS).values())],
@@ -47,7 +50,10 @@ def _pairs(sizes: Sizes, given: Mapping[str, Any]) -> Workload:
 
 
 def _stitching(sizes: Sizes, given: Mapping[str, Any]) -> Workload:
-    """Leave out the refit of a layer of massive activations, which few models need."""
+    """Leave out the refit of a layer of massive activations, which few models need.
+
+    In memory the sample of SVCCA counts with its main directions, in float64, as if these were as many as dimensions.
+    """
     scale, held_out, (d_a, d_b) = sizes.scale, sizes.held_out, sizes.widths
     alphas, sample = len({*given["alphas"], given["alpha"]}), scale.svcca_tokens
     work = _stitch(sizes) + sizes.kept() + sizes.harvest(held_out + scale.train_tokens // 4)
@@ -56,7 +62,10 @@ def _stitching(sizes: Sizes, given: Mapping[str, Any]) -> Workload:
     last = {side: max(0, sizes.depth(side) - 1) for side in "ab"}
     work += Workload(2 * sample, sample * sum(sizes.prefix(side, layer) for side, layer in last.items()))
     blocks = {side: min(sizes.depth(side), scale.svcca_layers or sizes.depth(side)) for side in "ab"}
-    work += Workload(flops=sample * 2 * d_a * d_b * (blocks["a"] * blocks["b"] + 2 * given["draws"]))
+    products = sample * 2 * d_a * d_b * (blocks["a"] * blocks["b"] + 2 * given["draws"])
+    numbers = sample * (blocks["a"] * d_a + blocks["b"] * d_b)
+    kept = numbers * (getattr(torch, sizes.pair.dtype).itemsize + 8)
+    work += Workload(flops=products, double=products, host=kept)
     work += Workload(flops=sample * 2 * (d_a + d_b) ** 2 * blocks["b"])
     few = min(held_out, 2 * sizes.first)
     for layer in range(0, sizes.depth("b"), max(1, sizes.depth("b") // max(1, blocks["b"]))):  # each, stitched
@@ -95,9 +104,15 @@ def _sae_training(sizes: Sizes, given: Mapping[str, Any]) -> Workload:
         d, runs = sizes.width(side), runs * given["seeds"]
         flops = sum(tokens * sizes.step(side, width) + 2 * encoded * d * width for width in runs)
         weights = sum(4 * (2 * d * width + width + d) for width in runs)
-        # the state of a sweep holds Adam's moments, too
-        work += sizes.read(rounds * scale.train_tokens + sizes.held_out, side) + sizes.kept(side)
-        work += Workload(flops=flops, device=4 * weights, disk=4 * weights)
+        state = 3 * weights  # with Adam's moments; copied to memory before it is written
+        work += sizes.read(rounds * scale.train_tokens + sizes.held_out, side)
+        work += Workload(
+            flops=flops,
+            device=4 * weights,
+            host=sizes.kept(side).host + state,
+            disk=state + weights,
+            written=state * ((steps - 1) // CHECKPOINT_EVERY),
+        )
     return work
 
 
@@ -117,13 +132,18 @@ def _classes(pair: ModelPair) -> list[int]:
     return [len(classes) for classes, _ in sets.values()]
 
 
-def _responses(sizes: Sizes, side: str, count: float, new: int) -> Workload:
-    """Write responses of `new` tokens, in stages that each read what came before, and take their losses twice."""
+def _responses(sizes: Sizes, side: str, count: float, new: int, *, at_once: int) -> Workload:
+    """Write responses of `new` tokens, in stages that each read what came before, and take their losses twice.
+
+    A batch of `at_once` is not halved where its logits do not fit.
+    """
     read, stage = sizes.lengths.prompt + 2 * new, 0
     while stage < new:
         stage = min(2 * stage or FIRST_STAGE, new)
         read += sizes.lengths.prompt + stage
-    return Workload(count * read, count * read * sizes.whole(side, sizes.lengths.prompt + new))
+    length = sizes.lengths.prompt + new
+    logits = sizes.logits(side, at_once * length)
+    return Workload(count * read, count * read * sizes.whole(side, length), device=logits)
 
 
 def _steering(sizes: Sizes, given: Mapping[str, Any]) -> Workload:
@@ -132,7 +152,8 @@ def _steering(sizes: Sizes, given: Mapping[str, Any]) -> Workload:
     chosen = 1 + len(config.choosing_languages) * 2 * len(config.strengths)
     count = config.choosing_prompts * chosen + config.prompts * (1 + len(config.languages) * steered)
     work = sizes.read(len(config.languages) * 2 * config.pairs * sizes.lengths.sentence)
-    return sum((_responses(sizes, side, count, config.max_new_tokens) for side in "ab"), work)
+    given = {"at_once": min(config.batch_size, config.prompts)}
+    return sum((_responses(sizes, side, count, config.max_new_tokens, **given) for side in "ab"), work)
 
 
 def _instruction_following(sizes: Sizes, given: Mapping[str, Any]) -> Workload:
@@ -146,7 +167,8 @@ def _instruction_following(sizes: Sizes, given: Mapping[str, Any]) -> Workload:
     chats = sizes.pair.sizes_of("template_tokens", sizes.name)["chats"] * sizes.pair.context
     work += sizes.harvest(2 * scale.train_tokens if sizes.pair.train.source == "world" else 2 * chats)
     work += sizes.harvest(2 * sizes.held_out)
-    return sum((_responses(sizes, side, len(config.kinds) * count, config.max_new_tokens) for side in "ab"), work)
+    count, given = len(config.kinds) * count, {"at_once": min(config.batch_size, config.prompts)}
+    return sum((_responses(sizes, side, count, config.max_new_tokens, **given) for side in "ab"), work)
 
 
 def _feature_transfer(sizes: Sizes, given: Mapping[str, Any]) -> Workload:
@@ -229,16 +251,30 @@ class Chapter(NamedTuple):
     """By its parameters; None for what is not counted."""
     makes: str = ""
     """What of `SHARED` it makes anew."""
+    holds: str = ""
+    """What it holds on the device beside the models."""
+    lighter: str = ""
+    """What makes that less."""
 
 
+RESPONSES = "the logits of a batch of responses"
 CHAPTERS = {
     "pairs": Chapter((), _pairs),
     "stitching": Chapter(("SAE of A",), _stitching, makes="stitch"),
     "sae_transfer": Chapter(tuple(SHARED), _sae_transfer),
-    "sae_training": Chapter(("stitch",), _sae_training),
+    "sae_training": Chapter(
+        ("stitch",), _sae_training, holds="the SAEs of its sweep", lighter="fewer sae_sweep_widths in the pair's file"
+    ),
     "probing": Chapter(tuple(SHARED), _probing),
-    "steering": Chapter(("stitch",), _steering),
-    "instruction_following": Chapter(("stitch",), _instruction_following),
+    "steering": Chapter(
+        ("stitch",), _steering, holds=RESPONSES, lighter="a smaller batch_size of languages in data/sizes.yml"
+    ),
+    "instruction_following": Chapter(
+        ("stitch",),
+        _instruction_following,
+        holds=RESPONSES,
+        lighter="a smaller batch_size of instructions in data/sizes.yml",
+    ),
     "feature_transfer": Chapter(tuple(SHARED), _feature_transfer),
     "maps": Chapter(("stitch", "SAE of A"), _maps),
     "lrt_maps": Chapter(tuple(SHARED), _lrt_maps),

@@ -1,14 +1,18 @@
 """What chapters will take, before any weights are loaded (no section of its own).
 
-`workloads` and `chapter_costs` count positions and FLOPs. Here they become hours and bytes, on this machine's
-processors or on a card. Hours are FLOPs over the rate of large products, so they are the least that a run can take: one
-token at a time, as in responses, is far slower. Bytes are those of live tensors, so a card needs some more.
+`workloads` and `chapter_costs` count positions and FLOPs. Here they become hours and bytes, on this machine or on a
+card. Hours are FLOPs over the rate of large products, so they are the least that a run can take: one token at a time,
+as in responses, is far slower. Bytes are those of live tensors, so a card needs some more. Disk is that of
+`artifacts/`: models and texts that are fetched are not in it.
 
-Offers `plan_runs`, the command; `forecast` and `Forecast`; `CARDS` and `card_of`; `measured_rate`.
+Offers `plan_runs`, the command; `forecast` and `Forecast`; `Machine`, `CARDS`, `machine_of` and `measured_rate`.
 """
 
+import dataclasses
 import math
+import os
 import re
+import shutil
 import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -26,50 +30,63 @@ from .workloads import Sizes, Workload, sizes_of
 GIGABYTE = 10**9
 
 
-class Card(NamedTuple):
-    """A graphics card: bytes of memory, and dense FLOP/s in float32 and in bfloat16, by its maker's data sheet."""
+class Machine(NamedTuple):
+    """Where a run is planned: bytes of memory, and dense FLOP/s by data type, of which some may not be known."""
 
     memory: float
-    float32: float
-    bfloat16: float
+    rates: Mapping[str, float]
+    source: str
+    """Where the rates come from."""
+    is_here: bool = False
+    """Whether it is this machine, whose disk is known, too."""
+
+
+def _card(memory: float, float32: float, bfloat16: float, float64: float) -> Machine:
+    rates = {"float32": float32, "bfloat16": bfloat16, "float16": bfloat16, "float64": float64}
+    return Machine(memory, rates, "by the data sheet")
 
 
 # Where a sheet gives rates with sparsity, half of them.
 CARDS = {
     # https://www.nvidia.com/content/dam/en-zz/Solutions/Data-Center/a100/pdf/nvidia-a100-datasheet-us-nvidia-1758950-r4-web.pdf
-    "a100": Card(80e9, 19.5e12, 312e12),
+    "a100": _card(80e9, 19.5e12, 312e12, 19.5e12),
     # https://www.nvidia.com/en-us/data-center/h100/ (SXM)
-    "h100": Card(80e9, 67e12, 989e12),
-    # https://www.nvidia.com/en-us/data-center/l4/
-    "l4": Card(24e9, 30.3e12, 121e12),
+    "h100": _card(80e9, 67e12, 989e12, 67e12),
+    # https://www.nvidia.com/en-us/data-center/l4/; float64 at a 64th of float32, as the architecture has it
+    "l4": _card(24e9, 30.3e12, 121e12, 30.3e12 / 64),
+    # https://images.nvidia.com/aem-dam/Solutions/geforce/ampere/pdf/NVIDIA-ampere-GA102-GPU-Architecture-Whitepaper-V1.pdf
+    "rtx3090": _card(24e9, 35.6e12, 71e12, 35.6e12 / 64),
     # https://images.nvidia.com/aem-dam/Solutions/geforce/ada/nvidia-ada-gpu-architecture.pdf, appendix A
-    "rtx4090": Card(24e9, 82.6e12, 165.2e12),
+    "rtx4090": _card(24e9, 82.6e12, 165.2e12, 82.6e12 / 64),
 }
 
 
 class Forecast(NamedTuple):
-    """What a chapter takes. None for what is not counted, NaN for what is not known of a family of models."""
+    """What a chapter takes, and whether it fits."""
 
-    tokens: float | None
-    """Positions that a model reads, those of both models added."""
-    flops: float | None
-    device: float
-    """The most bytes at once where the models are."""
-    host: float
-    """Bytes of activations that are kept in memory."""
-    disk: float
-    """Bytes that are written to `artifacts/`."""
+    work: Workload
+    """Of which `device` holds the models, too: the most bytes at once where they are. NaN for what is not known of a
+    family of models."""
+    is_counted: bool = True
+    """Whether tokens and FLOPs are counted, which they are not for all chapters."""
     notes: tuple[str, ...] = ()
     """What is split, and what earlier chapters have left."""
+    problem: str = ""
+    """Why it does not fit, and what would; empty if it does."""
+
+    def hours(self, machine: Machine, dtype: str) -> float:
+        """Divide the FLOPs by the rates of a machine; NaN where one is not known."""
+        rest, unknown = self.work.flops - self.work.double, math.nan
+        rates = machine.rates.get(dtype, unknown), machine.rates.get("float64", unknown)
+        return (rest / rates[0] + self.work.double / rates[1]) / 3600
 
 
 def forecast(
-    sizes: Sizes, chapter: str, given: Mapping[str, Any], *, memory: float | None = None, kept: Collection[str] = ()
+    sizes: Sizes, chapter: str, given: Mapping[str, Any], *, memory: float = math.inf, kept: Collection[str] = ()
 ) -> Forecast:
-    """Forecast a chapter with the parameters `given`, on a card of `memory` bytes, or where all fits.
+    """Forecast a chapter with the parameters `given`, on a device of `memory` bytes.
 
-    What is named in `kept`, of `SHARED`, is in `artifacts/` already. WorkError, which says what would fit, if one row
-    does not fit beside the weights, or the SAEs of a sweep do not.
+    What is named in `kept`, of `SHARED`, is in `artifacts/` already.
     """
     plans, work, notes = CHAPTERS.get(chapter, Chapter()), Workload(), []
     for name in plans.takes:
@@ -77,115 +94,140 @@ def forecast(
             notes.append(f"{name}: made before")
         else:
             work += SHARED[name](sizes)
-    tokens = flops = None
     if plans.own is None:
         notes.append("memory and disk: of the stitch alone")
     else:
         try:
             work += plans.own(sizes, given)
-            tokens, flops = work.tokens, work.flops
         except HubError:
-            tokens = flops = math.nan
+            work += Workload(math.nan, math.nan)
             notes.append("its data sets are not to be had")
-    device, rows = _device(sizes, work, chapter, memory)
+    device, rows, problem = _device(sizes, work, plans, memory)
     if rows < sizes.scale.batch_size:
         notes.append(f"batches of {rows} rows, not {sizes.scale.batch_size}")
+    if work.written:
+        notes.append(f"{work.written / GIGABYTE:.2g} GB of checkpoints, one after the other")
     if chapter in CHAT_CHAPTERS:
         notes.append("only for models with a chat template")
     if chapter in HEAD_CHAPTERS:
         notes.append("only for families whose heads are worked out")
-    return Forecast(tokens, flops, device, work.host, work.disk, tuple(notes))
+    return Forecast(dataclasses.replace(work, device=device), plans.own is not None, tuple(notes), problem)
 
 
-def _device(sizes: Sizes, work: Workload, chapter: str, memory: float | None) -> tuple[float, int]:
-    """Find the most bytes at once on the device, and the rows of a batch, halved until they fit `memory`."""
+def _device(sizes: Sizes, work: Workload, plans: Chapter, memory: float) -> tuple[float, int, str]:
+    """Find the most bytes at once on the device, the rows of a batch, and why it does not fit.
+
+    A GPU's batches are halved until they fit. Without a GPU the device's memory is the host's.
+    """
     a, b, rows = sizes.models["a"], sizes.models["b"], sizes.scale.batch_size
     if a is None or b is None:
-        return math.nan, rows
-    pair, layers, vocab = sizes.pair, (sizes.layers["a"], sizes.layers["b"]), max(a.vocab, b.vocab)
+        return math.nan, rows, ""
+    pair, layers = sizes.pair, (sizes.layers["a"], sizes.layers["b"])
     options = {"tokens": sizes.scale.train_tokens, "context": pair.context, "dtype": pair.dtype}
-    a_logit = getattr(torch, pair.dtype).itemsize + 2 * 4  # and in float32, as are their log-probabilities
 
     def needed(rows: int) -> tuple[float, float]:
         cost = harvest_cost(a, b, layers, batch_size=rows, **options)
-        return cost.weights, max(cost.peak, cost.weights + rows * pair.context * vocab * a_logit)
+        return cost.weights, max(
+            cost.peak, cost.weights + max(sizes.logits(side, rows * pair.context) for side in "ab")
+        )
 
     weights, peak = needed(rows)
-    while memory is not None and peak > memory and rows > 1:
+    while sizes.on_gpu and peak > memory and rows > 1:
         rows //= 2
         weights, peak = needed(rows)
-    most = max(peak, weights + work.device)
-    if memory is not None and most > memory and not (pair.a.device_map or pair.b.device_map):
-        what = "the SAEs of its sweep" if peak <= memory else "one row of text"
-        remedy = "fewer sae_sweep_widths" if peak <= memory else "device_map: auto in the pair's file over several"
-        said = f"weights of {weights / GIGABYTE:.1f} GB and {what} take {most / GIGABYTE:.1f} GB"
-        expected = f"expected a card of {math.ceil(most / GIGABYTE)} GB or more, or {remedy}"
-        raise WorkError(
-            f"{chapter} ({pair.name}, {sizes.name}) does not fit {memory / GIGABYTE:g} GB: {said}: {expected}"
-        )
-    return most, rows
+    device = max(peak, weights + work.device)
+    most = device if sizes.on_gpu else device + work.host
+    if most <= memory or pair.a.device_map or pair.b.device_map:
+        return device, rows, ""
+    if peak > memory and sizes.on_gpu:
+        text, other = "one row of text", "device_map: auto in the pair's file over several"
+    elif peak > memory:
+        text, other = f"{rows} rows of text", "a smaller batch_size in the pair's file" * (needed(1)[1] <= memory)
+    elif weights + work.device > memory:
+        text, other = plans.holds, plans.lighter
+    else:
+        text, other = "the activations that are kept", "fewer train_tokens and svcca_tokens in the pair's file"
+    takes = f"weights of {weights / GIGABYTE:.1f} GB and {text} take {most / GIGABYTE:.1f} GB"
+    place = f"{'a card' if sizes.on_gpu else 'memory'} of {math.ceil(most / GIGABYTE)} GB or more"
+    return device, rows, f"{takes}: expected {place}" + (f", or {other}" if other else "")
 
 
-def measured_rate(dtype: str = "float32", *, size: int = 1024, times: int = 5) -> float:
-    """Measure FLOP/s of this machine's processors: the best of a few products of two (size, size) matrices."""
-    x, best = torch.randn(size, size).to(getattr(torch, dtype)), math.inf
+def measured_rate(dtype: str = "float32", *, device: str = "cpu", times: int = 5) -> float:
+    """Measure FLOP/s of this machine: the best of a few products of two square matrices."""
+    size, best = 8192 if device == "cuda" else 1024, math.inf
+    x = torch.randn(size, size, device=device).to(getattr(torch, dtype))
     for _ in range(times):
         began = time.perf_counter()
-        x @ x
+        (x @ x)[0, 0].item()  # waits for a GPU
         best = min(best, time.perf_counter() - began)
     return 2 * size**3 / best
 
 
-def card_of(text: str) -> tuple[float, Card | None]:
-    """Read `24GB` or the name of one of `CARDS`: bytes of memory, and the card; RequestError for others."""
-    name = re.sub(r"[\s_-]", "", text.lower())
-    if name in CARDS:
-        return CARDS[name].memory, CARDS[name]
-    if not (found := re.fullmatch(r"(\d+(?:\.\d+)?)gb", name)):
+def machine_of(text: str | None, dtype: str) -> Machine:
+    """Read `24GB` or the name of one of `CARDS`; RequestError for others. None is this machine, which is measured."""
+    if text is None:
+        device, words = "cpu", f"{torch.get_num_threads()} threads of this machine"
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if torch.cuda.is_available():
+            device, words, memory = "cuda", torch.cuda.get_device_name(), torch.cuda.mem_get_info()[1]
+        rates = {name: measured_rate(name, device=device) for name in sorted({dtype, "float64"})}
+        return Machine(memory, rates, f"measured on {words}", is_here=True)
+    if card := CARDS.get(re.sub(r"[\s_-]", "", text.lower())):
+        return card
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?gb", text.strip().lower())
+    if not found or not float(found[1]):
         raise RequestError(f"--gpu {text}: expected a size such as 24GB, or one of {', '.join(CARDS)}")
-    return float(found[1]) * GIGABYTE, None
+    memory = float(found[1]) * GIGABYTE
+    alike = [name for name, card in CARDS.items() if card.memory == memory] or CARDS
+    return Machine(memory, {}, f"not known of a card by its size; --gpu {' or '.join(alike)} gives hours")
 
 
 def plan_runs(root: Path, *, pair: str, scale: str, gpu: str | None) -> None:
-    """Print what each chapter takes, in the order of a run; WorkError, after the table, for the first that cannot fit.
-
-    Of a card whose rate is not known no hours are given.
-    """
+    """Print what each chapter takes, in the order of a run, and all together; WorkError, after the table, for what
+    does not fit."""
     described = find_pair(root, pair).described
-    memory, card = card_of(gpu) if gpu else (None, None)
     with refusing(ValueError):
-        sizes = sizes_of(described, scale, on_gpu=memory is not None)
-    rate, source = math.nan, "not known of a card by its size"
-    if card:
-        rate, source = card.float32 if described.dtype == "float32" else card.bfloat16, "by the data sheet"
-    elif memory is None:
-        rate, source = measured_rate(described.dtype), f"measured on {torch.get_num_threads()} threads of this machine"
-    print("FLOP/s: " + source if math.isnan(rate) else f"{rate:.3g} FLOP/s, {source}; hours are the least")
+        described.scale(scale)
+    machine = machine_of(gpu, described.dtype)
+    runs = plan(root, pair=pair, chapter=None, scale=scale, given=(), force=False)
+    with refusing(ValueError):
+        sizes = sizes_of(described, scale, on_gpu=not machine.is_here or torch.cuda.is_available())
+    rates = ", ".join(
+        f"{rate:.3g} in {dtype}" for dtype, rate in machine.rates.items() if dtype in (described.dtype, "float64")
+    )
+    print(f"FLOP/s: {rates}, {machine.source}; hours are the least" if rates else f"FLOP/s: {machine.source}")
     _print_row("chapter", "tokens", "FLOPs", "hours", "device, GB", "host, GB", "disk, GB")
-    refused, kept, total = None, set(), Workload()
-    for run in plan(root, pair=pair, chapter=None, scale=scale, given=(), force=False):
+    kept, total, problems = set(), Workload(), {}
+    for run in runs:
         if run.chapter in SUMMARIES:
             continue  # they read results alone
-        try:
-            given = read_chapter(root, run.chapter)[1]
-            found = forecast(sizes, run.chapter, given, memory=memory, kept=kept)
-        except WorkError as error:
-            refused = refused or error
-            _print_row(run.chapter, "does not fit")
-            continue
+        found = forecast(sizes, run.chapter, read_chapter(root, run.chapter)[1], memory=machine.memory, kept=kept)
         plans = CHAPTERS.get(run.chapter, Chapter())
         kept |= {*plans.takes, plans.makes}
-        if found.tokens is not None and found.flops is not None:
-            total += Workload(found.tokens, found.flops)
-        work = (found.tokens, found.flops, None if found.flops is None else found.flops / rate / 3600)
-        _print_row(run.chapter, *map(_number, work), *(_number(size / GIGABYTE) for size in found[2:5]), *found.notes)
-    _print_row("together", *map(_number, (total.tokens, total.flops, total.flops / rate / 3600)))
-    if refused:
-        raise refused
+        if found.problem:
+            problems.setdefault(found.problem, []).append(run.chapter)
+            found = found._replace(notes=("does not fit", *found.notes))
+        total += found.work
+        _print_forecast(run.chapter, found, found.hours(machine, described.dtype))
+    together = Forecast(total)
+    _print_forecast("together", together, together.hours(machine, described.dtype))
+    said = [f"{', '.join(chapters)}: {problem}" for problem, chapters in problems.items()]
+    if machine.is_here and total.disk > (free := shutil.disk_usage(root).free):
+        said.append(f"artifacts/ takes {total.disk / GIGABYTE:.1f} GB: {free / GIGABYTE:.1f} GB are free")
+    if said:
+        where = f"{machine.memory / GIGABYTE:.3g} GB"
+        raise WorkError(f"{described.name} at scale {scale} does not fit {where}; {'; '.join(said)}")
 
 
-def _number(value: float | None) -> str:
-    return "not counted" if value is None else "not known" if math.isnan(value) else f"{value:.2g}"
+def _print_forecast(chapter: str, found: Forecast, hours: float) -> None:
+    numbers = (found.work.tokens, found.work.flops, hours)
+    cells = [_number(number) if found.is_counted else "not counted" for number in numbers]
+    cells += [_number(size / GIGABYTE) for size in (found.work.device, found.work.host, found.work.disk)]
+    _print_row(chapter, *cells, *found.notes)
+
+
+def _number(value: float) -> str:
+    return "not known" if math.isnan(value) else f"{value:.2g}"
 
 
 def _print_row(chapter: str, *cells: str) -> None:

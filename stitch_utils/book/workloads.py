@@ -13,6 +13,8 @@ import math
 import re
 from typing import NamedTuple
 
+import torch
+
 from ..data.hub import HubError, embedded_folder
 from ..data.pairs import ModelPair, Scale
 from ..data.text import paired_batches
@@ -42,16 +44,22 @@ class Workload:
     """Positions that a model reads, those of both models added."""
     flops: float = 0
     device: float = 0
-    """Bytes that the training of SAEs holds beside the models: weights, gradients, and Adam's two moments."""
+    """Bytes beside the models: of SAEs in training, with gradients and Adam's moments, or of logits of responses."""
     host: float = 0
-    """Bytes of activations that are kept in memory, in float32."""
+    """Bytes of activations, and of SAEs on their way to a file, that are kept in memory."""
     disk: float = 0
-    """Bytes that are written to `artifacts/`."""
+    """Bytes that stay in `artifacts/`."""
+    double: float = 0
+    """Of the FLOPs, those of second moments and of SVCCA, in float64, which many cards compute slowly."""
+    written: float = 0
+    """Bytes of all checkpoints together, of which the last stays."""
 
     def __add__(self, other: "Workload") -> "Workload":
         """Do one after the other: what is held is let go, and what is written stays."""
         most = _most(self.device, other.device), _most(self.host, other.host)
-        return Workload(self.tokens + other.tokens, self.flops + other.flops, *most, self.disk + other.disk)
+        numbers = ("disk", "double", "written")
+        sums = {name: getattr(self, name) + getattr(other, name) for name in numbers}
+        return Workload(self.tokens + other.tokens, self.flops + other.flops, *most, **sums)
 
 
 def _most(x: float, y: float) -> float:
@@ -120,7 +128,14 @@ class Sizes(NamedTuple):
 
     def harvest(self, tokens: int) -> Workload:
         """Read a text and sum its second moments."""
-        return self.read(tokens) + Workload(flops=tokens * 2 * sum(self.widths) ** 2)
+        moments = tokens * 2 * sum(self.widths) ** 2
+        return self.read(tokens) + Workload(flops=moments, double=moments)
+
+    def logits(self, side: str, positions: float) -> float:
+        """Count the bytes of logits, of their copies in float32, and of their log-probabilities."""
+        size = getattr(torch, self.pair.dtype).itemsize
+        a_logit = size + 4 + (4 if size < 4 else 0)
+        return positions * model.vocab * a_logit if (model := self.models[side]) else math.nan
 
     def fidelity(self, tokens: float, losses: int) -> Workload:
         """Run `measure_fidelity` with so many losses of each model."""
