@@ -48,6 +48,7 @@ from .chapters import (
     recorded_pages,
     refusing,
     toc_files,
+    why_no_chats,
 )
 from .claims import VERDICTS, named, said_of_turns, verdicts
 from .cluster import CLUSTERS, execute_as_jobs
@@ -125,28 +126,13 @@ def _left_out(pair: ModelPair) -> dict[str, str]:
     with refusing(ValueError):
         preflight(pair)
     found: dict[str, str] = {}
-    if why := _why_no_chats(pair):
+    if why := why_no_chats(pair):
         found |= dict.fromkeys(CHAT_CHAPTERS, why)
     for ref in (pair.a, pair.b):
         if (kind := load_config(ref.model, **ref.source).model_type) not in ARCHITECTURES:
             why = f"attention heads of the family {kind!r} ({ref.model!r}) are not worked out by hand"
             found |= dict.fromkeys(HEAD_CHAPTERS, why)
     return found
-
-
-def _why_no_chats(pair: ModelPair) -> str | None:
-    """Say why the pair has no chats that both models read alike."""
-    from ..data.alignment import reader_of_both
-    from ..models.language_model import load_tokenizer
-
-    refs = pair.a, pair.b
-    tokenizers = [load_tokenizer(ref.model, **ref.source) for ref in refs]
-    for ref, tokenizer in zip(refs, tokenizers):
-        if not getattr(tokenizer, "chat_template", None):
-            return f"the tokenizer of {ref.model!r} has no chat template"
-    if reader_of_both(*tokenizers) is None:
-        return "the two models have different tokenizers"
-    return None
 
 
 def _lock(root: Path) -> contextlib.AbstractContextManager:

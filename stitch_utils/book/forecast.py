@@ -21,9 +21,10 @@ from typing import Any, NamedTuple
 import torch
 
 from ..data.hub import HubError
+from ..data.pairs import ModelPair
 from ..models.costs import harvest_cost
 from .chapter_costs import CHAPTERS, SHARED, Chapter
-from .chapters import CHAT_CHAPTERS, HEAD_CHAPTERS, SUMMARIES, RequestError, read_chapter, refusing
+from .chapters import CHAT_CHAPTERS, HEAD_CHAPTERS, SUMMARIES, RequestError, refusing, why_no_chats
 from .runs import WorkError, find_pair, plan
 from .workloads import Sizes, Workload, sizes_of
 
@@ -103,12 +104,10 @@ def forecast(
             work += Workload(math.nan, math.nan)
             notes.append("its data sets are not to be had")
     device, rows, problem = _device(sizes, work, plans, memory)
-    if rows < sizes.scale.batch_size:
-        notes.append(f"batches of {rows} rows, not {sizes.scale.batch_size}")
+    if rows < sizes.scale.batch_size and not problem:
+        notes.append(f"rows of a batch: {rows}, not {sizes.scale.batch_size}")
     if work.written:
         notes.append(f"{work.written / GIGABYTE:.2g} GB of checkpoints, one after the other")
-    if chapter in CHAT_CHAPTERS:
-        notes.append("only for models with a chat template")
     if chapter in HEAD_CHAPTERS:
         notes.append("only for families whose heads are worked out")
     return Forecast(dataclasses.replace(work, device=device), plans.own is not None, tuple(notes), problem)
@@ -139,6 +138,8 @@ def _device(sizes: Sizes, work: Workload, plans: Chapter, memory: float) -> tupl
     most = device if sizes.on_gpu else device + work.host
     if most <= memory or pair.a.device_map or pair.b.device_map:
         return device, rows, ""
+    if peak > memory:
+        most = peak  # of all chapters alike
     if peak > memory and sizes.on_gpu:
         text, other = "one row of text", "device_map: auto in the pair's file over several"
     elif peak > memory:
@@ -197,26 +198,46 @@ def plan_runs(root: Path, *, pair: str, scale: str, gpu: str | None) -> None:
     )
     print(f"FLOP/s: {rates}, {machine.source}; hours are the least" if rates else f"FLOP/s: {machine.source}")
     _print_row("chapter", "tokens", "FLOPs", "hours", "device, GB", "host, GB", "disk, GB")
-    kept, total, problems = set(), Workload(), {}
+    kept, total, count, problems, chats = set(), Workload(), 0, {}, _why_no_chats(described)
     for run in runs:
         if run.chapter in SUMMARIES:
             continue  # they read results alone
-        found = forecast(sizes, run.chapter, read_chapter(root, run.chapter)[1], memory=machine.memory, kept=kept)
+        if chats and run.chapter in CHAT_CHAPTERS:
+            _print_row(run.chapter, *[""] * 6, f"left out, since {chats}")
+            continue
+        with refusing(ValueError):
+            found = forecast(sizes, run.chapter, run.parameters, memory=machine.memory, kept=kept)
         plans = CHAPTERS.get(run.chapter, Chapter())
         kept |= {*plans.takes, plans.makes}
         if found.problem:
-            problems.setdefault(found.problem, []).append(run.chapter)
             found = found._replace(notes=("does not fit", *found.notes))
-        total += found.work
+        if chats is None and run.chapter in CHAT_CHAPTERS:
+            found = found._replace(notes=(*found.notes, "only with chat templates, and so not in the sums"))
+        else:
+            total += found.work
+            count += 1
+            if found.problem:
+                problems.setdefault(found.problem, []).append(run.chapter)
         _print_forecast(run.chapter, found, found.hours(machine, described.dtype))
     together = Forecast(total)
     _print_forecast("together", together, together.hours(machine, described.dtype))
     said = [f"{', '.join(chapters)}: {problem}" for problem, chapters in problems.items()]
+    if [len(chapters) for chapters in problems.values()] == [count]:
+        said = [f"all chapters: {problem}" for problem in problems]
     if machine.is_here and total.disk > (free := shutil.disk_usage(root).free):
         said.append(f"artifacts/ takes {total.disk / GIGABYTE:.1f} GB: {free / GIGABYTE:.1f} GB are free")
     if said:
         where = f"{machine.memory / GIGABYTE:.3g} GB"
         raise WorkError(f"{described.name} at scale {scale} does not fit {where}; {'; '.join(said)}")
+
+
+def _why_no_chats(pair: ModelPair) -> str | None:
+    """Say why the pair has no chats, or nothing if it has; None where a tokenizer is not to be had."""
+    with refusing(ValueError):
+        try:
+            return why_no_chats(pair) or ""
+        except HubError:
+            return None
 
 
 def _print_forecast(chapter: str, found: Forecast, hours: float) -> None:

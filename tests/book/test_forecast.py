@@ -128,7 +128,7 @@ def test_a_pair_that_cannot_fit_is_shown_and_refused_with_what_would(capsys):
     assert found.problem.startswith("weights of 23.") and "one row of text" in found.problem
     assert main(["plan", "--pair", "gemma", "--scale", "smoke", "--gpu", "20GB"]) == 1
     out, err = capsys.readouterr()
-    assert err.startswith("stitch-book: gemma at scale smoke does not fit 20 GB; pairs, stitching, ")
+    assert err.startswith("stitch-book: gemma at scale smoke does not fit 20 GB; all chapters: weights of 23.")
     assert err.count("\n") == 1 and err.count("expected a card of ") == 1 and "device_map: auto" in err
     stitching = next(line for line in out.splitlines() if line.startswith("stitching"))
     assert "does not fit" in stitching and f"{found.work.flops:.2g}" in stitching
@@ -147,7 +147,7 @@ def test_what_a_chapter_holds_beside_the_models_may_not_fit():
 def test_batches_are_halved_where_a_card_is_small():
     sizes, given = sizes_of(load_pair("gemma"), "paper", on_gpu=True), _given("stitching")
     large, small = (forecast(sizes, "stitching", given, memory=memory) for memory in (80e9, 26e9))
-    assert large.work.device > 26e9 > small.work.device and "rows, not 128" in small.notes[0] and not large.notes
+    assert large.work.device > 26e9 > small.work.device and ", not 128" in small.notes[0] and not large.notes
 
 
 def test_this_machine_is_asked_for_its_memory_and_disk(monkeypatch, capsys):
@@ -181,3 +181,13 @@ def test_wrong_input_is_one_line(wrong, capsys):
     out, err = capsys.readouterr()
     assert not out and err.startswith("stitch-book: ") and err.count("\n") == 1
     assert "expected" in err or "known are" in err
+
+
+def test_the_readme_shows_what_the_command_prints(capsys):
+    section = (ROOT / "README.md").read_text(encoding="utf-8").split("\n## Outgrowing one machine\n")[1]
+    command = section.split("```bash\n")[1].split("```")[0].split()
+    shown = section.split("```text\n")[1].split("```")[0].splitlines()
+    assert command[0].endswith("stitch-book") and main(command[1:]) == 1
+    out, err = capsys.readouterr()
+    printed = [*out.splitlines(), *err.splitlines()]
+    assert len(shown) > 5 and [line for line in shown if line != "..."] == [line for line in printed if line in shown]
