@@ -275,7 +275,7 @@ def _parser() -> argparse.ArgumentParser:
     push.add_argument("--folder", help="write it there instead of publishing it")
 
     plans = add("plan", parents=[home, scale], help="say what the chapters will take, before anything is loaded")
-    plans.add_argument("--gpu", metavar="SIZE|NAME", help="such as 24GB or a100 (default: this machine's processors)")
+    plans.add_argument("--gpu", metavar="SIZE|NAME", help="such as 24GB or a100 (default: this machine)")
     add("record", parents=[pair], help="keep the pages and results of a finished run in book/recorded")
     add("build", help="render the pages into _build/html")
     claims = add("claims", parents=[home], help="print the verdict on each claim")

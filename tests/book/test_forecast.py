@@ -116,9 +116,12 @@ def test_a_family_whose_costs_are_not_known_leaves_cells_open():
 
 
 def test_hours_take_float64_apart():
-    found = forecast(sizes_of(load_pair("pythia"), "paper", on_gpu=True), "stitching", _given("stitching"))
-    fast, slow = (found.hours(CARDS[name], "float32") for name in ("a100", "rtx3090"))
-    assert slow > fast > 0 and CARDS["rtx3090"].rates["float32"] > CARDS["a100"].rates["float32"]
+    sizes = sizes_of(load_pair("pythia"), "paper", on_gpu=True)
+    moments = sizes.harvest(sizes.scale.train_tokens)
+    assert moments.double == moments.flops - sizes.read(sizes.scale.train_tokens).flops > 0
+    found, rates = forecasts.Forecast(moments), CARDS["rtx3090"].rates
+    seconds = (moments.flops - moments.double) / rates["float32"] + moments.double / rates["float64"]
+    assert found.hours(CARDS["rtx3090"], "float32") == pytest.approx(seconds / 3600)
     assert math.isnan(found.hours(machine_of("24GB", "float32"), "float32"))
 
 
