@@ -10,8 +10,8 @@ Pages and results of a pair come from a run in this checkout or, chapter by chap
 
 Offers `chapter_names`, `toc_files`, `read_chapter`, `for_pair`, `parse_value`, `page_of`, `command_for`, `pair_file`,
 `is_replaced` and `recorded_pages`, which tell the record of a chapter from a run; `one_line`, `RequestError` for a
-request that makes no sense, and `refusing`, which makes others into it; and the constants `HOME_PAIR`, `SUMMARIES`,
-`CHAT_CHAPTERS`, `HEAD_CHAPTERS`, `EMBEDDED_ONLY` and `RECORDED`.
+request that makes no sense, and `refusing`, which makes others into it; `why_no_chats`; and the constants `HOME_PAIR`,
+`SUMMARIES`, `CHAT_CHAPTERS`, `HEAD_CHAPTERS`, `EMBEDDED_ONLY` and `RECORDED`.
 """
 
 import ast
@@ -29,7 +29,7 @@ from typing import Any, ClassVar
 import yaml
 from docutils.nodes import make_id
 
-from ..data.pairs import known_pairs
+from ..data.pairs import ModelPair, known_pairs
 from ..utils.files import project_root
 
 HOME_PAIR = "tiny"  # the embedded pair, whose pages every book has
@@ -199,3 +199,21 @@ for _tag, _pattern in {
     "float": r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?",
 }.items():
     _PlainYAML.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_pattern})$"), None)
+
+
+def why_no_chats(pair: ModelPair) -> str | None:
+    """Say why the pair has no chats that both models read alike; None where it has.
+
+    HubError where a tokenizer is not to be had.
+    """
+    from ..data.alignment import reader_of_both
+    from ..models.language_model import load_tokenizer
+
+    refs = pair.a, pair.b
+    tokenizers = [load_tokenizer(ref.model, **ref.source) for ref in refs]
+    for ref, tokenizer in zip(refs, tokenizers):
+        if not getattr(tokenizer, "chat_template", None):
+            return f"the tokenizer of {ref.model!r} has no chat template"
+    if reader_of_both(*tokenizers) is None:
+        return "the two models have different tokenizers"
+    return None

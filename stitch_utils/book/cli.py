@@ -3,6 +3,7 @@
     stitch-book run                                           every chapter for the embedded pair, then the summaries
     stitch-book run --pair my-pair.yml --chapter stitching -p alpha 0.1
     stitch-book run --pair pythia --pair gpt2 --cluster slurm --resource gpus_per_node 1
+    stitch-book plan --pair gemma --scale paper --gpu 24GB    what the chapters will take, before anything is loaded
     stitch-book build                                         renders the pages into _build/html
     stitch-book record --pair my-pair.yml                     keeps its pages and results in book/recorded
     stitch-book claims --json
@@ -47,6 +48,7 @@ from .chapters import (
     recorded_pages,
     refusing,
     toc_files,
+    why_no_chats,
 )
 from .claims import VERDICTS, named, said_of_turns, verdicts
 from .cluster import CLUSTERS, execute_as_jobs
@@ -124,28 +126,13 @@ def _left_out(pair: ModelPair) -> dict[str, str]:
     with refusing(ValueError):
         preflight(pair)
     found: dict[str, str] = {}
-    if why := _why_no_chats(pair):
+    if why := why_no_chats(pair):
         found |= dict.fromkeys(CHAT_CHAPTERS, why)
     for ref in (pair.a, pair.b):
         if (kind := load_config(ref.model, **ref.source).model_type) not in ARCHITECTURES:
             why = f"attention heads of the family {kind!r} ({ref.model!r}) are not worked out by hand"
             found |= dict.fromkeys(HEAD_CHAPTERS, why)
     return found
-
-
-def _why_no_chats(pair: ModelPair) -> str | None:
-    """Say why the pair has no chats that both models read alike."""
-    from ..data.alignment import reader_of_both
-    from ..models.language_model import load_tokenizer
-
-    refs = pair.a, pair.b
-    tokenizers = [load_tokenizer(ref.model, **ref.source) for ref in refs]
-    for ref, tokenizer in zip(refs, tokenizers):
-        if not getattr(tokenizer, "chat_template", None):
-            return f"the tokenizer of {ref.model!r} has no chat template"
-    if reader_of_both(*tokenizers) is None:
-        return "the two models have different tokenizers"
-    return None
 
 
 def _lock(root: Path) -> contextlib.AbstractContextManager:
@@ -287,6 +274,8 @@ def _parser() -> argparse.ArgumentParser:
     push.add_argument("--private", action="store_true", help="if the repository is made")
     push.add_argument("--folder", help="write it there instead of publishing it")
 
+    plans = add("plan", parents=[home, scale], help="say what the chapters will take, before anything is loaded")
+    plans.add_argument("--gpu", metavar="SIZE|NAME", help="such as 24GB or a100 (default: this machine)")
     add("record", parents=[pair], help="keep the pages and results of a finished run in book/recorded")
     add("build", help="render the pages into _build/html")
     claims = add("claims", parents=[home], help="print the verdict on each claim")
@@ -321,7 +310,9 @@ def main(argv: list[str] | None = None) -> int:
             options = ranks.from_first(lambda: _asked(argv))
             command = options.pop("command")
             act = {"run": run_chapters, "record": record_run, "build": build, "claims": print_claims}.get(command)
-            if act is None:
+            if command == "plan":
+                from .forecast import plan_runs as act  # loads PyTorch
+            elif act is None:
                 from . import commands  # takes seconds
 
                 act = getattr(commands, command.replace("-", "_"))
