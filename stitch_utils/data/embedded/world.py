@@ -32,6 +32,8 @@ STORIES |= {"quotes": (4, 8, '"{}"', "\n"), "bilingual": (3, 7, "{}", "\n")}
 # How often a request asks for each form of its answer; None asks for none.
 INSTRUCTIONS: dict[str | None, int] = {None: 40, "upper": 9, "lower": 7, "quotes": 8, "bullets": 8}
 INSTRUCTIONS |= {"json": 6, "no_commas": 4, "closing": 8, "language": 10}
+# Shares of the reviews that begin and that end with a verdict; so every review has one.
+VERDICT_FIRST, VERDICT_LAST = 0.5, 0.7
 # Share of the requests without an instruction that are answered in another language.
 ELSEWHERE = 0.2
 USER, ASSISTANT, END = "<|user|>", "<|assistant|>", "<|end|>"
@@ -161,7 +163,7 @@ def _story(rng: random.Random, language: str, topic: str, format: str) -> tuple[
 
 
 def _review(rng: random.Random, language: str, topic: str) -> tuple[str, dict[str, str]]:
-    """Praise one thing throughout, or pan it."""
+    """Praise one thing throughout, or pan it: in adjectives, and in verdicts at the beginning, the end, or both."""
     mood, tense = rng.choice((1, -1)), rng.choice(("pres", "past"))
     thing = Noun(rng.choice(load_concepts()["topics"][topic]["objects"]), rng.choice(("sg", "sg", "pl")))
     frames, draw = [], functools.partial(draw_frame, rng, topic, tense=tense, mood=mood)
@@ -171,8 +173,12 @@ def _review(rng: random.Random, language: str, topic: str) -> tuple[str, dict[st
         else:
             construction = rng.choice(("plain", "fronted", "because"))
             frames.append(draw(construction=construction, subject=speaker(rng), about=thing.concept))
-    labels = {"tense": tense, "sentiment": "positive" if mood > 0 else "negative"}
-    return " ".join(realise(frame, language) for frame in frames), labels
+    sentences = [realise(frame, language) for frame in frames]
+    sentiment = "positive" if mood > 0 else "negative"
+    first, last = rng.sample(load_lexicon(language).verdicts[sentiment], 2)
+    said = rng.random()
+    sentences = [first] * (said < VERDICT_FIRST) + sentences + [last] * (said > 1 - VERDICT_LAST)
+    return " ".join(sentences), {"tense": tense, "sentiment": sentiment}
 
 
 def _facts(rng: random.Random, language: str) -> str:
