@@ -1,8 +1,8 @@
 """What the book shows of the embedded pair and its world: examples, training, samples (no section of its own).
 
 Offers, for tables and figures of the chapter on pairs, `parallel_examples`, `show_documents`, `recorded`,
-`training_table`, `trials_table`, `sample_continuations`, `one_of_each`, `recognised_shares`, and the constants `SAMPLES` and
-`TEMPERATURE`.
+`training_table`, `trials_table`, `sample_continuations`, `one_of_each`, `recognised_shares`, and the constants
+`SAMPLES` and `TEMPERATURE`.
 """
 
 import html
@@ -50,7 +50,7 @@ def show_documents(seed: int) -> HTML:
 
 
 def recorded(name: str) -> dict:
-    """Read what a script wrote beside the weights: `training`, `trials`, or, of Adam's 36 thousand steps, `full_adam`."""
+    """Read what a script wrote beside the weights: `training`, `trials`, or `full_adam`, of 36 thousand steps."""
     return json.loads((EMBEDDED / f"{name}.json").read_text(encoding="utf-8"))
 
 
