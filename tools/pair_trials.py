@@ -3,8 +3,9 @@
 Section 2. The embedded pair is chosen so that stitching works; this is how. The criterion was fixed before the first
 trial: the relative rise of cross-entropy under the stitch, the worse of both ways, at the best pair of layers with A's
 in the middle or later; among pairs in which B is better than A by `GAP` nats or more. Layers are chosen on other
-documents than those on which the rise is measured. All trials are kept. Reviews of the world that the first two read
-say their sentiment in verdicts, too, as those of the next pair will.
+documents than those on which the rise is measured. All trials are kept. The world grew between
+the second and the third: a rare language has 4% of the text instead of 2, and stories, which are harder to predict, have more
+of it.
 
 Run `python -m tools.pair_trials NAME`. It adds the trial to `stitch_utils/data/embedded/trials.json`; models stay in
 `artifacts/trials/`, where a training that was interrupted is taken up, and a model of two trials is trained once.
@@ -29,14 +30,13 @@ from stitch_utils.stitching.evaluation import CONDITIONS, Fidelity, NgramModel, 
 from stitch_utils.stitching.fit import fit_exact
 from stitch_utils.stitching.moments import harvest_moments
 from stitch_utils.stitching.nulls import component_stitch
-from tools.train_pair import TOKENIZER_DOCUMENTS, TrainingConfig, train_one, train_tokenizer
+from tools.train_pair import TOKENIZER_DOCUMENTS, TRAINING_DOCUMENTS, TrainingConfig, train_one, train_tokenizer
 
 GAP = 0.1  # nats by which B is to be better than A
 FIT_TOKENS, CHOICE_DOCUMENTS, JUDGED_DOCUMENTS = 200_000, 60, 200
-DOCUMENTS = 100_000  # of text to train on; each token is seen about once
 KEPT = EMBEDDED / "trials.json"
-A = TrainingConfig("a", seed=1, hidden_size=128, n_layers=4, n_heads=4, learning_rate=2e-3, tokens=3_000_000)
-B = TrainingConfig("b", seed=2, hidden_size=192, n_layers=6, n_heads=6, learning_rate=1.5e-3, tokens=3_000_000)
+A = TrainingConfig("a", 1, 128, 4, n_heads=4, learning_rate=2e-3, tokens=3_000_000, batch_size=16)
+B = TrainingConfig("b", 2, 192, 6, n_heads=6, learning_rate=1.5e-3, tokens=3_000_000, batch_size=16)
 
 
 class Trial(NamedTuple):
@@ -60,15 +60,20 @@ TRIALS = {
         a=replace(A, hidden_size=160, n_layers=3, learning_rate=1.5e-3, tokens=5_000_000, batch_size=8, dropout=0.1),
         b=replace(B, learning_rate=1.25e-3, tokens=5_000_000, batch_size=8, dropout=0.1),
     ),
+    "varied": Trial(
+        "stories that repeat themselves less, requests more often, twice the dropout, and again half as much text",
+        a=replace(A, hidden_size=160, n_layers=3, learning_rate=1.5e-3, tokens=7_500_000, batch_size=8, dropout=0.2),
+        b=replace(B, learning_rate=1.25e-3, tokens=7_500_000, batch_size=8, dropout=0.2),
+    ),
 }
 
 
 def train(config: TrainingConfig, vocabulary: int, root: Path) -> tuple[Path, dict]:
     """Train a model, unless it was trained before; return its folder and the report of its training."""
-    made_of = json.dumps([asdict(config), vocabulary, DOCUMENTS], sort_keys=True)
+    made_of = json.dumps([asdict(config), vocabulary, TRAINING_DOCUMENTS], sort_keys=True)
     folder = root / hashlib.sha256(made_of.encode()).hexdigest()[:12]
     if not (folder / "report.json").exists():
-        texts = [document.text for document in documents("train:0", stop=DOCUMENTS)]
+        texts = [document.text for document in documents("train:0", stop=TRAINING_DOCUMENTS)]
         held_out = [document.text for document in documents("held-out:0", stop=300)]
         tokenizer = train_tokenizer(texts[:TOKENIZER_DOCUMENTS], vocabulary)
         folder.mkdir(parents=True, exist_ok=True)

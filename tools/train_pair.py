@@ -55,7 +55,7 @@ class TrainingConfig:
     """Seen in training; the text is repeated if it is shorter."""
     context: int = 256
     """Positions of a training row; its first is always the end-of-text token."""
-    batch_size: int = 16
+    batch_size: int = 8
     """Rows a step."""
     warmup_steps: int = 200
     weight_decay: float = 0.05
@@ -63,7 +63,7 @@ class TrainingConfig:
     tied: bool = False
     """Whether the unembedding is the transposed embedding."""
     dropout: float = 0.0
-    """Of embeddings, of what is written to the stream, and of attention, as GPT-2 was trained."""
+    """Of embeddings and of what each block writes to the stream."""
 
     def __post_init__(self):
         if self.hidden_size % self.n_heads:
@@ -75,11 +75,15 @@ class TrainingConfig:
 
 
 PAIR = (
-    TrainingConfig("tiny-a", seed=1, hidden_size=64, n_layers=3, n_heads=4, learning_rate=3e-3, tokens=16_000_000),
-    TrainingConfig("tiny-b", seed=2, hidden_size=128, n_layers=6, n_heads=4, learning_rate=2e-3, tokens=16_000_000),
+    TrainingConfig(
+        "tiny-a", seed=1, hidden_size=160, n_layers=3, n_heads=4, learning_rate=1.5e-3, tokens=5_000_000, dropout=0.1
+    ),
+    TrainingConfig(
+        "tiny-b", seed=2, hidden_size=192, n_layers=6, n_heads=6, learning_rate=1.25e-3, tokens=5_000_000, dropout=0.1
+    ),
 )
 VOCABULARY = 3072
-TRAINING_DOCUMENTS = 156_000
+TRAINING_DOCUMENTS = 100_000  # more than `tokens`: each is seen once at most
 TOKENIZER_DOCUMENTS = 40_000  # the first of the training text
 HELD_OUT_DOCUMENTS = 1_000
 CHECKPOINT = 200  # steps from one to the next
@@ -133,7 +137,6 @@ def build_model(config: TrainingConfig, tokenizer) -> GPTNeoXForCausalLM:
             rotary_pct=0.25,
             tie_word_embeddings=config.tied,
             hidden_dropout=config.dropout,
-            attention_dropout=config.dropout,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
         )

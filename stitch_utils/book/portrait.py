@@ -1,8 +1,8 @@
 """What the book shows of the embedded pair and its world: examples, training, samples (no section of its own).
 
 Offers, for tables and figures of the chapter on pairs, `parallel_examples`, `show_documents`, `recorded`,
-`training_table`, `sample_continuations`, `one_of_each`, `recognised_shares`, and the constants `SAMPLES` and
-`TEMPERATURE`.
+`training_table`, `trials_table`, `sample_continuations`, `one_of_each`, `recognised_shares`, and the constants
+`SAMPLES` and `TEMPERATURE`.
 """
 
 import html
@@ -50,7 +50,7 @@ def show_documents(seed: int) -> HTML:
 
 
 def recorded(name: str) -> dict:
-    """Read what a script wrote beside the weights: `training`, or, of 36 thousand steps of Adam, `full_adam`."""
+    """Read what a script wrote beside the weights: `training`, `trials`, or `full_adam`, of 36 thousand steps."""
     return json.loads((EMBEDDED / f"{name}.json").read_text(encoding="utf-8"))
 
 
@@ -69,6 +69,25 @@ def training_table(report: dict) -> pd.DataFrame:
     models = zip("AB", report["models"].values())
     columns = {name: [row.format(**model) for row in rows.values()] for name, model in models}
     return pd.DataFrame({"": list(rows)} | columns)
+
+
+def trials_table(trials: dict[str, dict]) -> pd.DataFrame:
+    """List the pairs that were tried, a row for each: sizes, losses (nats), and what the stitch costs each way."""
+    rows = []
+    for name, trial in trials.items():
+        sizes = [
+            f"{side['hidden_size']} × {side['n_layers']}{', tied' if side['tied'] else ''}, {side['tokens'] / 1e6:g}M"
+            for side in (trial["a"], trial["b"])
+        ]
+        own, rises = (f"{trial['own'][side]:.2f}" for side in "ab"), trial["rises"]
+        counted = (trial["fitted"]["a_to_b"], trial["components"]["a_to_b"], trial["bigram"])
+        rows.append(
+            [name, trial["question"], *sizes, f"{trial['vocabulary']:,}", *own, "{}, {}".format(*trial["layers"])]
+        )
+        rows[-1] += [f"{rises[way]:+.0%}" for way in ("a_to_b", "b_to_a")] + [f"{loss:.2f}" for loss in counted]
+    columns = ["trial", "tried for", "A: width × layers, tokens", "B", "vocabulary", "A itself", "B itself", "layers"]
+    columns += ["A → B", "B → A", "A → B, nats", "components alone", "pairs of tokens"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def sample_continuations(

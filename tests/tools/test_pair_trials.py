@@ -8,13 +8,13 @@ import pytest
 import tools.pair_trials
 from stitch_utils.stitching.evaluation import CONDITIONS
 from tools.pair_trials import GAP, TRIALS, Trial, chosen, judge, run
-from tools.train_pair import TrainingConfig
+from tools.train_pair import PAIR, VOCABULARY, TrainingConfig
 
 MICRO = [
     TrainingConfig(name, seed, 16, 2, 2, learning_rate=1e-2, tokens=12 * 8 * 256, batch_size=8, warmup_steps=3)
     for name, seed in (("a", 1), ("b", 2))
 ]
-SIZES = {"DOCUMENTS": 300, "TOKENIZER_DOCUMENTS": 100, "FIT_TOKENS": 3000, "CHOICE_DOCUMENTS": 4, "JUDGED_DOCUMENTS": 6}
+SIZES = {"TRAINING_DOCUMENTS": 300, "TOKENIZER_DOCUMENTS": 100, "FIT_TOKENS": 3000, "CHOICE_DOCUMENTS": 4, "JUDGED_DOCUMENTS": 6}
 
 
 @pytest.fixture
@@ -47,6 +47,13 @@ def test_a_pair_of_one_model_costs_nothing(small, tmp_path):
     folder, _ = tools.pair_trials.train(MICRO[0], 400, tmp_path)
     found = judge(folder, folder)
     assert found["worse_rise"] == pytest.approx(0, abs=2e-3) and found["gap"] == 0
+
+
+def test_the_pair_that_is_shipped_is_the_one_that_the_criterion_chooses():
+    trial = TRIALS[chosen(json.loads(tools.pair_trials.KEPT.read_text()))]
+    assert trial.vocabulary == VOCABULARY
+    for side, shipped in zip((trial.a, trial.b), PAIR):
+        assert replace(side, name=shipped.name) == shipped
 
 
 def test_the_criterion_takes_the_least_rise_among_pairs_whose_b_is_better():

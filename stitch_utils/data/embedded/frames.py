@@ -61,8 +61,9 @@ def draw_action(rng: random.Random, topic: str, *, about: str | None = None) -> 
 
 
 def draw_noun(rng: random.Random, concept: str, *, of_person: bool, mood: int = 0) -> Noun:
-    """Draw singular or plural for a noun, and sometimes an adjective."""
-    adjective = _draw_adjective(rng, of_person=of_person, mood=mood) if rng.random() < 0.35 else None
+    """Draw singular or plural for a noun, and sometimes an adjective: more often where it says a mood."""
+    described = rng.random() < (0.6 if mood else 0.35)
+    adjective = _draw_adjective(rng, of_person=of_person, mood=mood) if described else None
     return Noun(concept, "sg" if rng.random() < 0.65 else "pl", adjective)
 
 

@@ -21,17 +21,19 @@ from .grammar import LANGUAGES, Fact, Frame, Named, Noun, load_concepts, load_le
 from .python_code import draw_function
 
 # Share of the documents in each language; `code` is Python.
-SHARES = dict(zip((*LANGUAGES, "code"), (0.38, 0.12, 0.10, 0.08, 0.065, 0.055, 0.045, 0.04, 0.03, 0.025, 0.02, 0.04)))
+SHARES = dict(zip((*LANGUAGES, "code"), (0.30, 0.12, 0.10, 0.085, 0.07, 0.06, 0.055, 0.05, 0.045, 0.04, 0.035, 0.04)))
 # How often each format is drawn.
-FORMATS = {"story": 38, "review": 10, "facts": 13, "questions": 8, "request": 18}
+FORMATS = {"story": 42, "review": 10, "facts": 7, "questions": 5, "request": 24}
 FORMATS |= {"list": 3, "record": 2, "quotes": 3, "bilingual": 5}
 # How each format tells a story: the least number of sentences, the number that it stays below, what is written around a
 # sentence, and what stands between two.
 STORIES = {"story": (6, 14, "{}", " "), "list": (4, 8, "- {}", "\n")}
 STORIES |= {"quotes": (4, 8, '"{}"', "\n"), "bilingual": (3, 7, "{}", "\n")}
 # How often a request asks for each form of its answer; None asks for none.
-INSTRUCTIONS: dict[str | None, int] = {None: 40, "upper": 9, "lower": 7, "quotes": 8, "bullets": 8}
-INSTRUCTIONS |= {"json": 6, "no_commas": 4, "closing": 8, "language": 10}
+INSTRUCTIONS: dict[str | None, int] = {None: 28, "upper": 9, "lower": 7, "quotes": 12, "bullets": 8}
+INSTRUCTIONS |= {"json": 6, "no_commas": 4, "closing": 12, "language": 16}
+# Shares of the reviews that begin and that end with a verdict; so every review has one.
+VERDICT_FIRST, VERDICT_LAST = 0.5, 0.7
 # Share of the requests without an instruction that are answered in another language.
 ELSEWHERE = 0.2
 USER, ASSISTANT, END = "<|user|>", "<|assistant|>", "<|end|>"
@@ -130,7 +132,7 @@ def _draw_document(rng: random.Random, language: str, format: str) -> Document:
 
 
 def story_frames(rng: random.Random, topic: str, *, count: int) -> list[Frame]:
-    """Draw frames that share two people, four things and, but for reasons, a tense; names come before pronouns."""
+    """Draw frames that mostly share two people and, but for reasons, a tense; names come before pronouns."""
     tense = rng.choice(TENSES)
     cast = rng.sample(list(people()), 2)
     things = rng.sample(load_concepts()["topics"][topic]["objects"], 4)
@@ -142,10 +144,11 @@ def story_frames(rng: random.Random, topic: str, *, count: int) -> list[Frame]:
         if isinstance(previous, Named) and previous.person == 3 and draw < 0.45:
             subject = replace(previous, as_pronoun=True)
         elif not frames or draw < 0.7:
-            subject = named(*(cast if rng.random() < 0.2 else [rng.choice(cast)]))
+            passing = rng.choice(list(people())) if rng.random() < 0.2 else rng.choice(cast)
+            subject = named(*(cast if rng.random() < 0.2 else [passing]))
         elif draw < 0.78:
             subject = speaker(rng)
-        about = rng.choice(things) if rng.random() < 0.7 else None
+        about = rng.choice(things) if rng.random() < 0.25 else None
         frames.append(draw_frame(rng, topic, tense=tense, subject=subject, about=about, names=tuple(cast)))
     return frames
 
@@ -161,7 +164,7 @@ def _story(rng: random.Random, language: str, topic: str, format: str) -> tuple[
 
 
 def _review(rng: random.Random, language: str, topic: str) -> tuple[str, dict[str, str]]:
-    """Praise one thing throughout, or pan it."""
+    """Praise one thing throughout, or pan it: in adjectives, and in verdicts at the beginning, the end, or both."""
     mood, tense = rng.choice((1, -1)), rng.choice(("pres", "past"))
     thing = Noun(rng.choice(load_concepts()["topics"][topic]["objects"]), rng.choice(("sg", "sg", "pl")))
     frames, draw = [], functools.partial(draw_frame, rng, topic, tense=tense, mood=mood)
@@ -171,8 +174,12 @@ def _review(rng: random.Random, language: str, topic: str) -> tuple[str, dict[st
         else:
             construction = rng.choice(("plain", "fronted", "because"))
             frames.append(draw(construction=construction, subject=speaker(rng), about=thing.concept))
-    labels = {"tense": tense, "sentiment": "positive" if mood > 0 else "negative"}
-    return " ".join(realise(frame, language) for frame in frames), labels
+    sentences = [realise(frame, language) for frame in frames]
+    sentiment = "positive" if mood > 0 else "negative"
+    first, last = rng.sample(load_lexicon(language).verdicts[sentiment], 2)
+    said = rng.random()
+    sentences = [first] * (said < VERDICT_FIRST) + sentences + [last] * (said > 1 - VERDICT_LAST)
+    return " ".join(sentences), {"tense": tense, "sentiment": sentiment}
 
 
 def _facts(rng: random.Random, language: str) -> str:

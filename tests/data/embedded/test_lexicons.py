@@ -359,3 +359,13 @@ def test_names_show_their_gender_and_suit_every_language():
     assert gender_of("Mira Bekiso") == "f" and gender_of("Brino Feneda") == "m"
     # No elision (l', d', qu'), "ed", "az" before them; Finnish endings of back vowels (-ssa) after them.
     assert all(re.fullmatch(r"[BCDFGKLMNPRSTVZ][a-z]+[ao]", name) for name in everything)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_verdicts_are_as_many_in_every_language_and_are_of_one_mood_and_several_words(language):
+    verdicts = load_lexicon(language).verdicts
+    assert {mood: len(texts) for mood, texts in verdicts.items()} == {"positive": 4, "negative": 4}
+    texts = [text for group in verdicts.values() for text in group]
+    assert len(set(texts)) == 8
+    for text in texts:
+        assert len(text.split()) > 1 and text[-1] in ".!" and text.lstrip("¡")[0].isupper()

@@ -173,6 +173,21 @@ def test_reviews_are_of_one_mind():
     assert min(seen["positive"], seen["negative"]) > 40
 
 
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_review_says_its_sentiment_in_a_verdict_too(language):
+    verdicts, places = load_lexicon(language).verdicts, collections.Counter()
+    for document in documents("verdicts", stop=120, language=language, format="review"):
+        said = {mood: [text for text in verdicts[mood] if text in document.text] for mood in verdicts}
+        mood = document.labels["sentiment"]
+        other = "negative" if mood == "positive" else "positive"
+        assert 1 <= len(said[mood]) <= 2 and not said[other], document.text
+        first, last = (
+            any(at(text) for text in said[mood]) for at in (document.text.startswith, document.text.endswith)
+        )
+        places[first, last] += 1
+    assert set(places) == {(True, False), (False, True), (True, True)} and min(places.values()) > 10
+
+
 def test_a_story_with_a_tense_is_told_in_it_throughout():
     stories = [
         story for story in documents("tenses", stop=150, language="en", format="story") if "tense" in story.labels
