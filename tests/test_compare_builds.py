@@ -38,6 +38,13 @@ def test_names_images_and_times_may_differ(two, capsys):
     assert main(list(map(str, two))) == 0 and capsys.readouterr().out == "both agree in all that they print\n"
 
 
+def test_what_a_page_glues_is_compared_too(two):
+    kinds = {"application/papermill.record/text/html": "<li>It is <b>1.1</b></li>"}
+    glued = new_notebook(cells=[new_code_cell("x", outputs=[new_output("display_data", kinds)])])
+    nbformat.write(glued, two[0] / "book/runs/tiny/words.ipynb")
+    assert printed(two[0] / "book/runs/tiny/words.ipynb") == ["It is", "1.1"]
+
+
 def test_digits_numbers_and_pages_may_not(two, capsys):
     nbformat.write(page("1.1"), two[1] / "book/runs/tiny/words.ipynb")
     (two[1] / "results/tiny/words.json").write_text('{"w.tiny.a": 1.00001, "w.tiny.b": 1}')

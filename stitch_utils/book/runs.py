@@ -172,7 +172,8 @@ def key_of(root: Path, run: Run) -> str:
         pages = [page for page in (root / RUNS).glob("*/[!.]*.ipynb") if page.stem not in SUMMARIES]
         ingredients["pages"] = sorted(page.relative_to(root).as_posix() for page in pages)  # summaries link them
     if run.pair == HOME_PAIR:  # its pages open with what is recorded of others
-        ingredients["recorded"] = tree_digest(root, "book/recorded/**/*")
+        of = "**/*" if run.chapter in SUMMARIES else f"**/{run.chapter}.*"
+        ingredients["recorded"] = tree_digest(root, f"book/recorded/{of}")
     return hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()
 
 

@@ -21,7 +21,7 @@ def test_a_changed_source_is_in_the_key_of_its_chapter_only(book):
     assert fresh == ["numbers", "claims"]
 
 
-@pytest.mark.parametrize("name", ["requirements.lock", "book/published.yml"])
+@pytest.mark.parametrize("name", ["requirements.lock", "book/published.yml", "book/findings.yml"])
 def test_what_chapters_share_is_in_every_key(book, name):
     before = {run.chapter: key_of(book, run) for run in runs(book).values()}
     assert all(is_fresh(book, run, before[run.chapter]) for run in runs(book).values())
@@ -34,7 +34,7 @@ def test_what_chapters_share_is_in_every_key(book, name):
 SEEN = [
     "results/other/words.json",
     "book/runs/other/words.ipynb",
-    "book/recorded/other/results/words.json",
+    "book/recorded/other/record.yml",
     "book/unclaimed.yml",
 ]
 
@@ -46,6 +46,21 @@ def test_what_only_summaries_show_is_in_their_keys_only(book, name):
     (book / name).write_text("{}")
     after = {run.chapter: key_of(book, run) for run in runs(book).values()}
     assert [chapter for chapter in before if after[chapter] != before[chapter]] == ["claims"]
+
+
+@pytest.mark.parametrize("name", ["words.ipynb", "results/words.json"])
+def test_what_is_recorded_of_a_chapter_is_in_its_key_for_the_embedded_pair(book, name):
+    """Since its page opens with the findings on recorded pairs."""
+    before = {run.chapter: key_of(book, run) for run in runs(book).values()}
+    file = book / "book" / "recorded" / "other" / name
+    file.parent.mkdir(parents=True)
+    file.write_text("{}")
+    after = {run.chapter: key_of(book, run) for run in runs(book).values()}
+    assert [chapter for chapter in before if after[chapter] != before[chapter]] == ["words", "claims"]
+    other = runs(book)["words"]._replace(pair="other")
+    with_record = key_of(book, other)
+    file.unlink()
+    assert key_of(book, other) == with_record
 
 
 def test_naming_a_default_is_not_a_change(book):
