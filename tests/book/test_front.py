@@ -63,7 +63,7 @@ def test_the_headline_sets_both_directions_beside_nulls_bigrams_and_papers(paper
     assert found["A → B", "published, gpt2"] == (22.2, "+11.0%") and found["B → A", "published, gpt2"][1] == "+9.1%"
     assert ("B → A", "bigram model") not in found and "The run has no bigram model of A." in plain(figure)
     caption = figure.data.partition("<figcaption>")[2]
-    assert caption.startswith("<b>Going on from the other model's stream changes the cross-entropy by +50.0% [+40.0%")
+    assert caption.startswith("<b>Going on from the other model's stream changes the cross-entropy by +50% [+40%")
     assert "The strongest null changes it by +400.0% and +200.0%.</b>" in caption and "7 held-out documents" in caption
 
 

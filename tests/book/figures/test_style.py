@@ -113,6 +113,7 @@ def test_the_front_page_has_the_colours_of_the_figures():
     assert found == {name: PALETTE[name.replace("-", "_").upper()] for name in found}
 
 
+@pytest.mark.filterwarnings("ignore:InlineBackend._:DeprecationWarning")  # the library's own
 def test_figures_of_a_page_are_drawings_that_two_runs_draw_alike(monkeypatch):
     shell = InteractiveShell()
     monkeypatch.setattr(style, "get_ipython", lambda: shell)
