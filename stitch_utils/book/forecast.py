@@ -55,7 +55,7 @@ CARDS = {
     "h100": _card(80e9, 67e12, 989e12, 67e12),
     # https://www.nvidia.com/en-us/data-center/l4/; float64 at a 64th of float32, as the architecture has it
     "l4": _card(24e9, 30.3e12, 121e12, 30.3e12 / 64),
-    # https://images.nvidia.com/aem-dam/Solutions/geforce/ampere/pdf/NVIDIA-ampere-GA102-GPU-Architecture-Whitepaper-V1.pdf
+    # NVIDIA Ampere GA102 GPU Architecture, V2.0, appendix A
     "rtx3090": _card(24e9, 35.6e12, 71e12, 35.6e12 / 64),
     # https://images.nvidia.com/aem-dam/Solutions/geforce/ada/nvidia-ada-gpu-architecture.pdf, appendix A
     "rtx4090": _card(24e9, 82.6e12, 165.2e12, 82.6e12 / 64),
