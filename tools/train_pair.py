@@ -76,10 +76,10 @@ class TrainingConfig:
 
 PAIR = (
     TrainingConfig(
-        "tiny-a", seed=1, hidden_size=160, n_layers=3, n_heads=4, learning_rate=1.5e-3, tokens=5_000_000, dropout=0.1
+        "tiny-a", seed=1, hidden_size=160, n_layers=3, n_heads=4, learning_rate=1.5e-3, tokens=7_500_000, dropout=0.2
     ),
     TrainingConfig(
-        "tiny-b", seed=2, hidden_size=192, n_layers=6, n_heads=6, learning_rate=1.25e-3, tokens=5_000_000, dropout=0.1
+        "tiny-b", seed=2, hidden_size=192, n_layers=6, n_heads=6, learning_rate=1.25e-3, tokens=7_500_000, dropout=0.2
     ),
 )
 VOCABULARY = 3072

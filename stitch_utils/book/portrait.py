@@ -85,8 +85,9 @@ def trials_table(trials: dict[str, dict]) -> pd.DataFrame:
             [name, trial["question"], *sizes, f"{trial['vocabulary']:,}", *own, "{}, {}".format(*trial["layers"])]
         )
         rows[-1] += [f"{rises[way]:+.0%}" for way in ("a_to_b", "b_to_a")] + [f"{loss:.2f}" for loss in counted]
+        rows[-1] += [f"{trial[task]:.0%}" if task in trial else "not tried" for task in ("written", "answered")]
     columns = ["trial", "tried for", "A: width × layers, tokens", "B", "vocabulary", "A itself", "B itself", "layers"]
-    columns += ["A → B", "B → A", "A → B, nats", "components alone", "pairs of tokens"]
+    columns += ["A → B", "B → A", "A → B, nats", "components alone", "bigram model", "B writes", "B answers"]
     return pd.DataFrame(rows, columns=columns)
 
 

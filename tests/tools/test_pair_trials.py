@@ -6,15 +6,17 @@ from dataclasses import replace
 import pytest
 
 import tools.pair_trials
+from stitch_utils.data.hub import EMBEDDED
 from stitch_utils.stitching.evaluation import CONDITIONS
-from tools.pair_trials import GAP, TRIALS, Trial, chosen, judge, run
+from tools.pair_trials import ANSWERED, GAP, TRIALS, WRITTEN, Trial, chosen, judge, run, try_tasks
 from tools.train_pair import PAIR, VOCABULARY, TrainingConfig
 
 MICRO = [
     TrainingConfig(name, seed, 16, 2, 2, learning_rate=1e-2, tokens=12 * 8 * 256, batch_size=8, warmup_steps=3)
     for name, seed in (("a", 1), ("b", 2))
 ]
-SIZES = {"TRAINING_DOCUMENTS": 300, "TOKENIZER_DOCUMENTS": 100, "FIT_TOKENS": 3000, "CHOICE_DOCUMENTS": 4, "JUDGED_DOCUMENTS": 6}
+SIZES = {"TRAINING_DOCUMENTS": 300, "TOKENIZER_DOCUMENTS": 100, "FIT_TOKENS": 3000, "CHOICE_DOCUMENTS": 4}
+SIZES |= {"JUDGED_DOCUMENTS": 6, "CONTINUATIONS": 1, "REQUESTS": 2}
 
 
 @pytest.fixture
@@ -40,6 +42,7 @@ def test_trials_are_kept_and_a_model_of_two_is_trained_once(small, tmp_path, mon
         assert trial["gap"] == pytest.approx(trial["own"]["a"] - trial["own"]["b"], abs=2e-4)
         rises = {each: trial["fitted"][each] / trial["own"][host] - 1 for each, host in CONDITIONS.items()}
         assert trial["rises"] == pytest.approx(rises, abs=1e-3)
+        assert 0 <= trial["written"] < WRITTEN and trial["answered"] == 0, "it has seen next to nothing"
         assert trial["worse_rise"] == max(trial["rises"]["a_to_b"], trial["rises"]["b_to_a"])
 
 
@@ -56,13 +59,25 @@ def test_the_pair_that_is_shipped_is_the_one_that_the_criterion_chooses():
         assert replace(side, name=shipped.name) == shipped
 
 
-def test_the_criterion_takes_the_least_rise_among_pairs_whose_b_is_better():
+def test_the_shipped_b_writes_its_languages_and_answers_in_the_one_that_is_asked_for():
+    found = try_tasks(EMBEDDED / "tiny-b")
+    assert found["written"] >= WRITTEN and found["answered"] >= ANSWERED
+    trials = json.loads(tools.pair_trials.KEPT.read_text())
+    assert found == pytest.approx({key: trials[chosen(trials)][key] for key in found}, abs=0.05)
+
+
+def test_the_criterion_takes_the_least_rise_among_pairs_whose_b_is_better_and_does_its_tasks():
+    able = {"gap": GAP, "written": WRITTEN, "answered": ANSWERED}
     trials = {
-        "no gap": {"worse_rise": 0.1, "gap": GAP - 0.001},
-        "higher": {"worse_rise": 0.3, "gap": 1.0},
-        "best": {"worse_rise": 0.2, "gap": GAP},
+        "no gap": able | {"worse_rise": 0.1, "gap": GAP - 0.001},
+        "writes badly": able | {"worse_rise": 0.1, "written": WRITTEN - 0.01},
+        "does not listen": able | {"worse_rise": 0.1, "answered": ANSWERED - 0.01},
+        "not tried": {"worse_rise": 0.1, "gap": GAP},
+        "higher": able | {"worse_rise": 0.3, "gap": 1.0},
+        "best": able | {"worse_rise": 0.2},
     }
-    assert chosen(trials) == "best" and chosen({"no gap": trials["no gap"]}) is None and chosen({}) is None
+    assert chosen(trials) == "best" and chosen({}) is None
+    assert not any(chosen({name: trials[name]}) for name in list(trials)[:4])
 
 
 def test_every_trial_that_was_made_is_recorded_and_asked_something():
