@@ -59,7 +59,7 @@ def say_vectors(trusts: Sequence[VectorTrust], source: str, *, of: int) -> None:
         own = trust.over_null.value
         print(f"{row}correlation with what the original does in {source}: {own.value:.3f} {_interval(own, '.3f')}")
         _say_beyond(row, trust.over_null, f"{DRAWS} null maps' vectors", ".3f")
-        _say_beyond(row, trust.over_random, f"{DRAWS} random directions", ".3f")
+        _say_beyond(row, trust.over_random, f"{DRAWS} random directions of the stream", ".3f")
         if not trust.is_told:
             print(f"Beware: {row.lstrip()}on this text the carried vector is not told from these.")
     if len(trusts) < of:

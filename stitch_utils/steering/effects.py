@@ -13,8 +13,10 @@ since a change that no prediction feels counts for nothing: sum_v p d^2 is, to s
 Two models with different tokenizers predict different tokens. There the log-likelihood of the text from one token that
 meets to the next is compared, one number for each such span, and the correlation is Pearson's over the spans.
 
-Any vector disturbs a model in some common way, so the correlation of a useless vector is not zero. Beside it stand the
-same vector through stitches that know nothing of pairs (`component_stitches`), and random directions.
+Any vector disturbs a model in some common way, so the correlation of a useless vector is not zero. It is compared with
+that of the same vector through stitches that know nothing of pairs (`component_stitches`), and with that of random
+directions drawn with the covariance of the stream. A fit to noise, too, leads to directions along which the stream
+varies most, and these disturb a model most.
 
 Offers `judge_vectors`, `VectorTrust` and `STRENGTH`.
 """
@@ -52,7 +54,7 @@ class VectorTrust(NamedTuple):
     over_null: Beyond
     """Correlation of the two changes, beside that of the same vector carried by stitches that know of no pairs."""
     over_random: Beyond
-    """The same correlation, beside that of random directions, added at the same length."""
+    """The same correlation, beside that of random directions in which the stream varies, added at the same length."""
 
     @property
     def is_told(self) -> bool:
@@ -79,8 +81,11 @@ def judge_vectors(
     batches = [PairedBatch.of(batch) for batch in (stitched.evaluation_batches() if batches is None else batches)]
     some = list(_first(batches, **stitched.sizes_of("vector_effects")))
     lengths = norm_limits(stitched.models, stitched.layers, some, beyond=STRENGTH)._asdict()
-    stitches = [stitch, *component_stitches(stitched.gather(batches), seed=seed)]
-    random = [random_direction(d, 1000 * seed + number) for number in range(DRAWS)]
+    moments = stitched.gather(batches)
+    stitches = [stitch, *component_stitches(moments, seed=seed)]
+    variances, axes = torch.linalg.eigh(moments.cyy if to == "b" else moments.cxx)
+    scales = variances.clamp(min=0).sqrt().float()
+    random = [axes.float() @ (scales * random_direction(d, 1000 * seed + number)) for number in range(DRAWS)]
     directions = [[*(transfer_vector(vector, each, to=to) for each in stitches), *random] for vector in vectors]
     changes = _in_vocabulary if reader_of_both(*stitched.tokenizers) is not None else _in_likelihood
 

@@ -148,9 +148,7 @@ def test_a_recorded_pair_leads_then_the_pair_of_the_page_then_the_papers(papers)
         assert first.startswith("Going on from") and "<b>+50.0%</b> in A → B and by <b>+10.0%</b> in B → A (<a" in first
         sentence, beside, claim = first.removesuffix("</small>").replace("</small>", "").split("<small>")
         assert sentence.endswith('<a href="../../recorded/mine/stitching.html#what-it-does-to-prediction">mine</a>).')
-        assert plain(beside).startswith(
-            "Embedded pair: +35.0% [+30.0%, +41.0%] and +20.0%. Published: pythia +27.0% and"
-        )
+        assert plain(beside).startswith("Embedded pair: +35% [+30%, +41%] and +20.0%. Published: pythia +27.0% and")
         assert (f'<a href="{link}">Embedded pair</a>' in beside) == bool(link)
         assert "mine ✗ does not hold tiny ? inconclusive pythia ✓ holds gpt2 ✓ holds gemma ✓ holds" in plain(claim)
     ours = items(chapter_findings("stitching", "mine"))[0]
@@ -162,7 +160,7 @@ def test_shares_are_in_percent_with_their_intervals(papers):
     fuv = {f"table2.tiny.fuv.transferred{end}": value for end, value in ends.items()}
     write_results("tiny", "sae_transfer", fuv | {"table2.tiny.fuv.original": 0.04})
     assert (
-        "leaves <b>31.2% [30%, 32.1%]</b> of B&#x27;s variance unexplained; of A&#x27;s it leaves <b>4%</b> ("
+        "leaves <b>31.2% [30.0%, 32.1%]</b> of B&#x27;s variance unexplained; of A&#x27;s it leaves <b>4%</b> ("
         in (items(chapter_findings("sae_transfer", "tiny"))[0])
     )
 

@@ -8,6 +8,7 @@ Offers the colours, `OF_MODEL` and `OF_START`, which choose among them, the maps
 `panel`, `panel_row`, `panel_grid`, `figure_of`, `legend`, `intervals`, `interval_rows`, `round_ticks`.
 """
 
+import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, cast
 
@@ -49,8 +50,9 @@ def set_style() -> None:
     sns.set_theme(style="whitegrid", font_scale=0.9, rc=settings)
     if (shell := get_ipython()) is not None:
         inline = InlineBackend.instance(parent=shell)
-        inline.print_figure_kwargs = {**inline.print_figure_kwargs, "metadata": {"Date": None}}
-        inline.figure_formats = {"svg"}
+        with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # of the backend's own handlers
+            inline.print_figure_kwargs = {**inline.print_figure_kwargs, "metadata": {"Date": None}}
+            inline.figure_formats = {"svg"}
 
 
 def panel(size: tuple, **settings: Any) -> Axes:
