@@ -28,7 +28,7 @@ CONFIG = FeatureStudyConfig(
     versions=3,
     share=0.3,
     min_groups=2,
-    threshold=5.0,
+    threshold=7.0,
     min_fires=12,
     contexts=2,
     context_documents=6,
@@ -61,7 +61,7 @@ def test_the_numbers_are_those_of_the_classes(run):
     assert run.study.groups.groups == groups
     for number, direction in enumerate(("up", "down")):
         model, layer, sae = run.models[number], LAYERS[number], run.saes[number]
-        presence = feature_presence(model, layer, sae, groups, threshold=5)
+        presence = feature_presence(model, layer, sae, groups, threshold=7)
         assert (presence != feature_presence(model, layer, sae, groups)).any()
         classes = classify(presence, share=0.3, min_groups=2)
         result = run.study.correlations[direction]["transferred"]

@@ -66,7 +66,7 @@ def test_rows_that_have_ended_leave_their_batch(random_models, monkeypatch, firs
     options = {"layer": 2, "edit": lambda residual: residual + push} if steered else {}
     given = [[0, *model.tokenizer(prompt, add_special_tokens=False)["input_ids"]] for prompt in PROMPTS]
     whole = [model.generate(torch.tensor([ids]), 12, **options)[0].tolist() for ids in given]
-    stop = next(row[2] for row in whole if row[2] not in row[:2])
+    stop = next(token for row in whole for place, token in enumerate(row) if place > 1 and token not in row[:place])
     monkeypatch.setattr(model.bridge.original_model.generation_config, "eos_token_id", [stop])
     ended = generate_texts(model, PROMPTS, max_new_tokens=12, **options)
     monkeypatch.setattr(generation, "FIRST_STAGE", first)

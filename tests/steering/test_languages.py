@@ -98,6 +98,8 @@ def naive(model, prompt, count, layer=None, edit=None):
     start = ids.shape[1]
     for _ in range(count):
         ids = torch.cat([ids, model.logits(ids, layer=layer, edit=edit)[:, -1:].argmax(-1)], 1)
+        if ids[0, -1] in model.stop_tokens:
+            break
     return model.tokenizer.decode(ids[0, start:], skip_special_tokens=True).strip()
 
 

@@ -76,7 +76,7 @@ def test_documents_differ_from_each_other():
 def test_shares_of_languages_and_formats():
     assert list(SHARES) == [*LANGUAGES, "code"]
     assert sum(SHARES.values()) == pytest.approx(1)
-    assert 0.35 < SHARES["en"] < 0.42 and 0.015 < SHARES["hu"] < 0.025
+    assert 0.25 < SHARES["en"] < 0.35 and 0.03 < SHARES["hu"] < 0.04
     falling = [SHARES[language] for language in LANGUAGES]
     assert falling == sorted(falling, reverse=True) and len(set(falling)) == len(LANGUAGES)
 
@@ -300,15 +300,13 @@ def test_pronouns_agree_with_the_last_named_subject():
     assert min(checked["she"], checked["he"], checked["they"]) > 50
 
 
-def test_stories_return_to_their_people_and_things():
+def test_stories_return_to_their_people():
     repeated = []
-    for seed in range(60):
+    for seed in range(200):
         frames = story_frames(random.Random(seed), "farm", count=10)
-        named = {name for frame in frames if not isinstance(frame.subject, Noun) for name in frame.subject.names}
-        assert len(named) <= 2
-        # Four things take part in most of what happens; drawn freely, their share is 0.8.
-        things = collections.Counter(frame.object.concept for frame in frames if frame.object)
-        repeated.append(sum(count for _, count in things.most_common(4)) / things.total())
+        named = [name for frame in frames if not isinstance(frame.subject, Noun) for name in frame.subject.names]
+        # Of ten people, two do most of what is told; drawn freely, two of them would do 0.64 of it.
+        repeated.append(sum(count for _, count in collections.Counter(named).most_common(2)) / max(1, len(named)))
     assert np.mean(repeated) > 0.87
 
 
