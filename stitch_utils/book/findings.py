@@ -154,8 +154,8 @@ def _item(finding: Finding, claim: Claim, of: Mapping[str, Verdict], names: Sequ
         name: link(page_of(name, claim.chapter, claim.heading), title_of(name) or name, here=section * (name == here))
         for name in known
     }
-    values = iter((known or papers)[first])
-    says = PLACE.sub(lambda _: f"<b>{next(values)}</b>", html.escape(finding.says))
+    told = iter((known or papers)[first])
+    says = PLACE.sub(lambda _: f"<b>{next(told)}</b>", html.escape(finding.says))
     beside = [f"{links[name]}: {_joined(known[name])}." for name in others if name in known]
     beside += [f"{where[name]}: not run." for name in names if known and name not in known]
     if theirs := "; ".join(f"{name} {_joined(papers[name])}" for name in papers if known or name != first):

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 
 from ..data.hub import HubError, embedded_folder
-from ..data.pairs import ModelPair, Scale
+from ..data.pairs import ModelPair, SAERef, Scale
 from ..data.text import paired_batches
 from ..models.costs import Architecture, architecture_of, forward_flops
 from ..models.language_model import load_tokenizer
@@ -166,7 +166,8 @@ class Sizes(NamedTuple):
         ref = self.pair.saes.get(side)
         if isinstance(ref, str) and ref.startswith("embedded:"):
             return json.loads((embedded_folder(ref, "SAE", "cfg.json") / "cfg.json").read_text())["d_sae"]
-        named = re.search(r"(\d+)k\b", f"{ref.release}/{ref.id}".replace("_", " ")) if hasattr(ref, "id") else None
+        known_by = f"{ref.release}/{ref.id}" if isinstance(ref, SAERef) else ""
+        named = re.search(r"(\d+)k\b", known_by.replace("_", " "))
         return 1024 * int(named[1]) if named else self.scale.sae_latents
 
     def trained(self, side: str) -> Workload:
