@@ -1,6 +1,5 @@
 """What publishes the book: launch links, the notebooks that they open, the workflow, the citation."""
 
-import importlib.util
 import os
 import re
 import stat
@@ -12,6 +11,7 @@ from pathlib import Path
 import jupytext
 import pytest
 import yaml
+from extensions import extension
 
 from stitch_utils.book.chapters import chapter_names
 
@@ -20,10 +20,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(scope="module")
 def launch():
-    spec = importlib.util.spec_from_file_location("launch", ROOT / "book" / "_ext" / "launch.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return extension("launch")
 
 
 def test_a_chapter_links_to_its_notebook(launch, monkeypatch):

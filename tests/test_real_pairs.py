@@ -23,7 +23,8 @@ from stitch_utils.models.language_model import load_tokenizer
 from stitch_utils.steering.prompts import instruction_kinds, steering_prompts
 
 PAIRS = ("pythia", "gpt2", "gemma", "gemma-it")
-# Every chapter that the paper runs on real models once, on one of the pairs that it runs it on: each takes its time.
+# Stitching on every pair, and every other chapter on one or two of the pairs on which the paper runs it, since each
+# takes its time.
 CHAPTERS = {
     "pythia": ("pairs", "stitching", "sae_transfer", "probing"),
     "gpt2": ("stitching", "sae_training", "feature_transfer", "functional_features"),

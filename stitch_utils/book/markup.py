@@ -1,7 +1,7 @@
 """Small pieces of HTML that the tables of a page are made of (no section of its own).
 
-Every text that is given is escaped, except where a piece is said to be HTML. Looks are in `book/_static/book.css`;
-without it, as in a plain notebook, the words alone still say everything.
+The functions escape every text, except where a docstring says that a piece is HTML. `book/_static/book.css` gives them
+their look; a plain notebook, which has no style sheet, shows the same words.
 
 Offers `code`, `link`, `badge`, `fold` and `table`.
 """

@@ -54,7 +54,7 @@ def compiled(text: str, names: Iterable[str]) -> CodeType:
 def in_words(predicate: str) -> str:
     """Say a predicate in English, such as "each of a and b is at most 40%"; "" where words would be no clearer.
 
-    Limits of numbers whose names end in "increase" are said in percent, as pages print these.
+    A limit of a number whose name ends in "increase" is in percent, as on the pages.
     """
     root = ast.parse(predicate, mode="eval").body
     parts = root.values if isinstance(root, ast.BoolOp) else [root]

@@ -239,7 +239,7 @@ class EntropyStudy:
 def study_entropy(twins: FunctionalTwins) -> EntropyStudy:
     """Find the entropy features of every SAE, and add what those of A that are followed write to the stream.
 
-    Random directions stand beside them, but for twins by principal components, which are many.
+    Each is compared with random directions, except the twins by principal components, which are too many.
     """
     config, found, tests = twins.config, {}, {}
     for key, sae in twins.saes.items():

@@ -108,7 +108,7 @@ class LanguageSweep(Sweep):
         return np.array([self._over_folds(self._done, side, condition, of) for of in self.config.languages])
 
     def able(self) -> list[str]:
-        """List the languages towards which the own vectors of both models steer them, beyond doubt.
+        """List the languages towards which both models are significantly steered by their own vectors.
 
         By McNemar's test of the responses to the same prompts, at 95% for all languages and both models together.
         """

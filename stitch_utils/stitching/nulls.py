@@ -1,4 +1,4 @@
-"""Stitches that know two streams and not which of their tokens belong together: what a fitted stitch stands beside.
+"""Nulls for a fitted stitch: stitches that know both streams, but not which of their tokens correspond.
 
 No section of the paper, which compares with Gaussian maps alone. Two streams with a few wide dimensions each can be
 mapped into each other by their spectra: the widest direction of one to the widest of the other, and so on. Such maps

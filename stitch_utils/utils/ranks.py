@@ -36,7 +36,7 @@ class Lost(Elsewhere):
 
 
 def _group() -> Any:
-    """Return `torch.distributed` where this process is in a group, else None. Whoever made one has imported it."""
+    """Return `torch.distributed` if this process is in a group, else None. Making a group imports the module."""
     module = None if _is_alone else sys.modules.get("torch.distributed")
     return module if module and module.is_available() and module.is_initialized() else None
 

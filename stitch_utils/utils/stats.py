@@ -148,7 +148,7 @@ def clopper_pearson(successes: int, trials: int, *, confidence: float = 0.95) ->
 
 
 def is_more_often(one: np.ndarray, other: np.ndarray, *, comparisons: int = 1) -> bool:
-    """Whether `one` is true more often than `other` of the same things, beyond doubt (McNemar's exact test).
+    """Whether `one` is true of the same things significantly more often than `other` (McNemar's exact test).
 
     Of the things on which the two differ, `one` is true of more than half with 95% confidence, for all of so many
     `comparisons` together (Bonferroni).

@@ -1,21 +1,14 @@
 """What is said of an image that is not seen."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 from docutils import nodes
 from docutils.utils import new_document
-
-FILE = Path(__file__).parents[2] / "book" / "_ext" / "alternatives.py"
+from extensions import extension
 
 
 @pytest.fixture(scope="module")
 def describe():
-    spec = importlib.util.spec_from_file_location("alternatives", FILE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.describe
+    return extension("alternatives").describe
 
 
 def test_an_image_is_told_by_its_caption_or_its_section(describe):

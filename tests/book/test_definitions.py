@@ -1,6 +1,5 @@
 """Terms that show their definitions: which are marked, where, and that the page of terms defines each."""
 
-import importlib.util
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,6 +8,7 @@ import pytest
 from browser import needs_chromium, opened
 from docutils import nodes
 from docutils.utils import new_document
+from extensions import extension
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "book" / "symbols.md"
@@ -16,10 +16,7 @@ PAGE = ROOT / "book" / "symbols.md"
 
 @pytest.fixture(scope="module")
 def definitions():
-    spec = importlib.util.spec_from_file_location("definitions", ROOT / "book" / "_ext" / "definitions.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return extension("definitions")
 
 
 @pytest.fixture
