@@ -22,6 +22,7 @@ import pytest
 import torch
 import yaml
 from hub import home, hub, hub_root  # noqa: F401 (fixtures)
+from matplotlib import pyplot as plt
 from toy_book import call, outcomes, project_root_at, write_toy
 
 from stitch_utils.data.embedded.world import documents
@@ -59,6 +60,13 @@ LONGEST = ("test_real_pairs.py", "test_stitch.py")  # begun first, so that two w
 
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
+@pytest.fixture(autouse=True)
+def figures_closed():
+    """Close what a test drew: pyplot warns where more than 20 figures are open, and warnings are errors."""
+    yield
+    plt.close("all")
 
 
 @pytest.fixture(scope="session")

@@ -67,7 +67,7 @@ def _stitching(sizes: Sizes, given: Mapping[str, Any]) -> Workload:
     kept = numbers * (getattr(torch, sizes.pair.dtype).itemsize + 8)
     work += Workload(flops=products, double=products, host=kept)
     work += Workload(flops=sample * 2 * (d_a + d_b) ** 2 * blocks["b"])
-    few = min(held_out, 2 * sizes.first)
+    few = sizes.part(100)
     for layer in range(0, sizes.depth("b"), max(1, sizes.depth("b") // max(1, blocks["b"]))):  # each, stitched
         work += Workload(2 * few, few * (sizes.whole("a") + sizes.whole("b") + sizes.rest("b", layer)))
     steps = given["adam_steps"] or scale.adam_steps

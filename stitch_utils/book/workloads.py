@@ -21,7 +21,7 @@ from ..data.text import paired_batches
 from ..models.costs import Architecture, architecture_of, forward_flops
 from ..models.language_model import load_tokenizer
 from ..saes.training import training_flops
-from ..stitching.nulls import DRAWS
+from ..stitching.nulls import COMPARED_ROWS, DRAWS
 
 
 class Lengths(NamedTuple):
@@ -142,8 +142,9 @@ class Sizes(NamedTuple):
         return self.read(tokens) + self.splice(tokens, losses, losses)
 
     def strongest(self, draws: int = DRAWS) -> Workload:
-        """Find the strongest of some stitches on the first batch of held-out text."""
-        return self.fidelity(self.first, 1 + draws)
+        """Find the strongest of some stitches on the first rows of held-out text."""
+        rows = min(self.scale.batch_size, COMPARED_ROWS)
+        return self.fidelity(min(self.held_out, rows * self.pair.context), 1 + draws)
 
     @property
     def first(self) -> int:

@@ -13,7 +13,7 @@ Offers `FeatureStudyConfig`, `feature_study_config`, `study_features`, `FeatureS
 import functools
 import itertools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
@@ -22,7 +22,6 @@ from sae_lens import SAE
 
 from ..data.embedded.marked import marked_groups
 from ..data.pairs import ModelPair, check_whole_numbers, load_pair
-from ..models.harvest import evaluation_batches
 from ..stitching.pair import StitchedPair
 from ..utils.stats import Estimate
 from . import attribution, structure
@@ -235,8 +234,7 @@ def study_features(stitched: StitchedPair, saes: tuple[SAE, SAE], config: Featur
     twins = {way: attribution.carried(stitched, sae, to=target, seed=seed) for sae, (way, (_, target)) in sides}
     fitted = {way: both._replace(others={"transferred": both.others["transferred"]}) for way, both in twins.items()}
     correlations = attribution.attribution_correlations(stitched, fitted)
-    fewer = replace(stitched.sizes, eval_documents=min(config.null_documents, stitched.sizes.eval_documents))
-    some = evaluation_batches(stitched.pair, fewer, stitched.tokenizers)
+    some = stitched.evaluation_batches(config.null_documents)
     beside_nulls = attribution.attribution_correlations(stitched, twins, some)
     groups = augmented_groups(stitched.pair, config.sentences, config.versions, seed=seed)
     size = len(groups.groups), config.versions

@@ -12,7 +12,7 @@ Offers `ComparisonConfig`, `comparison_config`; `fit_maps` and `FittedMap`; `jud
 import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..data.pairs import ModelPair
 from ..data.text import PairedBatch
-from ..models.harvest import ActivationStream, evaluation_batches
+from ..models.harvest import ActivationStream
 from .evaluation import Fidelity, NgramModel, measure_fidelity
 from .fit import choose_ridge
 from .functional_maps import fit_functional
@@ -236,8 +236,7 @@ class _Turned:
 
 def judged_batches(stitched: StitchedPair, config: ComparisonConfig) -> Iterator[PairedBatch]:
     """Give the first documents of the evaluation text, on which all maps are judged."""
-    sizes = replace(stitched.sizes, eval_documents=min(config.documents, stitched.sizes.eval_documents))
-    return evaluation_batches(stitched.pair, sizes, stitched.tokenizers)
+    return stitched.evaluation_batches(config.documents)
 
 
 def compare_maps(

@@ -31,6 +31,7 @@ from .pair import StitchedPair
 from .stitch import Stitch
 
 DRAWS = 19  # what is the largest of these and one more by chance is so once in twenty times
+COMPARED_ROWS = 8  # of held-out text, on which draws are compared: they differ by more than nats
 
 
 def component_stitch(moments: PairMoments, seed: int, *, dtype: torch.dtype = torch.float32) -> Stitch:
@@ -95,8 +96,8 @@ def strongest(
 
 
 def null_of(stitched: StitchedPair, *, draws: int = DRAWS, seed: int = 0) -> Stitch:
-    """Take the strongest of several component stitches of a pair, by its first batch of held-out text."""
-    first = itertools.islice(stitched.evaluation_batches(), 1)
+    """Take the strongest of several component stitches of a pair, by the first `COMPARED_ROWS` of held-out text."""
+    first = itertools.islice(next(stitched.evaluation_batches()).split(COMPARED_ROWS), 1)
     drawn = list(component_stitches(stitched.moments, draws, seed=seed))
     return strongest(drawn, stitched.models, stitched.layers, first, limits=stitched.limits)
 

@@ -150,9 +150,10 @@ class StitchedPair:
         """Give the first `n_tokens` positions of the training text, by default as many as the scale takes."""
         return training_batches(self.pair, self.sizes, self.tokenizers, n_tokens or self.sizes.train_tokens)
 
-    def evaluation_batches(self) -> Iterator[PairedBatch]:
-        """Give the documents of the evaluation text that the scale takes."""
-        return evaluation_batches(self.pair, self.sizes, self.tokenizers)
+    def evaluation_batches(self, documents: int | None = None) -> Iterator[PairedBatch]:
+        """Give the documents of the evaluation text that the scale takes, or the first of them, so many at most."""
+        taken = min(self.sizes.eval_documents, documents or self.sizes.eval_documents)
+        return evaluation_batches(self.pair, replace(self.sizes, eval_documents=taken), self.tokenizers)
 
     def training_rows(self, side: str) -> Iterator[TokenBatch]:
         """Give the training text in the tokens of model `a` or `b`."""

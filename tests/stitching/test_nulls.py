@@ -10,6 +10,7 @@ from stitch_utils.stitching.evaluation import measure_fidelity
 from stitch_utils.stitching.fit import fit_exact
 from stitch_utils.stitching.moments import PairMoments, harvest_moments
 from stitch_utils.stitching.nulls import (
+    COMPARED_ROWS,
     DRAWS,
     component_stitch,
     component_stitches,
@@ -162,11 +163,12 @@ def test_the_strongest_of_several_draws_has_the_best_map_each_way():
         assert losses.cross_entropy("best", condition).value == min(each) < max(each)
 
 
-def test_the_null_of_a_pair_is_the_strongest_on_its_first_batch(pair, models):
+def test_the_null_of_a_pair_is_the_strongest_on_its_first_rows(pair, models):
     stitched = StitchedPair(pair, models, (1, 2), "smoke")
     null, draws = null_of(stitched, draws=3, seed=5), list(component_stitches(stitched.moments, 3, seed=5))
     first = next(stitched.evaluation_batches())
-    best = strongest(draws, models, (1, 2), [first])
+    assert len(first.a.tokens) > COMPARED_ROWS
+    best = strongest(draws, models, (1, 2), [next(first.split(COMPARED_ROWS))])
     assert torch.equal(null.P_up, best.P_up) and torch.equal(null.P_down, best.P_down)
 
 

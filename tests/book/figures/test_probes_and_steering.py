@@ -1,7 +1,5 @@
 """Figures of probes: what is drawn where."""
 
-import pytest
-from matplotlib import pyplot as plt
 from matplotlib.patches import Rectangle
 
 from stitch_utils.book.figures.probes_and_steering import OF_PROBE, PROBE_LABELS, probe_accuracy, probe_panels
@@ -13,12 +11,6 @@ DENSE |= {"dense.components": (0.5, 0.46875, 0.515625)}
 
 def bands(axes):
     return sorted((patch.get_y(), patch.get_y() + patch.get_height()) for patch in axes.patches)
-
-
-@pytest.fixture(autouse=True)
-def closed():
-    yield
-    plt.close("all")
 
 
 def test_dense_probes_have_bands_of_their_intervals():
