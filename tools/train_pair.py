@@ -144,7 +144,7 @@ def build_model(config: TrainingConfig, tokenizer) -> GPTNeoXForCausalLM:
 
 
 @torch.no_grad()
-def held_out_loss(model, rows: np.ndarray, batch_size: int = 50) -> float:
+def held_out_loss(model, rows: np.ndarray, batch_size: int = 8) -> float:
     """Mean next-token cross-entropy, nats a token."""
     losses = [
         model(input_ids=batch, labels=batch).loss.item() * len(batch)

@@ -22,7 +22,7 @@ from ..steering.verifiers import detect_language
 from ..utils.stats import Estimate, clopper_pearson
 
 # Continuations for each language, by scale.
-SAMPLES = {"smoke": 2, "default": 150, "paper": 400}
+SAMPLES = {"smoke": 2, "default": 100, "paper": 400}
 GIVEN_TOKENS, NEW_TOKENS, TEMPERATURE = 12, 50, 0.5
 # Shorter continuations are left out of the count: a story that ends at once gives nothing to judge.
 JUDGED_CHARACTERS = 40

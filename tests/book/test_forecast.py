@@ -30,8 +30,8 @@ def _flops(pair, chapter):
     return forecast(sizes_of(pair, "smoke"), chapter, _given(chapter)).work.flops
 
 
-@pytest.mark.parametrize("chapter", ["pairs", "stitching", "sae_training"])
-def test_flops_are_nearly_those_that_torch_counts(chapter, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("chapter", "given"), [("pairs", {}), ("stitching", {}), ("sae_training", {"seeds": 2})])
+def test_flops_are_nearly_those_that_torch_counts(chapter, given, tmp_path, monkeypatch):
     notebook, parameters, _ = read_chapter(ROOT, chapter)
     monkeypatch.setenv("STITCH_ROOT", str(tmp_path))
     names, counter = {}, FlopCounterMode(display=False)
@@ -42,8 +42,8 @@ def test_flops_are_nearly_those_that_torch_counts(chapter, tmp_path, monkeypatch
             if cell.cell_type == "code":
                 exec(compile(cell.source, chapter, "exec"), names)
                 if "parameters" in cell.metadata.get("tags", ()):
-                    names["scale"] = "smoke"
-    told = forecast(sizes_of(load_pair("tiny"), "smoke"), chapter, parameters).work
+                    names |= {"scale": "smoke"} | given
+    told = forecast(sizes_of(load_pair("tiny"), "smoke"), chapter, parameters | given).work
     assert 1 / 1.25 < told.flops / counter.get_total_flops() < 1.25
 
 
