@@ -121,7 +121,7 @@ def verdict_counts(pair: str = "tiny") -> HTML:
 
 
 def unclaimed_counts() -> HTML:
-    """Count what the main paper says beside the claims: what claims or numbers cover, and the rest by its kind."""
+    """Count what the main paper says apart from the claims: what claims or numbers cover, and the rest by its kind."""
     book = unclaimed()
     whys = [one.why for one in book.statements]
     rows = [["covered", "Claims or published numbers cover it.", str(whys.count(""))]]
@@ -130,7 +130,7 @@ def unclaimed_counts() -> HTML:
 
 
 def unclaimed_table() -> HTML:
-    """List what the main paper says beside the claims: what covers it, or why there is no claim. Sections are folded.
+    """List what the main paper says apart from the claims: what covers it, or why it is no claim. Sections are folded.
 
     Each section begins with the claims that name it as their source, and with its tables and figures of which numbers
     are published.

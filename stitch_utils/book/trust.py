@@ -1,8 +1,8 @@
 """What the commands print of how far a carried SAE, probe or vector is to be trusted (no section of its own).
 
-What tells a good stitch from a bad one stands first: token by token, the same latents, answers or changes of
-predictions as in the model that the thing came from, beyond what nulls reach. Cosines after the way there and back
-stand last, since maps that undo each other give high ones to any direction.
+The measures that separate a good stitch from a bad one come first: token by token, the same latents, answers or
+changes of predictions as in the source model, compared with what nulls reach. Cosines after mapping there and back
+come last, since maps that undo each other give high ones to any direction.
 
 Offers `say_sae`, `say_probe`, `say_vectors`, `say_survival`.
 """
@@ -25,7 +25,7 @@ def say_sae(trust: SAETrust, source: str, target: str) -> None:
     _say_more("  ", trust.over_mean, "a map that takes every token to the mean")
     _say_beyond("  ", trust.over_null, f"{DRAWS} null maps' SAEs", ".1%")
     if not trust.is_told:
-        print("Beware: on this text the carried SAE's latents are not told from these.")
+        print("Beware: on this text the carried SAE's latents cannot be distinguished from these.")
     print(f"{f'{trust.tokens:,} held-out tokens':44}{'L0':>8}{'FUV':>8}{'CE':>8}   more than the model's own")
     for name, metrics, loss in (
         (f"{source} itself", None, trust.source_loss),
@@ -42,10 +42,10 @@ def say_sae(trust: SAETrust, source: str, target: str) -> None:
         columns = f"{l0:>8}{metrics.fuv.value:8.4f}{loss + more.value:8.4f}"
         print(f"{name:44}{columns}   {more.value:+.4f} {_interval(more, '+.4f')}")
     above = trust.above_null
-    print(f"CE with the carried SAE, less that with the null map's: {above.value:+.4f} {_interval(above, '+.4f')}")
+    print(f"CE with the carried SAE minus CE with the null map's: {above.value:+.4f} {_interval(above, '+.4f')}")
     silent = [f"{metrics.dead_fraction:.1%}" for metrics in (trust.original, trust.carried)]
     print(f"latents that never fired: {silent[0]} in the original, {silent[1]} in the carried one")
-    print("FUV: fraction of variance unexplained, 1 for what always says the mean. CE: nats a token.")
+    print("FUV: fraction of variance unexplained, 1 for predicting the mean. CE: nats a token.")
     print(f"null maps: {NULLS}")
 
 
@@ -61,7 +61,7 @@ def say_vectors(trusts: Sequence[VectorTrust], source: str, *, of: int) -> None:
         _say_beyond(row, trust.over_null, f"{DRAWS} null maps' vectors", ".3f")
         _say_beyond(row, trust.over_random, f"{DRAWS} random directions of the stream", ".3f")
         if not trust.is_told:
-            print(f"Beware: {row.lstrip()}on this text the carried vector is not told from these.")
+            print(f"Beware: {row.lstrip()}on this text the carried vector cannot be distinguished from these.")
     if len(trusts) < of:
         print(f"(the first {len(trusts)} of {of:,} rows)")
     print(f"null maps: {NULLS}")
@@ -70,13 +70,13 @@ def say_vectors(trusts: Sequence[VectorTrust], source: str, *, of: int) -> None:
 def say_probe(trust: ProbeTrust, source: str) -> None:
     """Print how the probe that was carried from model `source` does."""
     print(f"on {trust.tokens:,} tokens of {trust.documents:,} held-out documents:")
-    print(f"  says what the original says of the same token in {source}: {_share(trust.over_null.value)}")
-    _say_more("  ", trust.over_constant, "always the same answer")
+    print(f"  agrees with the original on the same token in {source}: {_share(trust.over_null.value)}")
+    _say_more("  ", trust.over_constant, "a constant answer")
     _say_beyond("  ", trust.over_null, f"{DRAWS} null maps' probes", ".1%")
     if not trust.is_told:
-        print("Beware: on this text the carried probe is not told from these.")
+        print("Beware: on this text the carried probe cannot be distinguished from these.")
     print(f"  variance of its score in {source} that the stitched stream explains (R^2): {_spread(trust.explained)}")
-    print(f"  says what the original says of the stitched stream: {trust.check:.2%} (a check: 100% up to rounding)")
+    print(f"  agrees with the original on the stitched stream: {trust.check:.2%} (a check: 100% up to rounding)")
     print(f"null maps: {NULLS}")
 
 
@@ -86,7 +86,7 @@ def say_survival(found: Sequence[Survival]) -> None:
     kept, ratios = _spread([each.kept for each in found]), _spread([each.kept / random for each in found])
     print(f"length that the stitch keeps: {kept} (random directions: {random:.3f}), {ratios} times that of random ones")
     trips = _spread([each.round_trip for each in found])
-    print(f"cosine after the way there and back: {trips} (random directions: {random_trip:.3f})")
+    print(f"cosine after mapping there and back: {trips} (random directions: {random_trip:.3f})")
 
 
 def _say_beyond(start: str, found: Beyond, of: str, kind: str) -> None:
