@@ -106,7 +106,7 @@ def recovery_by_versions(panels: Mapping[str, Mapping[str, Sequence[tuple]]]) ->
             places = np.arange(1, len(estimates) + 1) + 0.1 * (number // 2)  # beside each other, to be told apart
             intervals(axes, places, estimates, fmt=line, ms=4, capsize=2, color=GUIDE, mfc=inside, label=measure)
         axes.axhline(0.5, color=NULL, lw=1, ls="--")
-        axes.set(xlabel="versions of a sentence, k", xticks=range(1, len(next(iter(measures.values()))) + 1))
+        axes.set(xlabel="versions of a sentence", xticks=range(1, len(next(iter(measures.values()))) + 1))
     return legend(row[0], "below")
 
 
