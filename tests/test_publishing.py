@@ -87,3 +87,18 @@ def test_the_citation_is_of_this_version_and_of_both_papers():
     for paper in papers:
         for author in paper["authors"]:
             assert f"{author['family-names']}, {author['given-names']}" in bibliography
+
+
+def test_the_front_page_cites_both_papers_and_this_version():
+    shown = (ROOT / "book" / "index.md").read_text().split("```bibtex\n")[1].split("\n```")[0].split("\n\n")
+    bibliography = (ROOT / "book" / "references.bib").read_text().split("\n\n")
+    assert [entry.split(",")[0] for entry in shown] == [
+        "@inproceedings{chen2025transferring",
+        "@misc{bello2025linear",
+        "@software{stitch_utils",
+    ]
+    assert set(shown[:2]) <= set(bibliography)
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    title = citation["title"].replace("_", r"\_")
+    year = citation["date-released"].year
+    assert all(f"{{{part}}}" in shown[2] for part in (title, citation["version"], str(year)))
