@@ -1,5 +1,5 @@
 """Opens every page of a built book in headless Chromium, at the widths of a desktop and of a phone, and says what is
-broken: errors on the console, images that do not load, an explorer of features that is not drawn, a page wider than its
+broken: errors on the console, images that do not load, an interactive figure that is not drawn, a page wider than its
 window, links inside the book to files or sections that do not exist.
 
     python tests/check_book.py [_build/html]
@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 from browser import CHROMIUM, opened
 
 WIDTHS = {"desktop": 1400, "phone": 390}
-PATIENCE = 20  # seconds until an explorer must be drawn
+PATIENCE = 20  # seconds until an interactive figure must be drawn
 LOOK = """<script>
 window.seen = {errors: []};
 addEventListener("error", e => seen.errors.push(String(e.message || e.target.src || e.target.href)), true);
@@ -25,7 +25,8 @@ addEventListener("load", () => setTimeout(async () => {
   await Promise.race([late, Promise.allSettled([...document.images].map(image => image.decode()))]);
   seen.broken = [...document.images].filter(image => !image.naturalWidth).map(image => image.getAttribute("src"));
   seen.images = document.images.length;
-  const undrawn = () => [...document.querySelectorAll(".feature-explorer")].filter(one => !one.dataset.drawn).length;
+  const interactive = document.querySelectorAll(".feature-explorer, .figure-slider");
+  const undrawn = () => [...interactive].filter(one => !one.dataset.drawn).length;
   const start = Date.now();
   while (undrawn() && Date.now() - start < 1000 * @PATIENCE@) await new Promise(resolve => setTimeout(resolve, 50));
   seen.undrawn = undrawn();
@@ -84,7 +85,7 @@ def broken_pages(root: Path) -> list[str]:
             seen = opened(page, LOOK.replace("@PATIENCE@", str(PATIENCE)), width=width)
             said = [f"console: {error}" for error in seen["errors"]]
             said += [f"image does not load: {source[:100]}" for source in seen["broken"]]
-            said += [f"{seen['undrawn']} explorer of features not drawn"] if seen["undrawn"] else []
+            said += [f"{seen['undrawn']} interactive figure not drawn"] if seen["undrawn"] else []
             said += [f"{seen['overflow']} pixels wider than its window"] if seen["overflow"] > 1 else []
             found += [f"{page.relative_to(root)} ({device}): {line}" for line in said]
     return found

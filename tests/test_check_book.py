@@ -71,7 +71,8 @@ def test_without_a_browser_only_links_are_said_to_be_whole(book, capsys, monkeyp
         ("<script>missing()</script>", "console: Uncaught ReferenceError: missing is not defined"),
         ('<script>console.error("of", "ours")</script>', "console: of ours"),
         ('<img src="data:image/png;base64,AAAA">', "image does not load: data:image/png;base64,AAAA"),
-        ('<div class="feature-explorer"></div>', "1 explorer of features not drawn"),
+        ('<div class="feature-explorer"></div>', "1 interactive figure not drawn"),
+        ('<div class="figure-slider"></div>', "1 interactive figure not drawn"),
     ],
 )
 def test_what_breaks_a_page(book, body, said, monkeypatch):

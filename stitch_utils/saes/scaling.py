@@ -10,7 +10,7 @@ between evaluations. Fig. 1c fits
 as a line in log-log space to the frontier, the lowest loss that any width has reached within C FLOPs.
 
 Offers `Cost`, `in_flops`, `in_tokens`, `threshold_cost`, `shares_saved`, `savings`, `at_common_threshold`; `frontier`,
-`PowerLaw`, `fit_power_law`, `frontier_law`, `crossing`; `dead_latents`.
+`PowerLaw`, `fit_power_law`, `frontier_law`, `crossing`; `dead_latents`; `explained_over_seeds`.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -72,6 +72,15 @@ def savings(
     """Average `shares_saved` over seeds, for each threshold that all runs reach."""
     found = {at: shares_saved(stitch, scratch, at, **options) for at in thresholds}
     return {at: over_seeds(shares) for at, shares in found.items() if not np.isnan(shares).any()}
+
+
+def explained_over_seeds(curves: Sequence[Curve], *, less: Sequence[Curve] = ()) -> list[Estimate]:
+    """Average explained variance over seeds, at each evaluation after the first.
+
+    That of the runs `less`, one a seed in the same order, is subtracted seed by seed.
+    """
+    found, other = (np.array([curve.explained_variance[1:] for curve in some]) for some in (curves, less))
+    return list(map(over_seeds, (found - other if less else found).T))
 
 
 def at_common_threshold(of_widths: Mapping[int, Mapping[float, Estimate]]) -> tuple[float | None, dict[int, Estimate]]:

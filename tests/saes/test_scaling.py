@@ -9,6 +9,7 @@ from stitch_utils.saes.scaling import (
     at_common_threshold,
     crossing,
     dead_latents,
+    explained_over_seeds,
     fit_power_law,
     frontier,
     frontier_law,
@@ -51,6 +52,14 @@ def test_thresholds_are_where_the_line_through_the_evaluations_first_reaches_the
         step = next(i for i in range(0, 41, every) if explained[i] >= threshold)
         assert threshold_cost(run, threshold, every=every, interpolated=False) == 7 * step >= found
     assert threshold_cost(run, -1.0, every=every) == 0 and np.isnan(threshold_cost(run, 5.0, every=every))
+
+
+def test_explained_variance_after_the_first_evaluation_is_averaged_over_seeds():
+    ours, theirs = [
+        [curve(run, 1.0) for run in runs] for runs in ([[0, 0.5, 0.75], [0.5, 0.25, 1]], [[0, 0.25, 0.25]] * 2)
+    ]
+    assert explained_over_seeds(ours) == [over_seeds([0.5, 0.25]), over_seeds([0.75, 1])]
+    assert explained_over_seeds(ours, less=theirs) == [over_seeds([0.25, 0]), over_seeds([0.5, 0.75])]
 
 
 def saved(stitch, scratch, threshold, **options):

@@ -3,17 +3,20 @@
 Two are not in the paper: the dose-response, and what a stitch that has seen chat tokens changes.
 
 Offers `probe_accuracy` and `probe_panels`, and `PROBE_LABELS`, the names of the curves; `dose_response`,
-`steering_shares`, `clipped_gaps`, `gaps_by_frequency`, `instruction_shares`, `template_unexplained`, `template_shares`.
+`strength_slider`, `steering_shares`, `clipped_gaps`, `gaps_by_frequency`, `instruction_shares`, `template_unexplained`,
+`template_shares`.
 """
 
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
+from IPython.display import HTML
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from .sliders import Panel, slider
 from .style import (
     BETWEEN,
     COMPONENTS,
@@ -39,6 +42,7 @@ OF_PROBE = {"native": OF_MODEL["b"], "transferred": STITCHED, "retrained": STITC
 OF_PROBE |= {"components": COMPONENTS, "components_retrained": COMPONENTS_RETRAINED}
 # A stitch that has read plain text alone, and two that have read chats, the second more of them.
 OF_STITCH = (BETWEEN(0.0), BETWEEN(0.5), BETWEEN(1.0))
+DOSES = ("share in the target language", "rise of the NLL (nats a token)")
 PROBE_LABELS = {
     "native": "SAE of B",
     "transferred": "transferred",
@@ -89,12 +93,26 @@ def dose_response(strengths: Sequence, doses: Mapping[tuple, Sequence], *, chose
         style = {"fmt": "o-" if condition == "native" else "s--", "color": OF_MODEL[side], "ms": 4}
         for axes, values in zip(panels, zip(*row)):
             intervals(axes, strengths, values, label=f"{side.upper()}, {condition}", **style)
-    for axes, title in zip(panels, ("share in the target language", "rise of the NLL (nats a token)")):
+    for axes, title in zip(panels, DOSES):
         for side, strength in chosen.items():
             axes.axvline(strength, color=OF_MODEL[side], lw=1, ls=":")
         axes.set(xlabel="strength s", ylabel=title)
     panels[0].set_ylim(-0.02, 1.02)
     return legend(panels[1], "beside")
+
+
+def strength_slider(strengths: Sequence, doses: Mapping[tuple, Sequence], *, chosen: Mapping[str, float]) -> HTML:
+    """Make a slider over the strength of what `dose_response` draws; it opens at the strength chosen for B."""
+    names = {key: f"{key[0].upper()}, {'own vectors' if key[1] == 'native' else key[1]}" for key in doses}
+    panels = [
+        Panel(title, {names[key]: [dose[place] for dose in row] for key, row in doses.items()})
+        for place, title in enumerate(DOSES)
+    ]
+    chosen_for = {s: " and ".join(side.upper() for side, one in chosen.items() if one == s) for s in strengths}
+    texts = [f"{s:g}" + (f" (chosen for {chosen_for[s]})" if chosen_for[s] else "") for s in strengths]
+    colours = {names[key]: OF_MODEL[key[0]] for key in doses}
+    start = list(strengths).index(chosen["b"]) if chosen["b"] in strengths else 0
+    return slider("strength s", texts, panels, colours=colours, start=start)
 
 
 def steering_shares(shares: Mapping[str, Mapping[str, tuple]], at_mean: Mapping[str, Mapping[str, tuple]]) -> Figure:

@@ -2,16 +2,19 @@
 
 Runs of training are given as {start: one `Curve` for each seed}; `extra` are FLOPs to be added to those of a start.
 
-Offers `sae_metrics`, `sae_curves`, `flops_saved`, `scaling_laws`, `cosines`.
+Offers `sae_metrics`, `sae_curves`, `variance_slider`, `flops_saved`, `scaling_laws`, `cosines`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+from IPython.display import HTML
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
+from .sliders import Panel, slider
 from .style import BETWEEN, GUIDE, OF_MODEL, OF_START, figure_of, interval_rows, intervals, legend, panel
 
 
@@ -39,6 +42,16 @@ def sae_curves(runs: Mapping[str, Sequence], *, extra: Mapping[str, float]) -> F
     left.xaxis.set_minor_formatter(NullFormatter())  # its labels would lie on each other
     right.set(xlabel="seconds of training steps")
     return legend(right, "lower right")
+
+
+def variance_slider(curve: Any, values: Mapping[str, Sequence], leads: Mapping[str, Sequence]) -> HTML:
+    """Make a slider over the evaluations of `curve`, one of the runs, after the first: explained variance by start.
+
+    `values`, {start: estimates}, are of each start, and `leads`, {start: estimates}, the differences from scratch.
+    """
+    panels = [Panel("explained variance", values), Panel("lead over scratch", leads)]
+    at = [f"{int(tokens):,} (step {int(step):,})" for step, tokens in zip(curve.steps[1:], curve.tokens[1:])]
+    return slider("training tokens", at, panels, colours=OF_START, start=len(at) - 1)
 
 
 def flops_saved(savings: Mapping[int, Mapping[float, tuple]]) -> Figure:

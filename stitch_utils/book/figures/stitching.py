@@ -3,7 +3,7 @@
 And of the chapter on pairs: how the embedded models were trained, and what they say; and of that on others' maps.
 
 Offers `training_curves`, `language_shares`, `svcca_heatmap`, `svcca_lines`, `fit_trace`, `cross_entropies`,
-`alpha_sweep`, `sae_alpha_sweep`, `map_losses`.
+`alpha_sweep`, `alpha_slider`, `sae_alpha_sweep`, `map_losses`, `layer_map`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,11 +12,13 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
+from IPython.display import HTML
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import NullFormatter
 
 from ...stitching.evaluation import CONDITIONS
+from .sliders import Board, Panel, slider
 from .style import (
     GUIDE,
     MODEL_A,
@@ -99,6 +101,29 @@ def svcca_lines(scores: np.ndarray, *, chosen: tuple[int, int], grid: tuple[list
     return figure_of(axes)
 
 
+def layer_map(
+    scores: np.ndarray, losses: Mapping[int, float], *, chosen: tuple[int, int], grid: tuple[list[int], list[int]]
+) -> HTML:
+    """Make Fig. 6 a map to click on: its score and, in the row of the stitched layer of A, the loss of A → B.
+
+    `losses`, {layer of B: nats a token}, are of stitches from that layer of A.
+    """
+    cells = [(a, b) for a in grid[0] for b in grid[1]]
+    loss = [losses[b] if a == chosen[0] else "no stitch was fitted between these layers" for a, b in cells]
+    panels = [
+        Panel("mean SVCCA correlation", {"score": list(map(float, scores.ravel()))}),
+        Panel(LOSS, {"A → B": loss}),
+    ]
+    return slider(
+        "layer of A (rows) and layer of B (columns)",
+        [f"layer {a} of A, layer {b} of B" for a, b in cells],
+        panels,
+        colours={"score": NULL, "A → B": MODEL_B},
+        start=cells.index(chosen),
+        board=Board(scores, *grid, marked=chosen[0]),
+    )
+
+
 def fit_trace(
     tokens: Sequence, seconds: Sequence, losses: Sequence, *, exact_loss: float, exact_seconds: float, exact_tokens: int
 ) -> Figure:
@@ -154,6 +179,19 @@ def alpha_sweep(alphas: Sequence[float], losses: Mapping[str, Sequence[tuple]], 
     for model, value in own.items():
         axes.axhline(value, color=OF_MODEL[model], lw=1, ls=":", label=f"{model.upper()} itself")
     return legend(axes, "beside")
+
+
+def alpha_slider(
+    alphas: Sequence[float], losses: Mapping[str, Sequence], rises: Mapping[str, Sequence], *, start: float
+) -> HTML:
+    """Make a slider over alpha of the losses and of their rises over the host's own, {condition: estimates}."""
+    panels = [
+        Panel(title, {PATHS[condition]: found for condition, found in values.items()}, is_rise)
+        for title, values, is_rise in ((LOSS, losses, False), ("rise over the host's own", rises, True))
+    ]
+    colours = {PATHS[condition]: OF_MODEL[model] for condition, model in CONDITIONS.items()}
+    at = list(alphas).index(start) if start in alphas else 0
+    return slider("α", [f"{alpha:g}" for alpha in alphas], panels, colours=colours, start=at)
 
 
 def sae_alpha_sweep(alphas: Sequence[float], delta_losses: Sequence[tuple]) -> Figure:
