@@ -87,7 +87,7 @@ def _panel(panel: Panel, colours: Mapping[str, str]) -> dict[str, Any]:
         if isinstance(one, str):
             return {"text": one}
         ends = np.ravel(one).tolist()
-        known = dict(zip(("", ".low", ".high"), ends))
+        known: dict[str, float] = dict(zip(("", ".low", ".high"), ends))
         text = percent((ends[0], ends[1], ends[2])) if panel.is_percent else with_interval(known, "")
         return {"text": text, "at": [round(scale * (end - reach.min()), 2) for end in ends]}
 
