@@ -45,7 +45,7 @@ def claim_row(
     shown = [name for name in run if of[name].verdict != "not run" or name == home]
     ours = "".join(badge(of[name].verdict, name) for name in shown)
     said = " ".join(badge(v.published_verdict or "incomplete", name, published=True) for name, v in theirs.items())
-    where = re.split("[;(]", claim.source)[0].strip(" ,")
+    where = re.sub("Sections? ", "§", re.split("[;(]", claim.source)[0].strip(" ,"))  # in full where it unfolds
     published = said and f' <span class="claim-published"><small>published:</small> {said}</span>'
     parts = {"says": html.escape(claim.text) + published, "source": html.escape(where)}
     parts["verdicts"] = ours or badge("not run")

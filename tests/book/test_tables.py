@@ -150,6 +150,14 @@ def test_every_claim_has_one_row_in_order_and_every_badge_its_word(project):
             assert shown.startswith(f"{pair.removesuffix(', published')} ") and shown.endswith(f" {verdict}")
 
 
+def test_a_row_has_the_sign_for_its_sections_and_unfolds_to_the_word(project):
+    path = project / "book" / "published.yml"
+    path.write_text(path.read_text().replace("source: Table 1", 'source: "Sections 2 and A.1, Fig. 6 (left)"', 1))
+    row = _rows(claims_table())[0]
+    assert _part(row, "source") == "§2 and A.1, Fig. 6"
+    assert _unfolded(row)[0].startswith("Sections 2 and A.1, Fig. 6 (left); order|")
+
+
 def test_names_in_a_row_are_escaped(project):
     path = project / "book" / "published.yml"
     text = path.read_text().replace("source: Table 1", "source: \"A <i> & 'b'\"").replace("A is < B", "<script>A & B")

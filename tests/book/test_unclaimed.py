@@ -6,9 +6,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+from browser import needs_chromium, opened
 
 from stitch_utils.book.claims import Claim, published, unclaimed
-from stitch_utils.book.tables import unclaimed_counts, unclaimed_table
+from stitch_utils.book.tables import folded, unclaimed_counts, unclaimed_table
 
 ROOT = Path(__file__).resolve().parents[2]
 NUMBERED = "1 2 3 3.1 4 5 5.1 5.2 6 7 A A.1 A.2 B B.1 B.2 C D D.1 D.2 E F F.1 F.2 G H H.1 H.2 I J"
@@ -160,6 +161,28 @@ def test_the_page_shows_sections_with_their_claims_and_statements(small):
     ]
     assert _plain(shown[2][1]) == "claims: order / numbers: t1"
     assert "<code>a</code> is &lt; <code>b</code>." in unclaimed_table().data
+
+
+SEEN = """<script>
+addEventListener("load", () => {
+  const is_seen = one => one.checkVisibility({contentVisibilityAuto: true});
+  const seen = [...document.querySelectorAll("summary")].filter(is_seen);
+  const said = JSON.stringify(seen.map(one => one.textContent));
+  fetch("@REPORT@", {method: "POST", mode: "no-cors", body: said});
+});
+</script>"""
+
+
+@needs_chromium
+@pytest.mark.parametrize("on_paper", [False, True])
+def test_the_folded_list_shows_its_sections_on_paper(small, on_paper):
+    style = (ROOT / "book" / "_static" / "book.css").read_text(encoding="utf-8")
+    style = style.replace("@media print", "@media screen") if on_paper else style
+    page = small.with_name("page.html")
+    shown = f'<div class="cell">{folded(unclaimed_table(), "All").data}</div>'
+    page.write_text(f"<html><head><style>{style}</style></head><body>{shown}</body></html>", encoding="utf-8")
+    sections = ["Abstract (1)", "Section 1 Maps & more (1)", "Section 2 Results (0)"]
+    assert opened(page, SEEN) == ["All", *sections * on_paper]
 
 
 def test_statements_are_counted_by_kind(small):
