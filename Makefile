@@ -6,6 +6,8 @@
 # make real     fetches two real models (330 MB), runs the chapters on them (about an hour), and records the run
 PYTHON ?= python3
 VENV := .venv
+# axe-core for tests/check_book.py; the package's one dependency, a driver of browsers, is not used
+AXE := axe-playwright-python==0.1.8
 REAL := tools/real.yml
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -38,10 +40,10 @@ real: $(STAMP)
 	$(BIN)/stitch-book record --pair $(REAL)
 
 # The stamp is written last: an interrupted install is taken up again by the next call.
-$(STAMP): requirements.lock pyproject.toml
+$(STAMP): requirements.lock pyproject.toml Makefile
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
-	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation $(AXE) --editable .
 	touch $(STAMP)
 
 clean:

@@ -15,8 +15,11 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium, as `chromium` on the path")
 
 
-def opened(page: Path, script: str, *, width: int = 1200) -> dict:
-    """What `script`, run at the head of the page, posts to `@REPORT@`, in a window of so many pixels."""
+def opened(page: Path, script: str, *, width: int = 1200, place: str = "") -> dict:
+    """What `script`, run at the head of the page, posts to `@REPORT@`, in a window of so many pixels.
+
+    `place` follows the page's address, as in `#section`.
+    """
     reports: queue.Queue[bytes] = queue.Queue()
 
     class Listener(BaseHTTPRequestHandler):
@@ -39,7 +42,7 @@ def opened(page: Path, script: str, *, width: int = 1200) -> dict:
         watched.write_text(page.read_text(encoding="utf-8").replace("<head>", f"<head>{inside}", 1), encoding="utf-8")
         # A window has a least width, a frame has none.
         style = f"border: 0; width: {width}px; height: 1600px"
-        frame.write_text(f'<body style="margin: 0"><iframe src="{watched.name}" style="{style}"></iframe>')
+        frame.write_text(f'<body style="margin: 0"><iframe src="{watched.name}{place}" style="{style}"></iframe>')
         command = [
             CHROMIUM,
             "--headless",

@@ -1,20 +1,29 @@
 """Opens every page of a built book in headless Chromium, at the widths of a desktop and of a phone, and says what is
 broken: errors on the console, images that do not load, an interactive figure that is not drawn, a page wider than its
-window, links inside the book to files or sections that do not exist.
+window, links inside the book to files or sections that do not exist, and what axe-core finds inaccessible by day or by
+night (WCAG 2, levels A and AA, and good practice) with all that a page can unfold unfolded.
 
     python tests/check_book.py [_build/html]
 """
 
+import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import axe_playwright_python
 from browser import CHROMIUM, opened
 
 WIDTHS = {"desktop": 1400, "phone": 390}
+THEMES = ["light", "dark"]
 PATIENCE = 20  # seconds until an interactive figure must be drawn
-LOOK = """<script>
+AXE = Path(axe_playwright_python.__file__).with_name("axe.min.js")
+# Rules of axe-core that the theme breaks in every page, each with the reason.
+EXCEPTIONS = {"region": "the theme's sidebar holds its logo outside of every landmark"}
+LOOK = """<style>* { transition: none !important; animation: none !important; }</style>
+<script src="@AXE@"></script><script>
 window.seen = {errors: []};
 addEventListener("error", e => seen.errors.push(String(e.message || e.target.src || e.target.href)), true);
 addEventListener("unhandledrejection", e => seen.errors.push(String(e.reason)));
@@ -31,8 +40,43 @@ addEventListener("load", () => setTimeout(async () => {
   while (undrawn() && Date.now() - start < 1000 * @PATIENCE@) await new Promise(resolve => setTimeout(resolve, 50));
   seen.undrawn = undrawn();
   seen.overflow = document.documentElement.scrollWidth - document.documentElement.clientWidth;
+  for (const one of document.querySelectorAll("details")) one.open = true;
+  seen.faults = [];
+  const off = Object.fromEntries([...@EXCEPTIONS@, ...CONTRAST].map(rule => [rule, {enabled: false}]));
+  await judge("light", {runOnly: ["wcag2a", "wcag2aa", "best-practice"], rules: off});
+  for (const theme of @THEMES@) {
+    document.documentElement.dataset.theme = theme;
+    await new Promise(resolve => setTimeout(resolve, 100));
+    const repeated = repeats();
+    for (const one of repeated) one.style.visibility = "hidden";
+    await judge(theme, {runOnly: CONTRAST});
+    for (const one of repeated) one.style.visibility = "";
+  }
   fetch("@REPORT@", {method: "POST", mode: "no-cors", body: JSON.stringify(seen)});
 }, 500));
+const CONTRAST = ["color-contrast", "link-in-text-block"];
+const judge = async (theme, options) => {
+  const found = await axe.run(document, {...options, resultTypes: ["violations"], iframes: false});
+  for (const {id, nodes} of found.violations) for (const node of nodes)
+    seen.faults.push(`${id} (${theme}): ${node.target.join(" ")}`);
+};
+// Contrast is slow to measure: of elements that have one look, letters and all grounds below them, one is measured.
+const repeats = () => {
+  const grounds = new Map([[null, ""]]), looks = new Set();
+  const ground = one => {
+    if (!grounds.has(one)) {
+      const {backgroundColor, opacity} = getComputedStyle(one);
+      grounds.set(one, `${ground(one.parentElement)} ${backgroundColor} ${opacity}`);
+    }
+    return grounds.get(one);
+  };
+  return [...document.body.querySelectorAll(":not(:has(*), a)")].filter(one => {
+    const {color, fontSize, fontWeight, visibility} = getComputedStyle(one);
+    if (visibility === "hidden" || !one.getClientRects().length) return false;
+    const look = [color, fontSize, fontWeight, ground(one)].join();
+    return looks.has(look) || !looks.add(look);
+  });
+};
 </script>"""
 
 
@@ -76,18 +120,24 @@ def broken_links(root: Path) -> list[str]:
 
 
 def broken_pages(root: Path) -> list[str]:
-    """What goes wrong when a page is opened, a line each."""
+    """What goes wrong when a page is opened, a line each; two pages are open at a time."""
+    pages = [page for page in _pages(root) if 'http-equiv="refresh"' not in page.read_text(encoding="utf-8").lower()]
+    with ThreadPoolExecutor(2) as pool:
+        found = pool.map(_faults, pages)
+        return [f"{page.relative_to(root)} {line}" for page, lines in zip(pages, found) for line in lines]
+
+
+def _faults(page: Path) -> list[str]:
+    script = LOOK.replace("@PATIENCE@", str(PATIENCE)).replace("@AXE@", AXE.as_uri())
+    script = script.replace("@EXCEPTIONS@", json.dumps(list(EXCEPTIONS))).replace("@THEMES@", json.dumps(THEMES))
     found = []
-    for page in _pages(root):
-        if 'http-equiv="refresh"' in page.read_text(encoding="utf-8").lower():
-            continue
-        for device, width in WIDTHS.items():
-            seen = opened(page, LOOK.replace("@PATIENCE@", str(PATIENCE)), width=width)
-            said = [f"console: {error}" for error in seen["errors"]]
-            said += [f"image does not load: {source[:100]}" for source in seen["broken"]]
-            said += [f"{seen['undrawn']} interactive figure not drawn"] if seen["undrawn"] else []
-            said += [f"{seen['overflow']} pixels wider than its window"] if seen["overflow"] > 1 else []
-            found += [f"{page.relative_to(root)} ({device}): {line}" for line in said]
+    for device, width in WIDTHS.items():
+        seen = opened(page, script, width=width)
+        said = [f"console: {error}" for error in seen["errors"]]
+        said += [f"image does not load: {source[:100]}" for source in seen["broken"]]
+        said += [f"{seen['undrawn']} interactive figure not drawn"] if seen["undrawn"] else []
+        said += [f"{seen['overflow']} pixels wider than its window"] if seen["overflow"] > 1 else []
+        found += [f"({device}): {line}" for line in said + seen["faults"]]
     return found
 
 

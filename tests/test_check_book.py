@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 from browser import needs_chromium
-from check_book import broken_links, broken_pages, main
+from check_book import THEMES, WIDTHS, broken_links, broken_pages, main
 
 PIXEL = base64.b64decode("R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7")
+HEAD = '<html lang="en"><head><title>A page</title></head><body>'
 
 
 @pytest.fixture
@@ -15,8 +16,8 @@ def book(tmp_path):
     def write(body, other='<h1 id="one">One</h1>'):
         (tmp_path / "sub").mkdir(exist_ok=True)
         (tmp_path / "dot.gif").write_bytes(PIXEL)
-        (tmp_path / "index.html").write_text(f"<html><head></head><body>{body}</body></html>")
-        (tmp_path / "sub" / "b c.html").write_text(f"<html><head></head><body>{other}</body></html>")
+        for page, inside in ("index.html", body), ("sub/b c.html", other):
+            (tmp_path / page).write_text(f"{HEAD}<main>{inside}</main></body></html>")
         return tmp_path
 
     return write
@@ -25,7 +26,8 @@ def book(tmp_path):
 WHOLE = (
     '<div class="feature-explorer"></div>'
     "<script>setTimeout(() => document.querySelector('.feature-explorer').dataset.drawn = 'yes', 1500)</script>"
-    '<p id="p">x</p><img src="dot.gif"><a href="#p"></a><a href="sub/b%20c.html#one"></a><a href="https://x.org/y#z">'
+    '<h1 id="p">x</h1><img src="dot.gif" alt="a dot">'
+    '<a href="#p">x</a> <a href="sub/b%20c.html#one">y</a> <a href="https://x.org/y#z">z</a>'
 )
 
 
@@ -83,8 +85,34 @@ def test_what_breaks_a_page(book, body, said, monkeypatch):
 
 @needs_chromium
 def test_a_page_too_wide_for_a_phone(book):
-    assert broken_pages(book('<div style="width: 600px">x</div><style>body {margin: 0}</style>')) == [
+    assert broken_pages(book('<h1 style="width: 600px">x</h1><style>body {margin: 0}</style>')) == [
         "index.html (phone): 210 pixels wider than its window"
+    ]
+
+
+@needs_chromium
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ('<img src="dot.gif">', "image-alt (light): img"),
+        ("<input>", "label (light): input"),
+        ("<h3>y</h3>", "heading-order (light): h3"),
+        ("<details><summary>z</summary><img src='dot.gif'></details>", "image-alt (light): img"),
+        ('<p>dark words</p><p style="color: #aaa">pale words</p>', "color-contrast (light): p:nth-child(3)"),
+        ("<style>[data-theme=dark] p {color: #ccc}</style><p>some words</p>", "color-contrast (dark): p"),
+    ],
+)
+def test_what_is_not_accessible(book, body, said):
+    found = broken_pages(book(f"<h1>x</h1>{body}"))
+    assert set(found) >= {f"index.html ({device}): {said}" for device in WIDTHS}
+
+
+@needs_chromium
+def test_text_of_one_look_is_measured_once_and_shown_again(book):
+    pale = '<p style="color: #aaa">pale words</p>'
+    found = broken_pages(book(f"<h1>x</h1>{pale * 3}<div style='background: #000'>{pale}</div>"))
+    assert found == [
+        f"index.html ({device}): color-contrast ({theme}): p:nth-child(2)" for device in WIDTHS for theme in THEMES
     ]
 
 

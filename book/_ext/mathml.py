@@ -16,7 +16,8 @@ def _display(self, node):
     number = ""
     if node.get("number"):
         number = f'<span class="eqno">({node["number"]})</span>'
-    self.body.append(f'<div class="math" id="{(node.get("ids") or [""])[0]}">{number}')
+    name = "".join(f' id="{one}"' for one in node.get("ids", ())[:1])
+    self.body.append(f'<div class="math"{name}>{number}')
     self.body.append(convert(node.astext(), display="block") + "</div>")
     raise nodes.SkipNode
 

@@ -46,7 +46,7 @@ def plain(table):
 
 def bars(figure):
     """{(panel, name): (width in percent, what is written)}."""
-    panels = re.split("<h4>", figure.data)[1:]
+    panels = re.split('<p class="bars-title">', figure.data)[1:]
     row = r'<span>([^<]*)</span><span class="bar-track".*?width: ([\d.]+)%.*?</span></span><span>([^<]*)</span></div>'
     return {(panel[:5], name): (float(width), said) for panel in panels for name, width, said in re.findall(row, panel)}
 

@@ -3,9 +3,9 @@
 For section 5: how well a feature's effect carries over (Eq. 10) against how often it fires, coloured by its class
 (section 5.1). Pointing at a feature shows its top contexts in both models; a click keeps them. A box finds features by
 number, by a token on which they fire, and by text. An SAE of many latents would make a page of many megabytes, so an
-even sample is shown. The page, `explorer.html` with its data put in, needs no server. plotly.js comes from the built
-book's own files (`book/_ext/scripts.py`), so that the book works without a network; a notebook outside the book fetches
-it.
+even sample is shown. A feature has an address: `#feature-` and its number behind that of the page. The page,
+`explorer.html` with its data put in, needs no server. plotly.js comes from the built book's own files
+(`book/_ext/scripts.py`), so that the book works without a network; a notebook outside the book fetches it.
 
 Offers `explorer` and `MOST`.
 """
@@ -51,7 +51,7 @@ def explorer(
                 raise ValueError(f"{found}: expected a rate in (0, 1] and a finite correlation")
             group["rates"].append(float(f"{rate:.4g}"))
             group["correlations"].append(float(f"{correlation:.4g}"))
-            group["contexts"].append({title: list(map(_shares, texts[feature])) for title, texts in contexts.items()})
+            group["contexts"].append({title: list(map(_pieces, texts[feature])) for title, texts in contexts.items()})
         groups.append(group)
     data = {"groups": groups, "total": total, "plotly": f"https://cdn.plot.ly/plotly-{get_plotlyjs_version()}.min.js"}
     # "</" would end the script element.
@@ -60,14 +60,16 @@ def explorer(
     return HTML(page.replace("@DATA@", inside))
 
 
-def _shares(context: Context) -> list[str | list]:
-    """Return active tokens with their activation as a share of the context's largest, and the text between them."""
+def _pieces(context: Context) -> list[str | list]:
+    """Return active tokens with their activation, and the text between them.
+
+    A token that has less than half a percent of the context's largest activation counts as text.
+    """
     top = max((activation for _, activation in context), default=0.0)
     pieces: list[str | list] = []
     for token, activation in context:
-        share = round(max(activation, 0.0) / top, 2) if top > 0 else 0
-        if share:
-            pieces.append([token, share])
+        if activation > 0 and activation >= 0.005 * top:
+            pieces.append([token, float(f"{activation:.3g}")])
         elif pieces and isinstance(pieces[-1], str):
             pieces[-1] += token
         else:

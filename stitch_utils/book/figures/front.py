@@ -29,7 +29,7 @@ def relative_bars(panels: Mapping[str, Sequence[Bar]], *, caption: str) -> HTML:
     longest = max(max(bar.ratio, *(bar.interval or (0,))) for bars in panels.values() for bar in bars)
     parts = []
     for title, bars in panels.items():
-        parts.append(f"<h4>{html.escape(title)}</h4>")
+        parts.append(f'<p class="bars-title">{html.escape(title)}</p>')
         parts += [_row(bar, 100 / longest) for bar in bars]
     return HTML(f'<figure class="bars">{"".join(parts)}<figcaption>{caption}</figcaption></figure>')
 

@@ -54,9 +54,9 @@ def test_the_data_are_in_the_page():
     structural, semantic = data_of(page)["groups"]
     colour = feature_plots.OF_KIND["structural"]
     assert (structural["kind"], structural["colour"], structural["features"]) == ("structural", colour, [0])
-    assert structural["contexts"] == [{"A": [["the", [" <b>dog</b>", 1.0], [" & </script>", 0.25]]], "B": []}]
+    assert structural["contexts"] == [{"A": [["the", [" <b>dog</b>", 4.0], [" & </script>", 1.0]]], "B": []}]
     assert (semantic["rates"], semantic["correlations"]) == ([0.001], [-0.5])
-    assert semantic["contexts"] == [{"A": [[["chat", 1.0]]], "B": [[["cat", 1.0], " sat"]]}]
+    assert semantic["contexts"] == [{"A": [[["chat", 2.0]]], "B": [[["cat", 3.0], " sat"]]}]
 
 
 def test_of_many_features_an_even_sample_is_shown():
@@ -130,6 +130,37 @@ const watch = async () => {
   await seek("dog");
   found.querySelector("button")?.click();
   seen.clicked = panel.textContent;
+  fetch("@REPORT@", {method: "POST", mode: "no-cors", body: JSON.stringify(seen)});
+};
+watch();
+</script>"""
+
+
+# The page is made so high that it must be scrolled to the explorer.
+ADDRESSES = """<script>
+const wait = time => new Promise(resolve => setTimeout(resolve, time));
+const watch = async () => {
+  let root;
+  while (!(root = document.querySelector(".feature-explorer"))) await wait(1);
+  root.style.margin = "3000px 0";
+  while (!root.dataset.drawn) await wait(50);
+  const panel = root.querySelector(".feature-contexts"), seen = {}, entries = history.length;
+  const told = () => ({shown: panel.textContent, hash: location.hash, entries: history.length - entries,
+                       top: root.getBoundingClientRect().top});
+  const places = [...panel.querySelectorAll(":scope > div p")].map(title => title.getBoundingClientRect());
+  seen.columns = places.map(({x, y}) => [Math.round(x), Math.round(y)]);
+  seen.tips = [...panel.querySelectorAll("[title]")].map(token => token.title);
+  seen.opened = told();
+  const search = root.querySelector(".feature-search");
+  search.value = "dog";
+  search.dispatchEvent(new Event("input"));
+  root.querySelector(".feature-found button").click();
+  seen.chosen = told();
+  const go = async move => { scrollTo(0, 0); move(); await wait(500); return told(); };
+  seen.changed = await go(() => { location.hash = "#feature-1"; });
+  seen.unknown = await go(() => { location.hash = "#feature-99"; });
+  seen.back = await go(() => history.go(-2));
+  seen.forward = await go(() => history.forward());
   fetch("@REPORT@", {method: "POST", mode: "no-cors", body: JSON.stringify(seen)});
 };
 watch();
@@ -251,6 +282,20 @@ def test_the_explorer_draws_and_answers_the_mouse(name, book):
         assert "Feature 1, semantic" in seen["search"]["CAT"]["shown"]
         assert [seen["search"][asked]["count"] for asked in ("", "1")] == ["2 features", "1 found in 2 features"]
         assert seen["clicked"].startswith("Feature 0, structural")
+
+
+@needs_chromium
+def test_a_feature_has_an_address(page):
+    seen = opened(page, ADDRESSES, place="#feature-1")
+    (left, first), (right, second) = seen.pop("columns")
+    assert right > left + 100 and first == second, "the contexts of A and B stand side by side"
+    assert seen.pop("tips") == ['"chat": activation 2', '"cat": activation 3']
+    for name, told in seen.items():
+        feature = {"opened": 1, "chosen": 0, "changed": 1, "unknown": 99, "back": 0, "forward": 1}[name]
+        assert told["shown"].startswith(f"Feature {feature}") and told["hash"] == f"#feature-{feature}", name
+        assert 0 <= told["top"] < 200, name
+    assert seen["unknown"]["shown"] == "Feature 99 is not among the features shown here."
+    assert seen["chosen"]["entries"] == 0, "choosing leaves nothing to go back through"
 
 
 @needs_chromium

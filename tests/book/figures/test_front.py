@@ -14,6 +14,6 @@ def test_bars_share_a_scale_and_intervals_lie_where_they_belong():
     rows = re.findall(r'<div class="bar-row (.*?)">.*?class="bar" style="width: ([\d.]+)%"', drawn)
     assert rows == [("of-b", "50.0"), ("of-b", "75.0"), ("null", "50.0")]  # of the longest, the end of the interval
     assert re.findall(r'"bar-interval" style="(.*?)"', drawn) == ["left: 62.5%; width: 37.5%"]
-    assert re.findall("<h4>(.*?)</h4>", drawn) == ["up", "down"]
+    assert re.findall('<p class="bars-title">(.*?)</p>', drawn) == ["up", "down"]
     assert "<span>s &lt;</span>" in drawn and "<span>3 &amp; more</span>" in drawn
     assert drawn.endswith("<figcaption><b>found</b></figcaption></figure>")
