@@ -22,7 +22,8 @@ PATIENCE = 20  # seconds until an explorer must be drawn
 AXE = Path(axe_playwright_python.__file__).with_name("axe.min.js")
 # Rules of axe-core that the theme breaks in every page, each with the reason.
 EXCEPTIONS = {"region": "the theme's sidebar holds its logo outside of every landmark"}
-LOOK = """<style>* { transition: none !important; animation: none !important; }</style><script src="@AXE@"></script><script>
+LOOK = """<style>* { transition: none !important; animation: none !important; }</style>
+<script src="@AXE@"></script><script>
 window.seen = {errors: []};
 addEventListener("error", e => seen.errors.push(String(e.message || e.target.src || e.target.href)), true);
 addEventListener("unhandledrejection", e => seen.errors.push(String(e.reason)));
