@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 from browser import needs_chromium
+
+pytest.importorskip("axe_playwright_python", reason="axe-core is installed by `make install` alone")
 from check_book import THEMES, WIDTHS, broken_links, broken_pages, main
 
 PIXEL = base64.b64decode("R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7")
