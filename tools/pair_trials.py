@@ -11,6 +11,7 @@ before `try_tasks` was written. All trials are kept.
 The world changed twice. Before "dropout" the rare languages got 3.5 to 5% of the text instead of 2 to 4, stories more
 of it, and reviews a verdict. Before "varied" stories began to repeat themselves less, and requests to ask for a form or
 a language more often. "shallow" was trained and never judged in full: its A is that of the trials after it.
+"softer" was begun and is not done yet.
 
 Run `python -m tools.pair_trials NAME`. It adds the trial to `stitch_utils/data/embedded/trials.json`; models stay in
 `artifacts/trials/`, where a training that was interrupted is taken up, and a model of two trials is trained once.
